@@ -1,0 +1,50 @@
+# `make demo` and `make test` make their own environment in .venv; nothing else is needed
+# than Python 3.11 or later.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# ArviZ 1.x needs Python 3.12; its test of the one file that knows both versions runs where there is one.
+PYTHON312 ?= python3.12
+VENV312 := .venv-arviz1
+WORKERS ?= 2
+
+.PHONY: demo test test-arviz1 lint types check format clean
+
+demo: $(STAMP)  ## fit eight schools and a logistic regression on real data, by four methods
+	$(BIN)/python examples/demo.py
+
+test: $(STAMP)  ## the tests and the examples in docstrings
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+test-arviz1:  ## the ArviZ container under ArviZ 1.x, without torch
+	@if ! $(PYTHON312) -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null; then \
+		echo "skipped: ArviZ 1.x needs Python 3.12, and '$(PYTHON312)' is not one"; \
+	else \
+		test -x $(VENV312)/bin/python || $(PYTHON312) -m venv $(VENV312) && \
+		$(VENV312)/bin/python -m pip install --quiet "arviz>=1,<2" h5netcdf h5py matplotlib pytest && \
+		$(VENV312)/bin/python -m pytest -c tests/torch_free/pytest.ini tests/torch_free; \
+	fi
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+check: lint types test test-arviz1
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "probdl needs Python 3.11 or later; try: make PYTHON=python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(VENV312) output

@@ -1,0 +1,1 @@
+"""One call from a Pyro program to its posterior."""

@@ -1,0 +1,32 @@
+"""The errors that probdl raises: what is wrong, where, and what to try, in one message."""
+
+from __future__ import annotations
+
+__all__ = ["DataError", "FindingWarning", "ModelError", "ProbdlError", "SettingError"]
+
+
+class ProbdlError(Exception):
+    """The base of every error that probdl raises on purpose.
+
+    Each subclass derives from the built-in type that fits as well, so that
+    ``except ValueError`` keeps working.
+
+    >>> issubclass(SettingError, ProbdlError) and issubclass(SettingError, ValueError)
+    True
+    """
+
+
+class ModelError(ProbdlError, ValueError):
+    """The model cannot be run on these arguments, or not fitted by this method."""
+
+
+class DataError(ProbdlError, ValueError):
+    """The data cannot be what the model describes: not finite, or outside the support."""
+
+
+class SettingError(ProbdlError, ValueError):
+    """A method or one of its settings does not exist or is out of range."""
+
+
+class FindingWarning(UserWarning):
+    """The warning in which ``infer`` reports findings; ``fit.diagnose()`` has them in full."""

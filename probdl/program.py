@@ -1,0 +1,287 @@
+"""A Pyro program with its arguments, ready to run: cast to float64, and with errors that teach."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import os
+import sysconfig
+import traceback
+import types
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor, nn
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map
+
+from probdl.errors import DataError, ModelError, ProbdlError
+from probdl.state import evaluation
+
+__all__ = ["Program", "Substitute"]
+
+T = TypeVar("T")
+
+_HERE = os.path.dirname(__file__)
+_LIBRARIES = (
+    os.path.dirname(torch.__file__),
+    os.path.dirname(pyro.__file__),
+    sysconfig.get_path("stdlib"),
+)
+
+
+class Substitute(Messenger):
+    """Give latent and param sites these values, and leave the others to be sampled.
+
+    A latent site keeps its own distribution; it only does not sample from it. A value whose
+    shape is not the shape of the site (a group effect, at new data with other groups) is
+    not used: the site is then sampled from its conditional prior, and ``self.resampled``
+    names it.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+        self.resampled: set[str] = set()
+
+    def _pyro_sample(self, msg: Any) -> None:
+        value = self.values.get(msg["name"])
+        if value is None or msg["is_observed"] or msg["done"]:
+            return
+        if value.shape == msg["fn"].shape():
+            msg["value"] = value
+        else:
+            self.resampled.add(msg["name"])
+
+    def _pyro_param(self, msg: Any) -> None:
+        if msg["name"] in self.values:
+            msg["value"] = self.values[msg["name"]]
+
+
+class _Observations(Messenger):
+    """Turn observed values into float64 tensors, whatever the model was given."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        value = msg["value"]
+        if not msg["is_observed"] or value is None:
+            return
+        if not isinstance(value, Tensor):
+            try:
+                value = torch.as_tensor(value)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise DataError(
+                    f"site '{msg['name']}': the observed value is a {type(value).__name__} that "
+                    f"does not convert to a tensor ({error}). Pass a tensor or a numeric array."
+                ) from None
+        # Labels of a Bernoulli are usually integers; torch wants them in floating point.
+        if value.is_floating_point() or isinstance(base_distribution(msg["fn"]), dist.Bernoulli):
+            value = value.to(torch.float64)
+        msg["value"] = value
+
+
+class _Replace(TorchFunctionMode):
+    """Let torch see other tensors in the place of a module's parameters.
+
+    A network reads its parameters as attributes, not through Pyro, so the values at which
+    the program is to be evaluated are put in where torch is called. ``promote`` also lifts
+    float32 tensors that the program holds itself (data in a closure) to float64.
+    """
+
+    def __init__(self, values: Mapping[int, Tensor], promote: bool) -> None:
+        super().__init__()
+        self.values = values
+        self.promote = promote
+
+    def _swap(self, x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        x = self.values.get(id(x), x)
+        if self.promote and x.is_floating_point() and x.dtype != torch.float64:
+            x = x.to(torch.float64)
+        return x
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        return func(*tree_map(self._swap, args), **tree_map(self._swap, kwargs or {}))
+
+
+class Program:
+    """A model (callable or ``nn.Module``) and the arguments, its data, that it runs on.
+
+    Floating-point tensors and arrays among the arguments become float64 tensors on the CPU,
+    modules become float64 copies; the caller's own objects are left as they were.
+    """
+
+    def __init__(
+        self, model: Callable[..., Any], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> None:
+        if not callable(model):
+            raise ModelError(
+                f"the model is a {type(model).__name__}, which cannot be called. Pass a function "
+                "with pyro.sample statements or an nn.Module."
+            )
+        self.name: str = getattr(model, "__name__", type(model).__name__)
+        function = model.forward if isinstance(model, nn.Module) else model
+        self.signature = inspect.signature(function)  # type: ignore[arg-type]
+        self.model = _cast_model(model)
+        self.promote = False
+        self._bind(args, kwargs or {})
+
+    def _bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        try:
+            bound = self.signature.bind(*args, **kwargs)
+        except TypeError as error:
+            given = [f"{len(args)} positional"] + [f"'{k}'" for k in kwargs]
+            raise ModelError(
+                f"{self.name}{self.signature}: {error}. It was given: {', '.join(given)}. Pass "
+                "the data as the model's own arguments; one that is only observed needs the "
+                "default None to be left out in predictions."
+            ) from None
+        bound.arguments = tree_map(_cast_value, dict(bound.arguments))
+        self.args, self.kwargs = bound.args, bound.kwargs
+        self.arguments: dict[str, Any] = dict(bound.arguments)
+
+    def with_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Program:
+        """Return the same program on other arguments."""
+        other = copy.copy(self)
+        other._bind(args, kwargs)
+        return other
+
+    def named_data(self) -> list[tuple[str, Tensor]]:
+        """List the tensors among the arguments, each with a name for messages and outputs."""
+        leaves, _ = tree_flatten_with_path(self.arguments)
+        return [
+            (path[0].key + keystr(path[1:]), leaf)  # type: ignore[attr-defined]
+            for path, leaf in leaves
+            if isinstance(leaf, Tensor)
+        ]
+
+    def check_finite(self) -> None:
+        """Raise DataError where an argument holds NaN or infinite values."""
+        for name, tensor in self.named_data():
+            check_finite(tensor, f"argument '{name}'")
+
+    def run(
+        self,
+        read: Callable[[Trace], T],
+        *messengers: Messenger | Callable[..., Any],
+        parameters: Mapping[nn.Parameter, Tensor] | None = None,
+        validate: bool = False,
+    ) -> T:
+        """Run the program under effect handlers, the first one innermost, and read its trace.
+
+        ``read`` takes what is wanted from the trace; it runs in float64 as well.
+        ``parameters`` maps a module's own parameters to the values to use in their place.
+
+        Raises:
+            ModelError: the program or ``read`` raised. Failures of linear algebra pass.
+        """
+        model: Callable[..., Any] = _Observations()(self.model)
+        for messenger in messengers:
+            model = messenger(model)
+        model = poutine.trace(model)  # type: ignore[arg-type]
+        swap = {id(p): v for p, v in (parameters or {}).items()}
+        try:
+            with evaluation(validate=validate):
+                try:
+                    return read(self._trace(model, swap))
+                except RuntimeError as error:
+                    # A float32 tensor in a closure meets float64 in a matrix product.
+                    if self.promote or "dtype" not in str(error):
+                        raise
+                    self.promote = True
+                    return read(self._trace(model, swap))
+        except (ProbdlError, LinAlgError):
+            raise
+        except Exception as error:
+            raise self.explain(error) from None
+
+    def _trace(self, model: Any, swap: Mapping[int, Tensor]) -> Trace:
+        if not (swap or self.promote):
+            return model.get_trace(*self.args, **self.kwargs)
+        with _Replace(swap, self.promote):
+            return model.get_trace(*self.args, **self.kwargs)
+
+    def explain(self, error: Exception) -> ModelError:
+        """Turn an exception from inside the model into one that says where and what to try."""
+        where = ""
+        for frame in reversed(traceback.extract_tb(error.__traceback__)):
+            if not _is_library(frame.filename):
+                where = f" at {os.path.basename(frame.filename)}:{frame.lineno}, `{frame.line}`"
+                break
+        shapes = ", ".join(
+            f"{name} {tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}"
+            for name, t in self.named_data()
+        )
+        reason = (str(error).strip().splitlines() or [""])[0]
+        return ModelError(
+            f"the model '{self.name}' failed{where}: {type(error).__name__}: {reason}. "
+            f"It ran on {shapes or 'no tensors'}. Check that these are the shapes and types "
+            "that the model expects, and that each plate is as long as the sites inside it."
+        )
+
+
+def base_distribution(fn: Any) -> Any:
+    """Take off what only reshapes or masks a distribution: ``to_event``, ``expand``, ``mask``."""
+    while isinstance(fn, (dist.Independent, ExpandedDistribution, MaskedDistribution)):
+        fn = fn.base_dist
+    return fn
+
+
+def check_finite(tensor: Tensor, what: str) -> None:
+    """Raise DataError, with the first index, where a tensor holds NaN or infinite values."""
+    bad = ~torch.isfinite(tensor)
+    if not bad.any():
+        return
+    index = tuple(bad.nonzero()[0].tolist())
+    raise DataError(
+        f"{what}: {int(bad.sum())} of {bad.numel()} values are NaN or infinite (first: index "
+        f"{format_index(index)} = {tensor[index].item()}). Drop them, or put a finite number in "
+        "their place and leave those elements out with poutine.mask."
+    )
+
+
+def format_index(index: Iterable[int]) -> str:
+    """Write an index as a user would: ``4`` or ``(4, 0)``."""
+    items = tuple(index)
+    return str(items[0]) if len(items) == 1 else str(items)
+
+
+def _is_library(filename: str) -> bool:
+    if filename.startswith(os.path.join(_HERE, "models")):  # ready programs are users' code
+        return False
+    return filename.startswith((_HERE, *_LIBRARIES))
+
+
+def _cast_model(model: Any) -> Any:
+    owner = getattr(model, "__self__", None)
+    if isinstance(model, nn.Module):
+        return copy.deepcopy(model).to("cpu", torch.float64)
+    if isinstance(owner, nn.Module):  # a method of a module, such as `vae.model`
+        return types.MethodType(model.__func__, _cast_model(owner))
+    return model
+
+
+def _cast_value(x: Any) -> Any:
+    if isinstance(x, nn.Module):
+        return _cast_model(x)
+    if isinstance(x, (np.ndarray, np.generic)) or type(x).__name__ == "Series":
+        array = np.asarray(x)
+        if array.dtype.kind not in "biuf":
+            raise DataError(
+                f"an argument of the model is an array of dtype {array.dtype}, which torch does "
+                "not hold. Encode categories as integers and leave out text."
+            )
+        x = torch.tensor(array)
+    if isinstance(x, Tensor):
+        x = x.detach().cpu()
+        return x.to(torch.float64) if x.is_floating_point() else x
+    return x

@@ -1,0 +1,311 @@
+"""What sites a program has: their kinds, shapes, plates and supports, and whether the data fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import pyro.distributions as dist
+import torch
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor, nn
+from torch.distributions import Transform, biject_to, constraints, transform_to
+
+from probdl.errors import DataError, ModelError
+from probdl.program import Program, base_distribution, check_finite, format_index
+from probdl.state import isolated
+
+__all__ = ["Site", "Structure", "bijection", "discover"]
+
+Kind = Literal["latent", "discrete", "param", "observed", "factor", "deterministic"]
+
+
+@dataclass(frozen=True)
+class Site:
+    """One named statement of a program, as it was when the program ran on its data."""
+
+    name: str
+    kind: Kind
+    shape: tuple[int, ...]
+    dims: tuple[str | None, ...]  # the plate along each dimension, where there is one
+    value: Tensor  # the data of an observed site, the present value of a param site
+    distribution: str = ""
+    count: int = 0  # how many observations the site scores
+    transform: Transform | None = None  # from R^n; None where the support depends on other sites
+    parameter: nn.Parameter | None = None  # the module's own parameter behind a param site
+    flat: bool = False  # an improper prior, which cannot be sampled
+
+
+@dataclass(frozen=True)
+class Structure:
+    """All sites of a program in the order in which it meets them, and its depth of plates."""
+
+    sites: dict[str, Site] = field(default_factory=dict)
+    plate_depth: int = 0
+
+    def of(self, *kinds: Kind) -> list[Site]:
+        """List the sites of these kinds."""
+        return [site for site in self.sites.values() if site.kind in kinds]
+
+
+class _RandomStart(Messenger):
+    """Put each continuous latent site at a uniform(-2, 2) point of its unconstrained space.
+
+    The prior is not sampled: it may be flat, and then it cannot be.
+    """
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] or msg["done"] or site_is_subsample(msg):
+            return
+        if is_discrete(msg["fn"]):
+            return
+        transform = bijection(msg["fn"], msg["name"])
+        shape = transform.inverse_shape(msg["fn"].shape())
+        msg["value"] = transform(torch.empty(shape).uniform_(-2.0, 2.0))
+
+
+def is_discrete(fn: Any) -> bool:
+    """Tell whether a distribution's support is discrete."""
+    return bool(fn.support.is_discrete)
+
+
+def bijection(fn: Any, name: str) -> Transform:
+    """Return the bijection from R^n to the support of a latent site's distribution."""
+    try:
+        return biject_to(fn.support)
+    except NotImplementedError:
+        raise ModelError(
+            f"site '{name}': the support of {type(base_distribution(fn)).__name__} has no "
+            f"bijection from R^n in torch ({fn.support}). Write the site through one that has: a "
+            "covariance as LKJCholesky times scales, a point on a sphere as a normalised normal."
+        ) from None
+
+
+def discover(program: Program) -> Structure:
+    """Run a program twice, from two random points, and return what stays the same.
+
+    Raises ModelError where the two runs disagree on the sites, or a site cannot be used, and
+    DataError where the observed data are not finite, not in the support, or of a shape that
+    does not fit the plates.
+    """
+    program.check_finite()
+    traces: list[Trace] = []
+    for seed in (0, 1):
+        with isolated(seed):
+            traces.append(program.run(_identity, _RandomStart()))
+    first, second = ({s.name: s for s in _sites(program, trace)} for trace in traces)
+    _check_same(program, first, second)
+    for site in first.values():
+        if site.kind in ("observed", "factor"):
+            _check_observed(program, traces[0].nodes[site.name], traces[1].nodes[site.name])
+    return Structure(
+        {name: _without_moving_transform(site, second[name]) for name, site in first.items()},
+        max((-f.dim for n in traces[0].nodes.values() for f in _frames(n)), default=0),
+    )
+
+
+def _identity(trace: Trace) -> Trace:
+    return trace
+
+
+def _sites(program: Program, trace: Trace) -> Iterable[Site]:
+    covered: set[int] = set()
+    nodes: dict[str, Any] = trace.nodes  # type: ignore[assignment]
+    for name, node in nodes.items():
+        if node["type"] == "param":
+            site = _param_site(name, node["value"], node["kwargs"].get("constraint"))
+            covered.add(id(node["value"]))
+            yield site
+        elif node["type"] == "sample" and site_is_subsample(node):
+            plate = node["fn"]
+            if plate.subsample_size is not None and plate.subsample_size < plate.size:
+                raise ModelError(
+                    f"plate '{name}' takes a random subsample of {plate.subsample_size} of "
+                    f"{plate.size}, which makes the log density random. Leave out "
+                    "subsample_size, or fit by a method that trains on minibatches."
+                )
+        elif node["type"] == "sample":
+            yield _sample_site(name, node)
+    # A plain nn.Module has no param statements; its trainable parameters are sites all the same.
+    if isinstance(program.model, nn.Module) and not covered:
+        for name, parameter in program.model.named_parameters():
+            if parameter.requires_grad:
+                yield _param_site(name, parameter, None)
+
+
+def _param_site(name: str, value: Tensor, constraint: Any) -> Site:
+    constraint = constraint or constraints.real
+    try:
+        transform = biject_to(constraint)
+    except NotImplementedError:
+        transform = transform_to(constraint)
+    return Site(
+        name,
+        "param",
+        tuple(value.shape),
+        (None,) * value.ndim,
+        value.detach().to(torch.float64),
+        transform=transform,
+        parameter=value if isinstance(value, nn.Parameter) else None,
+    )
+
+
+def _sample_site(name: str, node: Any) -> Site:
+    fn, value = node["fn"], node["value"]
+    kind: Kind
+    transform = None
+    if node["infer"].get("_deterministic"):
+        kind = "deterministic"
+    elif node["is_observed"]:
+        kind = "factor" if isinstance(base_distribution(fn), dist.Unit) else "observed"
+    elif is_discrete(fn):
+        kind = "discrete"
+        if not fn.has_enumerate_support:
+            raise ModelError(
+                f"site '{name}': {_name(fn)} is discrete without a finite support, so it cannot be "
+                "summed out exactly. Sum it out by hand (a Poisson rate with a gamma prior is a "
+                "negative binomial), bound it (Categorical, Binomial), or make it continuous."
+            )
+    else:
+        kind, transform = "latent", bijection(fn, name)
+    shape = tuple(value.shape)
+    event = 0 if kind == "deterministic" else fn.event_dim
+    dims: list[str | None] = [None] * len(shape)
+    for frame in _frames(node):
+        axis = len(shape) - event + frame.dim
+        if axis >= 0 and shape[axis] == frame.size:
+            dims[axis] = frame.name
+    count = 0
+    if kind in ("observed", "factor"):
+        batch = value.shape[: value.ndim - event] if kind == "observed" else fn.batch_shape
+        count = _count(node, torch.broadcast_shapes(batch, fn.batch_shape))
+    return Site(
+        name,
+        kind,
+        shape,
+        tuple(dims),
+        value.detach(),
+        _name(fn),
+        count,
+        transform,
+        flat=isinstance(base_distribution(fn), dist.ImproperUniform),
+    )
+
+
+def _name(fn: Any) -> str:
+    return type(base_distribution(fn)).__name__
+
+
+def _frames(node: Any) -> list[Any]:
+    """List the vectorised plates around a site."""
+    return [f for f in node.get("cond_indep_stack", ()) if f.vectorized]
+
+
+def _unmasked(node: Any) -> Tensor:
+    """Return the mask of a site: that of ``poutine.mask`` and those of its distribution."""
+    masks = [node["mask"]]
+    fn = node["fn"]
+    while hasattr(fn, "base_dist"):
+        masks.append(getattr(fn, "_mask", None))
+        fn = fn.base_dist
+    result = torch.tensor(True)
+    for mask in masks:
+        if mask is not None:
+            result = result & torch.as_tensor(mask)
+    return result
+
+
+def _count(node: Any, batch: torch.Size) -> int:
+    mask = _unmasked(node)
+    return int(mask.expand(torch.broadcast_shapes(batch, mask.shape)).sum())
+
+
+def _check_same(program: Program, first: dict[str, Site], second: dict[str, Site]) -> None:
+    for name in {**first, **second}:
+        a, b = first.get(name), second.get(name)
+        if a is None or b is None:
+            raise ModelError(
+                f"site '{name}' is met in one run of the model '{program.name}' and not in "
+                "another. The sites of a model must not depend on random choices or on the values "
+                "of other sites: use a mixture or torch.where() instead of `if`."
+            )
+        if a.kind != b.kind:
+            raise ModelError(
+                f"site '{name}' is {a.kind} in one run of the model '{program.name}' and {b.kind} "
+                "in another. Whether `obs` is given must depend only on the model's arguments."
+            )
+        if a.shape != b.shape:
+            raise ModelError(
+                f"site '{name}' has the shape {a.shape} in one run of the model '{program.name}' "
+                f"and {b.shape} in another. Shapes must depend only on the model's arguments."
+            )
+
+
+def _without_moving_transform(site: Site, other: Site) -> Site:
+    """Drop the transform of a latent site whose support moves with the values of other sites."""
+    if site.kind != "latent" or site.transform is None or other.transform is None:
+        return site
+    z = torch.zeros(site.transform.inverse_shape(torch.Size(site.shape)), dtype=torch.float64)
+    if torch.equal(site.transform(z), other.transform(z)):
+        return site
+    return replace(site, transform=None)
+
+
+def _check_observed(program: Program, node: Any, other: Any) -> None:
+    """Check the data of a site: finite, of a shape that fits the plates, and in the support."""
+    name, fn, value = node["name"], node["fn"], node["value"]
+    if isinstance(base_distribution(fn), dist.Unit):
+        return
+    check_finite(value, f"site '{name}', the observed data")
+    source = next((n for n, t in program.named_data() if _shares_data(t, value)), None)
+    hint = f"Check the observed data{f' passed as {source!r}' if source else ''}."
+    batch = value.shape[: value.ndim - fn.event_dim]
+    plates = ", ".join(f"plate '{f.name}' of size {f.size}" for f in _frames(node)) or "no plate"
+    try:
+        both = torch.broadcast_shapes(batch, fn.batch_shape)
+        event_fits = value.shape[value.ndim - fn.event_dim :] == fn.event_shape
+    except RuntimeError:
+        both, event_fits = None, True
+    if both is None or both not in (batch, fn.batch_shape) or not event_fits:
+        raise DataError(
+            f"site '{name}': the observed data of shape {tuple(value.shape)} do not fit the "
+            f"distribution {_name(fn)} of batch shape {tuple(fn.batch_shape)} and event shape "
+            f"{tuple(fn.event_shape)} ({plates}). {hint} A column of shape (n, 1) where (n,) is "
+            "meant, or a plate of another length, is the usual cause."
+        )
+    try:
+        inside, again = fn.support.check(value), other["fn"].support.check(value)
+    except NotImplementedError:  # a distribution that does not state its support
+        return
+    # A support that moves with the latent sites, as in Uniform(0, theta), proves nothing here.
+    outside = ~inside & ~again & _unmasked(node)
+    if not outside.any() or not _same_support(fn.support, other["fn"].support):
+        return
+    index = tuple(outside.nonzero()[0].tolist())
+    example = value.expand(torch.broadcast_shapes(value.shape, outside.shape))[index]
+    shown = example.item() if example.numel() == 1 else example.tolist()
+    at = f"index {format_index(index)} = {shown}" if index else f"{shown}"
+    raise DataError(
+        f"site '{name}': {int(outside.sum())} of {outside.numel()} values are outside the support "
+        f"of {_name(fn)} (first: {at}). {hint}"
+    )
+
+
+def _shares_data(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and (a.data_ptr() == b.data_ptr() or torch.equal(a, b.to(a.dtype)))
+
+
+def _same_support(a: Any, b: Any) -> bool:
+    """Tell whether two constraints, met in two runs, are the same set."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(_same_support, a, b))
+    if isinstance(a, constraints.Constraint):
+        return _same_support(list(vars(a).values()), list(vars(b).values()))
+    if isinstance(a, Tensor):
+        return a.shape == b.shape and torch.equal(a, b)
+    return bool(a == b)
