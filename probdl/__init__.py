@@ -1,1 +1,38 @@
-"""One call from a Pyro program to its posterior."""
+"""One call from a Pyro program to its posterior.
+
+>>> import numpy as np, pyro, pyro.distributions as dist, probdl
+>>> def model(y):
+...     mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+...     pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+>>> fit = probdl.infer(model, np.array([1.0, 2.0, 3.0]), method="mle", seed=1)
+>>> round(fit.draws["mu"].item(), 6)
+2.0
+"""
+
+from probdl.density import LogDensity
+from probdl.diagnostics import Finding, Findings
+from probdl.errors import DataError, FindingWarning, ModelError, ProbdlError, SettingError
+from probdl.fit import Fit, LogPredictive
+from probdl.infer import infer
+from probdl.methods import HMC, MAP, MLE, NUTS, Laplace, Method
+
+__all__ = [
+    "HMC",
+    "MAP",
+    "MLE",
+    "NUTS",
+    "DataError",
+    "Finding",
+    "FindingWarning",
+    "Findings",
+    "Fit",
+    "Laplace",
+    "LogDensity",
+    "LogPredictive",
+    "Method",
+    "ModelError",
+    "ProbdlError",
+    "SettingError",
+    "infer",
+]
+__version__ = "0.1.0"

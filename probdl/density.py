@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import pyro
 import torch
@@ -16,6 +16,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.distributions import ComposeTransform, IndependentTransform, Transform
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from probdl.errors import ModelError, ProbdlError
@@ -233,7 +234,14 @@ class LogDensity:
         assert block.site.transform is not None
         return block.site.transform(block.of(z))
 
-    def run(self, read: Callable[[Trace], T], at: _AtPoint, *, validate: bool = False) -> T:
+    def run(
+        self,
+        read: Callable[[Trace], T],
+        at: _AtPoint,
+        *,
+        enumerated: bool = True,
+        validate: bool = False,
+    ) -> T:
         """Run the program at a point, and read its trace."""
         parameters = {}
         for site in self.structure.of("param"):
@@ -243,7 +251,8 @@ class LogDensity:
                 parameters[site.parameter] = self.param(site.name, at.z)
             elif site.parameter.dtype != torch.float64:
                 parameters[site.parameter] = site.value
-        return self.program.run(read, *self._handlers, at, parameters=parameters, validate=validate)
+        handlers = self._handlers if enumerated else []
+        return self.program.run(read, *handlers, at, parameters=parameters, validate=validate)
 
     def __call__(self, z: Tensor) -> Tensor:
         """Evaluate the log density at ``z`` of shape (d,), in nats, as a scalar tensor.
@@ -288,6 +297,17 @@ class LogDensity:
         return vectorize(self, flat).reshape(z.shape[:-1])
 
     @property
+    def unconstrained_mask(self) -> Tensor:
+        """Tell which of the d coordinates are sites on the whole of R^n, as they stand."""
+        return torch.tensor(
+            [
+                _is_identity(block.site.transform)
+                for block in self.blocks.values()
+                for _ in range(block.size)
+            ]
+        )
+
+    @property
     def labels(self) -> list[str]:
         """Name the d coordinates, for messages: ``mu``, ``theta[0]``, ``theta[1]`` …."""
         return [label for block in self.blocks.values() for label in block.labels]
@@ -303,28 +323,32 @@ class LogDensity:
             By site name, tensors of shape (..., *site shape), float64.
         """
         z = z.detach().to(torch.float64)
-        moving = any(b.site.transform is None for b in self.blocks.values())
-        names = {s.name for s in self.structure.of("deterministic")} if deterministic else set()
         values: dict[str, Tensor] = {}
-        if moving or names:
-
-            def run(point: Tensor) -> dict[str, Tensor]:
-                at = _AtPoint(self, point)
-                return self.run(
-                    lambda t: at.values | {k: cast(Tensor, t.nodes[k]["value"]) for k in names}, at
-                )
-
-            handlers, self._handlers = self._handlers, []  # one value a site, not all of them
-            try:
-                flat = vectorize(run, z.reshape(-1, self.dim))
-            finally:
-                self._handlers = handlers
+        moving = any(b.site.transform is None for b in self.blocks.values())
+        if moving or (deterministic and self.structure.of("deterministic")):
+            flat = vectorize(lambda point: self.values(point), z.reshape(-1, self.dim))
             values = {k: v.reshape(z.shape[:-1] + v.shape[1:]) for k, v in flat.items()}
         for name, block in self.blocks.items():
             if block.site.transform is not None:
                 values[name] = block.site.transform(block.of(z))
-        order = [name for name in self.structure.sites if name in values]
-        return {name: values[name] for name in order}
+        keep = {*self.blocks, *(values if deterministic else ())}
+        return {name: values[name] for name in self.structure.sites if name in keep}
+
+    def values(self, z: Tensor) -> dict[str, Tensor]:
+        """Return the free and the deterministic sites at one point ``z`` (d,), for autograd."""
+        at = _AtPoint(self, z)
+        names = {s.name for s in self.structure.of("deterministic")}
+
+        def read(trace: Trace) -> dict[str, Tensor]:
+            nodes: Any = trace.nodes
+            return {name: nodes[name]["value"] for name in nodes if name in names}
+
+        values = self.run(read, at, enumerated=False)  # one value a site, not all of them
+        values |= at.values
+        for name, block in self.blocks.items():  # a module's own parameters are no statements
+            if block.site.kind == "param":
+                values.setdefault(name, self.param(name, z))
+        return {name: values[name] for name in self.structure.sites if name in values}
 
     def unconstrain(self, values: Mapping[str, Any]) -> Tensor:
         """Map values of the sites, each (..., *site shape), back to points (..., d) of R^d."""
@@ -348,10 +372,12 @@ class LogDensity:
                 inverse[name] = block.site.transform.inv(tensors[name])
         return torch.cat([inverse[name].reshape(lead + (-1,)) for name in self.blocks], -1)
 
-    def initial(self, generator: torch.Generator) -> Tensor:
+    def initial(self, generator: torch.Generator, *, jitter: bool = False) -> Tensor:
         """Find a point (d,) to start from: uniform(-2, 2) on R^d, where the density is finite.
 
-        Param sites start at their present values. This is Stan's rule, with up to 100 tries.
+        This is Stan's rule, with up to 100 tries. Param sites start at their present values,
+        which are chosen with care (the initialization of a network); with ``jitter``,
+        at up to 0.2 from them.
 
         Raises:
             ModelError: none of the tries had a finite density and gradient; the message
@@ -364,6 +390,8 @@ class LogDensity:
                 if block.site.kind == "param":
                     assert block.site.transform is not None
                     part.copy_(block.site.transform.inv(block.site.value).reshape(-1))
+                    if jitter:
+                        part += 0.2 * torch.empty_like(part).uniform_(-1, 1, generator=generator)
                 else:
                     part.uniform_(-INITIAL_RADIUS, INITIAL_RADIUS, generator=generator)
             value, grad = self.value_and_grad(z)
@@ -409,6 +437,12 @@ class LogDensity:
             + "\nCheck that the data lie in the support for every value of the sites, and that "
             "scales and rates stay positive." + advice
         )
+
+
+def _is_identity(transform: Transform | None) -> bool:
+    while isinstance(transform, IndependentTransform):
+        transform = transform.base_transform
+    return isinstance(transform, ComposeTransform) and not transform.parts
 
 
 def _short(x: Tensor) -> str:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["DataError", "FindingWarning", "ModelError", "ProbdlError", "SettingError"]
+import os
+import sys
+import warnings
+
+__all__ = ["DataError", "FindingWarning", "ModelError", "ProbdlError", "SettingError", "warn"]
+
+_HERE = os.path.dirname(__file__)
 
 
 class ProbdlError(Exception):
@@ -30,3 +36,11 @@ class SettingError(ProbdlError, ValueError):
 
 class FindingWarning(UserWarning):
     """The warning in which ``infer`` reports findings; ``fit.diagnose()`` has them in full."""
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line of the user's code that called into the package."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_back.f_code.co_filename.startswith(_HERE):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level + 1)

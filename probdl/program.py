@@ -6,6 +6,7 @@ import copy
 import inspect
 import os
 import sysconfig
+import textwrap
 import traceback
 import types
 from collections.abc import Callable, Iterable, Mapping
@@ -123,14 +124,8 @@ class Program:
     def __init__(
         self, model: Callable[..., Any], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> None:
-        if not callable(model):
-            raise ModelError(
-                f"the model is a {type(model).__name__}, which cannot be called. Pass a function "
-                "with pyro.sample statements or an nn.Module."
-            )
+        self.signature = signature(model)
         self.name: str = getattr(model, "__name__", type(model).__name__)
-        function = model.forward if isinstance(model, nn.Module) else model
-        self.signature = inspect.signature(function)  # type: ignore[arg-type]
         self.model = _cast_model(model)
         self.promote = False
         self._bind(args, kwargs or {})
@@ -221,12 +216,22 @@ class Program:
             f"{name} {tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}"
             for name, t in self.named_data()
         )
-        reason = (str(error).strip().splitlines() or [""])[0]
+        reason = textwrap.shorten(str(error), 300)
         return ModelError(
             f"the model '{self.name}' failed{where}: {type(error).__name__}: {reason}. "
             f"It ran on {shapes or 'no tensors'}. Check that these are the shapes and types "
             "that the model expects, and that each plate is as long as the sites inside it."
         )
+
+
+def signature(model: Any) -> inspect.Signature:
+    """Return what arguments a model takes."""
+    if not callable(model):
+        raise ModelError(
+            f"the model is a {type(model).__name__}, which cannot be called. Pass a function "
+            "with pyro.sample statements or an nn.Module."
+        )
+    return inspect.signature(model.forward if isinstance(model, nn.Module) else model)
 
 
 def base_distribution(fn: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import pyro.distributions as dist
 import torch
+from pyro.nn import PyroModule
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
@@ -129,10 +130,10 @@ def _sites(program: Program, trace: Trace) -> Iterable[Site]:
                 )
         elif node["type"] == "sample":
             yield _sample_site(name, node)
-    # A plain nn.Module has no param statements; its trainable parameters are sites all the same.
-    if isinstance(program.model, nn.Module) and not covered:
+    # A plain nn.Module makes no param statements; its trainable parameters are sites all the same.
+    if isinstance(program.model, nn.Module) and not isinstance(program.model, PyroModule):
         for name, parameter in program.model.named_parameters():
-            if parameter.requires_grad:
+            if parameter.requires_grad and id(parameter) not in covered:
                 yield _param_site(name, parameter, None)
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pyro
 import torch
+from pyro.nn.module import _Context
 from torch.distributions import Distribution
 
 __all__ = ["evaluation", "isolated"]
@@ -26,14 +28,19 @@ def evaluation(*, validate: bool = False) -> Iterator[None]:
     NaN) rather than an exception. Distributions that were built before, such as the
     priors of a ``PyroSample``, keep a validation flag of their own, hence the stand-in.
     Modules keep their parameters to themselves (``module_local_params``), so that no
-    run writes to the param store.
+    run writes to the param store; those that were made without it start from a copy of it.
     """
+    store = pyro.get_param_store()
     dtype = torch.get_default_dtype()
     validate_args = Distribution._validate_args
     validate_sample = Distribution._validate_sample
     torch.set_default_dtype(torch.float64)
     if not validate:
         Distribution._validate_sample = _accept  # type: ignore[method-assign]
+    contexts: Any = _Context  # a default, for a context that has no state of its own
+    default = vars(contexts).get("param_state")
+    state = {"params": dict(store._params), "constraints": dict(store._constraints)}
+    contexts.param_state = state
     try:
         with (
             pyro.validation_enabled(validate),
@@ -41,6 +48,10 @@ def evaluation(*, validate: bool = False) -> Iterator[None]:
         ):
             yield
     finally:
+        if default is None:
+            del contexts.param_state
+        else:
+            contexts.param_state = default
         torch.set_default_dtype(dtype)
         Distribution._validate_sample = validate_sample  # type: ignore[method-assign]
         Distribution._validate_args = validate_args

@@ -28,6 +28,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
+from probdl.errors import warn
+
 __all__ = ["vectorize"]
 
 _CHUNK_ELEMENTS = 2**24  # of float64 results at a time: 128 MiB, and a few times that in between
@@ -111,11 +113,10 @@ def vectorize(fn: Callable[[Any], Any], draws: Any) -> Any:
             return torch.vmap(graph, **mapped)(draws)
         except Exception as error:
             reason = str(error).splitlines()[0]
-        warnings.warn(
+        warn(
             f"the model cannot be evaluated for all {count} draws at once ({reason}), so it "
             "runs once a draw, which is slow. Control flow in Python that depends on the value "
-            "of a site is the usual cause: torch.where() instead of `if` lifts it.",
-            stacklevel=2,
+            "of a site is the usual cause: torch.where() instead of `if` lifts it."
         )
         each = [fn(tree_map(lambda x, i=i: x[i], draws)) for i in range(count)]
         return tree_map(lambda *xs: torch.stack(xs), *each)

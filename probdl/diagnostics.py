@@ -1,0 +1,192 @@
+"""Checks on a fit; each returns findings: what was seen, why it matters, what to try.
+
+The statistics are ArviZ's, the thresholds those of Vehtari, Gelman, Simpson, Carpenter and
+Bürkner, "Rank-normalization, folding, and localization: an improved R-hat", Bayesian Analysis
+16 (2021), of Betancourt, "A conceptual introduction to Hamiltonian Monte Carlo" (2017), and of
+Vehtari, Simpson, Gelman, Yao and Gabry, "Pareto smoothed importance sampling", JMLR 25 (2024).
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from probdl import idata
+
+__all__ = ["Finding", "Findings", "check_draws", "check_energy", "check_pareto_k", "check_tree"]
+
+RHAT_MAX = 1.01
+ESS_MIN_PER_CHAIN = 100
+BFMI_MIN = 0.3
+PARETO_K_MAX = 0.7
+TREE_SHARE_MAX = 0.01
+
+Severity = Literal["info", "warning", "error"]
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One result of a diagnostic check.
+
+    >>> print(Finding("warning", "ess", "'mu' has 12 effective draws.", "Draw more."))
+    warning (ess): 'mu' has 12 effective draws. Draw more.
+    """
+
+    severity: Severity
+    check: str  # the short name of the check: rhat, ess, divergences …
+    message: str  # what was seen, and why it matters
+    remedy: str = ""  # what to try
+    sites: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.severity} ({self.check}): {self.message} {self.remedy}".rstrip()
+
+
+class Findings(tuple[Finding, ...]):
+    """The findings of a fit, the gravest first; printed, one a line."""
+
+    __slots__ = ()
+
+    def __new__(cls, findings: Any = ()) -> Self:
+        """Sort the findings by severity."""
+        order = ("error", "warning", "info")
+        return super().__new__(cls, sorted(findings, key=lambda f: order.index(f.severity)))
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self)) or "no findings: no check saw anything wrong"
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        if not self:
+            return f"<p>{html.escape(str(self))}</p>"
+        rows = "".join(
+            f"<tr><td><b>{f.severity}</b></td><td>{html.escape(f.check)}</td>"
+            f"<td style='text-align:left'>{html.escape(f.message)}<br>"
+            f"<i>{html.escape(f.remedy)}</i></td></tr>"
+            for f in self
+        )
+        return f"<table>{rows}</table>"
+
+
+def check_draws(posterior: Any, chains: int) -> list[Finding]:
+    """Check that the chains agree (R-hat) and that their draws are worth enough (ESS).
+
+    Args:
+        posterior: the ArviZ container.
+        chains: how many chains it holds.
+    """
+    findings = []
+    if chains > 1:
+        rhat = idata.rhat(posterior)
+        # A variable that never moves, such as a parameter that was held, has no R-hat.
+        worst = {n: np.nanmax(r) for n, r in rhat.items() if np.isfinite(r).any()}
+        bad = {n: r for n, r in worst.items() if r > RHAT_MAX}
+        if bad:
+            name = max(bad, key=lambda n: bad[n])
+            findings.append(
+                Finding(
+                    "error" if bad[name] > 1.1 else "warning",
+                    "rhat",
+                    f"the chains do not agree: R-hat is {bad[name]:.3g} for '{name}'"
+                    f"{_others(bad)}, above {RHAT_MAX}. Means and intervals cannot be trusted.",
+                    "Run longer (warmup=, draws=), or look for several modes and for sites that "
+                    "the data cannot tell apart.",
+                    tuple(bad),
+                )
+            )
+    least = ESS_MIN_PER_CHAIN * chains
+    sizes: dict[str, float] = {}
+    for kind in ("bulk", "tail"):
+        for name, size in idata.ess(posterior, kind).items():
+            if np.isfinite(size).any():
+                sizes[name] = min(sizes.get(name, np.inf), float(np.nanmin(size)))
+    few = {n: s for n, s in sizes.items() if s < least}
+    if few:
+        name = min(few, key=lambda n: few[n])
+        findings.append(
+            Finding(
+                "warning",
+                "ess",
+                f"'{name}' has an effective sample size of {few[name]:.0f}{_others(few)}; below "
+                f"{least} ({ESS_MIN_PER_CHAIN} a chain) R-hat and quantiles are too noisy.",
+                "Draw more, or reparameterise what is strongly correlated.",
+                tuple(few),
+            )
+        )
+    return findings
+
+
+def check_energy(stats: Mapping[str, Any]) -> list[Finding]:
+    """Check for divergent transitions and a low Bayesian fraction of missing information."""
+    findings = []
+    diverging = np.asarray(stats["diverging"])
+    count = int(diverging.sum())
+    if count:
+        findings.append(
+            Finding(
+                "error" if count > 0.01 * diverging.size else "warning",
+                "divergences",
+                f"{count} of {diverging.size} transitions diverged: the sampler could not follow "
+                "the density there, and the draws may leave that region out.",
+                "Raise target_accept (0.95, 0.99), or write the model without a funnel, for "
+                "example non-centred (pyro.infer.reparam.LocScaleReparam).",
+            )
+        )
+    if diverging.shape[1] > 1:
+        low = idata.bfmi(stats["energy"]).min()
+        if low < BFMI_MIN:
+            findings.append(
+                Finding(
+                    "warning",
+                    "bfmi",
+                    f"the energy mixes slowly (E-BFMI {low:.2f}, below {BFMI_MIN}): the tails are "
+                    "explored poorly.",
+                    "Reparameterise heavy tails and funnels, or run longer.",
+                )
+            )
+    return findings
+
+
+def check_tree(stats: Mapping[str, Any], max_treedepth: int) -> list[Finding]:
+    """Check how often NUTS ran into its limit on the length of a trajectory."""
+    reached = np.asarray(stats["reached_max_treedepth"])
+    share = reached.mean()
+    if share <= TREE_SHARE_MAX:
+        return []
+    return [
+        Finding(
+            "warning",
+            "tree_depth",
+            f"{share:.0%} of the transitions reached max_treedepth={max_treedepth}: they stop "
+            "short, and the chain mixes slowly. The draws stay valid.",
+            "Bring the sites to a similar scale (standardise the data), use mass_matrix='dense', "
+            "or raise max_treedepth.",
+        )
+    ]
+
+
+def check_pareto_k(k: float, what: str) -> list[Finding]:
+    """Check that importance ratios have tails light enough to be trusted."""
+    if k <= PARETO_K_MAX:
+        return []
+    return [
+        Finding(
+            "warning",
+            "pareto_k",
+            f"{what} does not match the posterior: the Pareto k-hat of its importance ratios is "
+            f"{k:.2f}, above {PARETO_K_MAX}.",
+            "Fit by method='nuts', which makes no such approximation.",
+        )
+    ]
+
+
+def _others(names: Mapping[str, Any]) -> str:
+    return f" and worse than it should be for {len(names) - 1} more" if len(names) > 1 else ""

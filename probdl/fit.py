@@ -1,0 +1,378 @@
+"""``Fit``: what ``infer`` returns, whatever the method."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from probdl import predictive
+from probdl.diagnostics import Finding, Findings, check_draws
+from probdl.errors import ModelError, ProbdlError, warn
+from probdl.idata import summary, to_idata, unclashed
+from probdl.program import Program
+from probdl.sites import Structure, discover
+from probdl.state import isolated
+
+__all__ = ["Fit", "LogPredictive"]
+
+Array = NDArray[Any]
+
+# Sample stats under ArviZ's names; whatever else a method tells stays in `stats` alone.
+_SAMPLE_STATS = (
+    "lp",
+    "acceptance_rate",
+    "diverging",
+    "energy",
+    "n_steps",
+    "step_size",
+    "tree_depth",
+    "reached_max_treedepth",
+)
+_PRIOR_DRAWS = 500
+
+
+@dataclass(frozen=True)
+class LogPredictive:
+    """The log posterior predictive density of data, in nats (Eq. 2 as a density).
+
+    Attributes:
+        pointwise: log p(y_i | data) by observed site, each of the site's batch shape.
+        total: the sum of all pointwise values: the log score for independent predictions.
+        joint: log p(y | data), all of y together; not the sum, since the draws are shared.
+    """
+
+    pointwise: dict[str, Array]
+    total: float
+    joint: float
+
+    def __repr__(self) -> str:
+        count = sum(a.size for a in self.pointwise.values())
+        mean = self.total / count if count else math.nan
+        return (
+            f"LogPredictive(total={self.total:.2f}, mean={mean:.4f} over {count} observations, "
+            f"joint={self.joint:.2f})"
+        )
+
+
+@dataclass(frozen=True, repr=False)
+class Fit:
+    """A model fitted to data by some method.
+
+    Attributes:
+        method: the method, with its settings.
+        draws: by site name, arrays (chain, draw, *site shape), float64. A point estimate is a
+            fit with one draw.
+        stats: what the method alone can tell; sample stats bear ArviZ's names and have the
+            shape (chain, draw).
+        seed: the seed that repeats this fit.
+    """
+
+    method: Any
+    program: Program
+    structure: Structure
+    draws: dict[str, Array]
+    stats: dict[str, Any]
+    seed: int
+    findings: Sequence[Finding] = ()
+    coords: Mapping[str, Any] = field(default_factory=dict)
+    dims: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    @property
+    def num_chains(self) -> int:
+        """How many chains the draws come in."""
+        return int(next(iter(self.draws.values())).shape[0])
+
+    @property
+    def num_draws(self) -> int:
+        """How many draws each chain has."""
+        return int(next(iter(self.draws.values())).shape[1])
+
+    @property
+    def is_point(self) -> bool:
+        """Whether this is a point estimate: one draw, with standard errors in ``stats``."""
+        return self.num_chains * self.num_draws == 1
+
+    # -- reading the posterior ------------------------------------------------------------
+
+    def summary(self, **options: Any) -> pd.DataFrame:
+        """Return a table with one row for each scalar.
+
+        Of draws it is ArviZ's (mean, sd, interval, Monte Carlo standard error, effective sample
+        size, R-hat), and ``options`` are those of ``arviz.summary``. Of a point estimate it is
+        the estimate with its standard error and Wald interval.
+        """
+        if not self.is_point:
+            return summary(self._posterior, **options)
+        labels, columns = self._labels(), ["estimate", "standard_error", "ci_low", "ci_high"]
+        sources = [{k: v[0, 0] for k, v in self.draws.items()}] + [
+            self.stats.get(column, {}) for column in columns[1:]
+        ]
+        table = {
+            column: np.concatenate(
+                [
+                    np.broadcast_to(source.get(name, np.nan), self.draws[name].shape[2:]).ravel()
+                    for name in self.draws
+                ]
+            )
+            for column, source in zip(columns, sources, strict=True)
+        }
+        return pd.DataFrame(table, index=[label for of in labels.values() for label in of])
+
+    def _labels(self) -> dict[str, list[str]]:
+        """Name each scalar as ArviZ does: ``theta[Choate]``, ``beta[0, 1]``."""
+        labels = {}
+        for name, array in self.draws.items():
+            shape = array.shape[2:]
+            dims = self._dims.get(name, [])
+            axes = [
+                list(self.coords.get(dims[i] or "", range(n)) if i < len(dims) else range(n))
+                for i, n in enumerate(shape)
+            ]
+            labels[name] = [
+                f"{name}[{', '.join(str(axes[i][j]) for i, j in enumerate(index))}]"
+                if shape
+                else name
+                for index in np.ndindex(*shape)
+            ]
+        return labels
+
+    @cached_property
+    def idata(self) -> Any:
+        """The fit as an ArviZ container: ``InferenceData`` (0.x) or ``DataTree`` (1.x).
+
+        Groups: posterior, sample_stats (of methods that have some), log_likelihood,
+        posterior_predictive, observed_data and constant_data. The group that a model cannot
+        give (a pointwise log likelihood where a hidden chain ties the data together) is left
+        out with a warning. ``to_idata(prior=n)`` adds the prior.
+        """
+        return self.to_idata()
+
+    def to_idata(self, *, prior: int | bool = False) -> Any:
+        """Make the ArviZ container; with ``prior`` draws of the prior and its predictive.
+
+        Args:
+            prior: how many draws; True means 500.
+        """
+        groups: dict[str, Mapping[str, Array]] = {"posterior": self.draws}
+        groups["sample_stats"] = {k: self.stats[k] for k in _SAMPLE_STATS if k in self.stats}
+        observed = self.structure.of("observed")
+        makers = {
+            "log_likelihood": self.log_likelihood,
+            "posterior_predictive": self.posterior_predictive,
+        }
+        for group, make in makers.items() if observed else ():
+            try:
+                arrays = make()
+            except ProbdlError as error:
+                warn(f"idata has no group {group}: {error}")
+                continue
+            groups[group] = {k: v for k, v in arrays.items() if k not in self.draws}
+        if prior:
+            groups |= self._prior(_PRIOR_DRAWS if prior is True else prior)
+        groups["observed_data"] = {s.name: _numpy(s.value) for s in observed}
+        constant = dict(self.program.named_data())
+        groups["constant_data"] = {
+            k: _numpy(v)
+            for k, v in constant.items()
+            if not any(v.shape == s.value.shape and torch.equal(v, s.value) for s in observed)
+        }
+        return self._to_idata(groups)
+
+    def _prior(self, count: int) -> dict[str, dict[str, Array]]:
+        with isolated(_stream(self.seed, "prior")):
+            values = predictive.sample_prior(self.program, self.structure, count)
+        arrays = {name: _numpy(value)[None] for name, value in values.items()}
+        names = {s.name for s in self.structure.of("observed")}
+        return {
+            "prior": {k: v for k, v in arrays.items() if k not in names},
+            "prior_predictive": {k: v for k, v in arrays.items() if k in names},
+        }
+
+    @cached_property
+    def _posterior(self) -> Any:
+        return self._to_idata({"posterior": self.draws})
+
+    def _to_idata(self, groups: Mapping[str, Mapping[str, Array]]) -> Any:
+        return to_idata(groups, dims=self._dims, coords=self.coords)
+
+    @cached_property
+    def _dims(self) -> dict[str, list[str | None]]:
+        dims: dict[str, Sequence[str | None]] = {
+            s.name: s.dims for s in self.structure.sites.values()
+        }
+        # An argument with the length of a plate runs along it, as far as anyone can tell.
+        plates: dict[int, set[str]] = {}
+        for site in self.structure.of("observed"):
+            for dim, size in zip(site.dims, site.shape, strict=True):
+                if dim is not None:
+                    plates.setdefault(size, set()).add(dim)
+        for name, value in self.program.named_data():
+            if name not in dims and value.ndim and len(plates.get(len(value), ())) == 1:
+                dims[name] = (*plates[len(value)],) + (None,) * (value.ndim - 1)
+        names = [*dims, *(name for name, _ in self.program.named_data())]
+        return unclashed(dims, names) | {k: list(v) for k, v in self.dims.items()}
+
+    # -- predicting -----------------------------------------------------------------------
+
+    def predict(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
+        """Draw from the posterior predictive distribution at new arguments (Eq. 2).
+
+        Args:
+            args: the model's arguments, without the observed ones (they have the default None),
+                or with any: observed sites are drawn anew.
+            kwargs: the model's keyword arguments.
+
+        Returns:
+            By name, the sites that were observed and the deterministic ones, as arrays
+            (chain, draw, *shape at these arguments). The same call gives the same draws.
+
+        Raises:
+            ModelError: the model does not run on these arguments.
+        """
+        if not args and not kwargs:
+            return self.posterior_predictive()
+        program = self.program.with_arguments(args, kwargs)
+        program.check_finite()
+        return self._sample(program)
+
+    def posterior_predictive(self) -> dict[str, Array]:
+        """Draw replicates of the data: ``predict`` at the arguments of the fit."""
+        return self._sample(self.program)
+
+    def _sample(self, program: Program) -> dict[str, Array]:
+        with isolated(_stream(self.seed, "predictive")):
+            draws = self._tensors()
+            common = [s.name for s in self.structure.of("discrete") if not any(s.dims)]
+            if common:  # one for all the data, so it keeps what the data told of it
+                found = predictive.sample_discrete(self.program, self.structure, draws)
+                draws |= {name: found[name] for name in common}
+            return self._arrays(predictive.sample(program, self.structure, draws))
+
+    def log_likelihood(self) -> dict[str, Array]:
+        """Return the pointwise log likelihood, in nats, (chain, draw, *batch shape) by site."""
+        with isolated(_stream(self.seed, "score")):
+            points, _ = predictive.log_likelihood(self.program, self.structure, self._tensors())
+        self._require(points)
+        return self._arrays(points)
+
+    def log_predictive(self, *args: Any, **kwargs: Any) -> LogPredictive:
+        r"""Return the log posterior predictive density of data (Eq. 2 as a density).
+
+        .. math:: \log p(\tilde y | y) = \log \frac1S \sum_s p(\tilde y | \theta_s)
+
+        Args:
+            args: the model's arguments with the observed data; none means those of the fit.
+            kwargs: the model's keyword arguments.
+        """
+        program, structure = self.program, self.structure
+        if args or kwargs:
+            program = self.program.with_arguments(args, kwargs)
+            structure = discover(program)
+            if not structure.of("observed", "factor"):
+                raise ModelError(
+                    f"the model '{program.name}' observes no site on these arguments, so there "
+                    "is nothing to score. Pass the observed data too, or use predict()."
+                )
+        with isolated(_stream(self.seed, "score")):
+            points, joint = predictive.log_likelihood(program, structure, self._tensors())
+        pointwise = {k: _numpy(predictive.log_mean_exp(v)) for k, v in points.items()}
+        total = sum(float(v.sum()) for v in pointwise.values())
+        return LogPredictive(
+            pointwise,
+            total if len(pointwise) == len(structure.of("observed")) else math.nan,
+            float(predictive.log_mean_exp(joint)),
+        )
+
+    def _require(self, points: Mapping[str, Tensor]) -> None:
+        missing = [s.name for s in self.structure.of("observed") if s.name not in points]
+        if missing:
+            raise ModelError(
+                f"{', '.join(map(repr, missing))}: a discrete site ties the observations "
+                "together, so that none has a log likelihood of its own. log_predictive().joint "
+                "scores them together."
+            )
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Return the latent and param sites with one leading dimension for all draws."""
+        count = self.num_chains * self.num_draws
+        names = {s.name for s in self.structure.of("latent", "param")}
+        held = {
+            s.name: s.value.expand((count, *s.shape))
+            for s in self.structure.of("param")
+            if s.name not in self.draws
+        }
+        return held | {
+            name: torch.from_numpy(np.ascontiguousarray(array)).reshape(count, *array.shape[2:])
+            for name, array in self.draws.items()
+            if name in names
+        }
+
+    def _arrays(self, values: Mapping[str, Tensor]) -> dict[str, Array]:
+        lead = (self.num_chains, self.num_draws)
+        return {name: _numpy(v).reshape(lead + v.shape[1:]) for name, v in values.items()}
+
+    # -- judging --------------------------------------------------------------------------
+
+    def diagnose(self) -> Findings:
+        """Return all findings: what was seen, why it matters, and what to try."""
+        return self._all_findings
+
+    @cached_property
+    def _all_findings(self) -> Findings:
+        if self.is_point:
+            return Findings(self.findings)
+        return Findings([*self.findings, *check_draws(self._posterior, self.num_chains)])
+
+    def __repr__(self) -> str:
+        scalars = sum(math.prod(a.shape[2:]) for a in self.draws.values())
+        size = (
+            "a point estimate"
+            if self.is_point
+            else f"{self.num_chains} chain{'s' * (self.num_chains > 1)} of {self.num_draws} draws"
+        )
+        table = self.summary()
+        lines = table.head(_ROWS).to_string().splitlines()
+        if len(table) > _ROWS:
+            lines.append(f"… and {len(table) - _ROWS} more rows in fit.summary()")
+        return "\n".join(
+            [
+                f"Fit of '{self.program.name}' by {self.method!r}: {size} of {scalars} scalars",
+                *lines,
+                *map(str, self.diagnose()),
+            ]
+        )
+
+    def _repr_html_(self) -> str:
+        table = self.summary()
+        more = len(table) - _ROWS
+        size = "point estimate" if self.is_point else f"{self.num_chains} × {self.num_draws} draws"
+        return (
+            f"<div><b>Fit of {html.escape(self.program.name)}</b> "
+            f"<code>{html.escape(repr(self.method))}</code> {size}, seed {self.seed}"
+            f"{table.head(_ROWS).to_html()}"
+            f"{f'<p>… and {more} more rows in <code>fit.summary()</code></p>' if more > 0 else ''}"
+            f"{self.diagnose()._repr_html_()}</div>"
+        )
+
+
+_ROWS = 20
+
+
+def _numpy(x: Tensor) -> Array:
+    return np.asarray(x.detach().resolve_conj().cpu().numpy())
+
+
+def _stream(seed: int, purpose: str) -> int:
+    """Derive the seed of a purpose, independent of the stream that the method used."""
+    sequence = np.random.SeedSequence([seed, *purpose.encode()])
+    return int(sequence.generate_state(1, np.uint32)[0])

@@ -1,0 +1,120 @@
+"""``infer``: resolves the method, runs it, and reports the findings."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from probdl.errors import FindingWarning, ModelError, SettingError, warn
+from probdl.fit import Fit
+from probdl.methods import Method, resolve
+from probdl.program import Program, signature
+from probdl.sites import discover
+from probdl.state import isolated
+
+__all__ = ["infer"]
+
+_OWN = ("method", "seed", "coords", "dims", "progress")
+
+
+def infer(
+    model: Callable[..., Any],
+    *args: Any,
+    method: str | Method | type[Method] = "nuts",
+    seed: int | None = None,
+    coords: Mapping[str, Any] | None = None,
+    dims: Mapping[str, Sequence[str]] | None = None,
+    progress: bool | None = None,
+    **kwargs: Any,
+) -> Fit:
+    r"""Fit a model to data.
+
+    .. math:: p(\theta | y) = \frac{p(y | \theta) p(\theta)}{p(y)} \qquad\text{(Eq. 1)}
+
+    Args:
+        model: a Pyro program: a callable or an ``nn.Module`` with ``pyro.sample`` statements.
+        args: its arguments, the data: tensors, NumPy arrays, pandas Series or plain numbers.
+            Floating point is computed in float64; the caller's own tensors stay as they were.
+        method: a name such as ``"nuts"``, ``"mle"``, ``"map"``, ``"laplace"`` or ``"hmc"``, or a
+            method with its settings, such as ``probdl.NUTS(draws=2000)``.
+        seed: repeats a fit, bit for bit; None takes fresh entropy, kept in ``fit.seed``.
+        coords: labels along dimensions by name, as in ArviZ. Plates name the dimensions.
+        dims: names of dimensions by site, as in ArviZ, where plates do not name them.
+        progress: whether to show progress; None shows it on a terminal and in a notebook.
+        kwargs: the model's keyword arguments.
+
+    Returns:
+        The fit. Nothing global is changed: neither random generators nor Pyro's param store.
+
+    Raises:
+        ModelError: the model does not run on the arguments, or the method cannot fit it.
+        DataError: the data are not finite, or outside the support of their site.
+        SettingError: there is no such method, or a setting is out of range.
+
+    Warns:
+        FindingWarning: a check found something that matters; ``fit.diagnose()`` has it in full.
+
+    Example:
+        >>> import numpy as np, pyro, pyro.distributions as dist, probdl
+        >>> def model(x, y=None):
+        ...     slope = pyro.sample("slope", dist.Normal(0.0, 10.0))
+        ...     with pyro.plate("obs", len(x)):
+        ...         pyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
+        >>> x = np.array([1.0, 2.0, 3.0])
+        >>> fit = probdl.infer(model, x, 2 * x, method="laplace", seed=1)
+        >>> fit.predict(np.array([4.0, 5.0]))["y"].shape
+        (1, 1000, 2)
+    """
+    chosen = resolve(method)
+    if seed is None:
+        seed = secrets.randbits(32)
+    elif isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise SettingError(f"seed={seed!r}: seed must be a whole number of at least 0, or None.")
+    clash = [name for name in _OWN if name in signature(model).parameters]
+    if clash:
+        raise ModelError(
+            f"the model has the argument {clash[0]!r}, which infer() takes for itself. Rename the "
+            "model's argument."
+        )
+    program = Program(model, args, kwargs)
+    if dims or coords:  # before the work, so that a slip does not lose it
+        _check_labels(program, dims or {}, coords or {})
+    with isolated(seed):
+        fit = chosen.run(program, seed, progress)
+    fit = replace(fit, coords=dict(coords or {}), dims=dict(dims or {}))
+    serious = [f for f in fit.diagnose() if f.severity != "info"]
+    if serious:
+        warn("\n".join(map(str, serious)), FindingWarning)
+    return fit
+
+
+def _check_labels(
+    program: Program, dims: Mapping[str, Sequence[str]], coords: Mapping[str, Any]
+) -> None:
+    """Check that dims name what the model has, and that coords are as long as their dims."""
+    sites = discover(program).sites
+    data = dict(program.named_data())
+    shapes = {name: tuple(t.shape) for name, t in data.items()}
+    shapes |= {name: site.shape for name, site in sites.items()}
+    for name, axes in dims.items():
+        if name not in shapes:
+            raise SettingError(
+                f"dims names {name!r}, which the model does not have. Its sites and data are "
+                f"{', '.join(sorted(shapes))}."
+            )
+        if isinstance(axes, str) or len(axes) > len(shapes[name]):
+            raise SettingError(
+                f"dims[{name!r}] = {axes!r} must be a list of at most {len(shapes[name])} names: "
+                f"{name!r} has the shape {shapes[name]}."
+            )
+    named: dict[str, Sequence[str | None]] = {n: site.dims for n, site in sites.items()}
+    named.update(dims)
+    for name, names in named.items():
+        for dim, size in zip(names, shapes[name], strict=False):
+            if dim is not None and dim in coords and len(coords[dim]) != size:
+                raise SettingError(
+                    f"coords[{dim!r}] has {len(coords[dim])} labels, but {name!r} is {size} long "
+                    "there."
+                )

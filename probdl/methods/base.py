@@ -1,0 +1,96 @@
+"""What a method is, and the table of their names."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import numbers
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from probdl.errors import SettingError
+from probdl.fit import Fit
+from probdl.program import Program
+
+__all__ = ["METHODS", "Method", "resolve"]
+
+METHODS: dict[str, type[Method]] = {}
+"""The methods by name; a class that derives from ``Method`` enters itself."""
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """How inference is done: settings only, checked when they are made, and one operation."""
+
+    name: ClassVar[str]
+
+    def __init_subclass__(cls, name: str = "", **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if name:
+            cls.name = name
+            METHODS[name] = cls
+
+    @abstractmethod
+    def run(self, program: Program, seed: int, progress: bool | None) -> Fit:
+        """Fit the program, a model with its data, and return the fit.
+
+        Args:
+            program: the model with its data.
+            seed: all randomness derives from it; global generators are seeded with it too.
+            progress: whether to show progress; None leaves it to the terminal.
+        """
+
+    def _check_int(self, **least: int) -> None:
+        """Check that settings are whole numbers of at least so much."""
+        for setting, low in least.items():
+            value = getattr(self, setting)
+            whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+            if not whole or value < low:
+                self._refuse(setting, f"must be a whole number of at least {low}")
+
+    def _check_real(self, **between: tuple[float, float]) -> None:
+        """Check that settings are numbers strictly between two bounds."""
+        for setting, (low, high) in between.items():
+            value = getattr(self, setting)
+            real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+            if not real or not low < float(value) < high:
+                bounds = f"above {low}" + (f" and below {high}" if math.isfinite(high) else "")
+                self._refuse(setting, f"must be a number {bounds}")
+
+    def _check_choice(self, **choices: tuple[str, ...]) -> None:
+        """Check that settings are one of some words."""
+        for setting, words in choices.items():
+            if getattr(self, setting) not in words:
+                near = difflib.get_close_matches(str(getattr(self, setting)), words, 1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                self._refuse(setting, f"must be one of {', '.join(map(repr, words))}{hint}")
+
+    def _refuse(self, setting: str, rule: str) -> None:
+        value = getattr(self, setting)
+        raise SettingError(f"{type(self).__name__}({setting}={value!r}): {setting} {rule}.")
+
+
+def resolve(method: str | Method | type[Method]) -> Method:
+    """Turn a name, or a class, into the method with its default settings.
+
+    >>> resolve("mle")
+    MLE(starts=4, steps=1000, ci_prob=0.95)
+    >>> resolve("nutz")
+    Traceback (most recent call last):
+    probdl.errors.SettingError: there is no method 'nutz'; did you mean 'nuts'? ...
+    """
+    if isinstance(method, Method):
+        return method
+    if isinstance(method, type) and issubclass(method, Method):
+        return method()
+    if isinstance(method, str):
+        if method.lower() in METHODS:
+            return METHODS[method.lower()]()
+        near = difflib.get_close_matches(method.lower(), METHODS, 1, cutoff=0.0)
+        names = ", ".join(map(repr, sorted(METHODS)))
+        raise SettingError(f"there is no method {method!r}; did you mean {near[0]!r}? ({names})")
+    raise SettingError(
+        f"method is a {type(method).__name__}; pass a name such as 'nuts', or a method with its "
+        "settings such as probdl.NUTS(draws=2000)."
+    )

@@ -1,0 +1,143 @@
+"""The eager engine of NUTS and HMC: Pyro's kernels on the log density, and their statistics.
+
+Pyro's ``MCMC`` class throws away what ArviZ wants to know (energy, divergences, step sizes by
+draw), loses all draws on Ctrl-C and needs ``fork`` for several chains, so the kernels are driven
+here. The chains take turns, a transition each, so that an interrupted run has as many draws of
+each. Every chain has a random generator of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from numpy.typing import NDArray
+from pyro.infer.mcmc import HMC, NUTS
+from torch import Tensor
+
+from probdl.density import LogDensity
+from probdl.progress import bar
+
+__all__ = ["Chains", "HMCKernel", "NUTSKernel", "run"]
+
+
+@dataclass(frozen=True)
+class Chains:
+    """Draws on R^d (chain, draw, d), and statistics (chain, draw) by name."""
+
+    z: NDArray[np.float64]
+    stats: dict[str, NDArray[Any]]
+
+
+class _Recording:
+    """A mixin for Pyro's kernels: one transition at a time, with what happened in it."""
+
+    def __init__(self, density: LogDensity, seed: int, **options: Any) -> None:
+        self.gradients = 0
+        self.energy = math.nan
+
+        def potential(params: dict[str, Tensor]) -> Tensor:
+            self.gradients += 1
+            return -density(params["z"])
+
+        super().__init__(potential_fn=potential, **options)  # type: ignore[call-arg]
+        generator = torch.Generator().manual_seed(seed)
+        self.initial_params = {"z": density.initial(generator)}
+        self.random_state = generator.get_state()
+
+    @contextmanager
+    def own_randomness(self) -> Iterator[None]:
+        """Draw from the chain's own generator; the kernels know only the global one."""
+        torch.set_rng_state(self.random_state)
+        yield
+        self.random_state = torch.get_rng_state()
+
+    def _sample_r(self, name: str) -> Any:
+        r, unscaled = super()._sample_r(name)  # type: ignore[misc]
+        this: Any = self
+        energy = this._kinetic_energy(unscaled) + this._potential_energy_last
+        self.energy = float(energy)
+        return r, unscaled
+
+    def transition(self, warm: bool) -> tuple[NDArray[np.float64], dict[str, float]]:
+        """Take one transition; return the point and, after warm-up, its statistics."""
+        this: Any = self
+        before, diverged = self.gradients, len(this._divergences)
+        kept, mean = max(0, this._t - this._warmup_steps), this._mean_accept_prob
+        with self.own_randomness():
+            z = this.sample(this._z_last or this.initial_params)["z"]
+        if warm:
+            return z.numpy(), {}
+        steps = self.gradients - before
+        return z.numpy(), {
+            "lp": -float(this._potential_energy_last),
+            "diverging": len(this._divergences) > diverged,
+            "energy": self.energy,
+            # Pyro keeps the running mean over the draws so far; its increment is this draw's.
+            "acceptance_rate": (kept + 1) * this._mean_accept_prob - kept * mean
+            if kept
+            else this._mean_accept_prob,
+            "step_size": float(this.step_size),
+            "n_steps": steps,
+            # A tree of depth k has more than 2^(k-1) - 1 and up to 2^k - 1 steps.
+            "tree_depth": math.ceil(math.log2(steps + 1)),
+        }
+
+
+class NUTSKernel(_Recording, NUTS):
+    """Pyro's NUTS on a log density."""
+
+
+class HMCKernel(_Recording, HMC):
+    """Pyro's HMC on a log density."""
+
+
+def run(
+    density: LogDensity,
+    kernels: Sequence[Any],
+    *,
+    warmup: int,
+    draws: int,
+    progress: bool | None,
+) -> Chains:
+    """Warm the kernels up and draw; on Ctrl-C return the draws so far.
+
+    Raises:
+        KeyboardInterrupt: interrupted before the first draw.
+    """
+    z = np.empty((len(kernels), draws, density.dim))
+    records: list[list[dict[str, float]]] = []
+    total = (warmup + draws) * len(kernels)
+    with bar(total, "sampling", progress) as progress_bar, pyro.validation_enabled(False):
+        try:
+            for kernel in kernels:
+                with kernel.own_randomness():
+                    kernel.setup(warmup)
+            for t in range(warmup + draws):
+                record = []
+                for chain, kernel in enumerate(kernels):
+                    point, stats = kernel.transition(warm=t < warmup)
+                    record.append(stats)
+                    if t >= warmup:
+                        z[chain, t - warmup] = point
+                    progress_bar.update()
+                if t >= warmup:
+                    records.append(record)
+                    diverging = sum(k._divergences != [] for k in kernels)
+                    if diverging and not t % 50:
+                        count = sum(len(k._divergences) for k in kernels)
+                        progress_bar.set_postfix(divergences=count)
+        except KeyboardInterrupt:
+            if not records:
+                raise
+    stats = {
+        name: np.array([[chain[name] for chain in record] for record in records]).T
+        for name in records[0][0]
+    }
+    return Chains(z[:, : len(records)], stats)

@@ -1,0 +1,26 @@
+"""Param sites under methods that draw from the posterior: they have none, and are held."""
+
+from __future__ import annotations
+
+from probdl.diagnostics import Finding
+from probdl.sites import Structure
+
+__all__ = ["held_params"]
+
+
+def held_params(structure: Structure) -> list[Finding]:
+    """Tell which param sites were held at their present values."""
+    names = tuple(s.name for s in structure.of("param"))
+    if not names:
+        return []
+    shown = ", ".join(map(repr, names[:5])) + (" …" if len(names) > 5 else "")
+    return [
+        Finding(
+            "warning",
+            "params_held",
+            f"the param sites {shown} have no prior, so they were held at their present values.",
+            "Give them a prior (pyro.sample, or PyroSample in a PyroModule), or estimate them with "
+            "method='mle' or 'map'.",
+            names,
+        )
+    ]
