@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -70,7 +71,7 @@ def infer(
     chosen = resolve(method)
     if seed is None:
         seed = secrets.randbits(32)
-    elif isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+    elif isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or seed < 0:
         raise SettingError(f"seed={seed!r}: seed must be a whole number of at least 0, or None.")
     clash = [name for name in _OWN if name in signature(model).parameters]
     if clash:
@@ -78,6 +79,7 @@ def infer(
             f"the model has the argument {clash[0]!r}, which infer() takes for itself. Rename the "
             "model's argument."
         )
+    seed = int(seed)
     program = Program(model, args, kwargs)
     if dims or coords:  # before the work, so that a slip does not lose it
         _check_labels(program, dims or {}, coords or {})

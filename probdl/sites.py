@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -14,12 +15,15 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import Transform, biject_to, constraints, transform_to
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from probdl.errors import DataError, ModelError
 from probdl.program import Program, base_distribution, check_finite, format_index
 from probdl.state import isolated
 
 __all__ = ["Site", "Structure", "bijection", "discover"]
+
+_TRIES = 100
 
 Kind = Literal["latent", "discrete", "param", "observed", "factor", "deterministic"]
 
@@ -93,10 +97,7 @@ def discover(program: Program) -> Structure:
     does not fit the plates.
     """
     program.check_finite()
-    traces: list[Trace] = []
-    for seed in (0, 1):
-        with isolated(seed):
-            traces.append(program.run(_identity, _RandomStart()))
+    traces = list(itertools.islice(_traces(program), 2))
     first, second = ({s.name: s for s in _sites(program, trace)} for trace in traces)
     _check_same(program, first, second)
     for site in first.values():
@@ -105,6 +106,24 @@ def discover(program: Program) -> Structure:
     return Structure(
         {name: _without_moving_transform(site, second[name]) for name, site in first.items()},
         max((-f.dim for n in traces[0].nodes.values() for f in _frames(n)), default=0),
+    )
+
+
+def _traces(program: Program) -> Iterator[Trace]:
+    """Run the program from random points; those where its linear algebra fails do not count."""
+    failure = None
+    for seed in range(_TRIES):
+        with isolated(seed):
+            try:
+                trace = program.run(_identity, _RandomStart())
+            except LinAlgError as error:
+                failure = error
+                continue
+        yield trace
+    raise ModelError(
+        f"the linear algebra of the model '{program.name}' failed at {_TRIES} random starts: "
+        f"{str(failure).splitlines()[0]} Check that its matrices are positive definite; a small "
+        "number on the diagonal (1e-6) helps one that is so only just."
     )
 
 
@@ -181,8 +200,8 @@ def _sample_site(name: str, node: Any) -> Site:
             dims[axis] = frame.name
     count = 0
     if kind in ("observed", "factor"):
-        batch = value.shape[: value.ndim - event] if kind == "observed" else fn.batch_shape
-        count = _count(node, torch.broadcast_shapes(batch, fn.batch_shape))
+        batch = value.shape[: value.ndim - event] if kind == "observed" else torch.Size()
+        count = _count(node, batch)
     return Site(
         name,
         kind,
@@ -221,7 +240,12 @@ def _unmasked(node: Any) -> Tensor:
 
 def _count(node: Any, batch: torch.Size) -> int:
     mask = _unmasked(node)
-    return int(mask.expand(torch.broadcast_shapes(batch, mask.shape)).sum())
+    try:
+        return int(
+            mask.expand(torch.broadcast_shapes(batch, mask.shape, node["fn"].batch_shape)).sum()
+        )
+    except RuntimeError:  # data that do not fit, of which _check_observed tells more
+        return 0
 
 
 def _check_same(program: Program, first: dict[str, Site], second: dict[str, Site]) -> None:

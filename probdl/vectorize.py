@@ -3,11 +3,11 @@
 ``torch.vmap`` does the work. It cannot follow two habits of probabilistic programs, which
 are therefore rewritten, without loss of meaning:
 
-- In-place random numbers on a fresh tensor (``torch.empty(n).normal_()``, as in many
-  ``rsample`` methods) become their out-of-place twins.
-- Autograd functions of the old style (Pyro's ``safe_log``, torch's Dirichlet) and in-place
-  writes are traced away: the function is recorded as a graph of plain operations on one
-  draw (``make_fx``), made functional, and that graph is mapped.
+- In-place random numbers (``torch.empty(n).exponential_()``, as in many ``rsample`` methods) and
+  writes through a mask (as in ``Multinomial.log_prob``) become copies of out-of-place twins.
+- In-place writes and autograd functions of the old style (Pyro's ``safe_log``, torch's
+  Dirichlet) are traced away: the function is recorded as a graph of plain operations on one
+  draw (``record``), made functional, and that graph is mapped.
 
 A program whose control flow depends on the values of a draw cannot be mapped by any of
 these. It is run draw by draw, and a warning says so.
@@ -24,11 +24,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import functionalize
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from probdl.errors import warn
+from probdl.record import has_mutation, record
 
 __all__ = ["vectorize"]
 
@@ -40,32 +40,42 @@ def _uniform(x: Tensor) -> Tensor:
 
 
 def _normal_(x: Tensor, mean: Any = 0.0, std: Any = 1.0, *, generator: Any = None) -> Tensor:
-    return mean + std * torch.randn(x.shape, dtype=x.dtype, device=x.device)
+    return x.copy_(mean + std * torch.randn(x.shape, dtype=x.dtype, device=x.device))
 
 
 def _uniform_(x: Tensor, low: Any = 0.0, high: Any = 1.0, *, generator: Any = None) -> Tensor:
-    return low + (high - low) * _uniform(x)
+    return x.copy_(low + (high - low) * _uniform(x))
 
 
 def _exponential_(x: Tensor, rate: Any = 1.0, *, generator: Any = None) -> Tensor:
-    return -torch.log1p(-_uniform(x)) / rate
+    return x.copy_(-torch.log1p(-_uniform(x)) / rate)
 
 
 def _cauchy_(x: Tensor, median: Any = 0.0, scale: Any = 1.0, *, generator: Any = None) -> Tensor:
-    return median + scale * torch.tan(math.pi * (_uniform(x) - 0.5))
+    return x.copy_(median + scale * torch.tan(math.pi * (_uniform(x) - 0.5)))
 
 
-_OUT_OF_PLACE: dict[Any, Callable[..., Tensor]] = {
+def _set_item(x: Tensor, index: Any, value: Any) -> None:
+    """Write ``x[mask] = number`` as a choice, whose shape does not depend on the values."""
+    if isinstance(index, Tensor) and index.dtype == torch.bool and not isinstance(value, Tensor):
+        mask = index.reshape(index.shape + (1,) * (x.ndim - index.ndim))
+        x.copy_(torch.where(mask, value, x))
+    else:
+        x[index] = value
+
+
+_REWRITTEN: dict[Any, Callable[..., Any]] = {
     Tensor.normal_: _normal_,
     Tensor.uniform_: _uniform_,
     Tensor.exponential_: _exponential_,
     Tensor.cauchy_: _cauchy_,
+    Tensor.__setitem__: _set_item,
 }
 
 
-class _OutOfPlaceRandom(TorchFunctionMode):
+class _Rewrite(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        return _OUT_OF_PLACE.get(func, func)(*args, **(kwargs or {}))
+        return _REWRITTEN.get(func, func)(*args, **(kwargs or {}))
 
 
 @contextmanager
@@ -81,6 +91,15 @@ def _without_fallback_warnings() -> Iterator[None]:
         functorch._set_vmap_fallback_warning_enabled(True)
 
 
+def _plain(fn: Callable[[Any], Any], example: Any) -> Callable[[Any], Any]:
+    """Record a function of one draw as plain operations, without writes in place."""
+    values, structure = tree_flatten(example)
+    graph = record(lambda *xs: fn(tree_unflatten(xs, structure)), values)
+    if has_mutation(graph):
+        graph = record(functionalize(graph), values)
+    return lambda draw: graph(*tree_flatten(draw)[0])
+
+
 def vectorize(fn: Callable[[Any], Any], draws: Any) -> Any:
     """Apply ``fn`` to every draw: ``[fn(d) for d in draws]``, stacked, in one pass.
 
@@ -94,14 +113,17 @@ def vectorize(fn: Callable[[Any], Any], draws: Any) -> Any:
     """
 
     def one(draw: Any) -> Any:
-        with _OutOfPlaceRandom():
+        with _Rewrite():
             return fn(draw)
 
     leaves = torch.utils._pytree.tree_leaves(draws)
     count = len(leaves[0])
     first = tree_map(lambda x: x[0], draws)
     with torch.no_grad(), _without_fallback_warnings():
-        size = sum(x.numel() for x in torch.utils._pytree.tree_leaves(fn(first)))
+        once = fn(first)
+        if count == 1:
+            return tree_map(lambda x: x[None], once)
+        size = sum(x.numel() for x in torch.utils._pytree.tree_leaves(once))
         chunk = max(1, _CHUNK_ELEMENTS // max(size, 1))
         mapped: Any = {"randomness": "different", "chunk_size": chunk if chunk < count else None}
         try:
@@ -109,8 +131,7 @@ def vectorize(fn: Callable[[Any], Any], draws: Any) -> Any:
         except Exception:  # whatever vmap cannot follow: try the next way, the last one is safe
             pass
         try:
-            graph = make_fx(functionalize(make_fx(one)(first)))(first)
-            return torch.vmap(graph, **mapped)(draws)
+            return torch.vmap(_plain(one, first), **mapped)(draws)
         except Exception as error:
             reason = str(error).splitlines()[0]
         warn(

@@ -75,14 +75,13 @@ class _Recording:
         if warm:
             return z.numpy(), {}
         steps = self.gradients - before
+        change = this._mean_accept_prob - mean if kept else 0.0
         return z.numpy(), {
             "lp": -float(this._potential_energy_last),
             "diverging": len(this._divergences) > diverged,
             "energy": self.energy,
             # Pyro keeps the running mean over the draws so far; its increment is this draw's.
-            "acceptance_rate": (kept + 1) * this._mean_accept_prob - kept * mean
-            if kept
-            else this._mean_accept_prob,
+            "acceptance_rate": min(max(this._mean_accept_prob + kept * change, 0.0), 1.0),
             "step_size": float(this.step_size),
             "n_steps": steps,
             # A tree of depth k has more than 2^(k-1) - 1 and up to 2^k - 1 steps.

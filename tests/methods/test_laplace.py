@@ -1,0 +1,59 @@
+"""The Laplace approximation: its evidence, its weights, and where it cannot be made."""
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from scipy import stats
+
+import probdl
+from probdl.models import linear_regression
+
+
+def test_log_evidence_of_a_normal_model_is_exact():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(20, 3))
+    y = x @ [1.0, -1.0, 0.5] + rng.normal(size=20)
+    method = probdl.Laplace(draws=500)
+    fit = probdl.infer(linear_regression, x, y, scale=2.0, noise=1.5, method=method, seed=1)
+    design = np.c_[np.ones(20), x]
+    covariance = 1.5**2 * np.eye(20) + 2.0**2 * design @ design.T
+    exact = stats.multivariate_normal(np.zeros(20), covariance).logpdf(y)
+    assert fit.stats["log_evidence"] == pytest.approx(exact, abs=1e-6)
+    np.testing.assert_allclose(np.exp(fit.stats["log_weights"]).sum(), 1.0)
+    assert fit.stats["lp"].shape == (1, 500)
+
+
+def test_a_posterior_with_heavier_tails_has_a_high_pareto_k():
+    def model():
+        pyro.sample("x", dist.Cauchy(torch.zeros(3), 1.0).to_event(1))
+
+    with pytest.warns(probdl.FindingWarning, match="Pareto k-hat"):
+        fit = probdl.infer(model, method=probdl.Laplace(draws=4000), seed=1)
+    assert fit.stats["pareto_k"] > 0.7
+
+
+def test_a_direction_without_curvature_is_named():
+    def model(y):
+        a = pyro.sample("a", dist.ImproperUniform(dist.constraints.real, (), ()))
+        b = pyro.sample("b", dist.ImproperUniform(dist.constraints.real, (), ()))
+        pyro.sample("y", dist.Normal(a + b, 1.0), obs=y)
+
+    with pytest.raises(
+        probdl.ModelError, match=r"does not curve down at its mode along [ab], [ab]"
+    ):
+        probdl.infer(model, np.ones(3), method="laplace", seed=1)
+
+
+def test_params_are_held_and_told():
+    def model(y):
+        shift = pyro.param("shift", torch.tensor(5.0))
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(mu + shift, 1.0), obs=y)
+
+    with pytest.warns(probdl.FindingWarning, match="'shift' have no prior"):
+        fit = probdl.infer(model, np.array([6.0]), method="laplace", seed=1)
+    assert fit.stats["mode"][0] == pytest.approx(0.5)  # of y - shift = 1
+    error = 1.5**0.5 / 1000**0.5
+    assert abs(fit.predict()["y"].mean() - 5.5) < 4 * error

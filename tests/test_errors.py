@@ -1,0 +1,259 @@
+"""Bad input gets a message that says what, where and what to try."""
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+import probdl
+from probdl.models import beta_binomial, gamma_poisson, linear_regression, normal_normal
+
+X = np.arange(12.0).reshape(6, 2)
+Y = np.arange(6.0)
+
+
+def message_of(kind, model, *args, **kwargs):
+    with pytest.raises(kind) as error:
+        probdl.infer(model, *args, seed=0, progress=False, **kwargs)
+    assert isinstance(error.value, probdl.ProbdlError)
+    assert isinstance(error.value, ValueError)
+    return str(error.value)
+
+
+def test_no_observed_site_for_mle():
+    message = message_of(probdl.ModelError, normal_normal, np.ones(3), method="mle")
+    assert "'normal_normal' has no observed site" in message
+    assert "obs=" in message
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_data_that_are_not_finite_name_the_argument_and_the_index(bad):
+    x = X.copy()
+    x[4, 1] = bad
+    message = message_of(probdl.DataError, linear_regression, x, Y)
+    assert "argument 'x': 1 of 12 values are NaN or infinite" in message
+    assert f"index (4, 1) = {bad}" in message
+    y = Y.copy()
+    y[[2, 3]] = bad
+    message = message_of(probdl.DataError, linear_regression, X, y=y)
+    assert "argument 'y': 2 of 6 values" in message
+    assert "index 2 =" in message
+
+
+def test_data_in_a_dict_are_named_by_their_key():
+    def model(data):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=data["y"])
+
+    message = message_of(probdl.DataError, model, {"y": np.array([1.0, np.nan])})
+    assert "argument 'data['y']'" in message
+
+
+def test_data_in_a_closure_are_named_by_their_site():
+    data = torch.tensor([1.0, float("nan")])
+
+    def model():
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=data)
+
+    assert "site 'y'" in message_of(probdl.DataError, model)
+
+
+def test_values_outside_the_support():
+    count = np.array([1.0, 2.0, 3.0, 0.0, -1.0, -2.0])
+    message = message_of(probdl.DataError, gamma_poisson, np.ones(6), count)
+    assert message.startswith("site 'count': 2 of 6 values are outside the support of Poisson")
+    assert "(first: index 4 = -1.0)" in message
+    assert "passed as 'count'" in message
+    message = message_of(probdl.DataError, beta_binomial, np.full(2, 3), np.array([1, 4]))
+    assert "outside the support of Binomial" in message
+
+
+def test_a_support_that_depends_on_a_latent_site_is_not_bad_data():
+    def model(y):
+        top = pyro.sample("top", dist.Exponential(0.1))
+        pyro.sample("y", dist.Uniform(0.0, top + 5), obs=y)
+
+    fit = probdl.infer(model, np.array([4.0, 2.0]), method="laplace", seed=0)
+    assert np.isfinite(fit.stats["log_evidence"])
+
+
+def test_shapes_that_do_not_fit_a_plate():
+    message = message_of(probdl.DataError, linear_regression, X, Y[:, None])
+    assert "site 'y'" in message
+    assert "shape (6, 1)" in message
+    assert "plate 'obs' of size 6" in message
+    message = message_of(probdl.DataError, linear_regression, X, np.arange(5.0))
+    assert "shape (5,)" in message
+
+
+def test_a_latent_site_that_does_not_fit_its_plate():
+    def model(y):
+        with pyro.plate("obs", 4):
+            mu = pyro.sample("mu", dist.Normal(torch.zeros(3), 1.0))
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    message = message_of(probdl.ModelError, model, np.zeros(4))
+    assert "the model 'model' failed at test_errors.py" in message
+    assert "pyro.sample" in message
+
+
+def test_a_discrete_site_that_cannot_be_summed_out():
+    def model(y):
+        k = pyro.sample("k", dist.Poisson(3.0))
+        pyro.sample("y", dist.Normal(k, 1.0), obs=y)
+
+    message = message_of(probdl.ModelError, model, Y)
+    assert "site 'k': Poisson is discrete without a finite support" in message
+    assert "sum" in message.split("support", 1)[1]
+
+
+def test_no_latent_site():
+    def model(y):
+        pyro.sample("y", dist.Normal(0.0, 1.0), obs=y)
+
+    for method in ("nuts", "map", "laplace", "mle"):
+        message = message_of(probdl.ModelError, model, Y, method=method)
+        assert "'model' has no site to infer" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"), [("nutz", "nuts"), ("MLEE", "mle"), ("laplas", "laplace")]
+)
+def test_an_unknown_method_gets_the_nearest(name, nearest):
+    message = message_of(probdl.SettingError, normal_normal, Y, method=name)
+    assert f"there is no method {name!r}; did you mean {nearest!r}?" in message
+    assert "'map'" in message
+
+
+def test_a_method_of_another_type():
+    assert "pass a name" in message_of(probdl.SettingError, normal_normal, Y, method=3)
+
+
+@pytest.mark.parametrize(
+    ("make", "part"),
+    [
+        (lambda: probdl.NUTS(draws=0), "NUTS(draws=0): draws must be a whole number of at least 1"),
+        (lambda: probdl.NUTS(draws=1.5), "draws must be a whole number"),
+        (lambda: probdl.NUTS(chains=True), "chains must be a whole number"),
+        (lambda: probdl.NUTS(target_accept=1.0), "target_accept must be a number above 0"),
+        (lambda: probdl.NUTS(target_accept="high"), "target_accept must be a number"),
+        (lambda: probdl.NUTS(max_treedepth=0), "max_treedepth must be"),
+        (lambda: probdl.NUTS(engine="natve"), "did you mean 'native'?"),
+        (lambda: probdl.NUTS(mass_matrix="full"), "must be one of 'diag', 'dense'"),
+        (lambda: probdl.HMC(trajectory_length=-1), "trajectory_length must be a number above 0"),
+        (lambda: probdl.MLE(starts=0), "MLE(starts=0)"),
+        (lambda: probdl.MAP(ci_prob=95), "ci_prob must be a number above 0 and below 1"),
+        (lambda: probdl.Laplace(draws=1), "Laplace(draws=1)"),
+    ],
+)
+def test_a_setting_out_of_range(make, part):
+    with pytest.raises(probdl.SettingError) as error:
+        make()
+    assert part in str(error.value)
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, "a", True])
+def test_a_seed_that_is_none(seed):
+    with pytest.raises(probdl.SettingError, match="seed must be a whole number"):
+        probdl.infer(normal_normal, Y, seed=seed)
+
+
+def test_a_numpy_integer_is_a_whole_number():
+    assert probdl.NUTS(draws=np.int64(10)).draws == 10
+    sigma, y, seed = np.ones(6), Y, np.int64(3)
+    assert probdl.infer(normal_normal, sigma, y, method="map", seed=seed).seed == 3
+
+
+def test_a_site_observed_in_one_run_and_latent_in_another():
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=y if mu > 0 else None)
+
+    message = message_of(probdl.ModelError, model, torch.tensor(1.0))
+    assert "site 'y' is" in message
+    assert "latent" in message
+    assert "observed" in message
+
+
+def test_a_site_that_is_there_in_some_runs_only():
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        if mu > 0:
+            pyro.sample("extra", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    message = message_of(probdl.ModelError, model, torch.tensor(1.0))
+    assert "site 'extra' is met in one run" in message
+
+
+def test_a_model_that_never_finds_a_finite_start():
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Uniform(mu, mu + 1), obs=y)
+
+    message = message_of(probdl.ModelError, model, torch.tensor([1e6]))
+    assert "no finite log density at any of 100 random starts" in message
+    assert "site 'y' ~ Uniform" in message
+
+
+def test_arguments_that_the_model_does_not_take():
+    message = message_of(probdl.ModelError, linear_regression, X, Y, noize=1.0)
+    assert "noize" in message
+    assert "linear_regression(x" in message
+
+
+def test_an_argument_that_infer_takes_for_itself():
+    def model(seed, y):
+        mu = pyro.sample("mu", dist.Normal(seed, 1.0))
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    message = message_of(probdl.ModelError, model, 1.0, Y)
+    assert "'seed', which infer() takes for itself" in message
+
+
+def test_text_among_the_data():
+    message = message_of(probdl.DataError, normal_normal, np.array(["a", "b"]))
+    assert "array of dtype <U1" in message
+
+
+def test_not_a_model():
+    assert "cannot be called" in message_of(probdl.ModelError, "eight_schools", Y)
+
+
+def test_an_error_inside_the_model_tells_its_line_and_the_shapes():
+    def model(x, y):
+        w = pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(x @ w, 1.0).to_event(1), obs=y)
+
+    message = message_of(probdl.ModelError, model, X, Y)
+    assert "failed at test_errors.py:" in message
+    assert "x @ w" in message
+    assert "x (6, 2) float64, y (6,) float64" in message
+
+
+def test_a_subsampling_plate():
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("obs", len(y), subsample_size=2) as i:
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y[i])
+
+    assert "subsample" in message_of(probdl.ModelError, model, Y)
+
+
+def test_a_slip_in_coords_or_dims_is_told_before_the_work():
+    message = message_of(probdl.SettingError, linear_regression, X, Y, dims={"betta": ["p"]})
+    assert "dims names 'betta'" in message
+    message = message_of(probdl.SettingError, linear_regression, X, Y, coords={"predictor": "abc"})
+    assert "coords['predictor'] has 3 labels, but 'beta' is 2 long" in message
+
+
+def test_a_flat_prior_has_no_predictive():
+    def model(y):
+        mu = pyro.sample("mu", dist.ImproperUniform(dist.constraints.real, (), ()))
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    fit = probdl.infer(model, Y, method="laplace", seed=0)
+    with pytest.raises(probdl.ModelError, match="prior of 'mu' is flat"):
+        fit.to_idata(prior=True)

@@ -1,0 +1,271 @@
+"""What a fit tells: predictions, scores, the ArviZ container, its text."""
+
+import arviz as az
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from scipy import stats
+from scipy.special import logsumexp
+
+import probdl
+from probdl.models import linear_regression, normal_normal
+
+RNG = np.random.default_rng(3)
+X = RNG.normal(size=(25, 2))
+Y = 1.0 + X @ [2.0, -1.0] + RNG.normal(size=25)
+
+
+@pytest.fixture(scope="module")
+def regression():
+    return probdl.infer(linear_regression, X, Y, method="laplace", seed=1)
+
+
+def test_draws_are_numpy_by_chain_and_draw(schools_fit):
+    shapes = {name: array.shape for name, array in schools_fit.draws.items()}
+    assert shapes == {
+        "mu": (2, 200), "tau": (2, 200), "theta_trans": (2, 200, 8), "theta": (2, 200, 8)
+    }  # fmt: skip
+    assert all(array.dtype == np.float64 for array in schools_fit.draws.values())
+    d = schools_fit.draws
+    np.testing.assert_allclose(
+        d["theta"], d["mu"][..., None] + d["tau"][..., None] * d["theta_trans"]
+    )
+
+
+def test_log_likelihood_is_that_of_each_draw(regression):
+    points = regression.log_likelihood()["y"]
+    d = regression.draws
+    mean = d["intercept"][..., None] + d["beta"] @ X.T
+    np.testing.assert_allclose(points, stats.norm(mean, d["sigma"][..., None]).logpdf(Y))
+
+
+def test_log_predictive_averages_densities_pointwise_and_jointly(regression):
+    points = regression.log_likelihood()["y"][0]
+    scored = regression.log_predictive()
+    np.testing.assert_allclose(scored.pointwise["y"], logsumexp(points, 0) - np.log(len(points)))
+    assert scored.total == pytest.approx(scored.pointwise["y"].sum())
+    assert scored.joint == pytest.approx(logsumexp(points.sum(1)) - np.log(len(points)))
+    assert "over 25 observations" in repr(scored)
+    again = regression.log_predictive(X, y=Y)
+    assert again.joint == pytest.approx(scored.joint)
+
+
+def test_predictions_at_new_arguments_have_their_shape_and_mean(regression):
+    new = np.random.default_rng(4).normal(size=(7, 2))
+    predicted = regression.predict(new)["y"]
+    assert predicted.shape == (1, 1000, 7)
+    d = regression.draws
+    mean = (d["intercept"][..., None] + d["beta"] @ new.T)[0]
+    error = np.hypot(mean.std(0), d["sigma"].mean()) / 1000**0.5
+    assert (abs(predicted[0].mean(0) - mean.mean(0)) < 4 * error).all()
+    # Data that come along are not looked at: observed sites are drawn anew.
+    np.testing.assert_array_equal(regression.predict(new, np.zeros(7))["y"], predicted)
+
+
+def test_scoring_without_data_is_an_error(regression):
+    with pytest.raises(probdl.ModelError, match="observes no site on these arguments"):
+        regression.log_predictive(X)
+
+
+def test_a_scalar_distribution_over_an_array_predicts_the_array():
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    fit = probdl.infer(model, Y, method="laplace", seed=1)
+    replicates = fit.posterior_predictive()["y"]
+    assert replicates.shape == (1, 1000, 25)
+    assert abs(np.corrcoef(replicates[0].T)[0, 1]) < 0.2  # independent given mu
+
+
+def test_a_site_of_another_shape_is_drawn_from_its_prior_and_told(schools_fit):
+    with pytest.warns(UserWarning, match="site 'theta_trans' has another shape"):
+        new = schools_fit.predict(np.ones(3))
+    assert new["theta"].shape == (2, 200, 3)
+    # mu and tau keep their posterior: Var(theta_new) = Var(mu) + E[tau²], their draws being kept.
+    d = schools_fit.draws
+    spread = (new["theta"][..., 0] - d["mu"]) / d["tau"]
+    assert abs(spread.mean()) < 4 / 400**0.5
+    assert spread.std() == pytest.approx(1.0, abs=4 / 800**0.5)
+
+
+def test_mixture_predictions_and_scores_sum_over_the_components():
+    rng = np.random.default_rng(5)
+    y = np.r_[rng.normal(-4.0, 1.0, 30), rng.normal(4.0, 1.0, 90)]
+
+    def model(y):
+        weight = pyro.sample("weight", dist.Beta(1.0, 1.0))
+        mu = pyro.sample("mu", dist.Normal(torch.tensor([-4.0, 4.0]), 1.0).to_event(1))
+        with pyro.plate("obs", len(y)):
+            k = pyro.sample("k", dist.Bernoulli(weight))
+            pyro.sample("y", dist.Normal(mu[k.long()], 1.0), obs=y)
+
+    fit = probdl.infer(model, y, method="laplace", seed=1)
+    weight, mu = fit.draws["weight"][0, :, None], fit.draws["mu"][0]
+    density = (1 - weight) * stats.norm(mu[:, :1], 1).pdf(y)
+    density = density + weight * stats.norm(mu[:, 1:], 1).pdf(y)
+    np.testing.assert_allclose(fit.log_likelihood()["y"][0], np.log(density))
+    positive = np.where(mu[:, 1:] > 0, weight, 1 - weight)  # whichever way round the mode is
+    share = (fit.predict()["y"] > 0).mean()
+    assert abs(share - positive.mean()) < 4 * np.hypot(weight.std(), 0.5 / 120**0.5) / 1000**0.5
+
+
+def test_a_discrete_site_common_to_all_data_keeps_its_posterior():
+    rng = np.random.default_rng(6)
+    y = np.r_[rng.normal(-2.0, 1.0, 12), rng.normal(3.0, 1.0, 20)]
+
+    def change_point(y):
+        before = pyro.sample("before", dist.Normal(0.0, 5.0))
+        after = pyro.sample("after", dist.Normal(0.0, 5.0))
+        at = pyro.sample("at", dist.Categorical(torch.ones(len(y))))
+        mean = torch.where(torch.arange(len(y)) < at, before, after)
+        with pyro.plate("time", len(y)):
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+    fit = probdl.infer(change_point, y, method="laplace", seed=1)
+    mean = fit.predict()["y"].mean((0, 1))
+    assert (mean[:11] < -1).all()
+    assert (mean[13:] > 2).all()
+    # Tied together by `at`, the observations have a joint score only.
+    with pytest.raises(probdl.ModelError, match="ties the observations together"):
+        fit.log_likelihood()
+    by_hand = [
+        logsumexp([
+            stats.norm(np.where(np.arange(32) < at, a, b), 1).logpdf(y).sum() - np.log(32)
+            for at in range(32)
+        ])
+        for a, b in zip(fit.draws["before"][0, :50], fit.draws["after"][0, :50], strict=True)
+    ]  # fmt: skip
+    whole = probdl.predictive.log_likelihood(fit.program, fit.structure, fit._tensors())[1]
+    np.testing.assert_allclose(whole[:50], by_hand)
+    with pytest.warns(UserWarning, match="no group log_likelihood"):
+        assert "posterior_predictive" in fit.idata
+
+
+def test_masked_observations_do_not_count():
+    def model(y, seen):
+        mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+        with pyro.plate("obs", len(y)), pyro.poutine.mask(mask=seen):
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    seen = np.arange(25) < 10
+    fit = probdl.infer(model, Y, seen, method="mle", seed=1)
+    assert fit.draws["mu"].item() == pytest.approx(Y[:10].mean(), abs=1e-6)
+    assert fit.stats["num_observations"] == 10
+    assert (fit.log_likelihood()["y"][0, 0, 10:] == 0).all()
+
+
+def test_a_factor_is_part_of_the_density_and_not_an_observation():
+    def model(y):
+        mu = pyro.sample("mu", dist.ImproperUniform(dist.constraints.real, (), ()))
+        pyro.factor("prior", -0.5 * mu**2)
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    fit = probdl.infer(model, np.ones(3), method="laplace", seed=1)
+    assert fit.stats["mode"][0] == pytest.approx(0.75)
+    assert set(fit.log_likelihood()) == {"y"}
+    assert set(fit.idata.observed_data.data_vars) == {"y"}
+
+
+def test_idata_has_the_groups_and_the_plates_as_dims(schools_fit, schools):
+    idata = schools_fit.idata
+    groups = {"posterior", "sample_stats", "log_likelihood", "posterior_predictive",
+              "observed_data", "constant_data"}  # fmt: skip
+    assert groups <= {name.strip("/") for name in idata.groups()}
+    assert idata.posterior["theta"].dims == ("chain", "draw", "school")
+    assert idata.log_likelihood["y"].dims == ("chain", "draw", "school")
+    assert idata.observed_data["y"].dims == ("school",)
+    assert idata.constant_data["sigma"].dims == ("school",)
+    assert list(idata.posterior["school"].values) == list("ABCDEFGH")
+    np.testing.assert_array_equal(idata.observed_data["y"], schools[1])
+    assert idata.posterior["theta"].sel(school="C").shape == (2, 200)
+
+
+def test_arviz_works_on_idata_directly(schools_fit, schools, tmp_path):
+    other = probdl.infer(normal_normal, *schools, scale=5.0, method="laplace", seed=1)
+    assert "theta[A]" in az.summary(schools_fit.idata).index
+    assert np.isfinite(az.loo(schools_fit.idata).elpd_loo)
+    table = az.compare({"pooled": other.idata, "partial": schools_fit.idata})
+    assert set(table.index) == {"pooled", "partial"}
+    assert az.plot_trace(schools_fit.idata, var_names=["mu", "tau"]) is not None
+    assert az.plot_ppc(schools_fit.idata) is not None
+    path = tmp_path / "fit.nc"
+    schools_fit.idata.to_netcdf(str(path), engine="h5netcdf")
+    read = az.from_netcdf(str(path), engine="h5netcdf")
+    np.testing.assert_array_equal(read.posterior["theta"], schools_fit.draws["theta"])
+
+
+def test_the_prior_on_request(schools_fit):
+    idata = schools_fit.to_idata(prior=4000)
+    prior = idata.prior
+    assert prior["theta"].shape == (1, 4000, 8)
+    assert idata.prior_predictive["y"].shape == (1, 4000, 8)
+    assert abs(float(prior["mu"].mean())) < 4 * 5 / 4000**0.5
+    assert float(prior["mu"].std()) == pytest.approx(5.0, rel=4 / 8000**0.5)
+    assert float(prior["tau"].median()) == pytest.approx(5.0, rel=0.15)  # of a HalfCauchy(5)
+
+
+def test_names_that_clash_are_told_apart():
+    def model(y):
+        with pyro.plate("y", len(y)):
+            mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+            pyro.sample("obs", dist.Normal(mu, 1.0), obs=y)
+
+    fit = probdl.infer(model, Y, method="laplace", seed=1)
+    assert fit.idata.posterior["mu"].dims == ("chain", "draw", "y_dim")
+
+
+def test_dims_and_coords_name_what_plates_do_not():
+    def model(x, y):
+        beta = pyro.sample("beta", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(x @ beta, 1.0).to_event(1), obs=y)
+
+    fit = probdl.infer(
+        model, X, Y, method="map", seed=1, dims={"beta": ["slope"]}, coords={"slope": ["a", "b"]}
+    )
+    assert fit.idata.posterior["beta"].dims == ("chain", "draw", "slope")
+    assert list(fit.summary().index) == ["beta[a]", "beta[b]"]
+
+
+def test_a_point_estimate_is_a_fit_like_any_other():
+    fit = probdl.infer(linear_regression, X, Y, method="mle", seed=1)
+    assert fit.is_point
+    assert fit.idata.posterior["beta"].shape == (1, 1, 2)
+    assert fit.predict(X[:3])["y"].shape == (1, 1, 3)
+    assert fit.log_predictive().joint == pytest.approx(fit.stats["log_likelihood"])
+
+
+def test_text_and_html_tell_what_was_fitted_and_found(schools_fit):
+    text = repr(schools_fit)
+    assert text.startswith("Fit of 'eight_schools' by NUTS(draws=200,")
+    assert "2 chains of 200 draws of 18 scalars" in text
+    assert "theta[H]" in text
+    page = schools_fit._repr_html_()
+    assert "<table" in page
+    assert "eight_schools" in page
+    point = probdl.infer(linear_regression, X, Y, method="map", seed=1)
+    assert "a point estimate" in repr(point)
+    assert "standard_error" in point._repr_html_()
+    rng = np.random.default_rng(7)
+    data = rng.normal(size=(50, 30)), rng.normal(size=50)
+    many = probdl.infer(linear_regression, *data, method="map", seed=1)
+    assert "… and 12 more rows in fit.summary()" in repr(many)
+
+
+def test_findings_are_readable():
+    finding = probdl.Finding("warning", "ess", "Few <draws>.", "Draw more.")
+    findings = probdl.Findings([probdl.Finding("info", "a", "b"), finding])
+    assert findings[0] is finding  # the gravest first
+    assert str(findings) == "warning (ess): Few <draws>. Draw more.\ninfo (a): b"
+    assert "Few &lt;draws&gt;." in findings._repr_html_()
+    assert "no findings" in str(probdl.Findings())
+
+
+def test_a_model_without_its_data_is_the_prior():
+    method = probdl.NUTS(draws=300, warmup=200, chains=2)
+    fit = probdl.infer(normal_normal, np.ones(8), scale=5.0, method=method, seed=2)
+    assert fit.draws["y"].shape == (2, 300, 8)  # not given, so latent as well
+    error = float(az.mcse(fit.idata, var_names="mu")["mu"])
+    assert abs(fit.draws["mu"].mean()) < 4 * error

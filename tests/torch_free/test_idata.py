@@ -1,0 +1,104 @@
+"""The ArviZ container under either ArviZ generation; no torch, so that ArviZ 1.x is easily had."""
+
+import importlib
+import sys
+import types
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+
+mpl.use("Agg")
+
+try:
+    from probdl import idata
+except ImportError:  # without torch, the one file by itself
+    package = types.ModuleType("probdl")
+    package.__path__ = [str(Path(__file__).parents[2] / "probdl")]
+    sys.modules["probdl"] = package
+    idata = importlib.import_module("probdl.idata")
+
+az = idata.az
+RNG = np.random.default_rng(0)
+THETA = RNG.normal(size=(4, 250, 3))
+LOG_LIKELIHOOD = -0.5 * RNG.normal(size=(4, 250, 3)) ** 2
+
+
+@pytest.fixture(scope="module")
+def container():
+    return idata.to_idata(
+        {
+            "posterior": {"theta": THETA, "mu": THETA.mean(-1)},
+            "sample_stats": {"energy": RNG.normal(size=(4, 250)), "lp": RNG.normal(size=(4, 250))},
+            "log_likelihood": {"y": LOG_LIKELIHOOD},
+            "posterior_predictive": {"y": RNG.normal(size=(4, 250, 3, 2))},
+            "observed_data": {"y": np.zeros((3, 2))},
+            "constant_data": {"sigma": np.ones(3)},
+            "prior": {},
+        },
+        dims={"theta": ["school"], "y": ["school", None], "sigma": ["school"]},
+        coords={"school": ["a", "b", "c"]},
+    )
+
+
+def test_it_is_the_container_of_this_arviz(container):
+    expected = "DataTree" if idata.ARVIZ_1 else "InferenceData"
+    assert type(container).__name__ == expected
+    groups = container.children if idata.ARVIZ_1 else container.groups()
+    assert set(groups) == {"posterior", "sample_stats", "log_likelihood", "posterior_predictive",
+                           "observed_data", "constant_data"}  # fmt: skip
+
+
+def test_dims_and_coords(container):
+    assert container.posterior["theta"].dims == ("chain", "draw", "school")
+    assert container.log_likelihood["y"].dims == ("chain", "draw", "school")
+    assert container.posterior_predictive["y"].dims == ("chain", "draw", "school", "y_dim_1")
+    assert container.observed_data["y"].dims == ("school", "y_dim_1")
+    assert container.constant_data["sigma"].dims == ("school",)
+    np.testing.assert_array_equal(container.posterior["theta"].sel(school="b"), THETA[..., 1])
+
+
+def test_statistics_are_those_of_arviz(container):
+    rhat, bulk = idata.rhat(container), idata.ess(container, "bulk")
+    assert rhat["theta"].shape == (3,)
+    assert (abs(rhat["theta"] - 1) < 0.02).all()
+    assert 700 < bulk["mu"] < 1400  # a thousand independent draws
+    assert idata.ess(container, "tail")["theta"].shape == (3,)
+    energy = np.random.default_rng(1).normal(size=(3, 500))
+    expected = (np.diff(energy) ** 2).sum(1) / 500 / energy.var(1)
+    np.testing.assert_allclose(idata.bfmi(energy), expected, rtol=0.01)
+
+
+def test_summary_has_a_row_for_each_scalar(container):
+    table = idata.summary(container)
+    assert list(table.index) == ["theta[a]", "theta[b]", "theta[c]", "mu"]
+    assert {"mean", "sd", "r_hat", "ess_bulk"} <= set(table.columns)
+
+
+def test_psis_smooths_and_judges():
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=2000)
+    light = -0.5 * x**2 / 0.8**2 + 0.5 * x**2  # a normal narrower than the draws
+    weights, k = idata.psis(light)
+    assert k < 0.5
+    np.testing.assert_allclose(np.exp(weights).sum(), 1.0)
+    assert idata.psis(-light * 8)[1] > 0.7
+    assert idata.psis(np.zeros(100))[1] == -np.inf
+
+
+def test_names_that_clash():
+    assert idata.unclashed({"y": ["y", None]}, ["y"]) == {"y": ["y_dim", None]}
+
+
+def test_arviz_reads_it(container, tmp_path):
+    assert len(az.summary(container)) == 4
+    loo = az.loo(container, var_name="y")
+    assert np.isfinite(loo.elpd if idata.ARVIZ_1 else loo.elpd_loo)
+    assert len(az.compare({"one": container, "other": container}, var_name="y")) == 2
+    plots = [az.plot_trace, az.plot_ppc_dist if idata.ARVIZ_1 else az.plot_ppc]
+    for plot in plots:
+        assert plot(container) is not None
+    container.to_netcdf(str(tmp_path / "fit.nc"), engine="h5netcdf")
+    read = az.from_netcdf(str(tmp_path / "fit.nc"), engine="h5netcdf")
+    np.testing.assert_array_equal(read["posterior"]["theta"], THETA)
