@@ -13,6 +13,7 @@ from probdl.density import LogDensity
 from probdl.diagnostics import Finding, Findings
 from probdl.errors import DataError, FindingWarning, ModelError, ProbdlError, SettingError
 from probdl.fit import Fit, LogPredictive
+from probdl.health import clear_cache, doctor
 from probdl.infer import infer
 from probdl.methods import HMC, MAP, MLE, NUTS, Laplace, Method
 
@@ -33,6 +34,8 @@ __all__ = [
     "ModelError",
     "ProbdlError",
     "SettingError",
+    "clear_cache",
+    "doctor",
     "infer",
 ]
 __version__ = "0.1.0"

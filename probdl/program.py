@@ -9,7 +9,7 @@ import sysconfig
 import textwrap
 import traceback
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,7 +23,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map
+from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves, tree_map
 
 from probdl.errors import DataError, ModelError, ProbdlError
 from probdl.state import evaluation
@@ -150,6 +150,22 @@ class Program:
         other._bind(args, kwargs)
         return other
 
+    def tensors(self) -> list[Tensor]:
+        """List the tensors among the arguments, in a fixed order."""
+        return [leaf for leaf in tree_leaves(self.arguments) if isinstance(leaf, Tensor)]
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Program:
+        """Return the same program with other tensors in the places of those it has."""
+        left = iter(tensors)
+        other = copy.copy(self)
+        other.arguments = tree_map(
+            lambda leaf: next(left) if isinstance(leaf, Tensor) else leaf, self.arguments
+        )
+        bound = self.signature.bind_partial()
+        bound.arguments.update(other.arguments)
+        other.args, other.kwargs = bound.args, bound.kwargs
+        return other
+
     def named_data(self) -> list[tuple[str, Tensor]]:
         """List the tensors among the arguments, each with a name for messages and outputs."""
         leaves, _ = tree_flatten_with_path(self.arguments)
@@ -194,8 +210,10 @@ class Program:
                         raise
                     self.promote = True
                     return read(self._trace(model, swap))
-        except (ProbdlError, LinAlgError):
+        except LinAlgError:
             raise
+        except ProbdlError as error:  # Pyro makes it anew, with the shapes of its trace below
+            raise type(error)(_first_part(error)) from None
         except Exception as error:
             raise self.explain(error) from None
 
@@ -216,12 +234,16 @@ class Program:
             f"{name} {tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}"
             for name, t in self.named_data()
         )
-        reason = textwrap.shorten(str(error), 300)
+        reason = textwrap.shorten(_first_part(error), 300)
         return ModelError(
             f"the model '{self.name}' failed{where}: {type(error).__name__}: {reason}. "
             f"It ran on {shapes or 'no tensors'}. Check that these are the shapes and types "
             "that the model expects, and that each plate is as long as the sites inside it."
         )
+
+
+def _first_part(error: Exception) -> str:
+    return str(error).split("Trace Shapes:")[0].strip()
 
 
 def signature(model: Any) -> inspect.Signature:

@@ -10,7 +10,7 @@ with warnings.catch_warnings():  # in a notebook without ipywidgets it falls bac
     warnings.simplefilter("ignore")
     from tqdm.auto import tqdm
 
-__all__ = ["bar"]
+__all__ = ["bar", "shown"]
 
 
 def bar(total: int, description: str, show: bool | None) -> Any:
@@ -21,6 +21,9 @@ def bar(total: int, description: str, show: bool | None) -> Any:
         description: what is going on.
         show: True or False; None shows it on a terminal and in a notebook only.
     """
-    if show is None:
-        show = sys.stderr.isatty() or "ipykernel" in sys.modules
-    return tqdm(total=total, desc=description, disable=not show, leave=False)
+    return tqdm(total=total, desc=description, disable=not shown(show), leave=False)
+
+
+def shown(show: bool | None) -> bool:
+    """Tell whether to show progress where the user said this."""
+    return (sys.stderr.isatty() or "ipykernel" in sys.modules) if show is None else show

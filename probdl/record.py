@@ -8,19 +8,21 @@ as long as no Python control flow looked at one, and that raises.
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
 from probdl.errors import ProbdlError
 
-__all__ = ["ControlFlowError", "has_mutation", "record"]
+__all__ = ["ControlFlowError", "Recording", "record"]
 
 aten = torch.ops.aten
 
@@ -44,9 +46,7 @@ class _Recorder(TorchDispatchMode):
         self.nodes: Any = WeakIdKeyDictionary()  # of the tensors that are alive
         self.sources: dict[fx.Node, frozenset[int]] = {}  # the inputs that a node depends on
         for i, tensor in enumerate(inputs):
-            node = self.graph.placeholder(f"input_{i}")
-            self.nodes[tensor] = node
-            self.sources[node] = frozenset([i])
+            self._attach(tensor, self.graph.placeholder(f"input_{i}"), frozenset([i]))
 
     def node_of(self, x: Any) -> Any:
         """Return the node of a tensor; one that was not made here is a constant."""
@@ -58,52 +58,59 @@ class _Recorder(TorchDispatchMode):
             # A parameter can change after the recording, and its graph must not follow.
             self.constants[name] = x.detach().clone() if x.requires_grad else x
             node = self.graph.get_attr(name)
-            self.nodes[x] = node
-            self.sources[node] = frozenset()
+            self._attach(x, node, frozenset())
         return node
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+    def _dispatch(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         kwargs = kwargs or {}
         if func in self.decompositions:
             with self:
                 result = self.decompositions[func](*args, **kwargs)
             if result is not NotImplemented:
                 return result
+        if self.decompositions and func._can_decompose():
+            # Autograd takes these apart; below it, where a decomposition runs, nobody has.
+            with self:
+                return func.decompose(*args, **kwargs)
         result = func(*args, **kwargs)
         if func in _SAME:
             self.nodes[result] = self.node_of(args[0])
             return result
-        sources = frozenset[int]().union(
-            *(
-                self.sources[self.node_of(x)]
-                for x in tree_leaves((args, kwargs))
-                if isinstance(x, Tensor)
-            )
-        )
-        outputs = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
-        if not outputs:
-            if func is aten._linalg_check_errors.default:  # looks, and raises, in C++
-                self.graph.call_function(func, tree_map(self.node_of, args), kwargs)
-            elif sources:
-                raise ControlFlowError(
-                    f"Python control flow depends on a value that is not fixed ({func})"
-                )
-            return result
-        if isinstance(result, Tensor) and kwargs.get("dtype", result.dtype) is None:
-            kwargs = {**kwargs, "dtype": result.dtype}  # or it would follow torch's default
-        elif isinstance(result, Tensor) and not sources and _takes_dtype(func):
-            kwargs = {"dtype": result.dtype, **kwargs}
-        node = self.graph.call_function(
-            func, tree_map(self.node_of, args), tree_map(self.node_of, kwargs)
-        )
-        self.sources[node] = sources
+        inputs: list[fx.Node] = []
+        of_args = tuple(self._noted(x, inputs) for x in args)
+        of_kwargs = {name: self._noted(x, inputs) for name, x in kwargs.items()}
+        sources = frozenset[int]().union(*map(self.sources.__getitem__, inputs))
         if isinstance(result, Tensor):
+            if func._schema.is_mutable and _is_alone(args[0], func):
+                func = _out_of_place(func)
+            elif not inputs and of_kwargs.get("dtype") is None and _takes_dtype(func):
+                of_kwargs["dtype"] = result.dtype  # or it would follow torch's default
+            node = self.graph.call_function(func, of_args, of_kwargs)
             self._attach(result, node, sources)
-        else:
+        elif isinstance(result, (tuple, list)):
+            node = self.graph.call_function(func, of_args, of_kwargs)
+            self.sources[node] = sources
             for i, x in enumerate(result):
                 if isinstance(x, Tensor):
-                    self._attach(x, self.graph.call_function(operator.getitem, (node, i)), sources)
+                    part = self.graph.call_function(operator.getitem, (node, i))
+                    self._attach(x, part, sources)
+        elif func is aten._linalg_check_errors.default:  # looks, and raises, in C++
+            self.graph.call_function(func, of_args, of_kwargs)
+        elif sources:
+            raise ControlFlowError(
+                f"Python control flow depends on a value that is not fixed ({func})"
+            )
         return result
+
+    def _noted(self, x: Any, inputs: list[fx.Node]) -> Any:
+        """Replace tensors by their nodes, and list those."""
+        if isinstance(x, Tensor):
+            node = self.node_of(x)
+            inputs.append(node)
+            return node
+        if isinstance(x, (list, tuple)):
+            return [self._noted(item, inputs) for item in x]
+        return x
 
     def _attach(self, tensor: Tensor, node: fx.Node, sources: frozenset[int]) -> None:
         node.meta["val"] = torch.empty_strided(
@@ -113,6 +120,31 @@ class _Recorder(TorchDispatchMode):
         self.sources[node] = sources
 
 
+def _is_alone(x: Any, func: Any) -> bool:
+    """Tell whether an operation in place writes to a tensor whose memory no other one shares."""
+    # One use by the tensor, one by the object that is made to ask.
+    return (
+        isinstance(x, Tensor)
+        and _out_of_place(func) is not None
+        and torch._C._storage_Use_Count(x.untyped_storage()._cdata) <= 2  # type: ignore[attr-defined]
+    )
+
+
+@functools.cache
+def _out_of_place(func: Any) -> Any:
+    """Return the operation that computes what this one writes to its first argument, or None."""
+    name = func.overloadpacket.__name__
+    if not name.endswith("_") or name.startswith("__"):
+        return None
+    twin = getattr(getattr(aten, name[:-1], None), func._overloadname, None)
+    if twin is None or [a.name for a in twin._schema.arguments] != [
+        a.name for a in func._schema.arguments
+    ]:
+        return None
+    return twin
+
+
+@functools.cache
 def _takes_dtype(func: Any) -> bool:
     """Tell whether an operation makes a tensor from nothing, of torch's default dtype."""
     arguments = func._schema.arguments
@@ -121,11 +153,36 @@ def _takes_dtype(func: Any) -> bool:
     )
 
 
+# Set here, since torch wraps one that is in the class body in a guard against its own compiler,
+# which takes a second to import.
+_Recorder.__torch_dispatch__ = _Recorder._dispatch  # type: ignore[method-assign,assignment]
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A graph of operations, and the tensors that are constants in it."""
+
+    graph: fx.Graph
+    constants: dict[str, Tensor]
+
+    @property
+    def has_mutation(self) -> bool:
+        """Whether an operation writes to a tensor in place."""
+        return any(
+            isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+            for node in self.graph.nodes
+        )
+
+    def function(self) -> fx.GraphModule:
+        """Make a function of the inputs."""
+        return fx.GraphModule(self.constants, self.graph)
+
+
 def record(
     fn: Callable[..., Any],
     inputs: Sequence[Tensor],
     decompositions: Mapping[Any, Callable[..., Any]] | None = None,
-) -> fx.GraphModule:
+) -> Recording:
     """Run ``fn(*inputs)`` and return its operations as a graph.
 
     Args:
@@ -135,17 +192,15 @@ def record(
 
     Raises:
         ControlFlowError: the Python code looked at the value of a tensor that depends on an input.
+
+    >>> recording = record(lambda x: x.exp() + 1, [torch.zeros(2)])
+    >>> [str(node.target) for node in recording.graph.nodes][1:-1]
+    ['aten.exp.default', 'aten.add.Tensor']
+    >>> recording.function()(torch.zeros(2))
+    tensor([2., 2.])
     """
     recorder = _Recorder(inputs, decompositions or {})
     with recorder:
         result = fn(*inputs)
     recorder.graph.output(tree_map(recorder.node_of, result))
-    return fx.GraphModule(recorder.constants, recorder.graph)
-
-
-def has_mutation(graph: fx.GraphModule) -> bool:
-    """Tell whether a graph writes to a tensor in place."""
-    return any(
-        isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
-        for node in graph.graph.nodes
-    )
+    return Recording(recorder.graph, recorder.constants)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions.hmm import HiddenMarkovModel
 from pyro.nn import PyroModule
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
@@ -291,7 +292,9 @@ def _check_observed(program: Program, node: Any, other: Any) -> None:
     plates = ", ".join(f"plate '{f.name}' of size {f.size}" for f in _frames(node)) or "no plate"
     try:
         both = torch.broadcast_shapes(batch, fn.batch_shape)
-        event_fits = value.shape[value.ndim - fn.event_dim :] == fn.event_shape
+        event_fits = value.shape[value.ndim - fn.event_dim :] == fn.event_shape or isinstance(
+            base_distribution(fn), HiddenMarkovModel
+        )  # those take series of any length where their parameters do not vary in time
     except RuntimeError:
         both, event_fits = None, True
     if both is None or both not in (batch, fn.batch_shape) or not event_fits:

@@ -28,7 +28,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from probdl.errors import warn
-from probdl.record import has_mutation, record
+from probdl.record import record
 
 __all__ = ["vectorize"]
 
@@ -94,10 +94,11 @@ def _without_fallback_warnings() -> Iterator[None]:
 def _plain(fn: Callable[[Any], Any], example: Any) -> Callable[[Any], Any]:
     """Record a function of one draw as plain operations, without writes in place."""
     values, structure = tree_flatten(example)
-    graph = record(lambda *xs: fn(tree_unflatten(xs, structure)), values)
-    if has_mutation(graph):
-        graph = record(functionalize(graph), values)
-    return lambda draw: graph(*tree_flatten(draw)[0])
+    recording = record(lambda *xs: fn(tree_unflatten(xs, structure)), values)
+    if recording.has_mutation:
+        recording = record(functionalize(recording.function()), values)
+    plain = recording.function()
+    return lambda draw: plain(*tree_flatten(draw)[0])
 
 
 def vectorize(fn: Callable[[Any], Any], draws: Any) -> Any:

@@ -75,7 +75,7 @@ def resolve(method: str | Method | type[Method]) -> Method:
     """Turn a name, or a class, into the method with its default settings.
 
     >>> resolve("mle")
-    MLE(starts=4, steps=1000, ci_prob=0.95)
+    MLE(starts=4, steps=1000, ci_prob=0.95, engine='auto')
     >>> resolve("nutz")
     Traceback (most recent call last):
     probdl.errors.SettingError: there is no method 'nutz'; did you mean 'nuts'? ...

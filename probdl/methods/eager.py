@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,34 +20,32 @@ from numpy.typing import NDArray
 from pyro.infer.mcmc import HMC, NUTS
 from torch import Tensor
 
+from probdl.compile import Evaluator
 from probdl.density import LogDensity
+from probdl.methods.chains import Chains
 from probdl.progress import bar
 
-__all__ = ["Chains", "HMCKernel", "NUTSKernel", "run"]
-
-
-@dataclass(frozen=True)
-class Chains:
-    """Draws on R^d (chain, draw, d), and statistics (chain, draw) by name."""
-
-    z: NDArray[np.float64]
-    stats: dict[str, NDArray[Any]]
+__all__ = ["HMCKernel", "NUTSKernel", "run"]
 
 
 class _Recording:
     """A mixin for Pyro's kernels: one transition at a time, with what happened in it."""
 
-    def __init__(self, density: LogDensity, seed: int, **options: Any) -> None:
+    def __init__(
+        self, density: LogDensity, evaluator: Evaluator, seed: int, **options: Any
+    ) -> None:
         self.gradients = 0
         self.energy = math.nan
 
         def potential(params: dict[str, Tensor]) -> Tensor:
             self.gradients += 1
-            return -density(params["z"])
+            return -evaluator(params["z"])
 
         super().__init__(potential_fn=potential, **options)  # type: ignore[call-arg]
         generator = torch.Generator().manual_seed(seed)
-        self.initial_params = {"z": density.initial(generator)}
+        self.dim = density.dim
+        start = density.initial(generator, value_and_grad=evaluator.value_and_grad)
+        self.initial_params = {"z": start}
         self.random_state = generator.get_state()
 
     @contextmanager
@@ -98,7 +95,6 @@ class HMCKernel(_Recording, HMC):
 
 
 def run(
-    density: LogDensity,
     kernels: Sequence[Any],
     *,
     warmup: int,
@@ -110,7 +106,7 @@ def run(
     Raises:
         KeyboardInterrupt: interrupted before the first draw.
     """
-    z = np.empty((len(kernels), draws, density.dim))
+    z = np.empty((len(kernels), draws, kernels[0].dim))
     records: list[list[dict[str, float]]] = []
     total = (warmup + draws) * len(kernels)
     with bar(total, "sampling", progress) as progress_bar, pyro.validation_enabled(False):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from probdl.compile import ENGINES, choose
 from probdl.density import LogDensity
 from probdl.diagnostics import check_pareto_k
 from probdl.errors import ModelError
@@ -40,6 +41,7 @@ class Laplace(Method, name="laplace"):
         draws: how many draws, at least 25.
         starts: how many starts L-BFGS takes to the mode; the best end counts.
         steps: how many iterations each start may take.
+        engine: what evaluates the density, as in :class:`NUTS`.
 
     Raises:
         SettingError: a setting is out of range.
@@ -62,9 +64,11 @@ class Laplace(Method, name="laplace"):
     draws: int = 1000
     starts: int = 4
     steps: int = 1000
+    engine: str = "auto"
 
     def __post_init__(self) -> None:
         self._check_int(draws=25, starts=1, steps=1)  # k-hat is fitted to a tail of a fifth
+        self._check_choice(engine=ENGINES)
 
     def run(self, program: Program, seed: int, progress: bool | None) -> Fit:
         """Fit the program by a normal density at the mode."""
@@ -76,7 +80,8 @@ class Laplace(Method, name="laplace"):
                 f"the model '{program.name}' has {density.dim} dimensions, and Laplace needs its "
                 f"Hessian, which is formed for up to {DENSE_MAX}. Use method='nuts' or 'map'."
             )
-        optimum = maximise(density, self.starts, self.steps, generator, progress)
+        evaluator, findings = choose(density, self.engine, seed)
+        optimum = maximise(density, evaluator, self.starts, self.steps, generator, progress)
         assert optimum.information is not None
         parts = curvature(optimum.information, optimum.z)
         if parts.vectors.shape[1] < density.dim:
@@ -105,8 +110,9 @@ class Laplace(Method, name="laplace"):
             "mode": optimum.z.numpy(),
             "covariance": parts.covariance.numpy(),
             "labels": density.labels,
+            "engine": evaluator.engine,
         }
-        findings = [
+        findings += [
             *optimum.findings,
             *check_pareto_k(pareto_k, "the normal approximation"),
             *held_params(structure),

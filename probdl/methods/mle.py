@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from probdl.compile import ENGINES
 from probdl.density import LogDensity
 from probdl.errors import ModelError
 from probdl.fit import Fit
@@ -43,6 +44,7 @@ class MLE(Method, name="mle"):
         starts: how many starts L-BFGS takes; the best end counts.
         steps: how many iterations each start may take.
         ci_prob: the probability of the Wald intervals.
+        engine: what evaluates the density, as in :class:`NUTS`.
 
     Raises:
         SettingError: a setting is out of range.
@@ -62,10 +64,12 @@ class MLE(Method, name="mle"):
     starts: int = 4
     steps: int = 1000
     ci_prob: float = 0.95
+    engine: str = "auto"
 
     def __post_init__(self) -> None:
         self._check_int(starts=1, steps=1)
         self._check_real(ci_prob=(0, 1))
+        self._check_choice(engine=ENGINES)
 
     def run(self, program: Program, seed: int, progress: bool | None) -> Fit:
         """Fit the program by maximum likelihood."""

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from probdl.compile import ENGINES, Evaluator, choose
 from probdl.density import LogDensity
 from probdl.diagnostics import Finding, check_energy, check_tree
-from probdl.errors import SettingError
 from probdl.fit import Fit
-from probdl.methods import eager
+from probdl.methods import eager, native
 from probdl.methods.base import Method
+from probdl.methods.chains import Chains
 from probdl.methods.held import held_params
 from probdl.program import Program
 from probdl.sites import discover
 
 __all__ = ["HMC", "NUTS"]
 
-_ENGINES = ("auto", "native", "eager")
-_MASS_MATRICES = ("diag", "dense")
+_MASS_MATRICES = ("diag", "low_rank", "dense")
 
 
 @dataclass(frozen=True)
@@ -48,21 +48,25 @@ class NUTS(Method, name="nuts"):
         target_accept: the acceptance rate that the step size is adapted to; higher means
             smaller steps, slower and safer.
         max_treedepth: a trajectory has at most 2**max_treedepth - 1 steps.
-        mass_matrix: ``"diag"`` or ``"dense"``, for strongly correlated posteriors of moderate d.
-        engine: ``"eager"`` is Pyro as it is; ``"auto"`` takes the fastest there is.
+        mass_matrix: ``"diag"``; ``"low_rank"``, which adds the few directions that matter most; or
+            ``"dense"``, for strongly correlated posteriors of moderate d. (nutpie has low-rank
+            matrices, of which a dense one is that with every direction; Pyro has dense ones only.)
+        engine: ``"native"`` is compiled code and nutpie, ``"eager"`` Pyro as it is, and ``"auto"``
+            the first of the two that the model and the machine allow.
 
     Raises:
         SettingError: a setting is out of range.
+        ModelError: ``engine="native"``, and the model cannot be compiled.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist, probdl
         >>> def model(y):
         ...     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
         ...     pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
-        >>> method = probdl.NUTS(draws=250, warmup=150, chains=2)
+        >>> method = probdl.NUTS(draws=500, chains=2)
         >>> fit = probdl.infer(model, torch.tensor(1.0), method=method, seed=1)
         >>> fit.draws["mu"].shape
-        (2, 250)
+        (2, 500)
 
     Source: Hoffman and Gelman, JMLR 15 (2014); Betancourt, arXiv:1701.02434 (2017).
     """
@@ -78,20 +82,36 @@ class NUTS(Method, name="nuts"):
     def __post_init__(self) -> None:
         self._check_int(draws=1, warmup=0, chains=1, max_treedepth=1)
         self._check_real(target_accept=(0, 1))
-        self._check_choice(engine=_ENGINES, mass_matrix=_MASS_MATRICES)
-        _check_engine(self.engine)
+        self._check_choice(engine=ENGINES, mass_matrix=_MASS_MATRICES)
 
     def run(self, program: Program, seed: int, progress: bool | None) -> Fit:
         """Fit the program by NUTS."""
-        kernel = {
-            "target_accept_prob": self.target_accept,
-            "max_tree_depth": self.max_treedepth,
-            "full_mass": self.mass_matrix == "dense",
-        }
-        fit = _sample(self, eager.NUTSKernel, kernel, program, seed, progress)
-        fit.stats["reached_max_treedepth"] = fit.stats["tree_depth"] >= self.max_treedepth
-        findings = [*fit.findings, *check_tree(fit.stats, self.max_treedepth)]
-        return replace(fit, findings=findings)
+        density = LogDensity(program, discover(program))
+        evaluator, findings = choose(density, self.engine, seed, threads=self.chains)
+        if evaluator.engine == "eager" or not native.available(evaluator):
+            kernel = {
+                "target_accept_prob": self.target_accept,
+                "max_tree_depth": self.max_treedepth,
+                "full_mass": self.mass_matrix != "diag",
+            }
+            chains = _eager(self, eager.NUTSKernel, kernel, density, evaluator, seed, progress)
+            reached = chains.stats["tree_depth"] >= self.max_treedepth
+            chains.stats["reached_max_treedepth"] = reached
+        else:
+            chains = native.run(
+                density,
+                evaluator,
+                draws=self.draws,
+                warmup=self.warmup,
+                chains=self.chains,
+                target_accept=self.target_accept,
+                max_treedepth=self.max_treedepth,
+                mass_matrix=self.mass_matrix,
+                seed=seed,
+                progress=progress,
+            )
+        findings += check_tree(chains.stats, self.max_treedepth)
+        return _fit(self, density, evaluator, chains, seed, findings)
 
 
 @dataclass(frozen=True)
@@ -113,7 +133,7 @@ class HMC(Method, name="hmc"):
             about unit scale. A quarter period, pi / 2, makes draws from a normal posterior
             independent; a whole one, 2 pi, would bring each back to where it started.
         mass_matrix: ``"diag"`` or ``"dense"``.
-        engine: ``"eager"`` is Pyro as it is; ``"auto"`` takes the fastest there is.
+        engine: what evaluates the density, as in :class:`NUTS`; the sampler is always Pyro's.
 
     Raises:
         SettingError: a setting is out of range.
@@ -137,46 +157,51 @@ class HMC(Method, name="hmc"):
     def __post_init__(self) -> None:
         self._check_int(draws=1, warmup=0, chains=1)
         self._check_real(target_accept=(0, 1), trajectory_length=(0, math.inf))
-        self._check_choice(engine=_ENGINES, mass_matrix=_MASS_MATRICES)
-        _check_engine(self.engine)
+        self._check_choice(engine=ENGINES, mass_matrix=("diag", "dense"))
 
     def run(self, program: Program, seed: int, progress: bool | None) -> Fit:
         """Fit the program by HMC."""
+        density = LogDensity(program, discover(program))
+        evaluator, findings = choose(density, self.engine, seed)
         kernel = {
             "target_accept_prob": self.target_accept,
             "trajectory_length": self.trajectory_length,
             "full_mass": self.mass_matrix == "dense",
         }
-        fit = _sample(self, eager.HMCKernel, kernel, program, seed, progress)
-        del fit.stats["tree_depth"]
-        return fit
+        chains = _eager(self, eager.HMCKernel, kernel, density, evaluator, seed, progress)
+        del chains.stats["tree_depth"]
+        return _fit(self, density, evaluator, chains, seed, findings)
 
 
-def _check_engine(engine: str) -> None:
-    if engine == "native":
-        raise SettingError("engine='native' is not built yet; use 'auto' or 'eager'.")
-
-
-def _sample(
+def _eager(
     method: Any,
     kernel: Any,
     options: dict[str, Any],
-    program: Program,
+    density: LogDensity,
+    evaluator: Evaluator,
     seed: int,
     progress: bool | None,
-) -> Fit:
-    structure = discover(program)
-    density = LogDensity(program, structure)
+) -> Chains:
+    """Run Pyro's kernels, on whichever engine evaluates the density."""
     seeds = np.random.SeedSequence(seed).generate_state(method.chains, np.uint64)
-    chains = eager.run(
-        density,
-        [kernel(density, int(s) >> 1, **options) for s in seeds],
+    return eager.run(
+        [kernel(density, evaluator, int(s) >> 1, **options) for s in seeds],
         warmup=method.warmup,
         draws=method.draws,
         progress=progress,
     )
+
+
+def _fit(
+    method: Any,
+    density: LogDensity,
+    evaluator: Evaluator,
+    chains: Chains,
+    seed: int,
+    findings: list[Finding],
+) -> Fit:
     values = density.constrain(torch.from_numpy(chains.z), deterministic=True)
-    findings = [*held_params(structure), *check_energy(chains.stats)]
+    findings = [*findings, *held_params(density.structure), *check_energy(chains.stats)]
     if (count := chains.z.shape[1]) < method.draws:
         findings.append(
             Finding(
@@ -187,4 +212,5 @@ def _sample(
             )
         )
     draws = {name: value.numpy() for name, value in values.items()}
-    return Fit(method, program, structure, draws, chains.stats, seed, findings)
+    stats = {**chains.stats, "engine": evaluator.engine}
+    return Fit(method, density.program, density.structure, draws, stats, seed, findings)

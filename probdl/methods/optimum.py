@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from torch import Tensor
 
+from probdl.compile import Evaluator
 from probdl.density import LogDensity
 from probdl.diagnostics import Finding
 from probdl.errors import ModelError
@@ -52,12 +53,18 @@ class Optimum:
 
 
 def maximise(
-    density: LogDensity, starts: int, steps: int, generator: torch.Generator, show: bool | None
+    density: LogDensity,
+    evaluator: Evaluator,
+    starts: int,
+    steps: int,
+    generator: torch.Generator,
+    show: bool | None,
 ) -> Optimum:
     """Maximise a density from several starts, and keep the best.
 
     Args:
         density: what to maximise.
+        evaluator: what evaluates it.
         starts: how many starts; the first has param sites at their present values.
         steps: how many L-BFGS iterations each start may take.
         generator: where the starts come from.
@@ -71,7 +78,10 @@ def maximise(
     with bar(starts, "maximising", show) as progress:
         try:
             for i in range(starts):
-                found.append(_climb(density, density.initial(generator, jitter=i > 0), steps))
+                start = density.initial(
+                    generator, jitter=i > 0, value_and_grad=evaluator.value_and_grad
+                )
+                found.append(_climb(evaluator, start, steps))
                 progress.update()
         except KeyboardInterrupt:
             if not found:
@@ -89,7 +99,7 @@ def maximise(
     if dense := density.dim <= DENSE_MAX:
         # Those that L-BFGS left lower may only have been slower to come to the same top.
         lower = [end for end in found if end.value < best.value - SAME]
-        ends = [_polish(density, end) for end in (best, *lower)]
+        ends = [_polish(density, evaluator, end) for end in (best, *lower)]
         best = max(ends, key=lambda end: end.value)
     else:
         ends = found
@@ -140,14 +150,14 @@ class _End(NamedTuple):
     gain: float  # what that step promises, in nats
 
 
-def _climb(density: LogDensity, start: Tensor, steps: int) -> _End:
+def _climb(evaluator: Evaluator, start: Tensor, steps: int) -> _End:
     """Run L-BFGS from one start; the best point visited counts, whatever ends the run."""
     best: tuple[float, Tensor] = (-np.inf, start)
 
     def objective(x: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         nonlocal best
         z = torch.from_numpy(x.copy())
-        value, grad = density.value_and_grad(z)
+        value, grad = evaluator.value_and_grad(z)
         if not (torch.isfinite(value) and torch.isfinite(grad).all()):
             return _WALL, np.zeros_like(x)  # the line search turns back
         if float(value) > best[0]:
@@ -159,10 +169,10 @@ def _climb(density: LogDensity, start: Tensor, steps: int) -> _End:
     return _End(*best, result.status == 0, torch.zeros_like(start), 0.0)
 
 
-def _polish(density: LogDensity, end: _End) -> _End:
+def _polish(density: LogDensity, evaluator: Evaluator, end: _End) -> _End:
     """Take Newton steps to the top."""
     z = end.z
-    value, grad = density.value_and_grad(z)
+    value, grad = evaluator.value_and_grad(z)
     for _ in range(NEWTON_STEPS):
         step = curvature(-density.hessian(z), z).solve(grad)
         gain = 0.5 * float(grad @ step)
@@ -170,7 +180,7 @@ def _polish(density: LogDensity, end: _End) -> _End:
             break
         for halvings in range(30):
             ahead = z + step / 2**halvings
-            ahead_value, ahead_grad = density.value_and_grad(ahead)
+            ahead_value, ahead_grad = evaluator.value_and_grad(ahead)
             if ahead_value > value and torch.isfinite(ahead_grad).all():
                 break
         else:  # a gain too small to see in double precision: this is the top
@@ -180,7 +190,7 @@ def _polish(density: LogDensity, end: _End) -> _End:
     # Where the value can no longer tell, the gradient still can: one more step takes it to
     # rounding, and with it the noise that it puts on the curvature along flat directions.
     if gain <= NEWTON_DONE:
-        ahead_value, ahead_grad = density.value_and_grad(z + step)
+        ahead_value, ahead_grad = evaluator.value_and_grad(z + step)
         if ahead_grad.norm() < grad.norm():
             z, value = z + step, ahead_value
     return _End(float(value), z, end.done or gain <= NEWTON_DONE, step, gain)

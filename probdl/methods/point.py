@@ -9,6 +9,7 @@ import torch
 from scipy.stats import norm
 from torch import Tensor
 
+from probdl.compile import choose
 from probdl.density import LogDensity
 from probdl.diagnostics import Finding
 from probdl.fit import Fit
@@ -35,14 +36,14 @@ def point_fit(
 
     The stats are ``log_likelihood`` (nats), ``cross_entropy`` (nats for each observation),
     ``information`` (d, d) on R^d with its ``labels``, ``lp`` (the density's maximum), and by site
-    ``standard_error``, ``ci_low`` and ``ci_high``.
+    ``standard_error``, ``ci_low`` and ``ci_high``; and ``engine``.
     """
-    optimum = maximise(
-        density, method.starts, method.steps, torch.Generator().manual_seed(seed), progress
-    )
-    findings = list(optimum.findings)
+    evaluator, findings = choose(density, method.engine, seed)
+    generator = torch.Generator().manual_seed(seed)
+    optimum = maximise(density, evaluator, method.starts, method.steps, generator, progress)
+    findings += optimum.findings
     values = {k: v.detach() for k, v in density.values(optimum.z).items()}
-    stats: dict[str, Any] = {"lp": np.array([[optimum.value]])}
+    stats: dict[str, Any] = {"lp": np.array([[optimum.value]]), "engine": evaluator.engine}
     if count := sum(s.count for s in structure.of("observed") or structure.of("factor")):
         likelihood = _log_likelihood(program, structure, values)
         stats |= {

@@ -1,0 +1,141 @@
+"""Formulas that take apart the operations that have no C form, in terms of some that have.
+
+Most are torch's own. Those below are of operations that torch counts among its core and keeps
+whole.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._decomp import core_aten_decompositions, decomposition_table
+
+from probdl.compile import emit
+
+__all__ = ["decompositions"]
+
+aten = torch.ops.aten
+
+_FORMULAS = "torch._decomp.decompositions"
+
+
+@functools.cache
+def decompositions() -> dict[Any, Callable[..., Any]]:
+    """Return the formulas by operation."""
+    # Beside torch's core list, its formulas for some operations that the list keeps; not its
+    # reference implementations, which end in operations of another kind.
+    more = {op: fn for op, fn in decomposition_table.items() if fn.__module__ == _FORMULAS}
+    table = more | dict(core_aten_decompositions().items())
+    return {op: fn for op, fn in table.items() if not emit.supports(op)} | {
+        aten.cholesky_inverse.default: _cholesky_inverse,
+        aten.cholesky_solve.default: _cholesky_solve,
+        aten.elu.default: _elu,
+        aten.gelu.default: _gelu,
+        aten.index.Tensor: _index,
+        aten.index_put.default: _index_put,
+        aten.index_select.default: _index_select,
+        aten.linalg_vector_norm.default: _norm,
+        aten.max.default: lambda x: x.amax(_all(x)),
+        aten.mean.default: lambda x, dtype=None: x.sum() / x.numel(),
+        aten.mean.dim: _mean,
+        aten.min.default: lambda x: x.amin(_all(x)),
+        aten.repeat.default: _repeat,
+        aten.var.correction: _var,
+    }
+
+
+def _all(x: Tensor, dim: Any = None) -> list[int]:
+    """List the dimensions meant; none given means all."""
+    return [dim] if isinstance(dim, int) else list(dim or range(x.ndim))
+
+
+def _mean(x: Tensor, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Tensor:
+    total = x.sum(_all(x, dim), keepdim=keepdim)
+    return total * (total.numel() / x.numel())
+
+
+def _norm(
+    x: Tensor, ord: float = 2, dim: Any = None, keepdim: bool = False, dtype: Any = None
+) -> Tensor:
+    dims = _all(x, dim)
+    if ord == float("inf"):
+        return x.abs().amax(dims, keepdim=keepdim)
+    if ord == 2:
+        return x.square().sum(dims, keepdim=keepdim).sqrt()
+    if ord == 1:
+        return x.abs().sum(dims, keepdim=keepdim)
+    return NotImplemented
+
+
+def _elu(x: Tensor, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Tensor:
+    return torch.where(x > 0, x * scale, torch.expm1(x * input_scale) * (alpha * scale))
+
+
+def _gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
+    if approximate == "tanh":
+        return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    return 0.5 * x * (1 + torch.erf(x * math.sqrt(0.5)))
+
+
+def _index_select(x: Tensor, dim: int, index: Tensor) -> Tensor:
+    return aten.index.Tensor(x, [None] * (dim % x.ndim) + [index])
+
+
+def _repeat(x: Tensor, repeats: Sequence[int]) -> Tensor:
+    sizes = [1] * (len(repeats) - x.ndim) + list(x.shape)
+    apart = x.reshape([n for size in sizes for n in (1, size)])
+    spread = apart.expand([n for pair in zip(repeats, sizes, strict=True) for n in pair])
+    return spread.reshape([r * n for r, n in zip(repeats, sizes, strict=True)])
+
+
+def _by_number(indices: Sequence[Tensor | None]) -> list[Tensor | None] | None:
+    """Turn masks among the indices of ``x[...]`` into numbers, which depend on data alone."""
+    masks = (torch.bool, torch.uint8)
+    if not any(i is not None and i.dtype in masks for i in indices):
+        return None
+    numbers: list[Tensor | None] = []
+    for index in indices:
+        if index is None or index.dtype not in masks:
+            numbers.append(index)
+        else:
+            numbers.extend(index.nonzero().unbind(1))
+    return numbers
+
+
+def _index(x: Tensor, indices: Sequence[Tensor | None]) -> Any:
+    numbers = _by_number(indices)
+    return NotImplemented if numbers is None else aten.index.Tensor(x, numbers)
+
+
+def _index_put(
+    x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False
+) -> Any:
+    numbers = _by_number(indices)
+    if numbers is None:
+        return NotImplemented
+    return aten.index_put.default(x, numbers, values, accumulate)
+
+
+def _var(
+    x: Tensor, dim: Any = None, *, correction: float | None = None, keepdim: bool = False
+) -> Tensor:
+    dims = _all(x, dim)
+    total = (x - x.mean(dims, keepdim=True)).square().sum(dims, keepdim=keepdim)
+    return total / (x.numel() / total.numel() - (1 if correction is None else correction))
+
+
+def _cholesky_inverse(factor: Tensor, upper: bool = False) -> Tensor:
+    unit = torch.eye(factor.shape[-1], dtype=factor.dtype).expand_as(factor)
+    inverse = torch.linalg.solve_triangular(factor, unit, upper=upper)
+    return inverse @ inverse.mT if upper else inverse.mT @ inverse
+
+
+def _cholesky_solve(right: Tensor, factor: Tensor, upper: bool = False) -> Tensor:
+    lower = factor.mT if upper else factor
+    half = torch.linalg.solve_triangular(lower, right, upper=False)
+    return torch.linalg.solve_triangular(lower.mT, half, upper=True)

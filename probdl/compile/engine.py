@@ -1,0 +1,192 @@
+"""Which engine evaluates a density: native code where it can be had, the model itself elsewhere.
+
+Three ways, the fastest first: C code (``native``); the traced graph, run by torch without Pyro
+around it; the model as it is (``eager``). The second serves where an operation has no C form,
+or there is no compiler, and only if it proves faster than the third when both are timed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils._pytree import tree_flatten
+
+from probdl.compile.emit import Source, UnsupportedError, emit
+from probdl.compile.native import CompilerError, NativeDensity, differentiable
+from probdl.compile.trace import Traced, UntraceableError, trace
+from probdl.compile.verify import MismatchError, verify
+from probdl.density import LogDensity
+from probdl.diagnostics import Finding
+from probdl.errors import ModelError
+from probdl.state import evaluation
+
+__all__ = ["ENGINES", "Evaluator", "GraphDensity", "choose"]
+
+ENGINES = ("auto", "native", "eager")
+MAX_STATEMENTS = 40_000  # of C; so many take a minute to compile
+POINTS = 5  # at which new code is verified
+POINTS_AGAIN = 2  # where the same model was verified before, on other data
+
+Evaluator = Any
+"""What evaluates a density: it has ``engine``, ``value_and_grad(z)`` and ``__call__(z)``."""
+
+_REMEDIES: dict[type[Exception], str] = {
+    UntraceableError: "Write `if` on the value of a site as torch.where(), and keep what is drawn "
+    "at random in pyro.sample.",
+    MismatchError: "The draws are right, only slow. Please report the model.",
+    CompilerError: "probdl.doctor() tells what is there and what is missing.",
+    UnsupportedError: "Write that part of the model in other operations, and loops over time as "
+    "operations on whole series.",
+}
+
+
+@dataclass(frozen=True)
+class _Compiled:
+    traced: Traced
+    source: Source
+
+
+# By model, then by the shapes of its arguments and the kind of density. A model that is gone
+# takes its entry with it.
+_known: weakref.WeakKeyDictionary[Any, dict[Any, _Compiled]] = weakref.WeakKeyDictionary()
+
+
+class GraphDensity:
+    """A traced log density, run by torch as a graph, without Pyro around it."""
+
+    engine = "graph"
+
+    def __init__(self, traced: Traced, arrays: Sequence[Tensor]) -> None:
+        self._graph = fx.GraphModule({}, traced.density)
+        self._arrays = list(arrays)
+
+    def value_and_grad(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the log density at ``z`` (d,) and its gradient (d,)."""
+        with evaluation(), torch.no_grad():
+            grad, value = self._graph(z.detach(), *self._arrays)
+        return value, grad
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Evaluate the log density at ``z`` (d,), as a scalar that autograd can follow."""
+        return differentiable(self, z)
+
+
+def choose(
+    density: LogDensity, engine: str, seed: int, *, threads: int = 1
+) -> tuple[Evaluator, list[Finding]]:
+    """Return what evaluates the density, and a finding where that is not native code.
+
+    Args:
+        density: the density.
+        engine: ``"native"``, ``"eager"``, or ``"auto"``: native if that can be.
+        seed: of the points at which the compiled code is verified.
+        threads: how many threads will call it at once.
+
+    Raises:
+        ModelError: the engine must be native, and cannot be; or the density is finite nowhere.
+    """
+    if engine == "eager":
+        return density, []
+    generator = torch.Generator().manual_seed(seed)
+    evaluator: Evaluator = density
+    try:
+        return _native(density, generator, threads), []
+    except (UntraceableError, MismatchError) as error:
+        failure: Exception = error
+    except (UnsupportedError, CompilerError) as error:
+        failure = error
+        if engine == "auto":
+            evaluator = _graph_if_faster(density, generator)
+    why, remedy = f"{failure}".rstrip("."), _REMEDIES[type(failure)]
+    if engine == "native":
+        raise ModelError(
+            f"the model '{density.program.name}' cannot run on the native engine: {why}. {remedy} "
+            "engine='auto' takes another in its place."
+        )
+    return evaluator, [
+        Finding(
+            "warning",
+            "engine",
+            f"the model '{density.program.name}' runs on the {evaluator.engine} engine, which is "
+            f"slow, and not on the native one: {why}.",
+            remedy,
+        )
+    ]
+
+
+def _native(density: LogDensity, generator: torch.Generator, threads: int) -> NativeDensity:
+    data = density.program.tensors()
+    key = _key(density)
+    known = _known.get(density.program.model, {}).get(key) if key is not None else None
+    arrays = known.traced.arrays(data) if known is not None else None
+    if known is not None and arrays is not None:
+        compiled = NativeDensity(known.source, density.dim, arrays, threads)
+        try:
+            verify(compiled, density, _points(density, generator, POINTS_AGAIN))
+            return compiled
+        except MismatchError:  # what the model has from elsewhere than its arguments has changed
+            pass
+    points = _points(density, generator, POINTS)
+    traced = trace(density, points[0])
+    source = emit(traced.density, density.dim)
+    if source.statements > MAX_STATEMENTS:
+        raise UnsupportedError(
+            f"its graph has {source.statements} operations, and more than {MAX_STATEMENTS} take "
+            "minutes to compile; loops over time are the usual cause"
+        )
+    arrays = traced.arrays(data)
+    assert arrays is not None
+    compiled = NativeDensity(source, density.dim, arrays, threads)
+    verify(compiled, density, points)
+    if key is not None and traced.reads_data:
+        with contextlib.suppress(TypeError):  # a model without weak references
+            _known.setdefault(density.program.model, {})[key] = _Compiled(traced, source)
+    return compiled
+
+
+def _points(density: LogDensity, generator: torch.Generator, count: int) -> Tensor:
+    return torch.stack([density.initial(generator) for _ in range(count)])
+
+
+def _key(density: LogDensity) -> Any:
+    """Name what a trace depends on, but for the values of the data; None if that is not known."""
+    leaves, structure = tree_flatten(density.program.arguments)
+    kinds: list[Any] = []
+    for leaf in leaves:
+        if isinstance(leaf, Tensor):
+            kinds.append((tuple(leaf.shape), leaf.dtype))
+        elif leaf is None or isinstance(leaf, (bool, int, float, str)):
+            kinds.append((type(leaf), leaf))
+        else:
+            return None
+    options = (density.prior, density.jacobian, tuple(density.blocks))
+    return (str(structure), tuple(kinds), options)
+
+
+def _graph_if_faster(density: LogDensity, generator: torch.Generator) -> Evaluator:
+    points = _points(density, generator, POINTS)
+    try:
+        traced = trace(density, points[0])
+        arrays = traced.arrays(density.program.tensors())
+        assert arrays is not None
+        graph = GraphDensity(traced, arrays)
+        verify(graph, density, points)
+    except (UntraceableError, MismatchError):
+        return density
+    return min((graph, density), key=lambda evaluator: _seconds(evaluator, points))
+
+
+def _seconds(evaluator: Evaluator, points: Tensor) -> float:
+    times = []
+    for point in points:
+        start = time.perf_counter()
+        evaluator.value_and_grad(point)
+        times.append(time.perf_counter() - start)
+    return min(times)

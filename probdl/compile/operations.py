@@ -1,0 +1,145 @@
+"""The operations that become plain C: each as an expression of its operands, in double precision.
+
+Whatever is not listed here, and not in ``emit``, is decomposed by torch's own table into what
+is, or else the graph is not compiled. Truth values are 0.0 and 1.0; NaN passes through as torch
+lets it pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+__all__ = ["ALLOCATIONS", "CONSTANTS", "POINTWISE", "REDUCTIONS", "literal"]
+
+aten = torch.ops.aten
+
+
+def literal(x: Any) -> str:
+    """Write a number as C, exactly.
+
+    >>> literal(0.1), literal(-float("inf")), literal(True)
+    ('0.1', '(-INFINITY)', '1.0')
+    """
+    x = float(x)
+    if math.isnan(x):
+        return "NAN"
+    text = "INFINITY" if math.isinf(x) else repr(abs(x))
+    return f"(-{text})" if math.copysign(1.0, x) < 0 else text
+
+
+def _function(name: str) -> Callable[..., str]:
+    return lambda x: f"{name}({x})"
+
+
+def _scaled(x: str, alpha: Any) -> str:
+    return x if float(alpha) == 1 else f"{literal(alpha)} * {x}"
+
+
+def _power(x: str, exponent: str) -> str:
+    try:
+        k = float(exponent.strip("()"))
+    except ValueError:
+        return f"pow({x}, {exponent})"
+    if k == 0.5:
+        return f"sqrt({x})"
+    if abs(k) in (1, 2, 3, 4):
+        product = " * ".join([x] * int(abs(k)))
+        return f"({product})" if k > 0 else f"(1.0 / ({product}))"
+    return {0.0: "1.0", -0.5: f"(1.0 / sqrt({x}))"}.get(k, f"pow({x}, {exponent})")
+
+
+def _clamp(x: str, low: str | None = None, high: str | None = None) -> str:
+    if low is not None:
+        x = f"at_least({x}, {low})"
+    return x if high is None else f"at_most({x}, {high})"
+
+
+def _divide(a: str, b: str, rounding_mode: str | None = None) -> str:
+    return {None: "({})", "floor": "floor({})", "trunc": "trunc({})"}[rounding_mode].format(
+        f"{a} / {b}"
+    )
+
+
+def _compare(sign: str) -> Callable[..., str]:
+    return lambda a, b: f"(double)({a} {sign} {b})"
+
+
+# By operation; the operands are C expressions (a number is a literal), in torch's order.
+POINTWISE: dict[Any, Callable[..., str]] = {
+    aten.add: lambda a, b, alpha=1: f"({a} + {_scaled(b, alpha)})",
+    aten.sub: lambda a, b, alpha=1: f"({a} - {_scaled(b, alpha)})",
+    aten.rsub: lambda a, b, alpha=1: f"({b} - {_scaled(a, alpha)})",
+    aten.mul: lambda a, b: f"({a} * {b})",
+    aten.div: _divide,
+    aten.neg: lambda x: f"(-{x})",
+    aten.reciprocal: lambda x: f"(1.0 / {x})",
+    aten.square: lambda x: f"({x} * {x})",
+    aten.pow: _power,
+    aten.rsqrt: lambda x: f"(1.0 / sqrt({x}))",
+    aten.abs: _function("fabs"),
+    aten.sgn: lambda x: f"(({x} > 0) - ({x} < 0) + 0.0 * {x})",
+    aten.sign: lambda x: f"(({x} > 0) - ({x} < 0) + 0.0 * {x})",
+    aten.sigmoid: lambda x: f"(1.0 / (1.0 + exp(-{x})))",
+    aten.lgamma: _function("log_gamma"),
+    aten.digamma: _function("digamma"),
+    aten.round: _function("nearbyint"),
+    aten.atan2: lambda a, b: f"atan2({a}, {b})",
+    aten.remainder: lambda a, b: f"({a} - {b} * floor({a} / {b}))",
+    aten.fmod: lambda a, b: f"fmod({a}, {b})",
+    aten.floor_divide: lambda a, b: f"floor({a} / {b})",
+    aten.maximum: lambda a, b: f"at_least({a}, {b})",
+    aten.minimum: lambda a, b: f"at_most({a}, {b})",
+    aten.clamp: _clamp,
+    aten.clamp_min: _clamp,
+    aten.clamp_max: lambda x, high: _clamp(x, None, high),
+    aten.where: lambda condition, a, b: f"({condition} != 0 ? {a} : {b})",
+    aten.masked_fill: lambda x, mask, value: f"({mask} != 0 ? {value} : {x})",
+    aten.xlogy: lambda a, b: f"({a} == 0 && {b} == {b} ? 0.0 : {a} * log({b}))",
+    aten.eq: _compare("=="),
+    aten.ne: _compare("!="),
+    aten.lt: _compare("<"),
+    aten.le: _compare("<="),
+    aten.gt: _compare(">"),
+    aten.ge: _compare(">="),
+    aten.logical_not: lambda x: f"(double)({x} == 0)",
+    aten.bitwise_not: lambda x: f"(double)({x} == 0)",  # of truth values, see `emit`
+    aten.isnan: lambda x: f"(double)({x} != {x})",
+    aten.isinf: lambda x: f"(double)(fabs({x}) == INFINITY)",
+    aten.relu: lambda x: f"at_least({x}, 0.0)",
+    aten.clone: lambda x: x,
+}
+for _name in ("and", "or", "xor"):
+    _sign = {"and": "&", "or": "|", "xor": "^"}[_name]
+    for _kind in ("logical", "bitwise"):
+        POINTWISE[getattr(aten, f"{_kind}_{_name}")] = lambda a, b, sign=_sign: (
+            f"(double)(({a} != 0) {sign} ({b} != 0))"
+        )
+_SAME_NAME = """
+    exp expm1 exp2 log log1p log2 log10 sqrt sin cos tan asin acos atan sinh cosh tanh asinh acosh
+    atanh erf erfc floor ceil trunc
+"""
+for _name in _SAME_NAME.split():
+    POINTWISE[getattr(aten, _name)] = _function(_name)
+
+# By operation: where to start, and how to take one more element in.
+REDUCTIONS: dict[Any, tuple[str, str]] = {
+    aten.sum: ("0.0", "{0} += {1};"),
+    aten.prod: ("1.0", "{0} *= {1};"),
+    aten.amax: ("(-INFINITY)", "{0} = at_least({0}, {1});"),
+    aten.amin: ("INFINITY", "{0} = at_most({0}, {1});"),
+    aten.any: ("0.0", "{0} = ({1} != 0) ? 1.0 : {0};"),
+    aten.all: ("1.0", "{0} = ({1} == 0) ? 0.0 : {0};"),
+}
+
+# Operations whose result has the shape of a tensor and nothing of its values.
+CONSTANTS: dict[Any, float] = {
+    aten.zeros_like: 0.0,
+    aten.ones_like: 1.0,
+    aten.new_zeros: 0.0,
+    aten.new_ones: 1.0,
+}
+ALLOCATIONS = {aten.empty_like, aten.new_empty, aten.new_empty_strided}  # contents undefined

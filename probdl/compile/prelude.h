@@ -1,0 +1,170 @@
+/* What the generated code stands on. The declarations replace math.h: with the `simd` attribute
+   gcc turns calls in loops into the vector functions of libmvec, which math.h offers only under
+   -ffast-math, and that would break NaN and infinity. */
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+
+#define INFINITY (__builtin_inf())
+#define NAN (__builtin_nan(""))
+
+#if defined(__linux__)
+#include <features.h>
+#endif
+#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__GLIBC__)
+#define VECTOR __attribute__((simd("notinbranch"), const))
+#if __GLIBC_PREREQ(2, 35)
+#define VECTOR_235 VECTOR
+#endif
+#else
+#define VECTOR __attribute__((const))
+#endif
+#ifndef VECTOR_235
+#define VECTOR_235 __attribute__((const))
+#endif
+
+double exp(double) VECTOR, log(double) VECTOR, sin(double) VECTOR, cos(double) VECTOR;
+double pow(double, double) VECTOR;
+double expm1(double) VECTOR_235, log1p(double) VECTOR_235, log2(double) VECTOR_235;
+double log10(double) VECTOR_235, exp2(double) VECTOR_235, tan(double) VECTOR_235;
+double asin(double) VECTOR_235, acos(double) VECTOR_235, atan(double) VECTOR_235;
+double sinh(double) VECTOR_235, cosh(double) VECTOR_235, tanh(double) VECTOR_235;
+double asinh(double) VECTOR_235, acosh(double) VECTOR_235, atanh(double) VECTOR_235;
+double erf(double) VECTOR_235, erfc(double) VECTOR_235, atan2(double, double) VECTOR_235;
+double sqrt(double), fabs(double), floor(double), ceil(double), trunc(double), nearbyint(double);
+double fmod(double, double), lgamma_r(double, int *);
+
+/* A NaN in either operand comes through, as in torch. */
+static inline double at_least(double a, double b) { return (a >= b || a != a) ? a : b; }
+static inline double at_most(double a, double b) { return (a <= b || a != a) ? a : b; }
+
+static double log_gamma(double x) {
+  int sign; /* lgamma itself writes to a global */
+  return lgamma_r(x, &sign);
+}
+
+/* Reflection below 0, recurrence up to 10, then the asymptotic series (Abramowitz and Stegun,
+   6.3.7, 6.3.5 and 6.3.18), whose next term is below 1e-16 there. */
+static double digamma(double x) {
+  const double pi = 3.14159265358979323846;
+  double result = 0.0;
+  if (x <= 0.0) {
+    if (x == floor(x)) return x == 0.0 ? -INFINITY : NAN;
+    result = -pi / tan(pi * (x - floor(x)));
+    x = 1.0 - x;
+  }
+  for (; x < 10.0; x += 1.0) result -= 1.0 / x;
+  const double y = 1.0 / (x * x);
+  const double series =
+      y * (1.0 / 12 -
+           y * (1.0 / 120 -
+                y * (1.0 / 252 -
+                     y * (1.0 / 240 - y * (1.0 / 132 - y * (691.0 / 32760 - y * (1.0 / 12)))))));
+  return result + log(x) - 0.5 / x - series;
+}
+
+/* The lower Cholesky factor of a (n, n), row-major; the first failing column plus 1, or 0. */
+static double cholesky(size_t n, const double *a, double *l) {
+  for (size_t i = 0; i < n; i++) {
+    for (size_t j = 0; j <= i; j++) {
+      double sum = 0.0;
+#pragma omp simd reduction(+ : sum)
+      for (size_t k = 0; k < j; k++) sum += l[i * n + k] * l[j * n + k];
+      const double rest = a[i * n + j] - sum;
+      if (i > j) {
+        l[i * n + j] = rest / l[j * n + j];
+      } else if (rest > 0.0) {
+        l[i * n + i] = sqrt(rest);
+      } else {
+        return (double)(i + 1);
+      }
+    }
+    for (size_t j = i + 1; j < n; j++) l[i * n + j] = 0.0;
+  }
+  return 0.0;
+}
+
+/* Solve a x = b for triangular a (n, n) with strides (ar, ac), b and x (n, m) row-major. */
+static void solve_triangular(size_t n, size_t m, const double *a, ptrdiff_t ar, ptrdiff_t ac,
+                             int upper, int unit, double *x) {
+  for (size_t step = 0; step < n; step++) {
+    const ptrdiff_t i = upper ? (ptrdiff_t)(n - 1 - step) : (ptrdiff_t)step;
+    double *xi = x + i * m;
+    const ptrdiff_t first = upper ? i + 1 : 0, last = upper ? (ptrdiff_t)n : i;
+    for (ptrdiff_t k = first; k < last; k++) {
+      const double factor = a[i * ar + k * ac];
+      const double *xk = x + k * m;
+#pragma omp simd
+      for (size_t j = 0; j < m; j++) xi[j] -= factor * xk[j];
+    }
+    if (!unit) {
+      const double pivot = a[i * ar + i * ac];
+      for (size_t j = 0; j < m; j++) xi[j] /= pivot;
+    }
+  }
+}
+
+/* c (m, n), row-major, gets the product of a (m, k) and b (k, n), given by their strides. The
+   order of the loops is the one whose inner loop runs along memory. */
+static inline __attribute__((always_inline)) void multiply(
+    size_t m, size_t n, size_t k, const double *a, ptrdiff_t ar, ptrdiff_t ac, const double *b,
+    ptrdiff_t br, ptrdiff_t bc, double *c) {
+  if (n > 1 && bc == 1) {
+    for (size_t i = 0; i < m; i++) {
+      double *ci = c + i * n;
+      for (size_t j = 0; j < n; j++) ci[j] = 0.0;
+      for (size_t p = 0; p < k; p++) {
+        const double factor = a[i * ar + p * ac];
+        const double *bp = b + p * br;
+#pragma omp simd
+        for (size_t j = 0; j < n; j++) ci[j] += factor * bp[j];
+      }
+    }
+  } else if (n == 1 && m <= 4 && k > m) {
+    for (size_t i = 0; i < m; i++) {
+      double sum = 0.0;
+#pragma omp simd reduction(+ : sum)
+      for (size_t p = 0; p < k; p++) sum += a[i * ar + p * ac] * b[p * br];
+      c[i] = sum;
+    }
+  } else if (n == 1 && ar == 1 && ac != 1) {
+    for (size_t i = 0; i < m; i++) c[i] = 0.0;
+    for (size_t p = 0; p < k; p++) {
+      const double factor = b[p * br];
+      const double *ap = a + p * ac;
+#pragma omp simd
+      for (size_t i = 0; i < m; i++) c[i] += factor * ap[i];
+    }
+  } else if (n == 1 && k <= 16 && m > 16) {
+#pragma omp simd
+    for (size_t i = 0; i < m; i++) {
+      double sum = 0.0;
+      for (size_t p = 0; p < k; p++) sum += a[i * ar + p * ac] * b[p * br];
+      c[i] = sum;
+    }
+  } else {
+    for (size_t i = 0; i < m; i++)
+      for (size_t j = 0; j < n; j++) {
+        double sum = 0.0;
+#pragma omp simd reduction(+ : sum)
+        for (size_t p = 0; p < k; p++) sum += a[i * ar + p * ac] * b[p * br + j * bc];
+        c[i * n + j] = sum;
+      }
+  }
+}
+
+/* What is bound to one set of data: its arrays, and the work space of each thread. */
+typedef struct {
+  const double *const *data;
+  double *const *work;
+  uint32_t *busy;
+  uint64_t slots;
+} Bound;
+
+/* The sampler keeps points of R^d; they become the values of the sites afterwards, all at once. */
+int64_t expand(uint64_t dim, uint64_t expanded, const double *z, double *out, const void *user) {
+  (void)user;
+  if (dim != expanded) return -1;
+  for (uint64_t i = 0; i < dim; i++) out[i] = z[i];
+  return 0;
+}

@@ -1,0 +1,134 @@
+"""``doctor``: what the native engine needs, what is there, and how long a toy model takes."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pyro
+import pyro.distributions as dist
+import torch
+
+from probdl.compile import cache
+from probdl.compile.emit import emit
+from probdl.compile.native import CompilerError, NativeDensity, compile_to, find_compiler
+from probdl.compile.trace import trace
+from probdl.compile.verify import verify
+from probdl.density import LogDensity
+from probdl.methods import native
+
+__all__ = ["Report", "clear_cache", "doctor"]
+
+_PACKAGES = ("probdl", "torch", "pyro-ppl", "arviz", "nutpie", "numpy")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What ``doctor`` found.
+
+    Attributes:
+        healthy: whether models can run on the native engine.
+        lines: by topic, what there is.
+        seconds: by step, how long a toy model took.
+    """
+
+    healthy: bool
+    lines: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        rows = dict(self.lines)
+        rows |= {f"toy model, {step}": f"{s * 1000:.3g} ms" for step, s in self.seconds.items()}
+        rows["native engine"] = "works" if self.healthy else "does not work: see above"
+        width = max(map(len, rows))
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _toy(y: torch.Tensor) -> None:
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    sigma = pyro.sample("sigma", dist.HalfNormal(1.0))
+    with pyro.plate("obs", len(y)):
+        pyro.sample("y", dist.Normal(mu, sigma), obs=y)
+
+
+def doctor() -> Report:
+    """Tell what the native engine needs and has; print the result.
+
+    It looks for a C compiler, for nutpie and the interface that is used of it, and at the cache
+    of compiled code; then it takes a toy model through every step, the cache left out.
+
+    Returns:
+        The report; its text is a table.
+
+    Example:
+        >>> import probdl
+        >>> report = probdl.doctor()                                    # doctest: +ELLIPSIS
+        machine ...
+        native engine                    works
+    """
+    lines = {"machine": f"{platform.machine()}, Python {platform.python_version()}"}
+    for package in _PACKAGES:
+        try:
+            lines[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            lines[package] = "not installed"
+    compiler = find_compiler()
+    if compiler is None:
+        lines["C compiler"] = "none: none of $CC, cc, gcc, clang, c++ runs; install gcc or clang"
+    else:
+        lines["C compiler"] = f"{' '.join(compiler.command)}: {compiler.version}"
+    lines["nutpie's interface"] = native.state()
+    entries, size = cache.size()
+    lines["compiled code"] = f"{entries} entries, {size / 2**20:.1f} MiB, in {cache.folder()}"
+    seconds: dict[str, float] = {}
+    healthy = False
+    try:
+        _through(seconds)
+        healthy = native.state().startswith("as expected")
+    except CompilerError as error:
+        lines["toy model"] = str(error)
+    report = Report(healthy, lines, seconds)
+    print(report)  # noqa: T201
+    return report
+
+
+def _through(seconds: dict[str, float]) -> None:
+    """Take the toy model through each step, and time it."""
+    density = LogDensity.from_model(_toy, (torch.tensor([0.1, -0.3, 0.5]),))
+    z = density.initial(torch.Generator().manual_seed(0))
+    trace(density, z)  # the first one of a process loads parts of torch
+    start = time.perf_counter()
+    traced = trace(density, z)
+    seconds["trace"] = time.perf_counter() - start
+    start = time.perf_counter()
+    source = emit(traced.density, density.dim)
+    seconds["write as C"] = time.perf_counter() - start
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "toy.so"
+        start = time.perf_counter()
+        compile_to(path, source)
+        seconds["compile to a library"] = time.perf_counter() - start
+    compiled = NativeDensity(source, density.dim, traced.arrays(density.program.tensors()) or [], 1)
+    start = time.perf_counter()
+    verify(compiled, density, z[None])
+    seconds["verify at a point"] = time.perf_counter() - start
+    for evaluator, calls in ((compiled, 1000), (density, 10)):
+        start = time.perf_counter()
+        for _ in range(calls):
+            evaluator.value_and_grad(z)  # type: ignore[attr-defined]
+        seconds[f"a gradient, {evaluator.engine}"] = (time.perf_counter() - start) / calls  # type: ignore[attr-defined]
+
+
+def clear_cache() -> int:
+    """Remove all compiled code from the disk; return how many entries there were.
+
+    Where it lies, and how much there is, tells :func:`doctor`. It is made again when needed.
+    """
+    return cache.clear()

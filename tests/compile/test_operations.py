@@ -1,0 +1,152 @@
+"""Operations as C against torch: value and gradient of functions that use them."""
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+import probdl
+from probdl.compile import choose
+from probdl.compile.verify import verify
+
+RNG = np.random.default_rng(0)
+MATRIX = torch.tensor(RNG.normal(size=(7, 6)))
+WIDE = torch.tensor(RNG.normal(size=(6, 40)))
+INDEX = torch.tensor([0, 2, 5, 2, -1])
+MASK = torch.tensor([True, False, True, True, False, False])
+
+
+def spd(x):
+    """Return a positive definite matrix (6, 6) that depends on x."""
+    return torch.outer(x, x) + torch.diag(1 + x**2)
+
+
+# Functions of x (6,) to a tensor, all of which is then weighed and summed.
+FUNCTIONS = {
+    "arithmetic": lambda x: (x + 2) * x / (1 + x**2) - 3 - (1 - x) + 2 / (3 + x.square()),
+    "scaled sums": lambda x: torch.add(x, x * 2, alpha=3) - torch.sub(x, 1, alpha=2),
+    "powers": lambda x: torch.stack([x**2, x**3, (1 + x**2) ** 0.5, (2 + x**2) ** -1.5, 2.0**x]),
+    "power of two tensors": lambda x: (1 + x**2) ** (x / 3),
+    "exponentials": lambda x: x.exp() + x.expm1() + (1 + x**2).log() + (x**2).log1p() + x.exp2(),
+    "other logarithms": lambda x: (1 + x**2).log2() + (1 + x**2).log10(),
+    "trigonometry": lambda x: x.sin() + x.cos() + (x / 4).tan() + torch.atan2(x, 1 + x**2),
+    "inverse trigonometry": lambda x: (x / 4).asin() + (x / 4).acos() + x.atan(),
+    "hyperbolic": lambda x: x.sinh() + x.cosh() + x.tanh() + x.asinh() + (x / 4).atanh(),
+    "error functions": lambda x: x.erf() + x.erfc(),
+    "gamma functions": lambda x: torch.lgamma(1 + x**2) + torch.lgamma(x * 1.01 + 0.123),
+    "beta function": lambda x: torch.distributions.Beta(1 + x**2, 2.0).log_prob(torch.tensor(0.3)),
+    "rounding": lambda x: (3 * x).floor() * x + (3 * x).ceil() * x + (3 * x).trunc() * x,
+    "signs": lambda x: x.abs() + x.sign() * x**2,
+    "comparisons": lambda x: torch.where((x > 0) & (x <= 1), x**2, torch.where(x < -1, x, x**3)),
+    "logic": lambda x: torch.where(~(x > 0) | (x.abs() > 1.5) ^ (x > 1), x, x**2),
+    "limits": lambda x: x.clamp(-1, 1) + x.clamp(min=0.5) * x + torch.maximum(x, x**2),
+    "masked": lambda x: (x**2).masked_fill(MASK, 3.0) + torch.where(MASK, x, 0.0),
+    "sigmoids": lambda x: torch.sigmoid(x) + F.logsigmoid(x) + F.softplus(x) + F.silu(x),
+    "activations": lambda x: F.relu(x) + F.elu(x) + F.gelu(x) + F.leaky_relu(x) + F.hardtanh(x),
+    "entropy": lambda x: torch.xlogy(x**2, x**2) + torch.special.entr(x**2),
+    "remainder": lambda x: torch.remainder(x, 0.7) * x,
+    "rsqrt": lambda x: torch.rsqrt(1 + x**2) + torch.reciprocal(2 + x**2),
+    # shapes
+    "views": lambda x: x.reshape(2, 3).T[1:, :] + x.view(3, 2)[:2] * x[::3],
+    "broadcasting": lambda x: x[:, None] * x + x[:3, None, None],
+    "flip and roll": lambda x: x.flip(0) * x + x.roll(2) * x**2,
+    "cat and stack": lambda x: torch.cat([x, x[1:] ** 2]).sum() * torch.stack([x, x.exp()], 1),
+    "pad": lambda x: F.pad(x, (1, 2), value=0.5) * torch.arange(9.0) + F.pad(x, (-1, 4)) * 2,
+    "split": lambda x: torch.prod(torch.stack(x.split(2)), 0) + torch.stack(x.unbind()[:2]),
+    "triangles": lambda x: torch.tril(torch.outer(x, x)) + torch.triu(torch.outer(x, x), 2),
+    "diagonals": lambda x: torch.diag(x).sum(0) * x + torch.diagonal(torch.outer(x, x), 1).sum(),
+    "repeat": lambda x: x.repeat(2, 3) * torch.arange(18.0),
+    "in place": lambda x: (x * 1).add_(2).mul_(x).masked_fill_(MASK, 0.0),
+    "written slices": lambda x: _written(x),
+    # reductions
+    "sums": lambda x: torch.outer(x, x).sum(0) + torch.outer(x, x**2).sum(1) + x.sum(),
+    "sums over several dims": lambda x: (x[:, None, None] * x[:, None] * x).sum((0, 2)),
+    "means": lambda x: torch.outer(x, x).mean(1) + x.mean() + x.var() + x.std(),
+    "products": lambda x: x.prod() + torch.outer(x, x[:3]).prod(1),
+    "extremes": lambda x: x.max() * x.min() + torch.outer(x, x.exp()).amax(0),
+    "extremes with places": lambda x: torch.outer(x, x.exp()).max(1)[0],
+    "log-sum-exp": lambda x: torch.logsumexp(torch.outer(x, x), 1) + torch.logsumexp(x, 0),
+    "softmax": lambda x: torch.softmax(x, 0) * torch.log_softmax(torch.outer(x, x), 1),
+    "cumulative": lambda x: x.cumsum(0) * x + torch.outer(x, x).cumsum(1)[0] + x.cumprod(0),
+    "norms": lambda x: x.norm() + torch.outer(x, x).norm(dim=1),
+    "long sums": lambda x: (x @ WIDE).exp().sum() + ((x @ WIDE) ** 2).mean(),
+    # indices
+    "gather": lambda x: x[INDEX] ** 2 + torch.gather(x, 0, INDEX[:2]).sum(),
+    "gather in a matrix": lambda x: torch.outer(x, x)[INDEX, INDEX.flip(0)],
+    "rows": lambda x: torch.outer(x, x)[INDEX] * x + torch.outer(x, x)[:, INDEX].sum(),
+    "mask index": lambda x: x[MASK] ** 2,
+    "scatter": lambda x: torch.zeros(6).scatter(0, INDEX[:3], x[:3] ** 2) * x,
+    "one by one": lambda x: torch.stack([x[i] * x[5 - i] for i in range(6)]).cumsum(0),
+    # linear algebra
+    "products of matrices": lambda x: (MATRIX @ x).exp().mean() * MATRIX.T @ (MATRIX @ x),
+    "matrix times matrix": lambda x: (torch.outer(x, x) @ WIDE)[:, :4] @ MATRIX[:4, :],
+    "batches of matrices": lambda x: torch.bmm(x[:, None, None] * MATRIX[:6, None], MATRIX[None].mT
+                                               .expand(6, 6, 7)).sum(1),
+    "dot": lambda x: torch.dot(x, x**2),
+    "linear layer": lambda x: F.linear(torch.tanh(F.linear(x[None], MATRIX)), MATRIX.T, x),
+    "cholesky": lambda x: torch.linalg.cholesky(spd(x)),
+    "solve": lambda x: torch.linalg.solve_triangular(
+        torch.linalg.cholesky(spd(x)), WIDE[:, :3] * x[:, None], upper=False
+    ),
+    "solve from the right": lambda x: torch.linalg.solve_triangular(
+        torch.linalg.cholesky(spd(x)).mT, x[None] * MATRIX, upper=True, left=False
+    ),
+    "cholesky solve": lambda x: torch.cholesky_solve(x[:, None], torch.linalg.cholesky(spd(x))),
+    "inverse": lambda x: torch.cholesky_inverse(torch.linalg.cholesky(spd(x))),
+    "distances": lambda x: torch.exp(-((x[:, None] - x) ** 2) / (1 + x[0] ** 2)),
+}  # fmt: skip
+
+
+def _written(x):
+    out = torch.zeros(3, 6, dtype=x.dtype)
+    out[0] = x
+    out[1, 2:4] = x[:2] ** 2
+    out[:, 5] += x[:3]
+    return out
+
+
+def evaluate(function):
+    """Return the density whose log is a weighted sum of a function's results, and points."""
+
+    def model():
+        x = pyro.sample("x", dist.Normal(torch.zeros(6), 1.0).to_event(1))
+        result = function(x)
+        weights = torch.arange(1.0, result.numel() + 1, dtype=torch.float64).reshape(result.shape)
+        pyro.factor("f", (result * weights.sin()).sum())
+
+    density = probdl.LogDensity.from_model(model)
+    points = torch.randn(4, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return density, points
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_value_and_gradient_agree_with_torch(name):
+    density, points = evaluate(FUNCTIONS[name])
+    compiled, _ = choose(density, "native", 0)
+    assert compiled.engine == "native"
+    assert verify(compiled, density, points) < 1e-11
+
+
+def test_more_elements_than_fit_on_a_stack():
+    def function(x):
+        wide = torch.outer(x, torch.linspace(0, 1, 5000, dtype=x.dtype))
+        return torch.tanh(wide.sum(0) + wide.cumsum(0)).logsumexp(1)
+
+    density, points = evaluate(function)
+    compiled, _ = choose(density, "native", 0)
+    assert verify(compiled, density, points) < 1e-11
+
+
+def test_a_long_loop_over_single_numbers():
+    def function(x):
+        state, total = x[0], x[1] * 0
+        for t in range(2000):
+            state = torch.tanh(state * x[2] + x[t % 6] * 0.1)
+            total = total + state**2
+        return total
+
+    density, points = evaluate(function)
+    compiled, _ = choose(density, "native", 0)
+    assert verify(compiled, density, points) < 1e-9
