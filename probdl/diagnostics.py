@@ -117,7 +117,8 @@ def check_draws(posterior: Any, chains: int) -> list[Finding]:
                 "ess",
                 f"'{name}' has an effective sample size of {few[name]:.0f}{_others(few)}; below "
                 f"{least} ({ESS_MIN_PER_CHAIN} a chain) R-hat and quantiles are too noisy.",
-                "Draw more, or reparameterise what is strongly correlated.",
+                "Draw more; where sites are strongly correlated, NUTS(mass_matrix='low_rank') or "
+                "another parameterisation helps more.",
                 tuple(few),
             )
         )
@@ -167,8 +168,8 @@ def check_tree(stats: Mapping[str, Any], max_treedepth: int) -> list[Finding]:
             "tree_depth",
             f"{share:.0%} of the transitions reached max_treedepth={max_treedepth}: they stop "
             "short, and the chain mixes slowly. The draws stay valid.",
-            "Bring the sites to a similar scale (standardise the data), use mass_matrix='dense', "
-            "or raise max_treedepth.",
+            "Use mass_matrix='low_rank', bring the sites to a similar scale (standardise the "
+            "data), or raise max_treedepth.",
         )
     ]
 

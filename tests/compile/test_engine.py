@@ -1,0 +1,390 @@
+"""Which engine runs, and that what it computes can be trusted."""
+
+import math
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import warnings
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+import probdl
+from probdl import LogDensity
+from probdl.compile import cache, choose, native, operations
+from probdl.compile.verify import verify
+from probdl.methods import native as sampler
+from probdl.models import linear_regression, normal_normal
+
+SIGMA, Y = np.ones(4), np.arange(4.0)
+QUICK = probdl.NUTS(draws=500, warmup=200, chains=2)
+
+
+@pytest.fixture
+def no_compiler(monkeypatch):
+    """Make any compilation an error."""
+
+    def fail(path, source):
+        raise AssertionError("something was compiled")
+
+    monkeypatch.setattr(native, "compile_to", fail)
+
+
+@pytest.fixture
+def empty_cache(monkeypatch, tmp_path):
+    """Use a cache of compiled code that is empty."""
+    monkeypatch.setenv("PROBDL_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def conjugate(y):
+    """The posterior of mu under N(0, 1) and unit noise."""
+    return y.sum() / (len(y) + 1), (len(y) + 1) ** -0.5
+
+
+def agrees(fit, y):
+    mean, sd = conjugate(y)
+    draws = fit.draws["mu"]
+    return abs(draws.mean() - mean) < 5 * sd / draws.size**0.5 * 2
+
+
+@pytest.mark.parametrize(
+    "method", ["mle", "map", "laplace", QUICK, probdl.HMC(200, 100, 2)], ids=str
+)
+@pytest.mark.filterwarnings("ignore::probdl.FindingWarning")
+def test_every_method_runs_on_native_code(method):
+    assert probdl.infer(normal_normal, SIGMA, Y, method=method, seed=1).stats["engine"] == "native"
+
+
+@pytest.mark.parametrize("method", ["mle", "map", "laplace"])
+def test_engines_find_the_same_optimum(method):
+    rng = np.random.default_rng(2)
+    data = rng.normal(size=(40, 3)), rng.normal(size=40)
+    kind = type(probdl.methods.resolve(method))
+    fits = [
+        probdl.infer(linear_regression, *data, method=kind(engine=engine), seed=1)
+        for engine in ("native", "eager")
+    ]
+    for site in ("intercept", "beta", "sigma"):
+        np.testing.assert_allclose(fits[0].draws[site], fits[1].draws[site], rtol=1e-9, atol=1e-9)
+
+
+def fallback(model, *args, match, method=QUICK):
+    with pytest.warns(probdl.FindingWarning, match=match) as caught:
+        fit = probdl.infer(model, *args, method=method, seed=1)
+    assert sum("engine" in str(w.message) for w in caught) == 1  # one warning
+    assert [f.check for f in fit.diagnose()].count("engine") == 1
+    assert fit.stats["engine"] != "native"
+    with pytest.raises(probdl.ModelError, match=f"cannot run on the native engine: .*{match}"):
+        probdl.infer(model, *args, method=probdl.NUTS(engine="native"), seed=1)
+    return fit
+
+
+def branching(y):
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    if mu > 100:
+        mu = mu * 2
+    pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+
+def test_control_flow_on_a_site_means_the_eager_engine():
+    fit = fallback(branching, Y, match="control flow depends on a value")
+    assert fit.stats["engine"] == "eager"
+    assert agrees(fit, Y)
+
+
+def test_a_random_density_is_not_compiled():
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(mu + 1e-9 * torch.randn(()), 1.0), obs=y)
+
+    fallback(model, Y, match="draws at random")
+
+
+def spectral(y):
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    mean = torch.fft.irfft(torch.fft.rfft(mu.expand(4)), 4)  # mu again, in a way without a C form
+    pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+
+def test_an_operation_without_a_c_form_runs_as_a_graph_and_is_named():
+    fit = fallback(spectral, Y, match="aten")
+    assert fit.stats["engine"] == "graph"  # Pyro's own overhead is much the larger part
+    assert agrees(fit, Y)
+
+
+def test_without_a_compiler_the_graph_runs(monkeypatch):
+    monkeypatch.setattr(native, "find_compiler", lambda: None)
+    fit = fallback(normal_normal, SIGMA, Y, match="no C compiler")
+    assert agrees(fit, Y)
+
+
+def test_code_that_is_wrong_is_found_and_not_used(monkeypatch, empty_cache):
+    wrong = {**operations.POINTWISE, torch.ops.aten.log: lambda x: f"(log({x}) * 1.000001)"}
+    for name, expression in wrong.items():
+        monkeypatch.setitem(operations.POINTWISE, name, expression)
+
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        sigma = pyro.sample("sigma", dist.LogNormal(0.0, 0.01))
+        pyro.sample("y", dist.Normal(mu, sigma), obs=y)
+
+    fit = fallback(model, Y, match=r"disagrees with the model \(largest relative error")
+    assert fit.stats["engine"] == "eager"
+
+
+def test_other_data_of_the_same_shape_compile_nothing(no_compiler, monkeypatch, empty_cache):
+    monkeypatch.undo()
+    probdl.infer(normal_normal, SIGMA, Y, method=QUICK, seed=1)
+    monkeypatch.setattr(native, "compile_to", None)
+    monkeypatch.setattr(probdl.compile.engine, "trace", None)  # nor are they traced again
+    for shift in (5.0, -3.0):
+        fit = probdl.infer(normal_normal, SIGMA, Y + shift, method=QUICK, seed=1)
+        assert agrees(fit, Y + shift)
+
+
+def test_another_shape_or_setting_is_another_program():
+    for size in (3, 7):
+        fit = probdl.infer(normal_normal, np.ones(size), np.ones(size), method=QUICK, seed=1)
+        assert agrees(fit, np.ones(size))
+    wide = probdl.infer(normal_normal, SIGMA, Y, scale=100.0, method=QUICK, seed=1)
+    assert abs(wide.draws["mu"].mean() - 1.5) < 0.15
+
+
+def test_data_from_elsewhere_than_the_arguments_are_read_anew():
+    data = {"y": torch.arange(4.0)}
+
+    def model():
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=data["y"])
+
+    for shift in (0.0, 8.0):
+        data["y"] = torch.arange(4.0) + shift
+        fit = probdl.infer(model, method=QUICK, seed=1)
+        assert fit.stats["engine"] == "native"
+        assert agrees(fit, Y + shift)
+
+
+def test_a_model_that_looks_at_its_data_is_compiled_for_them():
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        if y.mean() > 3:
+            y = y - 3
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    for y, expected in ((Y, Y), (Y + 3, Y)):
+        fit = probdl.infer(model, y, method=QUICK, seed=1)
+        assert fit.stats["engine"] == "native"
+        assert agrees(fit, expected)
+
+
+def test_a_masked_data_set_with_other_gaps():
+    def model(y, seen):
+        mu = pyro.sample("mu", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(mu[seen], 1.0).to_event(1), obs=y[seen])
+
+    for seen in ([True, True, False, False], [False, True, True, True]):
+        fit = probdl.infer(model, Y, np.array(seen), method="laplace", seed=1)
+        assert fit.stats["engine"] == "native"
+        np.testing.assert_allclose(fit.stats["mode"], np.where(seen, Y / 2, 0.0), atol=1e-6)
+
+
+def forward(y, p, mu):
+    """The log likelihood of a hidden Markov chain that starts in state 0."""
+    state = torch.log(p[0])
+    for t, value in enumerate(y):
+        if t:
+            state = torch.logsumexp(state[:, None] + torch.log(p), 0)
+        state = state + dist.Normal(mu, 1.0).log_prob(value)
+    return torch.logsumexp(state, 0)
+
+
+def test_an_enumerated_hidden_markov_chain_is_right():
+    # Of 40 steps; the code that Inductor once made of it gave wrong values.
+    y = torch.tensor(np.random.default_rng(3).normal(size=40))
+
+    def model(y):
+        p = pyro.sample("p", dist.Dirichlet(torch.ones(3, 3)).to_event(1))
+        mu = pyro.sample("mu", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        state = torch.tensor(0)
+        for t in pyro.markov(range(len(y))):
+            state = pyro.sample(f"state_{t}", dist.Categorical(p[state]))
+            pyro.sample(f"y_{t}", dist.Normal(mu[state], 1.0), obs=y[t])
+
+    density = LogDensity.from_model(model, (y,), prior=False, jacobian=False)
+    compiled, findings = choose(density, "native", 0)
+    assert not findings
+    for seed in range(5):
+        z = density.initial(torch.Generator().manual_seed(seed)).requires_grad_()
+        values = density.values(z)
+        expected = forward(y, values["p"], values["mu"])
+        (grad,) = torch.autograd.grad(expected, z)
+        value, found = compiled.value_and_grad(z)
+        assert value.item() == pytest.approx(expected.item())
+        torch.testing.assert_close(found, grad)
+
+
+def fragile():
+    rho = pyro.sample("rho", dist.Normal(0.0, 3.0))
+    one = torch.ones(())
+    cov = torch.stack([torch.stack([one, rho]), torch.stack([rho, one])])
+    pyro.sample("y", dist.MultivariateNormal(torch.zeros(2), cov), obs=torch.zeros(2))
+
+
+def test_a_matrix_that_is_not_positive_definite_is_a_divergence_and_quiet(capfd):
+    density = LogDensity.from_model(fragile)
+    compiled, _ = choose(density, "native", 0)
+    value, _ = compiled.value_and_grad(torch.tensor([3.0]).double())
+    assert value.item() == -math.inf
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", probdl.FindingWarning)
+        fit = probdl.infer(fragile, method=QUICK, seed=1)
+    assert fit.stats["engine"] == "native"
+    assert fit.stats["diverging"].sum() > 0
+    assert (abs(fit.draws["rho"]) < 1).all()
+    assert capfd.readouterr().err == ""
+
+
+def test_threads_may_call_one_density_at_once():
+    x = torch.linspace(0, 1, 5000).double()
+
+    def model(x):
+        a = pyro.sample("a", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        pyro.factor("f", torch.tanh(a[0] + a[1] * x.cumsum(0) + a[2] * x**2).logsumexp(0))
+
+    density = LogDensity.from_model(model, (x,))
+    compiled, _ = choose(density, "native", 0, threads=2)  # fewer places than threads
+    points = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).double()
+    expected = [density.value_and_grad(p) for p in points]
+    wrong = []
+
+    def run(point, value, grad):
+        for _ in range(300):
+            found, found_grad = compiled.value_and_grad(point)
+            if abs(found - value) > 1e-9 or (found_grad - grad).abs().max() > 1e-9:
+                wrong.append(point)
+
+    threads = [
+        threading.Thread(target=run, args=(p, *e)) for p, e in zip(points, expected, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_nutpies_public_interface_serves_where_the_private_one_has_moved(monkeypatch):
+    monkeypatch.setattr(sampler, "_library", lambda: None)
+    fit = probdl.infer(normal_normal, SIGMA, Y, method=QUICK, seed=1)
+    assert fit.stats["engine"] == "native"
+    assert agrees(fit, Y)
+    monkeypatch.setattr(sampler, "_public", lambda: None)  # without nutpie, Pyro's sampler
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", probdl.FindingWarning)
+        assert agrees(probdl.infer(normal_normal, SIGMA, Y, method=QUICK, seed=1), Y)
+
+
+SCRIPT = textwrap.dedent(
+    """
+    import sys, numpy as np, probdl
+    from probdl.compile import native
+    from probdl.models import normal_normal
+    if "cached" in sys.argv:
+        native.compile_to = None
+    method = probdl.NUTS(draws=100, warmup=100, chains=2)
+    fit = probdl.infer(normal_normal, np.ones(4), np.arange(4.0) + 2, method=method, seed=1)
+    print(fit.stats["engine"], fit.draws["mu"].sum())
+    """
+)
+
+
+def run(*args, cache_folder):
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", SCRIPT, *args],
+        env={**os.environ, "PROBDL_CACHE": str(cache_folder)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_two_processes_may_compile_at_once_and_a_third_compiles_nothing(empty_cache):
+    both = [run(cache_folder=empty_cache) for _ in range(2)]
+    said = {process.communicate()[0] for process in both}
+    third = run("cached", cache_folder=empty_cache)
+    said.add(third.communicate()[0])
+    assert {p.returncode for p in [*both, third]} == {0}
+    assert len(said) == 1
+    assert said.pop().startswith("native ")
+    assert cache.size()[0] == 1
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a library", "truncated"])
+def test_a_damaged_entry_is_compiled_again(empty_cache, damage):
+    def value():
+        density = LogDensity.from_model(normal_normal, (SIGMA, Y))
+        native._load.cache_clear()
+        compiled, _ = choose(density, "native", 0)
+        return compiled.value_and_grad(torch.zeros(1).double())[0].item()
+
+    expected = value()
+    (entry,) = empty_cache.glob("*.so")
+    content = entry.read_bytes()
+    entry.unlink()  # the loaded library keeps its own file
+    entry.write_bytes(content[: len(content) // 2] if damage == "truncated" else damage)
+    assert value() == expected
+    assert entry.read_bytes() == content
+
+
+def test_the_cache_is_bounded_and_can_be_cleared(empty_cache, monkeypatch):
+    for i in range(5):
+        cache.get(f"key{i}", lambda path: path.write_bytes(b"x" * 1000))
+        os.utime(empty_cache / f"key{i}.so", (i, i))
+    monkeypatch.setattr(cache, "LIMIT", 3500)
+    cache.get("last", lambda path: path.write_bytes(b"x" * 1000))
+    assert {p.stem for p in empty_cache.iterdir()} == {"last", "key4", "key3"}
+    assert probdl.clear_cache() == 3
+    assert cache.size() == (0, 0)
+
+
+def test_many_fits_in_one_process_take_no_more_memory():
+    resource = pytest.importorskip("resource")
+    method = probdl.NUTS(draws=50, warmup=50, chains=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", probdl.FindingWarning)
+
+        def fits(count):
+            for i in range(count):
+                probdl.infer(normal_normal, SIGMA, Y + i, method=method, seed=i)
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # the most so far, in kB
+
+        before = fits(50)
+        assert fits(150) - before < 8 * 2**10
+
+
+def test_verify_tells_the_error():
+    density = LogDensity.from_model(normal_normal, (SIGMA, Y))
+    compiled, _ = choose(density, "native", 0)
+    points = torch.linspace(-2, 2, 5, dtype=torch.float64)[:, None]
+    assert 0 <= verify(compiled, density, points) < 1e-12
+
+
+def test_doctor_tells_what_is_there(capsys):
+    report = probdl.doctor()
+    assert report.healthy
+    text = capsys.readouterr().out
+    for part in ("C compiler", "nutpie", "compiled code", "toy model, compile", "works"):
+        assert part in text
+
+
+def test_doctor_tells_what_is_missing(capsys, monkeypatch):
+    monkeypatch.setattr(native, "find_compiler", lambda: None)
+    monkeypatch.setattr(probdl.health, "find_compiler", lambda: None)
+    report = probdl.doctor()
+    assert not report.healthy
+    assert "install gcc or clang" in capsys.readouterr().out
