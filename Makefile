@@ -10,7 +10,7 @@ PYTHON312 ?= python3.12
 VENV312 := .venv-arviz1
 WORKERS ?= 2
 
-.PHONY: demo test test-arviz1 lint types check format clean
+.PHONY: demo test test-arviz1 bench-engine lint types check format clean
 
 demo: $(STAMP)  ## fit eight schools and a logistic regression on real data, by four methods
 	$(BIN)/python examples/demo.py
@@ -26,6 +26,9 @@ test-arviz1:  ## the ArviZ container under ArviZ 1.x, without torch
 		$(VENV312)/bin/python -m pip install --quiet "arviz>=1,<2" h5netcdf h5py matplotlib pytest && \
 		$(VENV312)/bin/python -m pytest -c tests/torch_free/pytest.ini tests/torch_free; \
 	fi
+
+bench-engine: $(STAMP)  ## how fast the native engine is; writes benchmarks/results/
+	$(BIN)/python -m benchmarks.engine
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 
 from probdl import idata
 
-__all__ = ["Finding", "Findings", "check_draws", "check_energy", "check_pareto_k", "check_tree"]
+__all__ = ["Finding", "Findings", "check_draws", "check_energy", "check_tree", "check_weights"]
 
 RHAT_MAX = 1.01
 ESS_MIN_PER_CHAIN = 100
 BFMI_MIN = 0.3
 PARETO_K_MAX = 0.7
+WEIGHTS_SHARE_MIN = 0.1  # of the draws; an approximation of some use keeps more
 TREE_SHARE_MAX = 0.01
 
 Severity = Literal["info", "warning", "error"]
@@ -174,16 +175,29 @@ def check_tree(stats: Mapping[str, Any], max_treedepth: int) -> list[Finding]:
     ]
 
 
-def check_pareto_k(k: float, what: str) -> list[Finding]:
-    """Check that importance ratios have tails light enough to be trusted."""
-    if k <= PARETO_K_MAX:
+def check_weights(log_weights: Array, k: float, what: str) -> list[Finding]:
+    """Check draws of an approximation by their importance weights.
+
+    Args:
+        log_weights: the logs of the weights, normalised.
+        k: the Pareto k-hat of the ratios they were made of: how heavy their tail is.
+        what: the approximation, for the message.
+    """
+    share = float(np.exp(-np.logaddexp.reduce(2 * log_weights))) / len(log_weights)
+    if k > PARETO_K_MAX:
+        seen = f"the Pareto k-hat of its importance ratios is {k:.2f}, above {PARETO_K_MAX}"
+    elif share < WEIGHTS_SHARE_MIN:
+        seen = f"by its importance weights {len(log_weights)} draws of it are worth " + (
+            f"{share * len(log_weights):.0f} of the posterior"
+        )
+    else:
         return []
     return [
         Finding(
             "warning",
-            "pareto_k",
-            f"{what} does not match the posterior: the Pareto k-hat of its importance ratios is "
-            f"{k:.2f}, above {PARETO_K_MAX}.",
+            "pareto_k" if k > PARETO_K_MAX else "weights",
+            f"{what} does not match the posterior: {seen}. Its draws, and what is computed of "
+            "them, are those of another distribution.",
             "Fit by method='nuts', which makes no such approximation.",
         )
     ]

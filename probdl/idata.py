@@ -19,7 +19,7 @@ with warnings.catch_warnings():  # 0.23 announces 1.0 on every import
     warnings.simplefilter("ignore", FutureWarning)
     import arviz as az
 
-__all__ = ["ARVIZ_1", "bfmi", "ess", "psis", "rhat", "summary", "to_idata", "unclashed"]
+__all__ = ["ARVIZ_1", "bfmi", "ess", "plot_ppc", "psis", "rhat", "summary", "to_idata", "unclashed"]
 
 ARVIZ_1 = int(az.__version__.split(".")[0]) >= 1
 if ARVIZ_1:
@@ -133,6 +133,14 @@ def psis(log_ratios: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
     else:
         log_weights, k = az.psislw(np.asarray(log_ratios))
     return np.asarray(log_weights), float(k)
+
+
+def plot_ppc(idata: Any, **options: Any) -> Any:
+    """Plot data and posterior predictive; ``options`` are those of ArviZ's function."""
+    if ARVIZ_1 and "num_pp_samples" in options:
+        options["num_samples"] = options.pop("num_pp_samples")
+    plot: Any = getattr(az, "plot_ppc_dist" if ARVIZ_1 else "plot_ppc")
+    return plot(idata, **options)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import torch
 
 from probdl.compile import ENGINES, choose
 from probdl.density import LogDensity
-from probdl.diagnostics import check_pareto_k
+from probdl.diagnostics import check_weights
 from probdl.errors import ModelError
 from probdl.fit import Fit
 from probdl.idata import psis
@@ -114,7 +114,7 @@ class Laplace(Method, name="laplace"):
         }
         findings += [
             *optimum.findings,
-            *check_pareto_k(pareto_k, "the normal approximation"),
+            *check_weights(log_weights, pareto_k, "the normal approximation"),
             *held_params(structure),
         ]
         draws = {name: value.numpy() for name, value in values.items()}

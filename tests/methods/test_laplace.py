@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 import probdl
-from probdl.models import linear_regression
+from probdl.models import eight_schools, linear_regression
 
 
 def test_log_evidence_of_a_normal_model_is_exact():
@@ -32,6 +32,16 @@ def test_a_posterior_with_heavier_tails_has_a_high_pareto_k():
     with pytest.warns(probdl.FindingWarning, match="Pareto k-hat"):
         fit = probdl.infer(model, method=probdl.Laplace(draws=4000), seed=1)
     assert fit.stats["pareto_k"] > 0.7
+
+
+def test_an_approximation_that_is_much_too_wide_is_told(schools):
+    # The mode of log tau is where there is little mass; the ratios are bounded, and k-hat is low.
+    with pytest.warns(probdl.FindingWarning, match=r"1000 draws of it are worth \d+ of"):
+        fit = probdl.infer(eight_schools, *schools, method="laplace", seed=1)
+    assert fit.stats["pareto_k"] < 0.7
+    weights = np.exp(fit.stats["log_weights"])
+    worth = 1 / (weights**2).sum()
+    assert f"worth {worth:.0f} of" in str(fit.diagnose())
 
 
 def test_a_direction_without_curvature_is_named():

@@ -1,0 +1,322 @@
+"""How fast the native engine is: `make bench-engine`.
+
+Writes results/engine.json and results/engine.md. Every figure that compares is a ratio of two
+times taken in this run, on this machine. Subprocesses measure what a new process sees.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from pyro.infer import MCMC
+from pyro.infer.mcmc import nuts as pyro_nuts
+
+import probdl
+from benchmarks.models import NAMED, references
+from probdl.compile import choose
+from probdl.compile.native import NativeDensity
+from probdl.models import normal_normal
+
+RESULTS = Path(__file__).parent / "results"
+CHAINS, DRAWS, WARMUP = 4, 1000, 1000
+
+
+def seconds(call: Callable[[], Any], calls: int, repeats: int = 5) -> float:
+    """Return the time of one call, the best of several rounds."""
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        for _ in range(calls):
+            call()
+        best = min(best, (time.perf_counter() - start) / calls)
+    return best
+
+
+def raw(compiled: NativeDensity, z: torch.Tensor) -> Callable[[], Any]:
+    """Return a call of the C function itself, as the sampler makes it, but through ctypes."""
+    point, grad, value = z.numpy().copy(), np.empty(compiled.dim), np.empty(())
+    arguments = (
+        ctypes.c_uint64(compiled.dim),
+        *(ctypes.c_void_p(a.ctypes.data) for a in (point, grad, value)),
+        ctypes.c_void_p(compiled.user),
+    )
+    function = compiled._function
+    return lambda: (function(*arguments), point)  # the point must live as long as the call
+
+
+def gradients() -> list[dict[str, Any]]:
+    """Time value and gradient of each model on both engines."""
+    rows = []
+    models = [(name, *of) for name, of in NAMED.items()] + list(references())
+    for name, model, args in models:
+        density = probdl.LogDensity.from_model(model, args)
+        start = time.perf_counter()
+        compiled, _ = choose(density, "native", 0)
+        made = time.perf_counter() - start
+        z = density.initial(torch.Generator().manual_seed(1))
+        eager = seconds(lambda d=density, z=z: d.value_and_grad(z), 5, 3)
+        native = seconds(raw(compiled, z), 2000)
+        rows.append(
+            {
+                "model": name,
+                "dim": density.dim,
+                "make_s": made,
+                "eager_us": eager * 1e6,
+                "native_us": native * 1e6,
+                "ratio": eager / native,
+            }
+        )
+        print(rows[-1], flush=True)
+    return rows
+
+
+def smallest_call() -> float:
+    """Time a call that has next to nothing to compute, in microseconds."""
+
+    def model():
+        pyro.sample("x", pyro.distributions.Normal(0.0, 1.0))
+
+    density = probdl.LogDensity.from_model(model)
+    compiled, _ = choose(density, "native", 0)
+    return seconds(raw(compiled, torch.zeros(1).double()), 20000) * 1e6
+
+
+def against_pyro() -> list[dict[str, Any]]:
+    """Time NUTS: Pyro's with jit_compile=True, its compilation left out, and ours."""
+    rows = []
+    for name in list(NAMED)[:3]:
+        model, args = NAMED[name]
+        method = probdl.NUTS(draws=DRAWS, warmup=WARMUP, chains=CHAINS)
+        probdl.infer(model, *args, method=method, seed=0)
+        start = time.perf_counter()
+        fit = probdl.infer(model, *args, method=method, seed=1)
+        ours = time.perf_counter() - start
+        assert fit.stats["engine"] == "native"
+        tensors = [torch.as_tensor(a) for a in args]
+        tensors = [t.float() if t.is_floating_point() else t for t in tensors]
+        stamps: list[float] = []
+        count = 300
+        pyro.set_rng_seed(0)
+        mcmc = MCMC(
+            pyro_nuts.NUTS(model, jit_compile=True, ignore_jit_warnings=True),
+            num_samples=count,
+            warmup_steps=count,
+            num_chains=1,
+            disable_progbar=True,
+            hook_fn=lambda *_, s=stamps: s.append(time.perf_counter()),
+        )
+        mcmc.run(*tensors)
+        # The first transitions hold the compilation; the same mix of warm-up and draws is left.
+        skipped = 20
+        taken = (stamps[-1] - stamps[skipped]) / (len(stamps) - 1 - skipped)
+        theirs = taken * CHAINS * (DRAWS + WARMUP)
+        rows.append({"model": name, "pyro_s": theirs, "ours_s": ours, "ratio": theirs / ours})
+        print(rows[-1], flush=True)
+    return rows
+
+
+def child(code: str, cache: str) -> dict[str, Any]:
+    """Run code in a new process; it prints a JSON object."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        env={**os.environ, "PROBDL_CACHE": cache},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+FIRST = """
+import json, time, numpy as np, probdl
+from benchmarks.models import SCHOOLS
+from probdl.methods import native
+from probdl.models import eight_schools
+sigma, y = SCHOOLS
+sampling = []
+run = native.run
+def timed(*args, **kwargs):
+    start = time.perf_counter()
+    result = run(*args, **kwargs)
+    sampling.append(time.perf_counter() - start)
+    return result
+native.run = timed
+times = []
+for shift in (0.0, 1.0, 2.0):
+    start = time.perf_counter()
+    probdl.infer(eight_schools, sigma, y + shift, seed=1)
+    times.append(time.perf_counter() - start)
+print(json.dumps({"first": times[0], "later": times[1:], "sampling": sampling}))
+"""
+
+
+def latencies() -> dict[str, float]:
+    """Time the first fit, later ones, and the first of a new process with a full cache."""
+    with tempfile.TemporaryDirectory() as cache:
+        cold = child(FIRST, cache)
+        warm = child(FIRST, cache)
+    above = [t - s for t, s in zip(cold["later"], cold["sampling"][1:], strict=True)]
+    return {
+        "first_s": cold["first"],
+        "cached_first_s": warm["first"],
+        "second_above_sampling_s": max(above),
+    }
+
+
+CHAIN = """
+import json, sys, time, torch, probdl
+from benchmarks.models import NAMED
+model, args = NAMED["logistic regression, 500 x 20"]
+from probdl.compile import choose
+from probdl.methods import native
+density = probdl.LogDensity.from_model(model, args)
+evaluator, _ = choose(density, "native", 0, threads={chains})
+options = dict(warmup=1000, chains={chains}, target_accept=0.8, max_treedepth=10,
+               mass_matrix="diag", seed={seed}, progress=False)
+native.run(density, evaluator, draws=100, **options)
+while time.time() < {at}:
+    pass
+start = time.perf_counter()
+chains = native.run(density, evaluator, draws=20000, **options)
+taken = time.perf_counter() - start
+print(json.dumps({{"s": taken, "gradients": int(chains.stats["n_steps"].sum())}}))
+"""
+
+
+def two_chains() -> dict[str, float]:
+    """Time two chains in one process, and as two processes, by gradient and core."""
+    rates: dict[str, list[float]] = {"one": [], "two": []}
+    with tempfile.TemporaryDirectory() as cache:
+        child(CHAIN.format(chains=1, seed=0, at=0), cache)
+        for round_ in range(3):
+            one = child(CHAIN.format(chains=2, seed=round_, at=0), cache)
+            rates["one"].append(one["s"] * 2 / one["gradients"])
+            at = time.time() + 12  # both have loaded what they need by then
+            processes = [
+                subprocess.Popen(
+                    [sys.executable, "-W", "ignore", "-c",
+                     CHAIN.format(chains=1, seed=10 * round_ + i, at=at)],
+                    env={**os.environ, "PROBDL_CACHE": cache}, stdout=subprocess.PIPE, text=True,
+                )
+                for i in range(2)
+            ]  # fmt: skip
+            said = [json.loads(p.communicate()[0].splitlines()[-1]) for p in processes]
+            rates["two"].append(statistics.mean(s["s"] / s["gradients"] for s in said))
+    one, two = min(rates["one"]), min(rates["two"])
+    return {"one_process_us": one * 1e6, "two_processes_us": two * 1e6, "ratio": one / two}
+
+
+def memory() -> dict[str, float]:
+    """Measure the growth of memory over 1,000 fits of a small model."""
+    method = probdl.NUTS(draws=100, warmup=100, chains=2)
+    sigma, y = np.ones(4), np.arange(4.0)
+
+    def fits(count: int) -> float:
+        for i in range(count):
+            probdl.infer(normal_normal, sigma, y + i % 7, method=method, seed=i)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+    before = fits(100)
+    start = time.perf_counter()
+    after = fits(1000)
+    return {"growth_mb": after - before, "fit_ms": time.perf_counter() - start}
+
+
+def main() -> None:
+    """Measure, and write the results."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    rows = gradients()
+    result = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "versions": {"python": platform.python_version(), "torch": torch.__version__,
+                     "pyro": pyro.__version__},
+        "gradients": rows,
+        "median_ratio": statistics.median(r["ratio"] for r in rows),
+        "smallest_call_us": smallest_call(),
+        "nuts": against_pyro(),
+        "latencies": latencies(),
+        "two_chains": two_chains(),
+        "memory": memory(),
+    }  # fmt: skip
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "engine.json").write_text(json.dumps(result, indent=1) + "\n")
+    text = table(result)
+    (RESULTS / "engine.md").write_text(text)
+    print(text)
+
+
+def table(r: dict[str, Any]) -> str:
+    """Write the results as Markdown."""
+    late, chains, memory_ = r["latencies"], r["two_chains"], r["memory"]
+    slowest = min(row["ratio"] for row in r["nuts"])
+    lines = [
+        "# The native engine",
+        "",
+        f"Made by `make bench-engine` on {r['machine']}; "
+        + ", ".join(f"{k} {v}" for k, v in r["versions"].items())
+        + ". Times are of this machine; ratios carry over better.",
+        "",
+        "| what | bar | measured |",
+        "| --- | --- | --- |",
+        f"| value + gradient, eager / native, median of {len(r['gradients'])} models | 100 "
+        f"| {r['median_ratio']:.0f} |",
+        "| one call with next to nothing to compute, from Python | 2.5 µs "
+        f"| {r['smallest_call_us']:.2f} µs |",
+        f"| NUTS, Pyro with `jit_compile=True` / ours, least of {len(r['nuts'])} models | 100 "
+        f"| {slowest:.0f} |",
+        "| first fit of eight schools, from the call to the draws | 6 s "
+        f"| {late['first_s']:.2f} s |",
+        "| second fit, other data of the same shape, above the sampling itself | 0.2 s "
+        f"| {late['second_above_sampling_s']:.3f} s |",
+        f"| first fit in a new process, everything cached | 2 s | {late['cached_first_s']:.2f} s |",
+        f"| 2 chains in one process / as two processes | 1.1 | {chains['ratio']:.2f} |",
+        f"| growth of memory over 1,000 fits | none | {memory_['growth_mb']:.1f} MB |",
+        "",
+        "## Value and gradient",
+        "",
+        "`make` is tracing, compiling and verifying, with whatever the cache had.",
+        "",
+        "| model | d | make, s | eager, µs | native, µs | ratio |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        *(
+            f"| {g['model']} | {g['dim']} | {g['make_s']:.2f} | {g['eager_us']:.0f} "
+            f"| {g['native_us']:.2f} | {g['ratio']:.0f} |"
+            for g in r["gradients"]
+        ),
+        "",
+        f"## NUTS, {CHAINS} chains of {WARMUP} + {DRAWS}",
+        "",
+        "Pyro's time is that of one chain of 300 + 300, its compilation left out, carried over to "
+        "as many transitions, its chains one after the other. Ours is the whole of "
+        "`infer`, checks included.",
+        "",
+        "| model | Pyro, s | ours, s | ratio |",
+        "| --- | ---: | ---: | ---: |",
+        *(
+            f"| {n['model']} | {n['pyro_s']:.0f} | {n['ours_s']:.2f} | {n['ratio']:.0f} |"
+            for n in r["nuts"]
+        ),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
