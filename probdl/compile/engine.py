@@ -7,7 +7,6 @@ or there is no compiler, and only if it proves faster than the third when both a
 
 from __future__ import annotations
 
-import contextlib
 import time
 import weakref
 from collections.abc import Sequence
@@ -18,8 +17,9 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_flatten
 
-from probdl.compile.emit import Source, UnsupportedError, emit
+from probdl.compile.emit import Source, emit
 from probdl.compile.native import CompilerError, NativeDensity, differentiable
+from probdl.compile.statements import UnsupportedError
 from probdl.compile.trace import Traced, UntraceableError, trace
 from probdl.compile.verify import MismatchError, verify
 from probdl.density import LogDensity
@@ -146,8 +146,7 @@ def _native(density: LogDensity, generator: torch.Generator, threads: int) -> Na
     compiled = NativeDensity(source, density.dim, arrays, threads)
     verify(compiled, density, points)
     if key is not None and traced.reads_data:
-        with contextlib.suppress(TypeError):  # a model without weak references
-            _known.setdefault(density.program.model, {})[key] = _Compiled(traced, source)
+        _known.setdefault(density.program.model, {})[key] = _Compiled(traced, source)
     return compiled
 
 
@@ -157,6 +156,10 @@ def _points(density: LogDensity, generator: torch.Generator, count: int) -> Tens
 
 def _key(density: LogDensity) -> Any:
     """Name what a trace depends on, but for the values of the data; None if that is not known."""
+    try:
+        _known.get(density.program.model)
+    except TypeError:  # a model that has no hash or no weak references
+        return None
     leaves, structure = tree_flatten(density.program.arguments)
     kinds: list[Any] = []
     for leaf in leaves:

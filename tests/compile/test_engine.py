@@ -124,6 +124,19 @@ def test_without_a_compiler_the_graph_runs(monkeypatch):
     assert agrees(fit, Y)
 
 
+def test_a_graph_beyond_the_budget_is_refused_with_advice(monkeypatch):
+    monkeypatch.setattr(probdl.compile.engine, "MAX_STATEMENTS", 30)
+
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        for t in range(len(y)):
+            pyro.sample(f"y_{t}", dist.Normal(mu, 1.0), obs=y[t])
+
+    fit = fallback(model, Y, match="loops over time are the usual cause")
+    assert fit.stats["engine"] == "graph"  # the faster of the two that are left
+    assert agrees(fit, Y)
+
+
 def test_code_that_is_wrong_is_found_and_not_used(monkeypatch, empty_cache):
     wrong = {**operations.POINTWISE, torch.ops.aten.log: lambda x: f"(log({x}) * 1.000001)"}
     for name, expression in wrong.items():
@@ -154,6 +167,20 @@ def test_another_shape_or_setting_is_another_program():
         assert agrees(fit, np.ones(size))
     wide = probdl.infer(normal_normal, SIGMA, Y, scale=100.0, method=QUICK, seed=1)
     assert abs(wide.draws["mu"].mean() - 1.5) < 0.15
+
+
+def test_a_model_that_cannot_be_remembered_is_compiled_all_the_same():
+    class Model:
+        __slots__ = ()  # no weak references
+        __hash__ = None
+
+        def __call__(self, y):
+            mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    fit = probdl.infer(Model(), Y, method=QUICK, seed=1)
+    assert fit.stats["engine"] == "native"
+    assert agrees(fit, Y)
 
 
 def test_data_from_elsewhere_than_the_arguments_are_read_anew():

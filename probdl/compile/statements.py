@@ -1,0 +1,173 @@
+"""What the C code consists of: values in memory, and the statements that compute them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from probdl.compile.loops import Access
+from probdl.errors import ProbdlError
+
+__all__ = [
+    "Buffer",
+    "Builder",
+    "Statement",
+    "UnsupportedError",
+    "Value",
+    "empty",
+    "is_shape",
+    "shape_of",
+    "squeezed",
+    "squeezed_access",
+]
+
+
+class UnsupportedError(ProbdlError, RuntimeError):
+    """The graph has an operation that has no C form here."""
+
+
+@dataclass(eq=False)
+class Buffer:
+    """A stretch of memory: the point, an array of data, or work space."""
+
+    name: str  # the C expression that it starts at; of work space, once it has a place
+    size: int
+    producer: Statement | None = None
+    keep: bool = False  # is read after the last statement
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor: a layout over a buffer, or one number everywhere."""
+
+    buffer: Buffer | float
+    layout: Tensor  # on the meta device; its storage stands for the buffer
+
+    def like(self, layout: Tensor) -> Value:
+        """Return the same memory in another layout."""
+        return Value(self.buffer, layout)
+
+    @property
+    def access(self) -> Access:
+        """How a loop over the shape runs along it."""
+        return tuple(self.layout.stride()), int(self.layout.storage_offset())
+
+
+@dataclass(eq=False)
+class Statement:
+    """An operation that computes something."""
+
+    index: int
+    key: Any  # statements of one key may share a loop: the shape; None where none may
+    operands: list[Value]
+    outputs: list[Buffer]
+    write: Callable[..., Any]  # loops: operand names to an expression; else code
+    total: Any = None  # the operation, of a reduction to one number
+    consumers: list[tuple[Statement, bool]] = field(default_factory=list)
+    group: int = -1
+
+    @property
+    def name(self) -> str:
+        """The C name of the result."""
+        return f"t{self.index}"
+
+
+class Builder:
+    """Collects statements; the operations write themselves with it.
+
+    Attributes:
+        shape: of the result of the operation that is being written.
+        dtype: of that result.
+        contiguous: whether its first input lies in torch's memory without gaps.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None
+    contiguous: bool
+
+    def __init__(self) -> None:
+        self.statements: list[Statement] = []
+
+    def statement(
+        self,
+        key: Any,
+        operands: Sequence[Value],
+        shapes: Sequence[Sequence[int]],
+        write: Callable[..., Any],
+        total: Any = None,
+    ) -> list[Value]:
+        """Add a statement; return its results, each in a contiguous buffer of its own."""
+        layouts = [empty(shape) for shape in shapes]
+        buffers = [Buffer("", layout.numel()) for layout in layouts]
+        statement = Statement(len(self.statements), key, list(operands), buffers, write, total)
+        for buffer in buffers:
+            buffer.producer = statement
+        self.statements.append(statement)
+        return [Value(b, layout) for b, layout in zip(buffers, layouts, strict=True)]
+
+    def copied(self, value: Value) -> Value:
+        """Write a value out, one element after the other."""
+        shape = tuple(value.layout.shape)
+        return self.statement(squeezed(shape), [value], [shape], lambda x: x)[0]
+
+    def in_memory(self, value: Value) -> Value:
+        """Write a value out if it is a number everywhere."""
+        return value if isinstance(value.buffer, Buffer) else self.copied(value)
+
+    def stored(self, value: Value) -> Value:
+        """Make a value one that lies in memory to the end."""
+        value = self.in_memory(value)
+        assert isinstance(value.buffer, Buffer)
+        value.buffer.keep = True
+        return value
+
+    def elementwise(
+        self, expression: Callable[..., str], operands: Sequence[Value], shape: tuple[int, ...]
+    ) -> Value:
+        """Add a statement that computes each element by itself.
+
+        Args:
+            expression: takes C expressions of the operands' elements, returns that of the result.
+            operands: what it reads, each of a shape that can be expanded to the result's.
+            shape: of the result.
+        """
+        expanded = [v.like(v.layout.expand(shape)) for v in operands]
+        # Along dimensions in which nothing varies, once is enough.
+        small = list(shape)
+        for d, n in enumerate(shape):
+            if n > 1 and not any(v.layout.stride(d) for v in expanded):
+                small[d] = 1
+                expanded = [v.like(v.layout.narrow(d, 0, 1)) for v in expanded]
+        (result,) = self.statement(squeezed(small), expanded, [small], expression)
+        return result.like(result.layout.expand(shape))
+
+
+def empty(shape: Sequence[int]) -> Tensor:
+    """Return the layout of a tensor without gaps."""
+    return torch.empty(tuple(shape), device="meta", dtype=torch.float64)
+
+
+def squeezed(shape: Sequence[int]) -> tuple[int, ...]:
+    """Leave out the dimensions of size 1."""
+    return tuple(n for n in shape if n != 1)
+
+
+def is_shape(key: Any) -> bool:
+    """Tell whether a key is a shape and nothing more."""
+    return isinstance(key, tuple) and all(isinstance(n, int) for n in key)
+
+
+def shape_of(key: Any) -> tuple[int, ...]:
+    """Return the shape that statements of a key loop over."""
+    return tuple(n for n in key if isinstance(n, int))
+
+
+def squeezed_access(value: Value) -> Access:
+    """Return how a loop over the shape without its dimensions of size 1 runs along a value."""
+    layout = value.layout
+    strides = tuple(s for s, n in zip(layout.stride(), layout.shape, strict=True) if n != 1)
+    return strides, int(layout.storage_offset())
