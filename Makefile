@@ -10,7 +10,7 @@ PYTHON312 ?= python3.12
 VENV312 := .venv-arviz1
 WORKERS ?= 2
 
-.PHONY: demo test test-arviz1 bench-engine lint types check format clean
+.PHONY: demo test test-arviz1 bench-engine bench-loops lint types check format clean
 
 demo: $(STAMP)  ## fit eight schools and a logistic regression on real data, by four methods
 	$(BIN)/python examples/demo.py
@@ -29,6 +29,9 @@ test-arviz1:  ## the ArviZ container under ArviZ 1.x, without torch
 
 bench-engine: $(STAMP)  ## how fast the native engine is; writes benchmarks/results/
 	$(BIN)/python -m benchmarks.engine
+
+bench-loops: $(STAMP)  ## what unrolled loops over time cost to compile
+	PROBDL_CACHE="$$(mktemp -d)" $(BIN)/python -m benchmarks.loops
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
