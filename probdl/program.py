@@ -28,7 +28,7 @@ from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves, tre
 from probdl.errors import DataError, ModelError, ProbdlError
 from probdl.state import evaluation
 
-__all__ = ["Program", "Substitute"]
+__all__ = ["Program", "Substitute", "where"]
 
 T = TypeVar("T")
 
@@ -213,7 +213,8 @@ class Program:
         except LinAlgError:
             raise
         except ProbdlError as error:  # Pyro makes it anew, with the shapes of its trace below
-            raise type(error)(_first_part(error)) from None
+            plain = type(error)(_first_part(error))
+            raise plain.with_traceback(error.__traceback__) from None
         except Exception as error:
             raise self.explain(error) from None
 
@@ -225,18 +226,13 @@ class Program:
 
     def explain(self, error: Exception) -> ModelError:
         """Turn an exception from inside the model into one that says where and what to try."""
-        where = ""
-        for frame in reversed(traceback.extract_tb(error.__traceback__)):
-            if not _is_library(frame.filename):
-                where = f" at {os.path.basename(frame.filename)}:{frame.lineno}, `{frame.line}`"
-                break
         shapes = ", ".join(
             f"{name} {tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}"
             for name, t in self.named_data()
         )
         reason = textwrap.shorten(_first_part(error), 300)
         return ModelError(
-            f"the model '{self.name}' failed{where}: {type(error).__name__}: {reason}. "
+            f"the model '{self.name}' failed{where(error)}: {type(error).__name__}: {reason}. "
             f"It ran on {shapes or 'no tensors'}. Check that these are the shapes and types "
             "that the model expects, and that each plate is as long as the sites inside it."
         )
@@ -244,6 +240,14 @@ class Program:
 
 def _first_part(error: Exception) -> str:
     return str(error).split("Trace Shapes:")[0].strip()
+
+
+def where(error: BaseException) -> str:
+    """Tell at which line of the user's code an exception was raised, as part of a sentence."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not _is_library(frame.filename):
+            return f" at {os.path.basename(frame.filename)}:{frame.lineno}, `{frame.line}`"
+    return ""
 
 
 def signature(model: Any) -> inspect.Signature:

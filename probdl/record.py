@@ -97,9 +97,7 @@ class _Recorder(TorchDispatchMode):
         elif func is aten._linalg_check_errors.default:  # looks, and raises, in C++
             self.graph.call_function(func, of_args, of_kwargs)
         elif sources:
-            raise ControlFlowError(
-                f"Python control flow depends on a value that is not fixed ({func})"
-            )
+            raise ControlFlowError("Python looks at the value of a tensor that is not fixed")
         return result
 
     def _noted(self, x: Any, inputs: list[fx.Node]) -> Any:

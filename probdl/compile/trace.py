@@ -22,6 +22,7 @@ from probdl.compile.decompositions import decompositions
 from probdl.compile.operations import ALLOCATIONS, CONSTANTS
 from probdl.density import LogDensity
 from probdl.errors import ProbdlError
+from probdl.program import where
 from probdl.record import ControlFlowError, Recording, record
 from probdl.state import evaluation
 
@@ -81,7 +82,9 @@ def trace(density: LogDensity, z: Tensor) -> Traced:
             try:
                 recording, reads_data = _record(value_and_grad, [z]), False
             except ControlFlowError as error:
-                raise UntraceableError(str(error).splitlines()[0]) from None
+                raise UntraceableError(
+                    f"its control flow in Python depends on the value of a site{where(error)}"
+                ) from None
     graph = recording.graph
     _check_deterministic(graph)
     _catch_failures(graph)
