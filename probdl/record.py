@@ -81,7 +81,7 @@ class _Recorder(TorchDispatchMode):
         of_kwargs = {name: self._noted(x, inputs) for name, x in kwargs.items()}
         sources = frozenset[int]().union(*map(self.sources.__getitem__, inputs))
         if isinstance(result, Tensor):
-            if func._schema.is_mutable and _is_alone(args[0], func):
+            if func._schema.is_mutable and _is_alone(args, func):
                 func = _out_of_place(func)
             elif not inputs and of_kwargs.get("dtype") is None and _takes_dtype(func):
                 of_kwargs["dtype"] = result.dtype  # or it would follow torch's default
@@ -114,15 +114,24 @@ class _Recorder(TorchDispatchMode):
         node.meta["val"] = torch.empty_strided(
             tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta"
         )
+        size = tensor.numel() * tensor.element_size()
+        node.meta["whole"] = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == size
         self.nodes[tensor] = node
         self.sources[node] = sources
 
 
-def _is_alone(x: Any, func: Any) -> bool:
-    """Tell whether an operation in place writes to a tensor whose memory no other one shares."""
+def _is_alone(args: Sequence[Any], func: Any) -> bool:
+    """Tell whether an operation in place can be taken as its twin that is not.
+
+    It can where no other tensor shares the memory that it writes to, and where the twin gives
+    the same dtype.
+    """
+    x = args[0]
+    dtypes = {a.dtype for a in args if isinstance(a, Tensor)} - {torch.bool}
     # One use by the tensor, one by the object that is made to ask.
     return (
         isinstance(x, Tensor)
+        and dtypes <= {x.dtype}
         and _out_of_place(func) is not None
         and torch._C._storage_Use_Count(x.untyped_storage()._cdata) <= 2  # type: ignore[attr-defined]
     )

@@ -43,7 +43,7 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         aten.leaky_relu.default: lambda x, slope=0.01: torch.where(x > 0, x, x * slope),
         aten.linalg_vector_norm.default: _norm,
         aten.max.default: lambda x: x.amax(_all(x)),
-        aten.mean.default: lambda x, dtype=None: x.sum() / x.numel(),
+        aten.mean.default: lambda x, dtype=None: _mean(x, dtype=dtype),
         aten.mean.dim: _mean,
         aten.min.default: lambda x: x.amin(_all(x)),
         aten.repeat.default: _repeat,
@@ -57,14 +57,16 @@ def _all(x: Tensor, dim: Any = None) -> list[int]:
 
 
 def _mean(x: Tensor, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Tensor:
-    total = x.sum(_all(x, dim), keepdim=keepdim)
-    return total * (total.numel() / x.numel())
+    dims = _all(x, dim)
+    total = x.sum(dims, keepdim=keepdim, dtype=dtype)
+    return total / math.prod(x.shape[d] for d in dims)
 
 
 def _norm(
     x: Tensor, ord: float = 2, dim: Any = None, keepdim: bool = False, dtype: Any = None
 ) -> Tensor:
     dims = _all(x, dim)
+    x = x if dtype is None else x.to(dtype)
     if ord == float("inf"):
         return x.abs().amax(dims, keepdim=keepdim)
     if ord == 2:
@@ -85,6 +87,8 @@ def _gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
 
 
 def _index_select(x: Tensor, dim: int, index: Tensor) -> Tensor:
+    if not x.ndim:
+        return NotImplemented
     return aten.index.Tensor(x, [None] * (dim % x.ndim) + [index])
 
 
@@ -128,7 +132,8 @@ def _var(
 ) -> Tensor:
     dims = _all(x, dim)
     total = (x - x.mean(dims, keepdim=True)).square().sum(dims, keepdim=keepdim)
-    return total / (x.numel() / total.numel() - (1 if correction is None else correction))
+    count = math.prod(x.shape[d] for d in dims)
+    return total / max(count - (1 if correction is None else correction), 0)
 
 
 def _cholesky_inverse(factor: Tensor, upper: bool = False) -> Tensor:

@@ -61,6 +61,7 @@ def is_view(node: fx.Node) -> bool:
         isinstance(node.target, torch._ops.OpOverload)
         and (node.target.is_view or node.target.overloadpacket in VIEWS)
         and node.target.overloadpacket is not aten.as_strided
+        and node.target is not aten.view.dtype
     )
 
 
@@ -69,7 +70,7 @@ def supports(op: Any) -> bool:
     if not isinstance(op, torch._ops.OpOverload):
         return False
     packet = op.overloadpacket
-    if op in (aten.max.default, aten.min.default):  # only those along a dimension
+    if op in (aten.max.default, aten.min.default, aten.view.dtype):  # only their other forms
         return False
     return (
         packet in POINTWISE
@@ -120,8 +121,10 @@ class _Emitter(Builder):
         op = node.target.overloadpacket
         self.shape = tuple(node.meta["val"].shape) if "val" in node.meta else ()
         self.dtype = node.meta["val"].dtype if "val" in node.meta else None
-        source = node.all_input_nodes[0].meta.get("val") if node.all_input_nodes else None
-        self.contiguous = isinstance(source, Tensor) and source.is_contiguous()
+        first = node.all_input_nodes[:1]
+        self.whole = bool(first) and first[0].meta.get("whole", False)
+        if self.dtype in (torch.uint8, torch.int8, torch.int16):
+            raise UnsupportedError(f"{node.target} computes in {self.dtype}, which wraps around")
         single = self.dtype in (torch.float32, torch.float16, torch.bfloat16)
         exact = op in EXACT or is_view(node)  # a number is the same in double precision
         if (single and not exact) or (self.dtype is not None and self.dtype.is_complex):
@@ -132,14 +135,16 @@ class _Emitter(Builder):
             elif op in HANDLERS:
                 self.values[node] = HANDLERS[op](self, *args, **kwargs)
             elif op in POINTWISE:
-                kwargs = {k: v for k, v in kwargs.items() if k in ("alpha", "rounding_mode")}
+                kwargs.pop("memory_format", None)
                 self.values[node] = self.pointwise(op, args, kwargs)
             elif op in REDUCTIONS:
                 kwargs.pop("dtype", None)
+                if self.dtype is torch.bool and op in (aten.sum, aten.prod):
+                    raise UnsupportedError(f"{node.target} of truth values has no C form")
                 self.values[node] = reduction(self, op, *args, **kwargs)
             else:
                 raise UnsupportedError(f"the operation {node.target} has no C form")
-        except (TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
+        except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
             if isinstance(error, UnsupportedError):
                 raise
             raise UnsupportedError(f"{node.target}: {error}") from error
@@ -163,6 +168,10 @@ class _Emitter(Builder):
         return [value.like(part) for part in layout]
 
     def pointwise(self, op: Any, args: list[Any], kwargs: dict[str, Any]) -> Value:
+        if op in _SUMS and len(args) == 3:  # some take alpha by position
+            *args, kwargs["alpha"] = args
+        if op in _SUMS and self.dtype is torch.bool:
+            raise UnsupportedError(f"{op.__name__} of truth values has no C form")
         operands = [a for a in args if isinstance(a, Value)]
         holes = [None if isinstance(a, Value) else a for a in args]
         is_value = [isinstance(a, Value) for a in args]
@@ -180,6 +189,7 @@ class _Emitter(Builder):
             ]
             return POINTWISE[op](*parts, **kwargs)
 
+        expression(*("x" for _ in operands))  # raises here what it would raise later
         return self.elementwise(expression, operands, self.shape)
 
     # -- writing --------------------------------------------------------------------------
@@ -334,5 +344,6 @@ def _neutral(op: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Value | No
     return None
 
 
+_SUMS = {aten.add, aten.sub, aten.rsub}
 _BITWISE = {aten.bitwise_and, aten.bitwise_not, aten.bitwise_or, aten.bitwise_xor}
 _NEUTRAL: dict[Any, float] = {aten.add: 0.0, aten.sub: 0.0, aten.mul: 1.0, aten.div: 1.0}

@@ -34,7 +34,8 @@ def reduction(e: Builder, op: Any, x: Value, dims: Any = None, keepdim: bool = F
                 )
         shape = tuple(x.layout.shape)
     if x.layout.numel() == 1:
-        return e.elementwise(lambda v: v, [x.like(x.layout.reshape(e.shape))], e.shape)
+        same = "(double)({} != 0)" if op in (aten.any, aten.all) else "{}"
+        return e.elementwise(same.format, [x.like(x.layout.reshape(e.shape))], e.shape)
     if all(n == 1 for i, n in enumerate(shape) if i not in axes):
         key = squeezed(shape)
         kind = "sum" if op is aten.sum else str(op)
@@ -190,15 +191,21 @@ def _scatter(view: Callable[..., Tensor]) -> Callable[..., Value]:
     return write
 
 
+def _strided_scatter(e: Builder, base: Value, source: Value, *args: Any) -> Value:
+    if not e.whole:
+        raise UnsupportedError("as_strided of a view has no C form")
+    return _assembled(e, base, [(torch.as_strided(empty(e.shape), *args), source)])
+
+
 def _copy_(e: Builder, target: Value, source: Value, *_: Any) -> Value:
-    return source.like(source.layout.expand(e.shape))
+    return _to_copy(e, source.like(source.layout.expand(e.shape)))
 
 
 def _as_strided(
     e: Builder, x: Value, size: Sequence[int], stride: Sequence[int], offset: int | None = None
 ) -> Value:
-    if not e.contiguous:
-        raise UnsupportedError("as_strided of a tensor that is not contiguous has no C form")
+    if not e.whole:
+        raise UnsupportedError("as_strided of a view has no C form")
     x = e.copied(x)
     return x.like(x.layout.as_strided(size, stride, offset or 0))
 
@@ -477,6 +484,8 @@ def _index(e: Builder, x: Value, indices: Sequence[Value | None]) -> Value:
 def _index_put(
     e: Builder, x: Value, indices: Sequence[Value | None], values: Value, accumulate: bool = False
 ) -> Value:
+    if accumulate and e.dtype is torch.bool:
+        raise UnsupportedError("accumulating truth values has no C form")
     whole = empty(e.shape)
     shape, _, used, accesses, place = _index_code(e, whole, indices)
     spread = values.layout.expand(shape)
@@ -536,6 +545,8 @@ def _scatter_along(sign: str) -> Callable[..., Value]:
     def write(
         e: Builder, x: Value, dim: int, index: Value, source: Any, reduce: Any = None
     ) -> Value:
+        if sign == "+=" and e.dtype is torch.bool:
+            raise UnsupportedError("accumulating truth values has no C form")
         if reduce is not None:
             raise UnsupportedError("scatter with reduce has no C form")
         result, index = e.shape, e.in_memory(index)
@@ -575,7 +586,7 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     aten.slice_scatter: _scatter(aten.slice),
     aten.select_scatter: _scatter(torch.select),
     aten.diagonal_scatter: _scatter(torch.diagonal),
-    aten.as_strided_scatter: _scatter(torch.as_strided),
+    aten.as_strided_scatter: _strided_scatter,
     aten.as_strided: _as_strided,
     aten.flip: _flip,
     aten.tril: _triangle("<="),

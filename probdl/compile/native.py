@@ -35,7 +35,7 @@ __all__ = [
 
 _FLAGS = (
     "-x", "c", "-std=gnu11", "-fPIC", "-shared", "-w",
-    "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-freciprocal-math",
+    "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math",
 )  # fmt: skip
 
 LONG = 8000  # statements, from which on -O3 takes half a minute and gains little

@@ -59,9 +59,13 @@ def _clamp(x: str, low: str | None = None, high: str | None = None) -> str:
 
 
 def _divide(a: str, b: str, rounding_mode: str | None = None) -> str:
-    return {None: "({})", "floor": "floor({})", "trunc": "trunc({})"}[rounding_mode].format(
-        f"{a} / {b}"
-    )
+    if rounding_mode == "floor":
+        return f"floor_quotient({a}, {b})"
+    return f"trunc({a} / {b})" if rounding_mode else f"({a} / {b})"
+
+
+def _sign(x: str) -> str:
+    return f"({x} != {x} ? {x} : (double)(({x} > 0) - ({x} < 0)))"
 
 
 def _compare(sign: str) -> Callable[..., str]:
@@ -81,16 +85,16 @@ POINTWISE: dict[Any, Callable[..., str]] = {
     aten.pow: _power,
     aten.rsqrt: lambda x: f"(1.0 / sqrt({x}))",
     aten.abs: _function("fabs"),
-    aten.sgn: lambda x: f"(({x} > 0) - ({x} < 0) + 0.0 * {x})",
-    aten.sign: lambda x: f"(({x} > 0) - ({x} < 0) + 0.0 * {x})",
+    aten.sgn: _sign,
+    aten.sign: _sign,
     aten.sigmoid: lambda x: f"(1.0 / (1.0 + exp(-{x})))",
     aten.lgamma: _function("log_gamma"),
     aten.digamma: _function("digamma"),
     aten.round: _function("nearbyint"),
     aten.atan2: lambda a, b: f"atan2({a}, {b})",
-    aten.remainder: lambda a, b: f"({a} - {b} * floor({a} / {b}))",
+    aten.remainder: lambda a, b: f"floor_remainder({a}, {b})",
     aten.fmod: lambda a, b: f"fmod({a}, {b})",
-    aten.floor_divide: lambda a, b: f"floor({a} / {b})",
+    aten.floor_divide: lambda a, b: f"floor_quotient({a}, {b})",
     aten.maximum: lambda a, b: f"at_least({a}, {b})",
     aten.minimum: lambda a, b: f"at_most({a}, {b})",
     aten.clamp: _clamp,
@@ -113,9 +117,9 @@ POINTWISE: dict[Any, Callable[..., str]] = {
     aten.clone: lambda x: x,
 }
 for _name in ("and", "or", "xor"):
-    _sign = {"and": "&", "or": "|", "xor": "^"}[_name]
+    _symbol = {"and": "&", "or": "|", "xor": "^"}[_name]
     for _kind in ("logical", "bitwise"):
-        POINTWISE[getattr(aten, f"{_kind}_{_name}")] = lambda a, b, sign=_sign: (
+        POINTWISE[getattr(aten, f"{_kind}_{_name}")] = lambda a, b, sign=_symbol: (
             f"(double)(({a} != 0) {sign} ({b} != 0))"
         )
 _SAME_NAME = """

@@ -38,6 +38,20 @@ double fmod(double, double), lgamma_r(double, int *);
 static inline double at_least(double a, double b) { return (a >= b || a != a) ? a : b; }
 static inline double at_most(double a, double b) { return (a <= b || a != a) ? a : b; }
 
+/* As in torch: the remainder has the sign of b, and the quotient goes with it. */
+static inline double floor_remainder(double a, double b) {
+  const double m = fmod(a, b);
+  return m != 0.0 && (m < 0.0) != (b < 0.0) ? m + b : m;
+}
+
+static inline double floor_quotient(double a, double b) {
+  if (b == 0.0) return a / b;
+  const double m = fmod(a, b);
+  const double q = (a - m) / b - (m != 0.0 && (m < 0.0) != (b < 0.0) ? 1.0 : 0.0);
+  const double f = floor(q);
+  return q - f > 0.5 ? f + 1.0 : f;
+}
+
 static double log_gamma(double x) {
   int sign; /* lgamma itself writes to a global */
   return lgamma_r(x, &sign);

@@ -82,12 +82,12 @@ class Builder:
     Attributes:
         shape: of the result of the operation that is being written.
         dtype: of that result.
-        contiguous: whether its first input lies in torch's memory without gaps.
+        whole: whether its first input is all of its memory in torch, without gaps.
     """
 
     shape: tuple[int, ...]
     dtype: torch.dtype | None
-    contiguous: bool
+    whole: bool
 
     def __init__(self) -> None:
         self.statements: list[Statement] = []

@@ -86,7 +86,6 @@ def trace(density: LogDensity, z: Tensor) -> Traced:
                     f"its control flow in Python depends on the value of a site{where(error)}"
                 ) from None
     graph = recording.graph
-    _check_deterministic(graph)
     _catch_failures(graph)
     _fix_shapes(graph)
     graph.eliminate_dead_code()
@@ -95,6 +94,7 @@ def trace(density: LogDensity, z: Tensor) -> Traced:
 
 def _record(fn: Callable[..., Any], inputs: Sequence[Tensor]) -> Recording:
     recording = record(fn, inputs, decompositions())
+    _check_deterministic(recording.graph)
     if recording.has_mutation:
         recording = record(functionalize(recording.function()), inputs, decompositions())
     return recording

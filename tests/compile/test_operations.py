@@ -1,5 +1,7 @@
 """Operations as C against torch: value and gradient of functions that use them."""
 
+import math
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -150,3 +152,59 @@ def test_a_long_loop_over_single_numbers():
     density, points = evaluate(function)
     compiled, _ = choose(density, "native", 0)
     assert verify(compiled, density, points) < 1e-9
+
+
+def _into_integers(x):
+    out = torch.zeros(6, dtype=torch.long)
+    out[:] = 3 * x
+    return out * x
+
+
+def _drawn(x):
+    out = torch.zeros(6, dtype=x.dtype)
+    out[1:3] = x[:2]
+    return out + torch.randn(6, generator=torch.Generator().manual_seed(1), dtype=x.dtype) * x
+
+
+# Found by fuzzing: what is easily got wrong.
+EDGES = {
+    "mean of nothing": lambda x: torch.outer(x[:0], x).mean(1).sum() * x,
+    "alpha by position": lambda x: torch.rsub(x, 1, alpha=-2),
+    "exact quotients": lambda x: torch.floor(_count(x) * 49 / 49) * x,
+    "exact remainders": lambda x: ((_count(x) * 49) % 49 + (_count(x) * 49) // 49) * x,
+    "remainder of floats": lambda x: torch.remainder((x > -100) * 1.0, 0.1) * x,
+    "remainder of negatives": lambda x: torch.remainder(x, -0.7) * torch.remainder(-x, 0.3),
+    "quotient of floats": lambda x: torch.floor_divide((x > -100) * 1.0, 0.1) * x,
+    "quotient, towards zero": lambda x: torch.div(x * 7, 2, rounding_mode="trunc") * x,
+    "any and all of one": lambda x: (x[:1].any() * 1.0 + (x[:1] * 3).all()) * x,
+    "sign of infinity": lambda x: torch.sign(torch.where(x > -9, math.inf, x)) * x,
+    "floats into integers": _into_integers,
+    "truth values times numbers": lambda x: (x > 0) * x + ((x > 0) & (x < 1)).sum() * x,
+}
+REFUSED = {
+    "rounding to decimals": lambda x: torch.round(x, decimals=1) * x,
+    "sums of truth values": lambda x: ((x > -9) + (x > -8)) * x,
+    "bytes": lambda x: ((x > 0).byte() - 1) * x,
+    "strides over a view": lambda x: (x * 1)[2:].as_strided((2,), (1,), 3) * x[:2],
+    "bits": lambda x: x.detach().view(torch.int64) / 2**60 * x,
+    "single precision": lambda x: x.mean(dtype=torch.float32).double() * x,
+    "drawn at random": _drawn,
+}
+
+
+def _count(x):
+    return (x > -100).cumsum(0)
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_edges_agree_with_torch(name):
+    density, points = evaluate(EDGES[name])
+    compiled, _ = choose(density, "native", 0)
+    assert verify(compiled, density, points) < 1e-11
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_has_no_exact_form_is_refused(name):
+    density, _ = evaluate(REFUSED[name])
+    with pytest.raises(probdl.ModelError, match="cannot run on the native engine"):
+        choose(density, "native", 0)
