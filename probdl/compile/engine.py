@@ -97,13 +97,18 @@ def choose(
     generator = torch.Generator().manual_seed(seed)
     evaluator: Evaluator = density
     try:
-        return _native(density, generator, threads), []
-    except (UntraceableError, MismatchError) as error:
-        failure: Exception = error
-    except (UnsupportedError, CompilerError) as error:
+        if (known := _recall(density, generator, threads)) is not None:
+            return known, []
+        points = _points(density, generator, POINTS)
+        traced = trace(density, points[0])
+        try:
+            return _compile(density, traced, points, threads), []
+        except (UnsupportedError, CompilerError):
+            if engine == "auto":
+                evaluator = _graph_if_faster(density, traced, points)
+            raise
+    except (UntraceableError, MismatchError, UnsupportedError, CompilerError) as error:
         failure = error
-        if engine == "auto":
-            evaluator = _graph_if_faster(density, generator)
     why, remedy = f"{failure}".rstrip("."), _REMEDIES[type(failure)]
     if engine == "native":
         raise ModelError(
@@ -121,33 +126,40 @@ def choose(
     ]
 
 
-def _native(density: LogDensity, generator: torch.Generator, threads: int) -> NativeDensity:
-    data = density.program.tensors()
+def _recall(density: LogDensity, generator: torch.Generator, threads: int) -> NativeDensity | None:
+    """Take the code that this model had on other data; None if there is none that is right."""
     key = _key(density)
     known = _known.get(density.program.model, {}).get(key) if key is not None else None
-    arrays = known.traced.arrays(data) if known is not None else None
-    if known is not None and arrays is not None:
-        compiled = NativeDensity(known.source, density.dim, arrays, threads)
-        try:
-            verify(compiled, density, _points(density, generator, POINTS_AGAIN))
-            return compiled
-        except MismatchError:  # what the model has from elsewhere than its arguments has changed
-            pass
-    points = _points(density, generator, POINTS)
-    traced = trace(density, points[0])
+    arrays = known.traced.arrays(density.program.tensors()) if known is not None else None
+    if known is None or arrays is None:
+        return None
+    compiled = NativeDensity(known.source, density.dim, arrays, threads)
+    try:
+        verify(compiled, density, _points(density, generator, POINTS_AGAIN))
+    except MismatchError:  # what the model has from elsewhere than its arguments has changed
+        return None
+    return compiled
+
+
+def _compile(density: LogDensity, traced: Traced, points: Tensor, threads: int) -> NativeDensity:
     source = emit(traced.density, density.dim)
     if source.statements > MAX_STATEMENTS:
         raise UnsupportedError(
             f"its graph has {source.statements} operations, and more than {MAX_STATEMENTS} take "
             "minutes to compile; loops over time are the usual cause"
         )
-    arrays = traced.arrays(data)
-    assert arrays is not None
-    compiled = NativeDensity(source, density.dim, arrays, threads)
+    compiled = NativeDensity(source, density.dim, _arrays(density, traced), threads)
     verify(compiled, density, points)
+    key = _key(density)
     if key is not None and traced.reads_data:
         _known.setdefault(density.program.model, {})[key] = _Compiled(traced, source)
     return compiled
+
+
+def _arrays(density: LogDensity, traced: Traced) -> list[Tensor]:
+    arrays = traced.arrays(density.program.tensors())
+    assert arrays is not None  # they have the shapes that they were traced with
+    return arrays
 
 
 def _points(density: LogDensity, generator: torch.Generator, count: int) -> Tensor:
@@ -173,15 +185,11 @@ def _key(density: LogDensity) -> Any:
     return (str(structure), tuple(kinds), options)
 
 
-def _graph_if_faster(density: LogDensity, generator: torch.Generator) -> Evaluator:
-    points = _points(density, generator, POINTS)
+def _graph_if_faster(density: LogDensity, traced: Traced, points: Tensor) -> Evaluator:
+    graph = GraphDensity(traced, _arrays(density, traced))
     try:
-        traced = trace(density, points[0])
-        arrays = traced.arrays(density.program.tensors())
-        assert arrays is not None
-        graph = GraphDensity(traced, arrays)
         verify(graph, density, points)
-    except (UntraceableError, MismatchError):
+    except MismatchError:
         return density
     return min((graph, density), key=lambda evaluator: _seconds(evaluator, points))
 

@@ -39,8 +39,7 @@ def schedule(statements: Sequence[Statement]) -> list[list[Statement]]:
     def release(statement: Statement) -> None:
         key = statement.key if statement.key is not None else ("alone", statement.index)
         if not ready[key]:
-            size = math.prod(statement.key) if is_shape(statement.key) else 2
-            heapq.heappush(order, (size, statement.index, key))
+            heapq.heappush(order, (_size(statement), statement.index, key))
         heapq.heappush(ready[key], statement.index)
 
     for statement in statements:
@@ -66,8 +65,7 @@ def schedule(statements: Sequence[Statement]) -> list[list[Statement]]:
                     heapq.heappush(ready[key], consumer.index)
         if ready[key]:
             rest = statements[ready[key][0]]
-            size = math.prod(rest.key) if is_shape(rest.key) else 2
-            heapq.heappush(order, (size, rest.index, key))
+            heapq.heappush(order, (_size(rest), rest.index, key))
         for consumer in later:
             waiting[consumer.index] -= 1
             if not waiting[consumer.index]:
@@ -111,6 +109,11 @@ def place(groups: Sequence[Sequence[Statement]]) -> tuple[dict[Buffer, int], int
             if buffer.size >= REUSED:
                 free.append((buffer.size, offsets[buffer]))
     return offsets, top
+
+
+def _size(statement: Statement) -> int:
+    """Return how large a statement's loop is; one with loops of its own comes after the numbers."""
+    return math.prod(statement.key) if is_shape(statement.key) else 2
 
 
 def _aligned(value: Value, producer: Statement, consumer: Statement) -> bool:
