@@ -60,28 +60,29 @@ def raw(compiled: NativeDensity, z: torch.Tensor) -> Callable[[], Any]:
     return lambda: (function(*arguments), point)  # the point must live as long as the call
 
 
+def measure(model: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, Any]:
+    """Time what it takes to make a model native, and value and gradient on both engines."""
+    density = probdl.LogDensity.from_model(model, args)
+    start = time.perf_counter()
+    compiled, _ = choose(density, "native", 0)
+    made = time.perf_counter() - start
+    z = density.initial(torch.Generator().manual_seed(1))
+    eager = seconds(lambda: density.value_and_grad(z), 5, 3)
+    native = seconds(raw(compiled, z), 2000)
+    return {
+        "dim": density.dim,
+        "make_s": made,
+        "eager_us": eager * 1e6,
+        "native_us": native * 1e6,
+        "ratio": eager / native,
+    }
+
+
 def gradients() -> list[dict[str, Any]]:
     """Time value and gradient of each model on both engines."""
     rows = []
-    models = [(name, *of) for name, of in NAMED.items()] + list(references())
-    for name, model, args in models:
-        density = probdl.LogDensity.from_model(model, args)
-        start = time.perf_counter()
-        compiled, _ = choose(density, "native", 0)
-        made = time.perf_counter() - start
-        z = density.initial(torch.Generator().manual_seed(1))
-        eager = seconds(lambda d=density, z=z: d.value_and_grad(z), 5, 3)
-        native = seconds(raw(compiled, z), 2000)
-        rows.append(
-            {
-                "model": name,
-                "dim": density.dim,
-                "make_s": made,
-                "eager_us": eager * 1e6,
-                "native_us": native * 1e6,
-                "ratio": eager / native,
-            }
-        )
+    for name, model, args in [*((name, *of) for name, of in NAMED.items()), *references()]:
+        rows.append({"model": name, **measure(model, args)})
         print(rows[-1], flush=True)
     return rows
 
