@@ -1,4 +1,4 @@
-"""A Pyro program with its arguments, ready to run: cast to float64, and with errors that teach."""
+"""A Pyro program with its arguments, ready to run: in one dtype, and with errors that teach."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import textwrap
 import traceback
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import numpy as np
@@ -69,7 +70,11 @@ class Substitute(Messenger):
 
 
 class _Observations(Messenger):
-    """Turn observed values into float64 tensors, whatever the model was given."""
+    """Turn observed values into tensors of the program's dtype, whatever the model was given."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
 
     def _pyro_sample(self, msg: Any) -> None:
         value = msg["value"]
@@ -85,7 +90,7 @@ class _Observations(Messenger):
                 ) from None
         # Labels of a Bernoulli are usually integers; torch wants them in floating point.
         if value.is_floating_point() or isinstance(base_distribution(msg["fn"]), dist.Bernoulli):
-            value = value.to(torch.float64)
+            value = value.to(self.dtype)
         msg["value"] = value
 
 
@@ -93,11 +98,11 @@ class _Replace(TorchFunctionMode):
     """Let torch see other tensors in the place of a module's parameters.
 
     A network reads its parameters as attributes, not through Pyro, so the values at which
-    the program is to be evaluated are put in where torch is called. ``promote`` also lifts
-    float32 tensors that the program holds itself (data in a closure) to float64.
+    the program is to be evaluated are put in where torch is called. ``promote`` also brings
+    tensors that the program holds itself (data in a closure) to this dtype.
     """
 
-    def __init__(self, values: Mapping[int, Tensor], promote: bool) -> None:
+    def __init__(self, values: Mapping[int, Tensor], promote: torch.dtype | None) -> None:
         super().__init__()
         self.values = values
         self.promote = promote
@@ -106,8 +111,8 @@ class _Replace(TorchFunctionMode):
         if not isinstance(x, Tensor):
             return x
         x = self.values.get(id(x), x)
-        if self.promote and x.is_floating_point() and x.dtype != torch.float64:
-            x = x.to(torch.float64)
+        if self.promote and x.is_floating_point() and x.dtype != self.promote:
+            x = x.to(self.promote)
         return x
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
@@ -117,18 +122,60 @@ class _Replace(TorchFunctionMode):
 class Program:
     """A model (callable or ``nn.Module``) and the arguments, its data, that it runs on.
 
-    Floating-point tensors and arrays among the arguments become float64 tensors on the CPU,
-    modules become float64 copies; the caller's own objects are left as they were.
+    Floating-point tensors and arrays among the arguments become tensors of one dtype on the CPU,
+    modules become copies of that dtype; the caller's own objects are left as they were.
     """
 
     def __init__(
-        self, model: Callable[..., Any], args: tuple[Any, ...] = (), kwargs: Any = None
+        self,
+        model: Callable[..., Any],
+        args: tuple[Any, ...] = (),
+        kwargs: Any = None,
+        *,
+        dtype: torch.dtype = torch.float64,
     ) -> None:
+        model = _with_forward(model)
         self.signature = signature(model)
-        self.name: str = getattr(model, "__name__", type(model).__name__)
-        self.model = _cast_model(model)
+        self.name = _name(model)
+        self.original = model
+        self.dtype = dtype
+        self._copies: dict[int, Any] = {}
+        self.model = _cast_model(model, dtype, self._copies)
         self.promote = False
         self._bind(args, kwargs or {})
+
+    def to(self, dtype: torch.dtype) -> Program:
+        """Make the same program in another dtype, from the caller's own objects."""
+        return Program(self.original, self.args, self.kwargs, dtype=dtype)
+
+    def companion(self, guide: Callable[..., Any]) -> Program:
+        """Make a program of another callable, on the same arguments.
+
+        Modules that it shares with this program stay shared.
+        """
+        other = copy.copy(self)
+        other.signature = signature(guide)
+        other.name = _name(guide)
+        other.original = guide
+        other.model = _cast_model(guide, self.dtype, self._copies)
+        other._bind(self.args, self.kwargs)
+        return other
+
+    @property
+    def training_dtype(self) -> torch.dtype:
+        """The dtype of the caller's networks; float64 where the model is no module."""
+        module = _owner(self.original)
+        if module is not None:
+            for parameter in module.parameters():
+                if parameter.is_floating_point():
+                    return parameter.dtype
+        return torch.float64
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """The modules that are copies of the caller's, for this program alone."""
+        module = _owner(self.model)
+        return [] if module is None else [module]
 
     def _bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         try:
@@ -140,9 +187,25 @@ class Program:
                 "the data as the model's own arguments; one that is only observed needs the "
                 "default None to be left out in predictions."
             ) from None
-        bound.arguments = tree_map(_cast_value, dict(bound.arguments))
+        bound.arguments = tree_map(self._cast_value, dict(bound.arguments))
         self.args, self.kwargs = bound.args, bound.kwargs
         self.arguments: dict[str, Any] = dict(bound.arguments)
+
+    def _cast_value(self, x: Any) -> Any:
+        if isinstance(x, nn.Module):
+            return _cast_model(x, self.dtype, {})
+        if isinstance(x, (np.ndarray, np.generic)) or type(x).__name__ == "Series":
+            array = np.asarray(x)
+            if array.dtype.kind not in "biuf":
+                raise DataError(
+                    f"an argument of the model is an array of dtype {array.dtype}, which torch "
+                    "does not hold. Encode categories as integers and leave out text."
+                )
+            x = torch.tensor(array)
+        if isinstance(x, Tensor):
+            x = x.detach().cpu()
+            return x.to(self.dtype) if x.is_floating_point() else x
+        return x
 
     def with_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Program:
         """Return the same program on other arguments."""
@@ -189,19 +252,16 @@ class Program:
     ) -> T:
         """Run the program under effect handlers, the first one innermost, and read its trace.
 
-        ``read`` takes what is wanted from the trace; it runs in float64 as well.
+        ``read`` takes what is wanted from the trace; it runs in the program's dtype as well.
         ``parameters`` maps a module's own parameters to the values to use in their place.
 
         Raises:
             ModelError: the program or ``read`` raised. Failures of linear algebra pass.
         """
-        model: Callable[..., Any] = _Observations()(self.model)
-        for messenger in messengers:
-            model = messenger(model)
-        model = poutine.trace(model)  # type: ignore[arg-type]
+        model: Any = poutine.trace(self.handled(*messengers))  # type: ignore[arg-type]
         swap = {id(p): v for p, v in (parameters or {}).items()}
         try:
-            with evaluation(validate=validate):
+            with evaluation(dtype=self.dtype, validate=validate):
                 try:
                     return read(self._trace(model, swap))
                 except RuntimeError as error:
@@ -218,10 +278,21 @@ class Program:
         except Exception as error:
             raise self.explain(error) from None
 
-    def _trace(self, model: Any, swap: Mapping[int, Tensor]) -> Trace:
+    def handled(self, *messengers: Messenger | Callable[..., Any]) -> Callable[..., Any]:
+        """Return the model under effect handlers, the first one innermost."""
+        model: Callable[..., Any] = _Observations(self.dtype)(self.model)
+        for messenger in messengers:
+            model = messenger(model)
+        return model
+
+    def replaced(self, swap: Mapping[int, Tensor]) -> AbstractContextManager[Any]:
+        """Let torch see other tensors in the place of those with these ids, within a context."""
         if not (swap or self.promote):
-            return model.get_trace(*self.args, **self.kwargs)
-        with _Replace(swap, self.promote):
+            return nullcontext()
+        return _Replace(swap, self.dtype if self.promote else None)
+
+    def _trace(self, model: Any, swap: Mapping[int, Tensor]) -> Trace:
+        with self.replaced(swap):
             return model.get_trace(*self.args, **self.kwargs)
 
     def explain(self, error: Exception) -> ModelError:
@@ -292,27 +363,32 @@ def _is_library(filename: str) -> bool:
     return filename.startswith((_HERE, *_LIBRARIES))
 
 
-def _cast_model(model: Any) -> Any:
-    owner = getattr(model, "__self__", None)
-    if isinstance(model, nn.Module):
-        return copy.deepcopy(model).to("cpu", torch.float64)
-    if isinstance(owner, nn.Module):  # a method of a module, such as `vae.model`
-        return types.MethodType(model.__func__, _cast_model(owner))
+def _owner(model: Any) -> nn.Module | None:
+    """Return the module that a model is, or is a method of."""
+    owner = getattr(model, "__self__", model)
+    return owner if isinstance(owner, nn.Module) else None
+
+
+def _name(model: Any) -> str:
+    owner = _owner(model)
+    return (
+        type(owner).__name__
+        if owner is not None
+        else getattr(model, "__name__", type(model).__name__)
+    )
+
+
+def _with_forward(model: Any) -> Any:
+    """Take the method `model` of a module that has one, and a `guide` beside it."""
+    if isinstance(model, nn.Module) and callable(getattr(model, "guide", None)):
+        return getattr(model, "model", model)
     return model
 
 
-def _cast_value(x: Any) -> Any:
-    if isinstance(x, nn.Module):
-        return _cast_model(x)
-    if isinstance(x, (np.ndarray, np.generic)) or type(x).__name__ == "Series":
-        array = np.asarray(x)
-        if array.dtype.kind not in "biuf":
-            raise DataError(
-                f"an argument of the model is an array of dtype {array.dtype}, which torch does "
-                "not hold. Encode categories as integers and leave out text."
-            )
-        x = torch.tensor(array)
-    if isinstance(x, Tensor):
-        x = x.detach().cpu()
-        return x.to(torch.float64) if x.is_floating_point() else x
-    return x
+def _cast_model(model: Any, dtype: torch.dtype, copies: dict[int, Any]) -> Any:
+    owner = getattr(model, "__self__", None)
+    if isinstance(model, nn.Module):
+        return copy.deepcopy(model, copies).to("cpu", dtype)
+    if isinstance(owner, nn.Module):  # a method of a module, such as `vae.model`
+        return types.MethodType(model.__func__, _cast_model(owner, dtype, copies))
+    return model

@@ -137,7 +137,7 @@ def _sites(program: Program, trace: Trace) -> Iterable[Site]:
     nodes: dict[str, Any] = trace.nodes  # type: ignore[assignment]
     for name, node in nodes.items():
         if node["type"] == "param":
-            site = _param_site(name, node["value"], node["kwargs"].get("constraint"))
+            site = _param_site(name, node["value"], node["kwargs"].get("constraint"), program.dtype)
             covered.add(id(node["value"]))
             yield site
         elif node["type"] == "sample" and site_is_subsample(node):
@@ -154,10 +154,10 @@ def _sites(program: Program, trace: Trace) -> Iterable[Site]:
     if isinstance(program.model, nn.Module) and not isinstance(program.model, PyroModule):
         for name, parameter in program.model.named_parameters():
             if parameter.requires_grad and id(parameter) not in covered:
-                yield _param_site(name, parameter, None)
+                yield _param_site(name, parameter, None, program.dtype)
 
 
-def _param_site(name: str, value: Tensor, constraint: Any) -> Site:
+def _param_site(name: str, value: Tensor, constraint: Any, dtype: torch.dtype) -> Site:
     constraint = constraint or constraints.real
     try:
         transform = biject_to(constraint)
@@ -168,7 +168,7 @@ def _param_site(name: str, value: Tensor, constraint: Any) -> Site:
         "param",
         tuple(value.shape),
         (None,) * value.ndim,
-        value.detach().to(torch.float64),
+        value.detach().to(dtype),
         transform=transform,
         parameter=value if isinstance(value, nn.Parameter) else None,
     )

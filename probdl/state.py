@@ -21,8 +21,8 @@ def _accept(self: Distribution, value: torch.Tensor) -> None:
 
 
 @contextmanager
-def evaluation(*, validate: bool = False) -> Iterator[None]:
-    """Evaluate a Pyro program in float64, without Pyro's and torch's own validation.
+def evaluation(*, dtype: torch.dtype = torch.float64, validate: bool = False) -> Iterator[None]:
+    """Evaluate a Pyro program in a dtype, without Pyro's and torch's own validation.
 
     Validation is off because a sampler must see a rejected point (log density -inf or
     NaN) rather than an exception. Distributions that were built before, such as the
@@ -31,10 +31,10 @@ def evaluation(*, validate: bool = False) -> Iterator[None]:
     run writes to the param store; those that were made without it start from a copy of it.
     """
     store = pyro.get_param_store()
-    dtype = torch.get_default_dtype()
+    default_dtype = torch.get_default_dtype()
     validate_args = Distribution._validate_args
     validate_sample = Distribution._validate_sample
-    torch.set_default_dtype(torch.float64)
+    torch.set_default_dtype(dtype)
     if not validate:
         Distribution._validate_sample = _accept  # type: ignore[method-assign]
     contexts: Any = _Context  # a default, for a context that has no state of its own
@@ -52,7 +52,7 @@ def evaluation(*, validate: bool = False) -> Iterator[None]:
             del contexts.param_state
         else:
             contexts.param_state = default
-        torch.set_default_dtype(dtype)
+        torch.set_default_dtype(default_dtype)
         Distribution._validate_sample = validate_sample  # type: ignore[method-assign]
         Distribution._validate_args = validate_args
 
