@@ -9,33 +9,38 @@
 2.0
 """
 
+from probdl import models
 from probdl.density import LogDensity
 from probdl.diagnostics import Finding, Findings
 from probdl.errors import DataError, FindingWarning, ModelError, ProbdlError, SettingError
 from probdl.fit import Fit, LogPredictive
 from probdl.health import clear_cache, doctor
 from probdl.infer import infer
-from probdl.methods import HMC, MAP, MLE, NUTS, Laplace, Method
+from probdl.methods import HMC, MAP, MLE, NUTS, SVI, Importance, Laplace, Method, Pathfinder
 
 __all__ = [
     "HMC",
     "MAP",
     "MLE",
     "NUTS",
+    "SVI",
     "DataError",
     "Finding",
     "FindingWarning",
     "Findings",
     "Fit",
+    "Importance",
     "Laplace",
     "LogDensity",
     "LogPredictive",
     "Method",
     "ModelError",
+    "Pathfinder",
     "ProbdlError",
     "SettingError",
     "clear_cache",
     "doctor",
     "infer",
+    "models",
 ]
 __version__ = "0.1.0"

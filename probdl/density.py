@@ -258,7 +258,7 @@ class LogDensity:
                 continue
             if site.name in self.blocks:
                 parameters[site.parameter] = self.param(site.name, at.z)
-            elif site.parameter.dtype != torch.float64:
+            else:  # held, at a value that training may have given it in another copy
                 parameters[site.parameter] = site.value
         handlers = self._handlers if enumerated else []
         return self.program.run(read, *handlers, at, parameters=parameters, validate=validate)

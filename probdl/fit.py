@@ -15,12 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from probdl import predictive
+from probdl import latent, predictive
 from probdl.diagnostics import Finding, Findings, check_draws
-from probdl.errors import ModelError, ProbdlError, warn
+from probdl.errors import ModelError, ProbdlError, SettingError, warn
 from probdl.idata import summary, to_idata, unclashed
+from probdl.latent import Elbo, LogEvidence, Proposal
 from probdl.program import Program
-from probdl.sites import Structure, discover
+from probdl.sites import Structure, data_plate, discover
 from probdl.state import isolated
 
 __all__ = ["Fit", "LogPredictive"]
@@ -75,6 +76,7 @@ class Fit:
         stats: what the method alone can tell; sample stats bear ArviZ's names and have the
             shape (chain, draw).
         seed: the seed that repeats this fit.
+        proposal: the guide as it was trained, of methods that have one.
     """
 
     method: Any
@@ -86,6 +88,7 @@ class Fit:
     findings: Sequence[Finding] = ()
     coords: Mapping[str, Any] = field(default_factory=dict)
     dims: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    proposal: Proposal | None = None
 
     @property
     def num_chains(self) -> int:
@@ -260,6 +263,11 @@ class Fit:
 
     def log_likelihood(self) -> dict[str, Array]:
         """Return the pointwise log likelihood, in nats, (chain, draw, *batch shape) by site."""
+        if self._local:
+            raise ModelError(
+                f"the latent sites {', '.join(map(repr, self._local))} belong to one row of the "
+                "data each, and are integrated over by fit.log_evidence()."
+            )
         with isolated(_stream(self.seed, "score")):
             points, _ = predictive.log_likelihood(self.program, self.structure, self._tensors())
         self._require(points)
@@ -283,6 +291,12 @@ class Fit:
                     f"the model '{program.name}' observes no site on these arguments, so there "
                     "is nothing to score. Pass the observed data too, or use predict()."
                 )
+        if self._local:
+            evidence = latent.log_evidence(
+                program, structure, self._guide, _EVIDENCE_DRAWS, progress=False
+            )
+            plate = data_plate(program, structure)[0]
+            return LogPredictive({plate: evidence.pointwise}, evidence.total, evidence.total)
         with isolated(_stream(self.seed, "score")):
             points, joint = predictive.log_likelihood(program, structure, self._tensors())
         pointwise = {k: _numpy(predictive.log_mean_exp(v)) for k, v in points.items()}
@@ -320,6 +334,147 @@ class Fit:
     def _arrays(self, values: Mapping[str, Tensor]) -> dict[str, Array]:
         lead = (self.num_chains, self.num_draws)
         return {name: _numpy(v).reshape(lead + v.shape[1:]) for name, v in values.items()}
+
+    # -- latent variables of rows, through a guide -------------------------------------------
+
+    def elbo(self, *args: Any, num_samples: int = 100, **kwargs: Any) -> Elbo:
+        r"""Return the evidence lower bound of data, split in two (Eqs. 20 to 22).
+
+        .. math:: E_q[\log p(x_i|z_i)] - KL(q(z_i|x_i) \| p(z_i)) \le \log p(x_i)
+
+        Args:
+            args: the model's arguments with the data; none means those of the fit.
+            num_samples: how many draws of the latent sites estimate it. KL terms between
+                distributions for which torch knows them are exact.
+            kwargs: the model's keyword arguments.
+
+        Raises:
+            ModelError: the fit has no guide (it is not by SVI), or the model no data plate.
+        """
+        program, structure = self._at(args, kwargs)
+        with isolated(_stream(self.seed, "elbo")):
+            return latent.elbo(program, structure, self._guide, num_samples)
+
+    def log_evidence(
+        self, *args: Any, num_samples: int = 1000, progress: bool | None = None, **kwargs: Any
+    ) -> LogEvidence:
+        r"""Estimate log p(x) by importance sampling from the guide (Eqs. 16 to 19).
+
+        .. math:: \log p(x) \approx \log \frac1K \sum_k p(x, z_k) / q(z_k|x)
+
+        It is the importance-weighted bound: too low on average, by less the larger K is.
+
+        Args:
+            args: the model's arguments with the data; none means those of the fit.
+            num_samples: K, how many draws of the latent sites.
+            progress: whether to show progress; None shows it on a terminal.
+            kwargs: the model's keyword arguments.
+
+        Returns:
+            The log evidence of each row with its standard error and Pareto k-hat; one number
+            for all the data where rows share latent sites.
+
+        Raises:
+            ModelError: the fit has no guide.
+
+        Source: Burda, Grosse and Salakhutdinov, "Importance weighted autoencoders" (2016).
+        """
+        program, structure = self._at(args, kwargs)
+        with isolated(_stream(self.seed, "evidence")):
+            return latent.log_evidence(program, structure, self._guide, num_samples, progress)
+
+    def encode(self, *args: Any, num_samples: int | None = None, **kwargs: Any) -> dict[str, Array]:
+        """Return what the guide makes of data: q(z|x).
+
+        Args:
+            args: the model's arguments with the data; none means those of the fit.
+            num_samples: None returns means, (rows, *shape); a number as many draws of each.
+            kwargs: the model's keyword arguments.
+
+        Raises:
+            ModelError: the fit has no guide, or no latent site belongs to rows of the data.
+        """
+        self._require_local("encode")
+        program, _ = self._at(args, kwargs)
+        with isolated(_stream(self.seed, "encode")):
+            codes = latent.encode(program, self._guide, num_samples)
+        return {name: _numpy(value) for name, value in codes.items()}
+
+    def decode(self, codes: Mapping[str, Any] | Any, *args: Any, **kwargs: Any) -> dict[str, Array]:
+        """Return the mean of the observed sites given latent ones: E[x|z].
+
+        Args:
+            codes: by site name, values (rows, *shape); or the array itself of an only site.
+            args: the model's arguments; those of the fit, as many rows of them, if none.
+            kwargs: the model's keyword arguments.
+
+        Raises:
+            ModelError: no latent site belongs to rows of the data.
+            SettingError: the codes are of another shape than the site.
+        """
+        self._require_local("decode")
+        if not isinstance(codes, Mapping):
+            codes = {self._local[0]: codes}
+        dtype = self.program.dtype
+        tensors = {name: torch.as_tensor(value).to(dtype) for name, value in codes.items()}
+        for name in self._local:
+            shape = self.structure.sites[name].shape[1:]
+            if name not in tensors or tensors[name].shape[1:] != shape or not tensors[name].ndim:
+                got = tuple(tensors[name].shape) if name in tensors else "none"
+                raise SettingError(
+                    f"decode() needs codes of site '{name}' with the shape (rows, "
+                    f"{', '.join(map(str, shape))}), and got {got}."
+                )
+        rows = len(tensors[self._local[0]])
+        program = self.program.with_arguments(args, kwargs) if args or kwargs else self._rows(rows)
+        return {
+            name: _numpy(value)
+            for name, value in latent.decode(program, self.structure, self._guide, tensors).items()
+        }
+
+    def reconstruct(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
+        """Return data as the model sees them: decoded from the mean of their codes."""
+        return self.decode(self.encode(*args, **kwargs), *args, **kwargs)
+
+    @property
+    def model(self) -> Any:
+        """The model as fitted: a copy of the caller's, with the parameters of this fit."""
+        return self.program.model
+
+    @property
+    def _guide(self) -> Proposal:
+        if self.proposal is None:
+            raise ModelError(
+                f"a fit by {self.method.name} has no guide, which this needs. Fit by method='svi'."
+            )
+        return self.proposal
+
+    @property
+    def _local(self) -> tuple[str, ...]:
+        return self.proposal.local if self.proposal is not None else ()
+
+    def _require_local(self, what: str) -> None:
+        if not self._guide.local:
+            raise ModelError(
+                f"{what}() is of latent sites that belong to one row of the data each, and the "
+                f"model '{self.program.name}' has none: put one into the data plate, with a guide "
+                "that computes it from the data."
+            )
+
+    def _at(self, args: Any, kwargs: Any) -> tuple[Program, Structure]:
+        """Return the program at other arguments, with the sites that it has there."""
+        if not args and not kwargs:
+            return self.program, self.structure
+        program = self.program.with_arguments(args, kwargs)
+        return program, discover(program)
+
+    def _rows(self, count: int) -> Program:
+        """Return the program on as many rows of its data, over and over."""
+        size = data_plate(self.program, self.structure)[1]
+        rows = torch.arange(count) % size
+        return self.program.with_tensors(
+            [t[rows] if t.ndim and len(t) == size else t for t in self.program.tensors()]
+        )
 
     # -- judging --------------------------------------------------------------------------
 
@@ -366,6 +521,7 @@ class Fit:
 
 
 _ROWS = 20
+_EVIDENCE_DRAWS = 100  # of the latent sites of each row, for a score
 
 
 def _numpy(x: Tensor) -> Array:

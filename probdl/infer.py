@@ -81,6 +81,11 @@ def infer(
         )
     seed = int(seed)
     program = Program(model, args, kwargs)
+    if program.loader is not None and not chosen.takes_loader:
+        raise SettingError(
+            f"method {chosen.name!r} needs all the data at once, and a DataLoader was given. Pass "
+            "the data themselves, or fit by method='svi'."
+        )
     if dims or coords:  # before the work, so that a slip does not lose it
         _check_labels(program, dims or {}, coords or {})
     with isolated(seed):

@@ -25,11 +25,12 @@ from torch import Tensor, nn
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves, tree_map
+from torch.utils.data import DataLoader
 
 from probdl.errors import DataError, ModelError, ProbdlError
 from probdl.state import evaluation
 
-__all__ = ["Program", "Substitute", "where"]
+__all__ = ["Program", "Substitute", "arguments", "where"]
 
 T = TypeVar("T")
 
@@ -124,6 +125,9 @@ class Program:
 
     Floating-point tensors and arrays among the arguments become tensors of one dtype on the CPU,
     modules become copies of that dtype; the caller's own objects are left as they were.
+
+    The one argument may be a DataLoader: its first batch then stands for the data, and a method
+    that trains on minibatches finds the rest in ``loader``.
     """
 
     def __init__(
@@ -135,6 +139,10 @@ class Program:
         dtype: torch.dtype = torch.float64,
     ) -> None:
         model = _with_forward(model)
+        self.loader: DataLoader[Any] | None = None
+        if len(args) == 1 and isinstance(args[0], DataLoader) and not kwargs:
+            self.loader = args[0]
+            args, kwargs = _first_batch(self.loader)
         self.signature = signature(model)
         self.name = _name(model)
         self.original = model
@@ -146,18 +154,21 @@ class Program:
 
     def to(self, dtype: torch.dtype) -> Program:
         """Make the same program in another dtype, from the caller's own objects."""
-        return Program(self.original, self.args, self.kwargs, dtype=dtype)
+        other = Program(self.original, self.args, self.kwargs, dtype=dtype)
+        other.loader = self.loader
+        return other
 
-    def companion(self, guide: Callable[..., Any]) -> Program:
+    def companion(self, guide: Callable[..., Any], *, copied: bool = True) -> Program:
         """Make a program of another callable, on the same arguments.
 
-        Modules that it shares with this program stay shared.
+        Modules that it shares with this program stay shared. With ``copied=False`` the callable
+        was made for this program, and is taken as it is.
         """
         other = copy.copy(self)
         other.signature = signature(guide)
         other.name = _name(guide)
         other.original = guide
-        other.model = _cast_model(guide, self.dtype, self._copies)
+        other.model = _cast_model(guide, self.dtype, self._copies) if copied else guide
         other._bind(self.args, self.kwargs)
         return other
 
@@ -361,6 +372,22 @@ def _is_library(filename: str) -> bool:
     if filename.startswith(os.path.join(_HERE, "models")):  # ready programs are users' code
         return False
     return filename.startswith((_HERE, *_LIBRARIES))
+
+
+def arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Read a DataLoader's batch as a model's arguments."""
+    if isinstance(batch, Mapping):
+        return (), dict(batch)
+    if isinstance(batch, (tuple, list)):
+        return tuple(batch), {}
+    return (batch,), {}
+
+
+def _first_batch(loader: DataLoader[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    try:
+        return arguments(next(iter(loader)))
+    except StopIteration:
+        raise DataError("the DataLoader is empty: it has no batch to train on.") from None
 
 
 def _owner(model: Any) -> nn.Module | None:

@@ -22,7 +22,7 @@ from probdl.errors import DataError, ModelError
 from probdl.program import Program, base_distribution, check_finite, format_index
 from probdl.state import isolated
 
-__all__ = ["Site", "Structure", "bijection", "discover"]
+__all__ = ["Site", "Structure", "bijection", "data_plate", "discover"]
 
 _TRIES = 100
 
@@ -337,3 +337,24 @@ def _same_support(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor):
         return a.shape == b.shape and torch.equal(a, b)
     return bool(a == b)
+
+
+def data_plate(program: Program, structure: Structure) -> tuple[str, int]:
+    """Find the plate along which the observed data run, in their first dimension.
+
+    Raises:
+        ModelError: there is none, or the observed sites do not share it.
+    """
+    observed = structure.of("observed")
+    plates = {s.name: (s.dims[0], s.shape[0]) if s.shape else (None, 0) for s in observed}
+    found = set(plates.values())
+    if len(found) == 1:
+        plate, size = found.pop()
+        if plate is not None:
+            return plate, size
+    sites = ", ".join(f"'{name}' in {plate or 'none'}" for name, (plate, _) in plates.items())
+    raise ModelError(
+        f"the model '{program.name}' has no data plate: minibatches are rows of a pyro.plate that "
+        "all observed sites share in their first dimension, and it has "
+        f"{sites or 'no observed site'}. Put them into `with pyro.plate('data', len(x)):`."
+    )

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from probdl.compile import cache
@@ -196,6 +197,10 @@ class NativeDensity:
         grad, value = np.empty(self.dim), np.empty(())
         self._function(self.dim, point.ctypes.data, grad.ctypes.data, value.ctypes.data, self.user)
         return torch.from_numpy(value), torch.from_numpy(grad)
+
+    def evaluate(self, z: Tensor, grad: Tensor, value: NDArray[np.float64]) -> None:
+        """Write the gradient (d,) and the value () at ``z`` (d,) to where they are wanted."""
+        self._function(self.dim, z.data_ptr(), grad.data_ptr(), value.ctypes.data, self.user)
 
     def __call__(self, z: Tensor) -> Tensor:
         """Evaluate the log density at ``z`` (d,), as a scalar that autograd can follow."""

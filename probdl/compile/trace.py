@@ -1,9 +1,12 @@
-"""Trace a log density with its gradient: into what the data alone decide, and what z decides.
+"""Trace a function of z with its gradient: into what the data alone decide, and what z decides.
 
 The first part runs once for each set of data, in torch; it holds the log factorials, the centred
 predictors and all else that a sampler would compute again at each of its million steps. The
 second part is what gets compiled. Data are inputs of both, so other data of the same shapes need
 neither a new trace nor a new compilation.
+
+A log density has no randomness. The loss of a variational method has: what it draws, whatever z
+is, makes a third part, which runs anew for each evaluation.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from probdl.program import where
 from probdl.record import ControlFlowError, Recording, record
 from probdl.state import evaluation
 
-__all__ = ["Traced", "UntraceableError", "trace"]
+__all__ = ["Traced", "UntraceableError", "is_random", "trace", "trace_function"]
 
 aten = torch.ops.aten
 
@@ -37,20 +40,22 @@ class UntraceableError(ProbdlError, RuntimeError):
 
 @dataclass(frozen=True)
 class Traced:
-    """A log density as two graphs.
+    """A function of z, a log density or a loss, as graphs.
 
     Attributes:
         prepare: (*data) to the arrays that the density reads.
-        density: (z, *arrays) to the gradient (d,) and the value.
+        density: (z, *arrays, *noise) to the gradient (d,) and the value.
         shapes: of the arrays.
         reads_data: whether the data are inputs. Where the Python code of the model looks at
             them they are constants, and the trace holds for these data only.
+        draw: () to the noise; None where nothing is random.
     """
 
     prepare: fx.GraphModule
     density: fx.Graph
     shapes: tuple[torch.Size, ...]
     reads_data: bool
+    draw: fx.GraphModule | None = None
 
     def arrays(self, data: Sequence[Tensor]) -> list[Tensor] | None:
         """Compute what the density reads of the data; None if its shapes are not those traced."""
@@ -75,12 +80,33 @@ def trace(density: LogDensity, z: Tensor) -> Traced:
             (grad,) = torch.autograd.grad(value, z)
         return grad, value
 
+    return trace_function(value_and_grad, z, data)
+
+
+def trace_function(
+    fn: Callable[..., tuple[Tensor, Tensor]],
+    z: Tensor,
+    data: Sequence[Tensor],
+    *,
+    random: bool = False,
+) -> Traced:
+    """Trace a function of z and data to the gradient (d,) and the value.
+
+    Args:
+        fn: takes z and the data; given z alone, it has its data from elsewhere.
+        z: where it is finite, with its gradient.
+        data: the data.
+        random: whether it may draw random numbers.
+
+    Raises:
+        UntraceableError: control flow depends on z, or the function draws where it may not.
+    """
     with evaluation():
         try:
-            recording, reads_data = _record(value_and_grad, [z, *data]), True
+            recording, reads_data = _record(fn, [z, *data], random), True
         except ControlFlowError:
             try:
-                recording, reads_data = _record(value_and_grad, [z]), False
+                recording, reads_data = _record(fn, [z], random), False
             except ControlFlowError as error:
                 raise UntraceableError(
                     f"its control flow in Python depends on the value of a site{where(error)}"
@@ -92,19 +118,19 @@ def trace(density: LogDensity, z: Tensor) -> Traced:
     return _split(recording, data if reads_data else [], reads_data)
 
 
-def _record(fn: Callable[..., Any], inputs: Sequence[Tensor]) -> Recording:
+def _record(fn: Callable[..., Any], inputs: Sequence[Tensor], random: bool) -> Recording:
     recording = record(fn, inputs, decompositions())
-    _check_deterministic(recording.graph)
+    drawn = [node.target for node in recording.graph.nodes if is_random(node)]
+    if drawn and not random:
+        raise UntraceableError(f"its log density draws at random ({drawn[0]})")
     if recording.has_mutation:
         recording = record(functionalize(recording.function()), inputs, decompositions())
     return recording
 
 
-def _check_deterministic(graph: fx.Graph) -> None:
-    for node in graph.nodes:
-        tags = getattr(node.target, "tags", ())
-        if torch.Tag.nondeterministic_seeded in tags:
-            raise UntraceableError(f"its log density draws at random ({node.target})")
+def is_random(node: fx.Node) -> bool:
+    """Tell whether a node draws random numbers."""
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
 def _catch_failures(graph: fx.Graph) -> None:
@@ -158,21 +184,33 @@ def _fix_shapes(graph: fx.Graph) -> None:
 def _split(recording: Recording, data: Sequence[Tensor], reads_data: bool) -> Traced:
     nodes = list(recording.graph.nodes)
     z, output = nodes[0], nodes[-1]
-    of_z, of_data = {z}, set[fx.Node]()
+    of_z, of_data, of_noise = {z}, set[fx.Node](), set[fx.Node]()
     for node in nodes[1:-1]:
-        if any(n in of_z for n in node.all_input_nodes):
+        inputs = node.all_input_nodes
+        if any(n in of_z for n in inputs):
             of_z.add(node)
-        elif node.op == "placeholder" or any(n in of_data for n in node.all_input_nodes):
+            if is_random(node):
+                raise UntraceableError(
+                    f"it draws from a distribution that depends on what is fitted ({node.target})"
+                )
+            continue
+        if node.op == "placeholder" or any(n in of_data for n in inputs):
             of_data.add(node)
+        if is_random(node) or any(n in of_noise for n in inputs):
+            of_noise.add(node)
+    if of_data & of_noise:
+        raise UntraceableError("what it draws at random depends on the data")
 
     first = _Copy()
     for node in nodes[1:-1]:
         if node not in of_z:
             first.add(node)
     frontier, views = _frontier(nodes, of_z, first)
-    first.graph.output([first.of[same[0]] for same in frontier])
+    noise = [same for same in frontier if same[0] in of_noise]
+    frontier = [same for same in frontier if same[0] not in of_noise]
+    prepare = _extract(first.graph, [first.of[same[0]] for same in frontier])
     with evaluation(), torch.no_grad():
-        values = fx.GraphModule(recording.constants, first.graph)(*data)
+        values = fx.GraphModule(recording.constants, prepare)(*data)
 
     second = _Copy()
     second.of[z] = second.graph.placeholder("z")
@@ -186,13 +224,16 @@ def _split(recording: Recording, data: Sequence[Tensor], reads_data: bool) -> Tr
             second.of[node] = second.graph.placeholder(f"array_{len(arrays)}")
             second.of[node].meta = node.meta
             arrays[node] = value.shape
+    for i, (node, *_) in enumerate(noise):
+        second.of[node] = second.graph.placeholder(f"noise_{i}")
+        second.of[node].meta = node.meta
     for node, number in numbers.items():
         val = node.meta["val"]
         second.of[node] = second.graph.call_function(
             aten.full.default, (list(val.shape), number), {"dtype": val.dtype}
         )
         second.of[node].meta = node.meta
-    for node, *others in frontier:
+    for node, *others in [*frontier, *noise]:
         second.of.update(dict.fromkeys(others, second.of[node]))
     for node in nodes[1:-1]:
         if node in of_z or (node in views and node not in second.of):
@@ -200,10 +241,29 @@ def _split(recording: Recording, data: Sequence[Tensor], reads_data: bool) -> Tr
     second.graph.output(fx.node.map_arg(output.args[0], second.of.__getitem__))
     second.graph.eliminate_dead_code()
 
-    first.graph.output_node().args = ([first.of[node] for node in arrays],)
-    first.graph.eliminate_dead_code()
-    prepare = fx.GraphModule(recording.constants, first.graph)
-    return Traced(prepare, second.graph, tuple(arrays.values()), reads_data)
+    prepare = _extract(first.graph, [first.of[node] for node in arrays])
+    draw = _extract(first.graph, [first.of[same[0]] for same in noise], inputs=False)
+    return Traced(
+        fx.GraphModule(recording.constants, prepare),
+        second.graph,
+        tuple(arrays.values()),
+        reads_data,
+        fx.GraphModule(recording.constants, draw) if noise else None,
+    )
+
+
+def _extract(graph: fx.Graph, results: Sequence[fx.Node], *, inputs: bool = True) -> fx.Graph:
+    """Copy the part of a graph that computes some results."""
+    wanted = set(results)
+    for node in reversed(graph.nodes):
+        if node in wanted:
+            wanted.update(node.all_input_nodes)
+    part, of = fx.Graph(), dict[fx.Node, fx.Node]()
+    for node in graph.nodes:
+        if node in wanted or (inputs and node.op == "placeholder"):
+            of[node] = part.node_copy(node, of.__getitem__)
+    part.output([of[node] for node in results])
+    return part
 
 
 class _Copy:
@@ -219,7 +279,7 @@ class _Copy:
         kwargs = fx.node.map_arg(node.kwargs, self.of.__getitem__)
         # The repr tells 1 from 1.0 and True, which are equal.
         key = (node.op, node.target, repr(args), repr(kwargs))
-        if key not in self._seen or node.op == "placeholder":
+        if key not in self._seen or node.op == "placeholder" or is_random(node):
             self._seen[key] = self.graph.node_copy(node, self.of.__getitem__)
         self.of[node] = self._seen[key]
 

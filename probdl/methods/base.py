@@ -6,7 +6,7 @@ import difflib
 import math
 import numbers
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from probdl.errors import SettingError
@@ -19,17 +19,27 @@ METHODS: dict[str, type[Method]] = {}
 """The methods by name; a class that derives from ``Method`` enters itself."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Method(ABC):
     """How inference is done: settings only, checked when they are made, and one operation."""
 
     name: ClassVar[str]
+    takes_loader: ClassVar[bool] = False  # whether a DataLoader may stand for the data
 
     def __init_subclass__(cls, name: str = "", **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if name:
             cls.name = name
             METHODS[name] = cls
+
+    def __repr__(self) -> str:
+        """Show the settings that are not the defaults."""
+        changed = [
+            f"{f.name}={getattr(self, f.name)!r}"
+            for f in fields(self)
+            if getattr(self, f.name) != f.default
+        ]
+        return f"{type(self).__name__}({', '.join(changed)})"
 
     @abstractmethod
     def run(self, program: Program, seed: int, progress: bool | None) -> Fit:
@@ -75,7 +85,7 @@ def resolve(method: str | Method | type[Method]) -> Method:
     """Turn a name, or a class, into the method with its default settings.
 
     >>> resolve("mle")
-    MLE(starts=4, steps=1000, ci_prob=0.95, engine='auto')
+    MLE()
     >>> resolve("nutz")
     Traceback (most recent call last):
     probdl.errors.SettingError: there is no method 'nutz'; did you mean 'nuts'? ...

@@ -9,7 +9,7 @@ each. Every chain has a random generator of its own.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,7 +21,6 @@ from pyro.infer.mcmc import HMC, NUTS
 from torch import Tensor
 
 from probdl.compile import Evaluator
-from probdl.density import LogDensity
 from probdl.methods.chains import Chains
 from probdl.progress import bar
 
@@ -32,7 +31,12 @@ class _Recording:
     """A mixin for Pyro's kernels: one transition at a time, with what happened in it."""
 
     def __init__(
-        self, density: LogDensity, evaluator: Evaluator, seed: int, **options: Any
+        self,
+        dim: int,
+        evaluator: Evaluator,
+        start: Callable[[int], Tensor],
+        seed: int,
+        **options: Any,
     ) -> None:
         self.gradients = 0
         self.energy = math.nan
@@ -42,11 +46,9 @@ class _Recording:
             return -evaluator(params["z"])
 
         super().__init__(potential_fn=potential, **options)  # type: ignore[call-arg]
-        generator = torch.Generator().manual_seed(seed)
-        self.dim = density.dim
-        start = density.initial(generator, value_and_grad=evaluator.value_and_grad)
-        self.initial_params = {"z": start}
-        self.random_state = generator.get_state()
+        self.dim = dim
+        self.initial_params = {"z": start(seed)}
+        self.random_state = torch.Generator().manual_seed(seed).get_state()
 
     @contextmanager
     def own_randomness(self) -> Iterator[None]:

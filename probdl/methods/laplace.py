@@ -22,7 +22,7 @@ from probdl.sites import discover
 __all__ = ["Laplace"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Laplace(Method, name="laplace"):
     r"""Approximate the posterior on R^d by a normal density at its mode.
 

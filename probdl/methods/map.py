@@ -15,7 +15,7 @@ from probdl.sites import discover
 __all__ = ["MAP"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MAP(Method, name="map"):
     r"""Maximise the posterior density in the constrained space.
 

@@ -24,7 +24,7 @@ from probdl.sites import discover
 __all__ = ["MLE"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MLE(Method, name="mle"):
     r"""Maximise the likelihood alone.
 

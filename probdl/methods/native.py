@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from arro3.core import list_flatten
 from numpy.typing import NDArray
+from torch import Tensor
 
 from probdl.compile import Evaluator
-from probdl.density import LogDensity
 from probdl.methods.chains import Chains
 from probdl.progress import bar, shown
 
@@ -51,8 +51,9 @@ Start = Callable[[int], NDArray[np.float64]]
 
 
 def run(
-    density: LogDensity,
+    dim: int,
     evaluator: Evaluator,
+    start_of: Callable[[int], Tensor],
     *,
     draws: int,
     warmup: int,
@@ -63,15 +64,16 @@ def run(
     seed: int,
     progress: bool | None,
 ) -> Chains:
-    """Draw from a density; on Ctrl-C return the draws so far.
+    """Draw from a density on R^d, ``dim`` being d; on Ctrl-C return the draws so far.
+
+    ``start_of`` makes the start of a chain of its seed.
 
     Raises:
         KeyboardInterrupt: interrupted before each chain had a draw.
     """
 
     def start(chain_seed: int) -> NDArray[np.float64]:
-        generator = torch.Generator().manual_seed(chain_seed % 2**63)
-        return density.initial(generator, value_and_grad=evaluator.value_and_grad).numpy()
+        return start_of(chain_seed).numpy()
 
     start(seed)  # where there is no start, this says why; in nutpie's threads it would be lost
     settings: dict[str, Any] = {
@@ -86,11 +88,10 @@ def run(
     kind = "Diag" if mass_matrix == "diag" else "LowRank"
     library = _library()
     if library is None or evaluator.engine != "native":
-        return _run_public(density.dim, evaluator, start, settings, kind, seed, progress)
+        return _run_public(dim, evaluator, start, settings, kind, seed, progress)
     nuts = getattr(library.PyNutsSettings, kind)(seed % 2**63)
     for name, value in settings.items():
         setattr(nuts, name, value)
-    dim = density.dim
     model = library.PyMcModel(
         library.LogpFunc(evaluator.address, evaluator.user, evaluator),
         library.ExpandFunc(dim, dim, evaluator.expand, evaluator.user, evaluator),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from probdl.compile import ENGINES, Evaluator, choose
 from probdl.density import LogDensity
@@ -15,17 +18,19 @@ from probdl.diagnostics import Finding, check_energy, check_tree
 from probdl.fit import Fit
 from probdl.methods import eager, native
 from probdl.methods.base import Method
-from probdl.methods.chains import Chains
+from probdl.methods.chains import Chains, random_start
 from probdl.methods.held import held_params
+from probdl.methods.pathfinder import pathfinder_draw
 from probdl.program import Program
 from probdl.sites import discover
 
 __all__ = ["HMC", "NUTS"]
 
 _MASS_MATRICES = ("diag", "low_rank", "dense")
+_INITS = ("random", "pathfinder")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class NUTS(Method, name="nuts"):
     r"""Draw from the posterior by the No-U-Turn sampler.
 
@@ -51,6 +56,9 @@ class NUTS(Method, name="nuts"):
         mass_matrix: ``"diag"``; ``"low_rank"``, which adds the few directions that matter most; or
             ``"dense"``, for strongly correlated posteriors of moderate d. (nutpie has low-rank
             matrices, of which a dense one is that with every direction; Pyro has dense ones only.)
+        init: where chains start: ``"random"``, uniform(-2, 2) on R^d, or ``"pathfinder"``, at a
+            draw of a path of :class:`Pathfinder` each, which shortens the way where the posterior
+            is far or narrow.
         engine: ``"native"`` is compiled code and nutpie, ``"eager"`` Pyro as it is, and ``"auto"``
             the first of the two that the model and the machine allow.
 
@@ -77,30 +85,40 @@ class NUTS(Method, name="nuts"):
     target_accept: float = 0.8
     max_treedepth: int = 10
     mass_matrix: str = "diag"
+    init: str = "random"
     engine: str = "auto"
 
     def __post_init__(self) -> None:
         self._check_int(draws=1, warmup=0, chains=1, max_treedepth=1)
         self._check_real(target_accept=(0, 1))
-        self._check_choice(engine=ENGINES, mass_matrix=_MASS_MATRICES)
+        self._check_choice(engine=ENGINES, mass_matrix=_MASS_MATRICES, init=_INITS)
 
     def run(self, program: Program, seed: int, progress: bool | None) -> Fit:
         """Fit the program by NUTS."""
         density = LogDensity(program, discover(program))
         evaluator, findings = choose(density, self.engine, seed, threads=self.chains)
+
+        def start(chain_seed: int) -> Tensor:
+            if self.init == "pathfinder":
+                return torch.from_numpy(pathfinder_draw(density, evaluator, chain_seed))
+            return random_start(density, evaluator, chain_seed)
+
         if evaluator.engine == "eager" or not native.available(evaluator):
             kernel = {
                 "target_accept_prob": self.target_accept,
                 "max_tree_depth": self.max_treedepth,
                 "full_mass": self.mass_matrix != "diag",
             }
-            chains = _eager(self, eager.NUTSKernel, kernel, density, evaluator, seed, progress)
+            chains = _eager(
+                self, eager.NUTSKernel, kernel, density, evaluator, start, seed, progress
+            )
             reached = chains.stats["tree_depth"] >= self.max_treedepth
             chains.stats["reached_max_treedepth"] = reached
         else:
             chains = native.run(
-                density,
+                density.dim,
                 evaluator,
+                start,
                 draws=self.draws,
                 warmup=self.warmup,
                 chains=self.chains,
@@ -114,7 +132,7 @@ class NUTS(Method, name="nuts"):
         return _fit(self, density, evaluator, chains, seed, findings)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class HMC(Method, name="hmc"):
     r"""Draw from the posterior by Hamiltonian Monte Carlo with trajectories of fixed length.
 
@@ -168,7 +186,8 @@ class HMC(Method, name="hmc"):
             "trajectory_length": self.trajectory_length,
             "full_mass": self.mass_matrix == "dense",
         }
-        chains = _eager(self, eager.HMCKernel, kernel, density, evaluator, seed, progress)
+        start = functools.partial(random_start, density, evaluator)
+        chains = _eager(self, eager.HMCKernel, kernel, density, evaluator, start, seed, progress)
         del chains.stats["tree_depth"]
         return _fit(self, density, evaluator, chains, seed, findings)
 
@@ -179,13 +198,14 @@ def _eager(
     options: dict[str, Any],
     density: LogDensity,
     evaluator: Evaluator,
+    start: Callable[[int], Tensor],
     seed: int,
     progress: bool | None,
 ) -> Chains:
     """Run Pyro's kernels, on whichever engine evaluates the density."""
     seeds = np.random.SeedSequence(seed).generate_state(method.chains, np.uint64)
     return eager.run(
-        [kernel(density, evaluator, int(s) >> 1, **options) for s in seeds],
+        [kernel(density.dim, evaluator, start, int(s) >> 1, **options) for s in seeds],
         warmup=method.warmup,
         draws=method.draws,
         progress=progress,

@@ -3,8 +3,10 @@
 from probdl.models.conjugate import beta_binomial, gamma_poisson, normal_normal
 from probdl.models.hierarchical import eight_schools
 from probdl.models.regression import linear_regression, logistic_regression
+from probdl.models.vae import VAE
 
 __all__ = [
+    "VAE",
     "beta_binomial",
     "eight_schools",
     "gamma_poisson",

@@ -1,0 +1,377 @@
+"""One step of stochastic training: a loss with its gradient, by the fastest means there are.
+
+The loss of a variational method draws random numbers at each evaluation. Three ways, as for a log
+density: C code (``native``), where everything is float64 and what is drawn does not depend on the
+parameters (noise that the parameters then scale and shift); the traced graph, run by torch without
+Pyro and autograd around it (``graph``), for networks, whose matrix products torch does best; and
+the loss as it is (``eager``). In the first two nothing random is a constant: the native step reads
+fresh noise each time, and in the graph the operations that draw are part of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from probdl.compile.emit import emit, is_view
+from probdl.compile.engine import MAX_STATEMENTS
+from probdl.compile.native import NativeDensity
+from probdl.compile.statements import UnsupportedError
+from probdl.compile.trace import UntraceableError, trace_function
+from probdl.compile.verify import MismatchError
+from probdl.diagnostics import Finding
+from probdl.errors import ModelError, ProbdlError
+from probdl.record import ControlFlowError, record
+
+__all__ = ["BLOCK", "Loss", "Parameters", "Step", "choose_step"]
+
+aten = torch.ops.aten
+
+BLOCK = 100  # steps for which noise is drawn at once
+_PRODUCTS = 1_000_000  # multiplications of matrices from which on torch is faster than plain C
+
+
+class Loss(Protocol):
+    """A loss: runs backward, and returns its value."""
+
+    def __call__(
+        self, values: Sequence[Tensor], data: Sequence[Tensor], *, traced: bool = False
+    ) -> Any:
+        """Evaluate at parameters and data, and add the gradient to that of the parameters.
+
+        ``traced`` says that operations are being recorded, so no value may be looked at.
+        """
+
+
+class Parameters:
+    """Tensors to be trained, all of them views of one flat vector.
+
+    Attributes:
+        flat: the vector (d,).
+        values: the tensors, leaves with a gradient.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.shapes = [t.shape for t in tensors]
+        self.sizes = [t.numel() for t in tensors]
+        self.flat = torch.cat([t.detach().reshape(-1) for t in tensors])
+        self.values = [v.requires_grad_() for v in self.split(self.flat)]
+        self.flat_grad: Tensor | None = None  # where the gradients are views of one vector too
+
+    def grad(self) -> Tensor:
+        """Return the gradient as a flat vector."""
+        if self.flat_grad is not None:
+            return self.flat_grad
+        return torch.cat([v.grad.reshape(-1) for v in self.values])  # type: ignore[union-attr]
+
+    def split(self, flat: Tensor) -> list[Tensor]:
+        """Cut a flat vector into tensors of the shapes of the parameters."""
+        parts = flat.split(self.sizes)
+        return [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
+
+class Step(Protocol):
+    """What evaluates a loss at the parameters and leaves the gradient in their ``grad``."""
+
+    engine: str
+
+    def begin_block(self, size: int = BLOCK) -> None:
+        """Forget noise that was drawn ahead; up to ``size`` calls will follow."""
+
+    def __call__(self, data: Sequence[Tensor]) -> float:
+        """Return the loss at a minibatch, with new random numbers."""
+
+
+class EagerStep:
+    """The loss as it is."""
+
+    engine = "eager"
+
+    def __init__(self, loss: Loss, parameters: Parameters) -> None:
+        self._loss = loss
+        self._parameters = parameters
+
+    def begin_block(self, size: int = BLOCK) -> None:
+        """Do nothing: random numbers are drawn as they are needed."""
+
+    def __call__(self, data: Sequence[Tensor]) -> float:
+        """Return the loss at a minibatch."""
+        self._parameters.flat_grad = None
+        for value in self._parameters.values:
+            value.grad = None
+        loss = float(self._loss(self._parameters.values, data))
+        for value in self._parameters.values:
+            if value.grad is None:
+                value.grad = torch.zeros_like(value)
+        return loss
+
+
+class GraphStep:
+    """The traced graph of the loss and its gradient, run by torch."""
+
+    engine = "graph"
+
+    def __init__(self, loss: Loss, parameters: Parameters, data: Sequence[Tensor]) -> None:
+        count = len(parameters.values)
+
+        def loss_and_grads(*inputs: Tensor) -> tuple[Any, ...]:
+            leaves = [v.detach().requires_grad_() for v in inputs[:count]]
+            with torch.enable_grad():
+                value = loss(leaves, inputs[count:], traced=True)
+            return (
+                torch.as_tensor(value).detach(),
+                *[torch.zeros_like(x) if x.grad is None else x.grad for x in leaves],
+            )
+
+        inputs = [*(v.detach() for v in parameters.values), *data]
+        recording = record(loss_and_grads, inputs)
+        for node in recording.graph.nodes:
+            if any(kept.op in ("get_attr", "placeholder") for kept in _written(node)):
+                raise UntraceableError("it writes to a tensor that it keeps (running statistics)")
+        recording.graph.eliminate_dead_code()
+        self._graph = recording.function()
+        self._parameters = parameters
+
+    def begin_block(self, size: int = BLOCK) -> None:
+        """Do nothing: the graph draws as it runs."""
+
+    def __call__(self, data: Sequence[Tensor]) -> float:
+        """Return the loss at a minibatch."""
+        values = self._parameters.values
+        self._parameters.flat_grad = None
+        with torch.no_grad():
+            loss, *grads = self._graph(*values, *data)
+        for value, grad in zip(values, grads, strict=True):
+            value.grad = grad
+        return loss.item()
+
+
+def _written(node: fx.Node) -> Iterator[fx.Node]:
+    """List the tensors whose memory a node writes to: where views of it come from."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or not schema.is_mutable:
+        return
+    for arg, of in zip(node.args, schema.arguments, strict=False):
+        if of.alias_info is None or not of.alias_info.is_write:
+            continue
+        while isinstance(arg, fx.Node) and is_view(arg):
+            arg = arg.args[0]
+        if isinstance(arg, fx.Node):
+            yield arg
+
+
+class NativeStep:
+    """C code of the loss and its gradient, at noise that torch draws for many steps at once."""
+
+    engine = "native"
+
+    def __init__(self, loss: Loss, parameters: Parameters, data: Sequence[Tensor]) -> None:
+        def value_and_grad(z: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+            with torch.enable_grad():
+                z = z.detach().requires_grad_()
+                value = loss(parameters.split(z), inputs or data, traced=True)
+            assert z.grad is not None
+            return z.grad, torch.as_tensor(value).detach()
+
+        if parameters.flat.dtype != torch.float64:
+            raise UnsupportedError(f"it trains in {parameters.flat.dtype}, and C code is float64")
+        traced = trace_function(value_and_grad, parameters.flat, data, random=True)
+        if _products(traced.density) > _PRODUCTS:
+            raise UnsupportedError("its matrix products are so large that torch is faster")
+        source = emit(traced.density, len(parameters.flat))
+        if source.statements > MAX_STATEMENTS:
+            raise UnsupportedError(f"its graph has {source.statements} operations")
+        arrays = traced.arrays(data)
+        assert arrays is not None
+        self._traced = traced
+        self._data: Sequence[Tensor] | None = data
+        self._arrays = [a.to(torch.float64).contiguous().clone() for a in arrays]
+        self._draw = _Noise(traced.draw) if traced.draw is not None else None
+        self._noise = [x[0].clone() for x in self._draw(1)] if self._draw is not None else []
+        self._block: list[Tensor] = []
+        self._left = 0
+        self._size = BLOCK
+        self._code = NativeDensity(source, len(parameters.flat), self._arrays + self._noise, 1)
+        self._parameters = parameters
+        self._value = np.zeros(())
+        self._grad = torch.zeros_like(parameters.flat)
+        self._grads = parameters.split(self._grad)
+
+    def begin_block(self, size: int = BLOCK) -> None:
+        """Draw the noise of as many steps at once, when the next one comes."""
+        self._size, self._left = size, 0
+
+    def __call__(self, data: Sequence[Tensor]) -> float:
+        """Return the loss at a minibatch."""
+        if data is not self._data:
+            arrays = self._traced.arrays(data)
+            if arrays is None or not self._traced.reads_data:
+                raise ModelError("the shapes of a minibatch changed the model's graph")
+            for array, new in zip(self._arrays, arrays, strict=True):
+                array.copy_(new)
+            self._data = data
+        if self._draw is not None:
+            if not self._left:
+                self._block, self._left = self._draw(self._size), self._size
+            self._left -= 1
+            for noise, block in zip(self._noise, self._block, strict=True):
+                noise.copy_(block[self._left])
+        self._code.evaluate(self._parameters.flat, self._grad, self._value)
+        self._parameters.flat_grad = self._grad
+        for value, grad in zip(self._parameters.values, self._grads, strict=True):
+            value.grad = grad
+        return float(self._value)
+
+
+def _products(graph: fx.Graph) -> int:
+    """Count the multiplications in products of matrices."""
+    count = 0
+    for node in graph.nodes:
+        if node.target in (aten.mm.default, aten.bmm.default, aten.mv.default):
+            count += math.prod(node.meta["val"].shape) * node.args[0].meta["val"].shape[-1]
+        elif node.target is aten.addmm.default:
+            count += math.prod(node.meta["val"].shape) * node.args[1].meta["val"].shape[-1]
+    return count
+
+
+class _Noise:
+    """Draws what a traced loss needs at random: for one evaluation, or for many at once."""
+
+    def __init__(self, draw: fx.GraphModule) -> None:
+        self._draw = draw
+        for node in list(draw.graph.nodes):
+            _out_of_nothing(node)
+        draw.graph.eliminate_dead_code()
+        draw.recompile()
+
+    def __call__(self, count: int) -> list[Tensor]:
+        """Return the noise of ``count`` evaluations, (count, ...) each, float64."""
+        with torch.no_grad():
+            if count == 1:
+                return [x[None].to(torch.float64) for x in self._draw()]
+            try:
+                dummy = torch.zeros(count)
+                many = torch.vmap(lambda _: self._draw(), randomness="different")(dummy)
+            except RuntimeError:
+                many = None
+            # vmap has no rule for some operations, and draws once for all with some others.
+            if many is None or any(torch.equal(x[0], x[1]) for x in many):
+                each = [self._draw() for _ in range(count)]
+                many = [torch.stack(same) for same in zip(*each, strict=True)]
+            return [x.to(torch.float64) for x in many]
+
+
+def _out_of_nothing(node: fx.Node) -> None:
+    """Write noise that fills an empty tensor as a new one, which vmap draws anew for each."""
+    plain = {
+        aten.normal_functional.default: (aten.randn.default, (0.0, 1.0)),
+        aten.uniform.default: (aten.rand.default, (0.0, 1.0)),
+    }
+    if node.target not in plain or "val" not in node.meta:
+        return
+    make, default = plain[node.target]
+    numbers: tuple[Any, ...] = (*node.args[1:], *default[len(node.args) - 1 :])
+    low, scale = numbers
+    if node.target is aten.uniform.default:
+        scale = scale - low
+    val, graph = node.meta["val"], node.graph
+    with graph.inserting_before(node):
+        new = graph.call_function(make, (list(val.shape),), {"dtype": val.dtype})
+        if (low, scale) != (0.0, 1.0):
+            new = graph.call_function(aten.mul.Tensor, (new, scale))
+            new = graph.call_function(aten.add.Tensor, (new, low))
+    node.replace_all_uses_with(new)
+    graph.erase_node(node)
+
+
+def choose_step(
+    loss: Loss, parameters: Parameters, data: Sequence[Tensor], engine: str, seed: int
+) -> tuple[Step, list[Finding]]:
+    """Return what evaluates a loss, and a finding where that is the slow eager way.
+
+    Args:
+        loss: the loss.
+        parameters: what it is a function of.
+        data: a minibatch; the step serves for others of the same shapes.
+        engine: ``"native"``, ``"graph"``, ``"eager"``, or ``"auto"`` for the first that will do.
+        seed: of the random numbers at which the compiled step is verified.
+
+    Raises:
+        ModelError: the engine must be native, and cannot be.
+    """
+    eager = EagerStep(loss, parameters)
+    if engine == "eager":
+        return eager, []
+    compiled: Step
+    failures: list[Exception] = []
+    for kind in (NativeStep, GraphStep):
+        if engine not in ("auto", kind.engine):
+            continue
+        try:
+            compiled = kind(loss, parameters, data)
+            _verify(compiled, eager, parameters, data, seed)
+        except (ProbdlError, RuntimeError) as error:
+            failures.append(error)
+        else:
+            return compiled, []
+    why = _reason(failures[-1])
+    if engine == "native":
+        raise ModelError(
+            f"no native step can be made for this model: {why}. engine='auto' takes a traced graph."
+        )
+    return eager, [
+        Finding(
+            "warning",
+            "engine",
+            f"the steps run on the eager engine, which is slow: {why}.",
+            "Write `if` on the value of a site or a parameter as torch.where(), and leave "
+            "out .item().",
+        )
+    ]
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ControlFlowError):
+        return "its control flow in Python depends on values"
+    return str(error).splitlines()[0].rstrip(".")
+
+
+def _verify(
+    compiled: Step, eager: Step, parameters: Parameters, data: Sequence[Tensor], seed: int
+) -> None:
+    """Compare loss and gradient with the loss as it is, at the same random numbers."""
+    start = parameters.flat.clone()
+    tolerance = torch.finfo(start.dtype).eps ** 0.5
+    generator = torch.Generator().manual_seed(seed)
+    try:
+        with torch.random.fork_rng():
+            for scale in (0.0, 0.05):
+                jitter = torch.randn(start.shape, generator=generator, dtype=start.dtype)
+                parameters.flat.copy_(start + scale * jitter)
+                results = []
+                for step in (eager, compiled):
+                    torch.manual_seed(seed)
+                    step.begin_block(1)
+                    loss = step(data)
+                    results.append((loss, parameters.grad().clone()))
+                (loss, grad), (found, found_grad) = results
+                if not (np.isfinite(loss) and torch.isfinite(grad).all()):
+                    continue
+                error = max(
+                    abs(found - loss) / (1 + abs(loss)),
+                    float((found_grad - grad).abs().max() / (1 + grad.abs().max())),
+                )
+                if not error <= tolerance:
+                    raise MismatchError(
+                        f"the compiled step disagrees with the model (relative error {error:.2g})"
+                    )
+    finally:
+        parameters.flat.copy_(start)
+        for value in parameters.values:
+            value.grad = None
+        compiled.begin_block()

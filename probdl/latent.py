@@ -1,0 +1,323 @@
+r"""What a model with latent variables says through its guide: the ELBO, evidence, codes.
+
+.. math::
+    \log p(x) = E_q[\log p(x|z)] - KL(q(z|x) \| p(z)) + KL(q(z|x) \| p(z|x))   \quad\text{(20, 21)}
+
+The first two terms are the ELBO, and the third, which cannot be negative, is what it falls short
+by (Eq. 22). Importance sampling gets at the left side itself:
+
+.. math:: p(x) \approx \frac1K \sum_k \frac{p(x, z_k)}{q(z_k|x)}, \quad z_k \sim q(z|x)
+    \qquad\text{(Eqs. 16 to 19)}
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyro.distributions as dist
+import torch
+from numpy.typing import NDArray
+from pyro import poutine
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor, nn
+from torch.distributions import kl_divergence
+
+from probdl.idata import psis
+from probdl.program import Program, Substitute, base_distribution
+from probdl.progress import bar
+from probdl.sites import Structure, data_plate
+from probdl.vectorize import vectorize
+
+__all__ = ["Elbo", "LogEvidence", "Proposal", "decode", "elbo", "encode", "log_evidence", "propose"]
+
+Array = NDArray[Any]
+
+_ELEMENTS = 2**22  # of data that are scored at a time
+_CODE_DRAWS = 100  # that a mean is taken of, where it has no formula
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A distribution over the latent sites: a guide as it was trained, or the prior.
+
+    Attributes:
+        program: the guide; None stands for the prior.
+        values: its parameters and those of the model, by name.
+        parameters: the modules' own parameters behind some of them.
+        local: the latent sites inside the data plate, which belong to one row each.
+    """
+
+    program: Program | None = None
+    values: Mapping[str, Tensor] = field(default_factory=dict)
+    parameters: Mapping[str, nn.Parameter] = field(default_factory=dict)
+    local: tuple[str, ...] = ()
+
+    def trace(self, at: Program) -> tuple[Trace, Trace]:
+        """Sample the latent sites at these arguments; return the traces of guide and model."""
+        swap = {p: self.values[name].to(at.dtype) for name, p in self.parameters.items()}
+        values = Substitute(self.values)
+        if self.program is None:
+            of_model = at.run(_identity, values, parameters=swap)
+            return of_model, of_model
+        guide = self.program.with_arguments(at.args, at.kwargs)
+        of_guide = guide.run(_identity, values, parameters=swap)
+        replay: Callable[[Any], Any] = lambda model: poutine.replay(model, trace=of_guide)  # noqa: E731
+        return of_guide, at.run(_identity, values, replay, parameters=swap)
+
+    def scores(self, at: Program) -> tuple[Trace, Trace]:
+        """Sample as ``trace`` does, and compute all log probabilities."""
+        of_guide, of_model = self.trace(at)
+        of_guide.compute_log_prob()
+        of_model.compute_log_prob()
+        return of_guide, of_model
+
+
+def _identity(trace: Trace) -> Trace:
+    return trace
+
+
+@dataclass(frozen=True)
+class Elbo:
+    """The evidence lower bound of data, in nats, in its two parts.
+
+    Attributes:
+        reconstruction: E_q[log p(x_i | z_i)] of each row.
+        kl: KL(q(z_i | x_i) || p(z_i)) of each row.
+        global_kl: the KL term of the latent sites that all rows share.
+        standard_error: of the total, from the draws of z.
+    """
+
+    reconstruction: Array
+    kl: Array
+    global_kl: float
+    standard_error: float
+
+    @property
+    def pointwise(self) -> Array:
+        """The bound of each row, without what all rows share."""
+        return self.reconstruction - self.kl
+
+    @property
+    def total(self) -> float:
+        """The bound of all the data."""
+        return float(self.pointwise.sum() - self.global_kl)
+
+    def __repr__(self) -> str:
+        rows = self.reconstruction.size
+        shared = f", global KL {self.global_kl:.2f}" if self.global_kl else ""
+        return (
+            f"Elbo(total={self.total:.2f} ± {self.standard_error:.2g}; over {rows} rows the mean "
+            f"reconstruction is {self.reconstruction.mean():.2f} and the mean KL "
+            f"{self.kl.mean():.2f}{shared})"
+        )
+
+
+@dataclass(frozen=True)
+class LogEvidence:
+    """The log evidence of data, in nats, by importance sampling.
+
+    Attributes:
+        pointwise: log p(x_i) of each row; of all the data together where rows share a site.
+        standard_error: of each, by the delta method.
+        pareto_k: how heavy the tail of the weights is; above 0.7 the estimate is too low, and
+            the standard error with it.
+    """
+
+    pointwise: Array
+    standard_error: Array
+    pareto_k: Array
+
+    @property
+    def total(self) -> float:
+        """The log evidence of all the data."""
+        return float(self.pointwise.sum())
+
+    def __repr__(self) -> str:
+        count = self.pointwise.size
+        bad = int((self.pareto_k > 0.7).sum())
+        each = f", mean={self.total / count:.2f} of {count} rows" if count > 1 else ""
+        error = float(np.sqrt(np.square(self.standard_error).sum()))
+        return (
+            f"LogEvidence(total={self.total:.2f} ± {error:.2g}{each}, pareto_k above 0.7 at {bad})"
+        )
+
+
+def propose(
+    program: Program, structure: Structure, proposal: Proposal, count: int
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """Draw the latent sites from a proposal, and score each draw.
+
+    Returns:
+        By site name the draws (count, *shape), and (count,) of log p(z, x) and log q(z), in nats.
+        Where discrete sites are summed out, log p has to be computed otherwise.
+    """
+    names = {s.name for s in structure.of("latent")}
+
+    def one(_: Tensor) -> dict[str, Tensor]:
+        of_guide, of_model = proposal.scores(program)
+        nodes: Any = of_model.nodes
+        values = {f"site {n}": node["value"] for n, node in nodes.items() if n in names}
+        log_q = torch.as_tensor(0.0, dtype=program.dtype)
+        for _site, node in _sampled(of_guide):
+            log_q = log_q + node["log_prob"].sum()
+        log_p = torch.as_tensor(0.0, dtype=program.dtype)
+        for _site, node in _sampled(of_model, observed=True):
+            log_p = log_p + node["log_prob"].sum()
+        return values | {"log_p": log_p, "log_q": log_q}
+
+    drawn = _over_draws(one, program, count)
+    log_p, log_q = drawn.pop("log_p"), drawn.pop("log_q")
+    return {name.removeprefix("site "): v for name, v in drawn.items()}, log_p, log_q
+
+
+def elbo(program: Program, structure: Structure, proposal: Proposal, count: int) -> Elbo:
+    """Estimate the ELBO from ``count`` draws of the latent sites; KL terms exactly where known."""
+    plate = data_plate(program, structure)[0]
+
+    def one(_: Tensor) -> dict[str, Tensor]:
+        of_guide, of_model = proposal.scores(program)
+        nodes: Any = of_model.nodes
+        zero = torch.zeros((), dtype=program.dtype)
+        parts = {"reconstruction": zero, "kl": zero, "shared": zero}
+        for _site, node in _sampled(of_model, observed=True):
+            if node["is_observed"]:
+                _add(parts, "reconstruction", node, node["log_prob"], plate)
+        for name, node in _sampled(of_guide):
+            prior = nodes.get(name)
+            divergence = _divergence(node, prior)
+            _add(parts, "kl", node, divergence, plate)
+        return parts
+
+    size = data_plate(program, structure)[1]
+    parts = {k: v.numpy() for k, v in _over_draws(one, program, count).items()}
+    rows = [np.broadcast_to(parts[k].T, (size, count)).T for k in ("reconstruction", "kl")]
+    totals = rows[0].sum(1) - rows[1].sum(1) - parts["shared"]
+    error = float(totals.std(ddof=1)) / math.sqrt(count) if count > 1 else math.nan
+    return Elbo(rows[0].mean(0), rows[1].mean(0), float(parts["shared"].mean()), error)
+
+
+def log_evidence(
+    program: Program,
+    structure: Structure,
+    proposal: Proposal,
+    count: int,
+    progress: bool | None = None,
+) -> LogEvidence:
+    """Estimate log p(x) from ``count`` draws of the latent sites."""
+    latent = {s.name for s in structure.of("latent")}
+    if latent and latent <= set(proposal.local):
+        plate = data_plate(program, structure)[0]
+
+        def one(_: Tensor) -> Tensor:
+            of_guide, of_model = proposal.scores(program)
+            parts = {"ratio": torch.zeros((), dtype=program.dtype), "shared": torch.zeros(())}
+            for _site, node in _sampled(of_model, observed=True):
+                _add(parts, "ratio", node, node["log_prob"], plate)
+            for _site, node in _sampled(of_guide):
+                _add(parts, "ratio", node, -node["log_prob"], plate)
+            return parts["ratio"] + parts["shared"]
+
+        ratios = _over_draws(one, program, count, progress).numpy().T
+    else:
+        _, log_p, log_q = propose(program, structure, proposal, count)
+        ratios = (log_p - log_q).numpy()
+    ratios = ratios.astype(np.float64)
+    log_mean = np.logaddexp.reduce(ratios, -1) - math.log(count)
+    weights = np.exp(ratios - log_mean[..., None])
+    error = (
+        weights.std(-1, ddof=1) / math.sqrt(count) if count > 1 else np.full_like(log_mean, np.nan)
+    )
+    k = np.array([psis(row)[1] for row in ratios.reshape(-1, count)]) if count >= 25 else np.nan
+    return LogEvidence(log_mean, error, np.broadcast_to(k, log_mean.size).reshape(log_mean.shape))
+
+
+def encode(program: Program, proposal: Proposal, count: int | None) -> dict[str, Tensor]:
+    """Return the mean of each local site under the guide, or ``count`` draws of it."""
+
+    def one(_: Tensor) -> dict[str, Tensor]:
+        nodes: Any = proposal.trace(program)[0].nodes
+        return {name: nodes[name]["value"] for name in proposal.local}
+
+    if count is not None:
+        return _over_draws(one, program, count)
+    nodes: Any = proposal.trace(program)[0].nodes
+    if len(proposal.local) == 1:  # with several, one may depend on draws of another
+        with torch.no_grad():
+            try:
+                return {name: nodes[name]["fn"].mean for name in proposal.local}
+            except NotImplementedError:
+                pass
+    return {name: v.mean(0) for name, v in _over_draws(one, program, _CODE_DRAWS).items()}
+
+
+def decode(
+    program: Program, structure: Structure, proposal: Proposal, codes: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return the mean of each observed site given the local sites."""
+    names = [s.name for s in structure.of("observed")]
+
+    def means(trace: Trace) -> dict[str, Tensor]:
+        nodes: Any = trace.nodes
+        return {name: nodes[name]["fn"].mean for name in names}
+
+    swap = {p: proposal.values[name].to(program.dtype) for name, p in proposal.parameters.items()}
+    with torch.no_grad():
+        return program.run(means, Substitute({**proposal.values, **codes}), parameters=swap)
+
+
+def _sampled(trace: Trace, *, observed: bool = False) -> Iterator[tuple[str, Any]]:
+    nodes: Any = trace.nodes
+    for name, node in nodes.items():
+        if node["type"] != "sample" or site_is_subsample(node):
+            continue
+        if observed or not node["is_observed"]:
+            yield name, node
+
+
+def _divergence(node: Any, prior: Any) -> Tensor:
+    """Return the KL divergence of a guide's site from the prior; at its draw where not known."""
+    if prior is None:  # a site of the guide alone
+        return node["log_prob"]
+    if not isinstance(base_distribution(node["fn"]), dist.Delta):  # Pyro's leaves out its density
+        try:
+            return kl_divergence(node["fn"], prior["fn"])
+        except NotImplementedError:
+            pass
+    return node["log_prob"] - prior["log_prob"]
+
+
+def _add(parts: dict[str, Tensor], key: str, node: Any, term: Tensor, plate: str) -> None:
+    """Add a term to that of the rows where it runs along the plate, or else to what is shared."""
+    for frame in node["cond_indep_stack"]:
+        if frame.name == plate and frame.vectorized:
+            axis = frame.dim % term.ndim if term.ndim >= -frame.dim else None
+            if axis is None:  # the same for all rows
+                parts[key] = parts[key] + term.sum().expand(frame.size)
+            else:
+                rest = [d for d in range(term.ndim) if d != axis]
+                parts[key] = parts[key] + (term.sum(rest) if rest else term)
+            return
+    sign = -1.0 if key == "reconstruction" else 1.0
+    parts["shared"] = parts["shared"] + sign * term.sum()
+
+
+def _over_draws(
+    one: Callable[[Tensor], Any], program: Program, count: int, progress: bool | None = False
+) -> Any:
+    """Evaluate something random ``count`` times, as many at once as memory is used sparingly."""
+    rows = max((t.numel() for t in program.tensors()), default=1)
+    size = min(count, max(1, _ELEMENTS // max(rows, 1)))
+    parts = []
+    with bar(count, "importance sampling", progress) as shown, torch.no_grad():
+        for start in range(0, count, size):
+            here = min(size, count - start)
+            parts.append(vectorize(one, torch.zeros(here)))
+            shown.update(here)
+    if isinstance(parts[0], Tensor):
+        return torch.cat(parts)
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

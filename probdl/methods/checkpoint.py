@@ -1,0 +1,90 @@
+"""Checkpoints of training: written at once or not at all, and read back after a kill."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from probdl.errors import SettingError
+
+__all__ = ["Checkpoint", "fingerprint"]
+
+FILE = "checkpoint.pt"
+_VERSION = 1
+
+
+def fingerprint(tensors: Sequence[Tensor]) -> str:
+    """Return a hash of data."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(str((tuple(tensor.shape), tensor.dtype)).encode())
+        digest.update(tensor.detach().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+class Checkpoint:
+    """The state of a run in a folder.
+
+    Args:
+        folder: where it is kept.
+        every: after how many steps it is written.
+        identity: what must be the same for a run to be taken up again, by name.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str], every: int, identity: dict[str, str]
+    ) -> None:
+        self.path = Path(folder) / FILE
+        self.every = every
+        self.identity = identity
+
+    def read(self) -> dict[str, Any] | None:
+        """Return the state that was written last; None if there is none.
+
+        Raises:
+            SettingError: it is of another run, or cannot be read.
+        """
+        if not self.path.exists():
+            return None
+        try:
+            held = torch.load(self.path, weights_only=True)
+            version, identity, state = held["version"], held["identity"], held["state"]
+        except Exception as error:
+            raise SettingError(
+                f"the checkpoint {self.path} cannot be read ({str(error).splitlines()[0]}). "
+                "Delete it to start anew."
+            ) from None
+        if version != _VERSION:
+            raise SettingError(
+                f"the checkpoint {self.path} is of version {version}, and this package reads "
+                f"version {_VERSION}. Delete it to start anew."
+            )
+        for name, value in self.identity.items():
+            if identity.get(name) != value:
+                raise SettingError(
+                    f"the checkpoint {self.path} is of another run: its {name} is "
+                    f"{identity.get(name)}, and now it is {value}. Take another folder, or delete "
+                    "it to start anew."
+                )
+        return state
+
+    def write(self, state: dict[str, Any]) -> None:
+        """Write a state; a kill at any moment leaves the old one or the new one."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=FILE, suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                torch.save({"version": _VERSION, "identity": self.identity, "state": state}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(name, self.path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise

@@ -1,0 +1,229 @@
+r"""The ELBO of a model and a guide, as a loss that can be trained on minibatches.
+
+.. math:: \log p(x) \ge E_{q(z)}[\log p(x, z) - \log q(z)]   \qquad\text{(Eqs. 20 to 22)}
+
+The estimator is one of Pyro's. Parameters of either program, wherever they live (the param store,
+a module, a closure), are replaced by tensors of ours while it runs, so the caller's own never move.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+from unittest.mock import patch
+
+import pyro.util
+import torch
+from pyro import poutine
+from pyro.infer import (
+    ELBO,
+    RenyiELBO,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceMeanField_ELBO,
+    config_enumerate,
+)
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from probdl.methods.guides import compare_sites
+from probdl.program import Program
+from probdl.sites import Structure
+
+__all__ = ["ELBOS", "Objective", "resolve_elbo"]
+
+ELBOS: dict[str, type[ELBO]] = {
+    "trace": Trace_ELBO,
+    "mean_field": TraceMeanField_ELBO,
+    "enum": TraceEnum_ELBO,
+    "renyi": RenyiELBO,
+}
+
+
+def resolve_elbo(elbo: str | ELBO, num_particles: int, structure: Structure) -> ELBO:
+    """Make Pyro's estimator of a name; ``"auto"`` sums out discrete sites where there are some."""
+    if isinstance(elbo, ELBO):
+        return elbo
+    if elbo == "auto":
+        elbo = "enum" if structure.of("discrete") else "trace"
+    depth = structure.plate_depth if elbo == "enum" else math.inf
+    return ELBOS[elbo](num_particles=num_particles, max_plate_nesting=depth)
+
+
+class _Weigh(Messenger):
+    """Scale what is in the data plate to all the data, and the latent sites by a temperature."""
+
+    def __init__(self, plate: str | None, size: int, temperature: Tensor | None) -> None:
+        super().__init__()
+        self.plate = plate
+        self.size = size
+        self.temperature = temperature
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg):
+            return
+        for frame in msg["cond_indep_stack"]:
+            if frame.name == self.plate and frame.size != self.size:
+                msg["scale"] = msg["scale"] * (self.size / frame.size)
+        if self.temperature is not None and not msg["is_observed"]:
+            msg["scale"] = msg["scale"] * self.temperature
+
+
+class _Item(TorchFunctionMode):
+    """Let ``tensor.item()`` give a tensor, since the number is not known while recording."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func is Tensor.item:
+            return args[0].detach()
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _recordable() -> Iterator[None]:
+    """Keep Pyro's estimators from looking at values: for their sum, and for NaN."""
+    with patch.object(pyro.util, "torch_isnan", lambda x: False), _Item():
+        yield
+
+
+class Objective:
+    """Minus the ELBO, in nats for all the data, with what it takes to train it.
+
+    Attributes:
+        names: of the parameters, by Pyro's rules.
+        leaves: the parameters where the programs have them.
+        plate: the plate along which minibatches are taken.
+        size: how long that plate is with all the data.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        guide: Program,
+        structure: Structure,
+        elbo: ELBO,
+        *,
+        plate: str | None = None,
+        size: int = 0,
+        annealed: bool = False,
+    ) -> None:
+        self.program = program
+        self.guide = guide
+        self.structure = structure
+        self.elbo = elbo
+        self.plate = plate
+        self.size = size
+        self.annealed = annealed
+        self.leaves: list[Tensor] = []
+        self.names = self._find_parameters()
+
+    def __call__(
+        self, values: Sequence[Tensor], data: Sequence[Tensor], *, traced: bool = False
+    ) -> Any:
+        """Evaluate at values of the parameters on a minibatch, and run backward.
+
+        The last of ``data`` is the temperature, where there is one.
+        """
+        temperature = data[-1] if self.annealed else None
+        program = self.program.with_tensors(data[:-1] if self.annealed else data)
+        model, guide = self._callables(temperature)
+        swap = {id(leaf): value for leaf, value in zip(self.leaves, values, strict=True)}
+        estimator: Any = self.elbo
+        with self.program.replaced(swap), _recordable() if traced else nullcontext():
+            return estimator.loss_and_grads(model, guide, *program.args, **program.kwargs)
+
+    def _callables(self, temperature: Tensor | None) -> tuple[Any, Any]:
+        weigh = _Weigh(self.plate, self.size, temperature)
+        model: Callable[..., Any] = self.program.handled(weigh)
+        if self.structure.of("discrete"):
+            model = config_enumerate(model)
+        return model, self.guide.handled(weigh)
+
+    def _find_parameters(self) -> list[str]:
+        """Run both programs once, and list the parameters that they meet."""
+        self._traces(())  # automatic guides make their parameters when they are first run
+        found: dict[str, Tensor] = {}
+        with poutine.trace(param_only=True) as capture:
+            self._traces(())
+        for name, node in capture.trace.nodes.items():
+            value: Any = node["value"]
+            leaf = getattr(value, "unconstrained", lambda value=value: value)()
+            if leaf.requires_grad and all(leaf is not other for other in found.values()):
+                found[name] = leaf
+        self.leaves = list(found.values())
+        return list(found)
+
+    def _traces(self, values: Sequence[Tensor], data: Sequence[Tensor] | None = None) -> Any:
+        """Run guide and model, and return their traces."""
+        program = self.program if data is None else self.program.with_tensors(data)
+        model, guide = self._callables(None)
+        swap = {id(leaf): v for leaf, v in zip(self.leaves, values, strict=False)}
+        with self.program.replaced(swap):
+            of_guide = poutine.trace(guide).get_trace(*program.args, **program.kwargs)
+            replayed: Any = poutine.replay(model, trace=of_guide)
+            if self.structure.of("discrete"):
+                first = -1 - self.structure.plate_depth
+                replayed = poutine.enum(replayed, first_available_dim=first)
+            of_model = poutine.trace(replayed).get_trace(*program.args, **program.kwargs)
+        return of_guide, of_model
+
+    def check_sites(self) -> None:
+        """Check that the guide samples what the model leaves latent, and nothing else.
+
+        Raises:
+            ModelError: it does not; the message names both sets.
+        """
+        try:
+            of_guide, of_model = self._traces(())
+        except Exception as error:
+            raise self.guide.explain(error) from None
+        compare_sites(self.program, self.guide, self.structure, of_guide, of_model)
+
+    def blame(self, values: Sequence[Tensor], data: Sequence[Tensor]) -> str:
+        """Tell what first went wrong where the loss is not finite."""
+        for name, value in zip(self.names, values, strict=True):
+            if not torch.isfinite(value).all():
+                return f"the parameter '{name}' is not finite"
+        tensors = data[:-1] if self.annealed else data
+        with torch.no_grad():
+            try:
+                traces = self._traces(values, tensors)
+            except Exception as error:
+                return f"the programs fail there ({str(error).splitlines()[0]})"
+            for trace, what in zip(traces, ("guide", "model"), strict=True):
+                for name, node in trace.nodes.items():
+                    if node["type"] != "sample" or site_is_subsample(node):
+                        continue
+                    if not torch.isfinite(torch.as_tensor(node["value"])).all():
+                        return f"the value of site '{name}' in the {what} is not finite"
+                    log_prob = node["fn"].log_prob(node["value"])
+                    if not torch.isfinite(log_prob).all():
+                        return f"the log probability of site '{name}' in the {what} is not finite"
+        return "no site of a new draw is to blame, so it was a rare one"
+
+    def finish(self, values: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Write the trained values to the modules that are the fit's own; return all of them.
+
+        Returns:
+            By name, the constrained values of the parameters of both programs.
+        """
+        own = {id(p) for m in [*self.program.modules, *self.guide.modules] for p in m.parameters()}
+        with torch.no_grad():
+            for leaf, value in zip(self.leaves, values, strict=True):
+                if id(leaf) in own:
+                    leaf.copy_(value)
+            swap = {id(leaf): v for leaf, v in zip(self.leaves, values, strict=True)}
+            with self.program.replaced(swap):
+                with poutine.trace(param_only=True) as capture:
+                    self._traces(values)
+                nodes: Mapping[str, Any] = capture.trace.nodes
+                return {name: node["value"].clone().detach() for name, node in nodes.items()}
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The modules' own parameters by name."""
+        named = zip(self.names, self.leaves, strict=True)
+        return {name: leaf for name, leaf in named if isinstance(leaf, nn.Parameter)}

@@ -1,0 +1,176 @@
+"""Optimizers of training: torch's by name or class, or one of Pyro's wrappers, with a schedule."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyro
+import torch
+from pyro.optim import PyroOptim
+from torch import Tensor
+from torch.optim import Optimizer
+
+from probdl.compile.step import Parameters
+
+__all__ = ["SCHEDULES", "Training", "check_optimizer", "check_schedule"]
+
+# Those that treat each number by itself: many small parameters can be one vector, which is faster.
+_ELEMENTWISE = {
+    "Adam",
+    "AdamW",
+    "SGD",
+    "RMSprop",
+    "Adagrad",
+    "Adadelta",
+    "Adamax",
+    "NAdam",
+    "RAdam",
+}
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda done: 1.0,
+    "linear": lambda done: 1.0 - done,
+    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
+    "exponential": lambda done: 0.01**done,
+}
+"""What the learning rate is multiplied by, once this share of the steps is done."""
+
+Schedule = str | Callable[[Optimizer], Any]
+OptimizerSetting = str | Callable[..., Optimizer] | PyroOptim
+
+
+def check_optimizer(optimizer: Any) -> str:
+    """Tell what is wrong with an optimizer as a setting; nothing is ''."""
+    if isinstance(optimizer, str):
+        of_torch = getattr(torch.optim, optimizer, None)
+        if isinstance(of_torch, type) and issubclass(of_torch, Optimizer):
+            return ""
+        return "must be a class of torch.optim, its name such as 'Adam', or a PyroOptim"
+    if isinstance(optimizer, Optimizer):
+        return (
+            "must be the class, such as torch.optim.Adam, and not an optimizer of certain "
+            "parameters; give its settings by learning_rate= or functools.partial"
+        )
+    if callable(optimizer):
+        return ""
+    return "must be a class of torch.optim, its name such as 'Adam', or a PyroOptim"
+
+
+def check_schedule(schedule: Any) -> str:
+    """Tell what is wrong with a schedule as a setting; nothing is ''."""
+    if schedule in SCHEDULES if isinstance(schedule, str) else callable(schedule):
+        return ""
+    return (
+        f"must be one of {', '.join(map(repr, SCHEDULES))}, or a function from an optimizer to a "
+        "torch.optim.lr_scheduler"
+    )
+
+
+class Training:
+    """An optimizer of some parameters, with its schedule.
+
+    Args:
+        parameters: what is trained.
+        names: of the parameters.
+        optimizer: a class of torch.optim or its name, or a PyroOptim.
+        learning_rate: at the start.
+        schedule: what becomes of it.
+        clip_norm: gradients are shortened to this length.
+        flat: whether to train the parameters as one vector, where the optimizer allows that.
+    """
+
+    def __init__(
+        self,
+        parameters: Parameters,
+        names: Sequence[str],
+        optimizer: OptimizerSetting,
+        learning_rate: float,
+        schedule: Schedule,
+        clip_norm: float | None,
+        flat: bool,
+    ) -> None:
+        self._parameters = parameters
+        self._values: list[Tensor] = parameters.values
+        self._clip_norm = clip_norm
+        self._rate = learning_rate
+        self._factor: Callable[[float], float] | None = None
+        self._scheduler: Any = None
+        self._flat: torch.nn.Parameter | None = None
+        self._pyro: Any = None
+        self._torch: Any = None
+        if isinstance(optimizer, PyroOptim):
+            # It has its own rate and schedule, and looks names up in the param store.
+            self._pyro = copy.deepcopy(optimizer)
+            store = pyro.get_param_store()
+            for value, name in zip(self._values, names, strict=True):
+                store._param_to_name[value] = name
+            return
+        made: Any = getattr(torch.optim, optimizer) if isinstance(optimizer, str) else optimizer
+        function = getattr(made, "func", made)
+        options: dict[str, Any] = {}
+        if "fused" in inspect.signature(function).parameters:
+            options["fused"] = True
+        of_torch = function.__module__.startswith("torch.optim")
+        if flat and of_torch and function.__name__ in _ELEMENTWISE:
+            self._flat = torch.nn.Parameter(parameters.flat)
+        if "lr" not in getattr(made, "keywords", {}):
+            options["lr"] = learning_rate
+        self._torch = made([self._flat] if self._flat is not None else self._values, **options)
+        self._rate = float(self._torch.param_groups[0]["lr"])
+        if isinstance(schedule, str):
+            self._factor = SCHEDULES[schedule]
+        else:
+            self._scheduler = schedule(self._torch)
+
+    def step(self, done: float) -> None:
+        """Move the parameters along their gradients.
+
+        Args:
+            done: the share of the steps that is done.
+        """
+        if self._pyro is not None:
+            self._clip(self._values)
+            self._pyro(self._values)
+            return
+        if self._flat is not None:
+            self._flat.grad = self._parameters.grad()
+            self._clip([self._flat])
+        else:
+            self._clip(self._values)
+        if self._factor is not None:
+            for group in self._torch.param_groups:
+                group["lr"] = self._rate * self._factor(done)
+        self._torch.step()
+        if self._scheduler is not None:
+            self._scheduler.step()
+
+    def end_epoch(self) -> None:
+        """Tell one of Pyro's schedulers that an epoch is over."""
+        if self._pyro is not None and hasattr(self._pyro, "step"):
+            self._pyro.step()
+
+    def _clip(self, values: Sequence[Tensor]) -> None:
+        if self._clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(values, self._clip_norm)
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint must hold."""
+        if self._pyro is not None:
+            return {"pyro": self._pyro.get_state()}
+        state = {"torch": self._torch.state_dict()}
+        if self._scheduler is not None:
+            state["scheduler"] = self._scheduler.state_dict()
+        return state
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take up the state of a checkpoint."""
+        if self._pyro is not None:
+            self._pyro.set_state(state["pyro"])
+            return
+        self._torch.load_state_dict(state["torch"])
+        if self._scheduler is not None:
+            self._scheduler.load_state_dict(state["scheduler"])
