@@ -206,6 +206,20 @@ class NativeStep:
         """Draw the noise of as many steps at once, when the next one comes."""
         self._size, self._left = size, 0
 
+    @property
+    def code(self) -> NativeDensity:
+        """The compiled loss."""
+        return self._code
+
+    @property
+    def noise(self) -> list[Tensor]:
+        """The arrays that the compiled loss reads its noise from."""
+        return self._noise
+
+    def draw(self, count: int) -> list[Tensor]:
+        """Draw the noise of ``count`` evaluations: for each array (count, ...)."""
+        return self._draw(count) if self._draw is not None else []
+
     def __call__(self, data: Sequence[Tensor]) -> float:
         """Return the loss at a minibatch."""
         if data is not self._data:

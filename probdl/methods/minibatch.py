@@ -44,11 +44,11 @@ class FullData:
         self.plate: str | None = None
         self.size = 0
         self.per_epoch = 1
-        self._data = program.tensors()
+        self.data = program.tensors()
 
     def epoch(self, seed: Callable[[], int], skip: int) -> Iterator[Data]:
         """Give the data once."""
-        yield self._data
+        yield self.data
 
 
 class PlateBatches:

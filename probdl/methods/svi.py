@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from pyro.infer import ELBO
 from pyro.infer.autoguide import AutoDelta, AutoGuide
@@ -25,7 +26,7 @@ from probdl.methods.checkpoint import Checkpoint, fingerprint
 from probdl.methods.guides import check_guide, make_guide
 from probdl.methods.minibatch import Batches, FullData, LoaderBatches, PlateBatches
 from probdl.methods.objective import ELBOS, Objective, resolve_elbo
-from probdl.methods.optimizers import Training, check_optimizer, check_schedule
+from probdl.methods.optimizers import SCHEDULES, Training, check_optimizer, check_schedule
 from probdl.methods.training import Plan, train
 from probdl.methods.weighing import FEW, weigh
 from probdl.program import Program
@@ -289,12 +290,18 @@ class SVI(Method, name="svi"):
             }
             every = -(-self.every // BLOCK) * BLOCK
             checkpoint = Checkpoint(self.checkpoint, every, identity)
+        rates = None
+        if self.optimizer in ("Adam", torch.optim.Adam) and isinstance(self.schedule, str):
+            factor, rate = SCHEDULES[self.schedule], self.learning_rate
+            rates = lambda done: rate * np.array([factor(share) for share in done])  # noqa: E731
         return Plan(
             steps,
             make_training,
             self.engine,
             seed,
             progress,
+            rates,
+            self.clip_norm,
             self.kl_annealing,
             self.patience,
             checkpoint,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,11 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from probdl.compile.step import BLOCK, Loss, Parameters, Step, choose_step
+from probdl.compile.adam import NativeAdam
+from probdl.compile.step import BLOCK, Loss, NativeStep, Parameters, Step, choose_step
 from probdl.diagnostics import Finding
 from probdl.errors import ModelError
 from probdl.methods.checkpoint import Checkpoint
-from probdl.methods.minibatch import Batches
+from probdl.methods.minibatch import Batches, FullData
 from probdl.methods.optimizers import Training
 from probdl.progress import bar
 
@@ -37,6 +38,9 @@ class Plan:
         engine: as of a method.
         seed: of the random numbers; each block of steps and each epoch has a stream of its own.
         progress: whether to show progress.
+        rates: the learning rate at shares of the steps, where the optimizer is plain Adam, so that
+            native code can run it; None where it is another.
+        clip_norm: gradients are shortened to this length.
         annealing: over how many steps the temperature rises to 1; 0 leaves it out.
         patience: how many steps without an improvement end the training; None never.
         checkpoint: where the state is kept.
@@ -47,6 +51,8 @@ class Plan:
     engine: str
     seed: int
     progress: bool | None
+    rates: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None
+    clip_norm: float | None = None
     annealing: int = 0
     patience: int | None = None
     checkpoint: Checkpoint | None = None
@@ -106,6 +112,7 @@ class _Run:
         self.over = False
         self.engine = plan.engine
         self.started = 0
+        self.adam: NativeAdam | None = None
 
     # -- one step -------------------------------------------------------------------------
 
@@ -169,6 +176,35 @@ class _Run:
         )
         self.over = True
 
+    # -- a block of steps in native code ----------------------------------------------------
+
+    def make_adam(self) -> Sequence[Tensor] | None:
+        """Set native Adam up where it can be; return the data that it then always sees."""
+        plan = self.plan
+        if plan.rates is None or plan.annealing or not isinstance(self.batches, FullData):
+            return None
+        data = self.batches.data
+        step = self.step_for(data)
+        if not isinstance(step, NativeStep):
+            return None
+        self.adam = NativeAdam(self.parameters, step, plan.clip_norm)
+        if self.waiting is not None:
+            self.adam.load(self.waiting)
+        return data
+
+    def advance_block(self, adam: NativeAdam, data: Sequence[Tensor]) -> None:
+        """Take the steps that are left of a block."""
+        t, plan = self.done, self.plan
+        count = min(BLOCK - t % BLOCK, plan.steps - t)
+        torch.manual_seed(stream(plan.seed, "block", t // BLOCK))
+        assert plan.rates is not None
+        losses = adam.run(t, plan.rates(np.arange(t, t + count) / plan.steps))
+        self.losses[t : t + len(losses)] = losses
+        self.done = t + len(losses)
+        if len(losses) < count:
+            self.good = (max(self.done - 1, 0), adam.good)
+            self.failed(data, math.nan)
+
     # -- one block ------------------------------------------------------------------------
 
     def end_block(self) -> None:
@@ -212,7 +248,8 @@ class _Run:
     def save(self) -> None:
         """Write all that the rest of the run depends on."""
         assert self.plan.checkpoint is not None
-        assert self.training is not None
+        training = self.adam or self.training
+        assert training is not None
         best = self.best
         self.plan.checkpoint.write(
             {
@@ -221,7 +258,7 @@ class _Run:
                 "engine": next(iter(self.steps.values())).engine,
                 "flat": self.parameters.flat,
                 "losses": torch.from_numpy(self.losses),
-                "training": self.training.state(),
+                "training": training.state(),
                 "best": [best.flat, best.loss, best.error, best.step, best.improved, best.kept],
             }
         )
@@ -244,10 +281,17 @@ class _Run:
         plan, batches = self.plan, self.batches
         self.load()
         self.started = self.done
+        fixed = None if self.over else self.make_adam()
         with bar(plan.steps, "training", plan.progress) as progress:
             progress.update(self.done)
             try:
                 while self.done < plan.steps and not self.over:
+                    if self.adam is not None and fixed is not None:
+                        self.advance_block(self.adam, fixed)
+                        if not self.over:
+                            self.end_block()
+                        self.show(progress)
+                        continue
                     epoch, skip = divmod(self.done, batches.per_epoch)
                     seed = functools.partial(stream, plan.seed, "epoch", epoch)
                     for data in batches.epoch(seed, skip):
@@ -256,8 +300,7 @@ class _Run:
                             break
                         if self.done % BLOCK == 0 or self.done == plan.steps:
                             self.end_block()
-                            progress.update(self.done - progress.n)
-                            progress.set_postfix(elbo=f"{-self.smoothed():.4g}", refresh=False)
+                            self.show(progress)
                         if self.over or self.done == plan.steps:
                             break
                     else:
@@ -283,9 +326,11 @@ class _Run:
         findings = [*self.findings, *_rising(losses[plan.annealing :])]
         return Outcome(losses, self.best.step, engine, findings)
 
-    def smoothed(self) -> float:
-        """Return the mean loss of the last block."""
-        return float(np.mean(self.losses[max(0, self.done - BLOCK) : self.done]))
+    def show(self, progress: Any) -> None:
+        """Show how far the training is."""
+        progress.update(self.done - progress.n)
+        smoothed = float(np.mean(self.losses[max(0, self.done - BLOCK) : self.done]))
+        progress.set_postfix(elbo=f"{-smoothed:.4g}", refresh=False)
 
 
 def train(loss: Loss, parameters: Parameters, batches: Batches, plan: Plan) -> Outcome:
