@@ -26,6 +26,11 @@ __all__ = ["ControlFlowError", "Recording", "record"]
 
 aten = torch.ops.aten
 
+# These take no more than the shape of their input.
+_SHAPE_ONLY = {
+    aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like,
+    aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty,
+}  # fmt: skip
 _SAME = {aten.detach.default, aten.alias.default, aten.lift_fresh.default}
 
 
@@ -79,7 +84,9 @@ class _Recorder(TorchDispatchMode):
         inputs: list[fx.Node] = []
         of_args = tuple(self._noted(x, inputs) for x in args)
         of_kwargs = {name: self._noted(x, inputs) for name, x in kwargs.items()}
-        sources = frozenset[int]().union(*map(self.sources.__getitem__, inputs))
+        sources = frozenset[int]()
+        if getattr(func, "overloadpacket", None) not in _SHAPE_ONLY:
+            sources = sources.union(*map(self.sources.__getitem__, inputs))
         if isinstance(result, Tensor):
             if func._schema.is_mutable and _is_alone(args, func):
                 func = _out_of_place(func)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from probdl.compile.emit import Source
 from probdl.compile.native import build
-from probdl.compile.step import NativeStep, Parameters
+from probdl.compile.step import BLOCK, NativeStep, Parameters
 
 __all__ = ["NativeAdam"]
 
@@ -84,14 +84,14 @@ class NativeAdam:
 
         Args:
             done: how many steps were taken before.
-            rates: of the steps to take.
+            rates: of the steps to take, up to a block of them.
 
         Returns:
             The losses: fewer than the rates, where the one after them, or its gradient, is not
             finite. The parameters are then at that point, and ``good`` is the one before it.
         """
         rates, count = np.ascontiguousarray(rates, np.float64), len(rates)
-        blocks = [x.contiguous() for x in self._step.draw(max(count, 2))]
+        blocks = [x.contiguous() for x in self._step.draw(BLOCK)]
         pointers = np.array([x.data_ptr() for x in blocks] or [0], np.uintp)
         losses = np.empty(count)
         code = self._step.code

@@ -153,6 +153,8 @@ class GraphStep:
 
 def _written(node: fx.Node) -> Iterator[fx.Node]:
     """List the tensors whose memory a node writes to: where views of it come from."""
+    if node.target is aten.native_batch_norm.default and node.args[5]:  # its schema does not say
+        yield from (arg for arg in node.args[3:5] if isinstance(arg, fx.Node))
     schema = getattr(node.target, "_schema", None)
     if schema is None or not schema.is_mutable:
         return
@@ -232,9 +234,9 @@ class NativeStep:
         if self._draw is not None:
             if not self._left:
                 self._block, self._left = self._draw(self._size), self._size
-            self._left -= 1
             for noise, block in zip(self._noise, self._block, strict=True):
-                noise.copy_(block[self._left])
+                noise.copy_(block[self._size - self._left])
+            self._left -= 1
         self._code.evaluate(self._parameters.flat, self._grad, self._value)
         self._parameters.flat_grad = self._grad
         for value, grad in zip(self._parameters.values, self._grads, strict=True):
