@@ -10,7 +10,7 @@ PYTHON312 ?= python3.12
 VENV312 := .venv-arviz1
 WORKERS ?= 2
 
-.PHONY: demo test test-arviz1 bench-engine bench-loops lint types check format clean
+.PHONY: demo test test-arviz1 bench-engine bench-loops bench-svi lint types check format clean
 
 demo: $(STAMP)  ## fit eight schools and a logistic regression on real data, by four methods
 	$(BIN)/python examples/demo.py
@@ -32,6 +32,9 @@ bench-engine: $(STAMP)  ## how fast the native engine is; writes benchmarks/resu
 
 bench-loops: $(STAMP)  ## what unrolled loops over time cost to compile
 	PROBDL_CACHE="$$(mktemp -d)" $(BIN)/python -m benchmarks.loops
+
+bench-svi: $(STAMP)  ## SVI steps, VAEs and guides; needs PROBDL_SHARED; writes benchmarks/results/
+	$(BIN)/python -m benchmarks.svi
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

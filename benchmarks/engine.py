@@ -190,15 +190,17 @@ from benchmarks.models import NAMED
 model, args = NAMED["logistic regression, 500 x 20"]
 from probdl.compile import choose
 from probdl.methods import native
+from probdl.methods.chains import random_start
 density = probdl.LogDensity.from_model(model, args)
 evaluator, _ = choose(density, "native", 0, threads={chains})
+begin = lambda seed: random_start(density, evaluator, seed)
 options = dict(warmup=1000, chains={chains}, target_accept=0.8, max_treedepth=10,
                mass_matrix="diag", seed={seed}, progress=False)
-native.run(density, evaluator, draws=100, **options)
+native.run(density.dim, evaluator, begin, draws=100, **options)
 while time.time() < {at}:
     pass
 start = time.perf_counter()
-chains = native.run(density, evaluator, draws=20000, **options)
+chains = native.run(density.dim, evaluator, begin, draws=20000, **options)
 taken = time.perf_counter() - start
 print(json.dumps({{"s": taken, "gradients": int(chains.stats["n_steps"].sum())}}))
 """

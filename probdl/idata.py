@@ -128,10 +128,11 @@ def psis(log_ratios: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
     """
     if np.ptp(log_ratios) < 1e-9:
         return np.full(len(log_ratios), -np.log(len(log_ratios))), -np.inf
-    if ARVIZ_1:  # takes log likelihoods, of which the ratios are the inverse
-        log_weights, k = array_stats.psislw(-np.asarray(log_ratios))
-    else:
-        log_weights, k = az.psislw(np.asarray(log_ratios))
+    with _quiet():  # of overflow in the fit of a very heavy tail
+        if ARVIZ_1:  # takes log likelihoods, of which the ratios are the inverse
+            log_weights, k = array_stats.psislw(-np.asarray(log_ratios))
+        else:
+            log_weights, k = az.psislw(np.asarray(log_ratios))
     return np.asarray(log_weights), float(k)
 
 

@@ -27,6 +27,8 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
+from probdl.density import LogDensity
+from probdl.errors import ModelError
 from probdl.idata import psis
 from probdl.program import Program, Substitute, base_distribution
 from probdl.progress import bar
@@ -152,32 +154,43 @@ def propose(
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """Draw the latent sites from a proposal, and score each draw.
 
+    Discrete sites beside continuous ones are summed out exactly.
+
     Returns:
         By site name the draws (count, *shape), and (count,) of log p(z, x) and log q(z), in nats.
-        Where discrete sites are summed out, log p has to be computed otherwise.
     """
-    names = {s.name for s in structure.of("latent")}
+    latent = {s.name for s in structure.of("latent")}
+    summed = {s.name for s in structure.of("discrete")} if latent else set()
 
     def one(_: Tensor) -> dict[str, Tensor]:
         of_guide, of_model = proposal.scores(program)
         nodes: Any = of_model.nodes
-        values = {f"site {n}": node["value"] for n, node in nodes.items() if n in names}
-        log_q = torch.as_tensor(0.0, dtype=program.dtype)
-        for _site, node in _sampled(of_guide):
-            log_q = log_q + node["log_prob"].sum()
-        log_p = torch.as_tensor(0.0, dtype=program.dtype)
+        values = {f"site {n}": node["value"] for n, node in nodes.items() if n in latent}
+        log_p = log_q = torch.zeros((), dtype=program.dtype)
+        for name, node in _sampled(of_guide):
+            if name not in summed:
+                log_q = log_q + node["log_prob"].sum()
         for _site, node in _sampled(of_model, observed=True):
             log_p = log_p + node["log_prob"].sum()
         return values | {"log_p": log_p, "log_q": log_q}
 
     drawn = _over_draws(one, program, count)
     log_p, log_q = drawn.pop("log_p"), drawn.pop("log_q")
-    return {name.removeprefix("site "): v for name, v in drawn.items()}, log_p, log_q
+    values = {name.removeprefix("site "): v for name, v in drawn.items()}
+    if summed:
+        density = LogDensity(program, structure, jacobian=False)
+        log_p = density.batch(density.unconstrain(values))
+    return values, log_p, log_q
 
 
 def elbo(program: Program, structure: Structure, proposal: Proposal, count: int) -> Elbo:
     """Estimate the ELBO from ``count`` draws of the latent sites; KL terms exactly where known."""
-    plate = data_plate(program, structure)[0]
+    if structure.of("discrete"):
+        raise ModelError(
+            f"the model '{program.name}' has discrete sites, which are summed out, so its ELBO "
+            "does not split by rows. stats['elbo'] has the whole; log_evidence() what it bounds."
+        )
+    plate, size = data_plate(program, structure)
 
     def one(_: Tensor) -> dict[str, Tensor]:
         of_guide, of_model = proposal.scores(program)
@@ -193,7 +206,6 @@ def elbo(program: Program, structure: Structure, proposal: Proposal, count: int)
             _add(parts, "kl", node, divergence, plate)
         return parts
 
-    size = data_plate(program, structure)[1]
     parts = {k: v.numpy() for k, v in _over_draws(one, program, count).items()}
     rows = [np.broadcast_to(parts[k].T, (size, count)).T for k in ("reconstruction", "kl")]
     totals = rows[0].sum(1) - rows[1].sum(1) - parts["shared"]

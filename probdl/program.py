@@ -34,6 +34,7 @@ __all__ = ["Program", "Substitute", "arguments", "where"]
 
 T = TypeVar("T")
 
+_REQUIRES_GRAD = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
 _HERE = os.path.dirname(__file__)
 _LIBRARIES = (
     os.path.dirname(torch.__file__),
@@ -117,6 +118,8 @@ class _Replace(TorchFunctionMode):
         return x
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func is _REQUIRES_GRAD:  # by which Pyro tells what is a parameter
+            return func(*args)
         return func(*tree_map(self._swap, args), **tree_map(self._swap, kwargs or {}))
 
 

@@ -22,7 +22,7 @@ from probdl.errors import DataError, ModelError
 from probdl.program import Program, base_distribution, check_finite, format_index
 from probdl.state import isolated
 
-__all__ = ["Site", "Structure", "bijection", "data_plate", "discover"]
+__all__ = ["Site", "Structure", "bijection", "data_plate", "discover", "own_parameter"]
 
 _TRIES = 100
 
@@ -137,8 +137,9 @@ def _sites(program: Program, trace: Trace) -> Iterable[Site]:
     nodes: dict[str, Any] = trace.nodes  # type: ignore[assignment]
     for name, node in nodes.items():
         if node["type"] == "param":
-            site = _param_site(name, node["value"], node["kwargs"].get("constraint"), program.dtype)
-            covered.add(id(node["value"]))
+            constraint = node["kwargs"].get("constraint")
+            site = _param_site(name, node["value"], constraint, program.dtype, own_parameter(node))
+            covered.update((id(node["value"]), id(site.parameter)))
             yield site
         elif node["type"] == "sample" and site_is_subsample(node):
             plate = node["fn"]
@@ -154,10 +155,27 @@ def _sites(program: Program, trace: Trace) -> Iterable[Site]:
     if isinstance(program.model, nn.Module) and not isinstance(program.model, PyroModule):
         for name, parameter in program.model.named_parameters():
             if parameter.requires_grad and id(parameter) not in covered:
-                yield _param_site(name, parameter, None, program.dtype)
+                yield _param_site(name, parameter, None, program.dtype, parameter)
 
 
-def _param_site(name: str, value: Tensor, constraint: Any, dtype: torch.dtype) -> Site:
+def own_parameter(node: Any) -> nn.Parameter | None:
+    """Return the module's own parameter behind a param statement, where there is one.
+
+    The param store may hold a copy of it, in another dtype, that the module does not read.
+    """
+    for value in (*node["args"][1:2], node["value"]):
+        if isinstance(value, nn.Parameter):
+            return value
+    return None
+
+
+def _param_site(
+    name: str,
+    value: Tensor,
+    constraint: Any,
+    dtype: torch.dtype,
+    parameter: nn.Parameter | None,
+) -> Site:
     constraint = constraint or constraints.real
     try:
         transform = biject_to(constraint)
@@ -170,7 +188,7 @@ def _param_site(name: str, value: Tensor, constraint: Any, dtype: torch.dtype) -
         (None,) * value.ndim,
         value.detach().to(dtype),
         transform=transform,
-        parameter=value if isinstance(value, nn.Parameter) else None,
+        parameter=parameter,
     )
 
 
@@ -304,22 +322,40 @@ def _check_observed(program: Program, node: Any, other: Any) -> None:
             f"{tuple(fn.event_shape)} ({plates}). {hint} A column of shape (n, 1) where (n,) is "
             "meant, or a plate of another length, is the usual cause."
         )
+    supports = [_elementwise(node["fn"].support) for node in (node, other)]
     try:
-        inside, again = fn.support.check(value), other["fn"].support.check(value)
+        inside, again = (support.check(value) for support, _ in supports)
     except NotImplementedError:  # a distribution that does not state its support
         return
+    mask = _unmasked(node)
+    mask = mask.reshape(mask.shape + (1,) * supports[0][1]) if mask.ndim else mask
     # A support that moves with the latent sites, as in Uniform(0, theta), proves nothing here.
-    outside = ~inside & ~again & _unmasked(node)
+    outside = ~inside & ~again & mask
     if not outside.any() or not _same_support(fn.support, other["fn"].support):
         return
+    if isinstance(base_distribution(fn), dist.Bernoulli):
+        hint += (
+            " A Bernoulli takes 0 and 1: scale and binarise images, or use ContinuousBernoulli "
+            "for values between."
+        )
     index = tuple(outside.nonzero()[0].tolist())
-    example = value.expand(torch.broadcast_shapes(value.shape, outside.shape))[index]
+    event = value.shape[value.ndim - fn.event_dim + supports[0][1] :]
+    example = value.expand(torch.broadcast_shapes(value.shape, outside.shape + event))[index]
     shown = example.item() if example.numel() == 1 else example.tolist()
     at = f"index {format_index(index)} = {shown}" if index else f"{shown}"
     raise DataError(
         f"site '{name}': {int(outside.sum())} of {outside.numel()} values are outside the support "
         f"of {_name(fn)} (first: {at}). {hint}"
     )
+
+
+def _elementwise(support: Any) -> tuple[Any, int]:
+    """Return the support of single elements, and how many event dimensions that takes off."""
+    taken = 0
+    while isinstance(support, constraints.independent):
+        taken += support.reinterpreted_batch_ndims
+        support = support.base_constraint
+    return support, taken
 
 
 def _shares_data(a: Tensor, b: Tensor) -> bool:

@@ -33,6 +33,7 @@ __all__ = ["BLOCK", "Loss", "Parameters", "Step", "choose_step"]
 aten = torch.ops.aten
 
 BLOCK = 100  # steps for which noise is drawn at once
+_LONG = 12_000  # steps: Inductor takes some seconds to compile what it gains half a millisecond by
 _PRODUCTS = 1_000_000  # multiplications of matrices from which on torch is faster than plain C
 
 
@@ -134,7 +135,7 @@ class GraphStep:
             if any(kept.op in ("get_attr", "placeholder") for kept in _written(node)):
                 raise UntraceableError("it writes to a tensor that it keeps (running statistics)")
         recording.graph.eliminate_dead_code()
-        self._graph = recording.function()
+        self._graph: Any = recording.function()
         self._parameters = parameters
 
     def begin_block(self, size: int = BLOCK) -> None:
@@ -149,6 +150,21 @@ class GraphStep:
         for value, grad in zip(values, grads, strict=True):
             value.grad = grad
         return loss.item()
+
+
+class FusedStep(GraphStep):
+    """The traced graph, its element-wise operations fused by torch's own compiler, Inductor."""
+
+    engine = "inductor"
+
+    def __init__(self, loss: Loss, parameters: Parameters, data: Sequence[Tensor]) -> None:
+        super().__init__(loss, parameters, data)
+        self._graph = torch.compile(self._graph, backend="inductor", dynamic=False, fullgraph=True)
+        # Random numbers as torch draws them, so that the step can be verified, and repeated on
+        # another engine; no pool of processes, which would outlive the fit.
+        options = {"fallback_random": True, "compile_threads": 1}
+        with torch._inductor.config.patch(options):
+            self(data)
 
 
 def _written(node: fx.Node) -> Iterator[fx.Node]:
@@ -306,7 +322,12 @@ def _out_of_nothing(node: fx.Node) -> None:
 
 
 def choose_step(
-    loss: Loss, parameters: Parameters, data: Sequence[Tensor], engine: str, seed: int
+    loss: Loss,
+    parameters: Parameters,
+    data: Sequence[Tensor],
+    engine: str,
+    seed: int,
+    steps: int = 0,
 ) -> tuple[Step, list[Finding]]:
     """Return what evaluates a loss, and a finding where that is the slow eager way.
 
@@ -314,8 +335,10 @@ def choose_step(
         loss: the loss.
         parameters: what it is a function of.
         data: a minibatch; the step serves for others of the same shapes.
-        engine: ``"native"``, ``"graph"``, ``"eager"``, or ``"auto"`` for the first that will do.
+        engine: ``"native"``, ``"inductor"``, ``"graph"``, ``"eager"``, or ``"auto"`` for the first
+            that will do, Inductor only where its compilation pays.
         seed: of the random numbers at which the compiled step is verified.
+        steps: how many steps there will be.
 
     Raises:
         ModelError: the engine must be native, and cannot be.
@@ -325,13 +348,15 @@ def choose_step(
         return eager, []
     compiled: Step
     failures: list[Exception] = []
-    for kind in (NativeStep, GraphStep):
+    for kind in (NativeStep, FusedStep, GraphStep):
         if engine not in ("auto", kind.engine):
+            continue
+        if engine == "auto" and kind is FusedStep and steps < _LONG:
             continue
         try:
             compiled = kind(loss, parameters, data)
             _verify(compiled, eager, parameters, data, seed)
-        except (ProbdlError, RuntimeError) as error:
+        except (ProbdlError, RuntimeError, ImportError) as error:
             failures.append(error)
         else:
             return compiled, []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import tempfile
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from probdl.errors import SettingError
 
-__all__ = ["Checkpoint", "fingerprint"]
+__all__ = ["Checkpoint", "describe", "fingerprint"]
 
 FILE = "checkpoint.pt"
 _VERSION = 1
@@ -27,6 +28,20 @@ def fingerprint(tensors: Sequence[Tensor]) -> str:
         digest.update(str((tuple(tensor.shape), tensor.dtype)).encode())
         digest.update(tensor.detach().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def describe(setting: Any) -> str:
+    """Write a setting in words that are the same in another process.
+
+    >>> describe(0.01), describe(torch.optim.Adam)
+    ('0.01', 'torch.optim.adam.Adam')
+    """
+    if setting is None or isinstance(setting, (str, int, float)):
+        return repr(setting)
+    if isinstance(setting, functools.partial):
+        return f"{describe(setting.func)}{setting.args}{sorted(setting.keywords.items())}"
+    named = setting if hasattr(setting, "__qualname__") else type(setting)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 class Checkpoint:

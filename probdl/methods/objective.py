@@ -9,8 +9,8 @@ a module, a closure), are replaced by tensors of ours while it runs, so the call
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 from unittest.mock import patch
 
@@ -32,7 +32,7 @@ from torch.overrides import TorchFunctionMode
 
 from probdl.methods.guides import compare_sites
 from probdl.program import Program
-from probdl.sites import Structure
+from probdl.sites import Structure, own_parameter
 
 __all__ = ["ELBOS", "Objective", "resolve_elbo"]
 
@@ -82,11 +82,9 @@ class _Item(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-@contextmanager
-def _recordable() -> Iterator[None]:
-    """Keep Pyro's estimators from looking at values: for their sum, and for NaN."""
-    with patch.object(pyro.util, "torch_isnan", lambda x: False), _Item():
-        yield
+def _without_nan_checks() -> Any:
+    """Keep Pyro's estimators from looking for NaN, which is done here, once a step."""
+    return patch.object(pyro.util, "torch_isnan", lambda x: False)
 
 
 class Objective:
@@ -95,6 +93,7 @@ class Objective:
     Attributes:
         names: of the parameters, by Pyro's rules.
         leaves: the parameters where the programs have them.
+        parameters: the modules' own parameters among them, by name.
         plate: the plate along which minibatches are taken.
         size: how long that plate is with all the data.
     """
@@ -118,6 +117,8 @@ class Objective:
         self.size = size
         self.annealed = annealed
         self.leaves: list[Tensor] = []
+        self.aliases: dict[int, int] = {}  # ids: the store's tensor to the module's parameter
+        self.parameters: dict[str, nn.Parameter] = {}
         self.names = self._find_parameters()
 
     def __call__(
@@ -130,9 +131,10 @@ class Objective:
         temperature = data[-1] if self.annealed else None
         program = self.program.with_tensors(data[:-1] if self.annealed else data)
         model, guide = self._callables(temperature)
-        swap = {id(leaf): value for leaf, value in zip(self.leaves, values, strict=True)}
+        swap = self._swap(values)
         estimator: Any = self.elbo
-        with self.program.replaced(swap), _recordable() if traced else nullcontext():
+        items = _Item() if traced else nullcontext()
+        with self.program.replaced(swap), _without_nan_checks(), items:
             return estimator.loss_and_grads(model, guide, *program.args, **program.kwargs)
 
     def _callables(self, temperature: Tensor | None) -> tuple[Any, Any]:
@@ -143,24 +145,41 @@ class Objective:
         return model, self.guide.handled(weigh)
 
     def _find_parameters(self) -> list[str]:
-        """Run both programs once, and list the parameters that they meet."""
+        """Run both programs once, and list the parameters that they meet or hold."""
         self._traces(())  # automatic guides make their parameters when they are first run
         found: dict[str, Tensor] = {}
         with poutine.trace(param_only=True) as capture:
             self._traces(())
-        for name, node in capture.trace.nodes.items():
-            value: Any = node["value"]
+        nodes: Mapping[str, Any] = capture.trace.nodes
+        for name, node in nodes.items():
+            value = node["value"]
             leaf = getattr(value, "unconstrained", lambda value=value: value)()
             if leaf.requires_grad and all(leaf is not other for other in found.values()):
                 found[name] = leaf
+                if (own := own_parameter(node)) is not None:
+                    self.parameters[name] = own
+                    self.aliases[id(leaf)] = id(own)
+        # A plain module makes no param statements; what it holds is trained all the same.
+        known = {*map(id, found.values()), *self.aliases.values()}
+        for module in (*self.program.modules, *self.guide.modules):
+            for name, parameter in module.named_parameters():
+                if parameter.requires_grad and id(parameter) not in known:
+                    known.add(id(parameter))
+                    name = name if name not in found else f"guide.{name}"
+                    found[name] = self.parameters[name] = parameter
         self.leaves = list(found.values())
         return list(found)
+
+    def _swap(self, values: Sequence[Tensor]) -> dict[int, Tensor]:
+        """Map the programs' tensors, by id, to the values to use in their place."""
+        swap = {id(leaf): v for leaf, v in zip(self.leaves, values, strict=bool(values))}
+        return swap | {self.aliases[i]: v for i, v in swap.items() if i in self.aliases}
 
     def _traces(self, values: Sequence[Tensor], data: Sequence[Tensor] | None = None) -> Any:
         """Run guide and model, and return their traces."""
         program = self.program if data is None else self.program.with_tensors(data)
         model, guide = self._callables(None)
-        swap = {id(leaf): v for leaf, v in zip(self.leaves, values, strict=False)}
+        swap = self._swap(values)
         with self.program.replaced(swap):
             of_guide = poutine.trace(guide).get_trace(*program.args, **program.kwargs)
             replayed: Any = poutine.replay(model, trace=of_guide)
@@ -211,19 +230,14 @@ class Objective:
             By name, the constrained values of the parameters of both programs.
         """
         own = {id(p) for m in [*self.program.modules, *self.guide.modules] for p in m.parameters()}
+        params = {}
         with torch.no_grad():
-            for leaf, value in zip(self.leaves, values, strict=True):
+            for name, leaf, value in zip(self.names, self.leaves, values, strict=True):
+                params[name] = value.detach().clone()
                 if id(leaf) in own:
                     leaf.copy_(value)
-            swap = {id(leaf): v for leaf, v in zip(self.leaves, values, strict=True)}
-            with self.program.replaced(swap):
+            with self.program.replaced(self._swap(values)):
                 with poutine.trace(param_only=True) as capture:
                     self._traces(values)
                 nodes: Mapping[str, Any] = capture.trace.nodes
-                return {name: node["value"].clone().detach() for name, node in nodes.items()}
-
-    @property
-    def parameters(self) -> dict[str, nn.Parameter]:
-        """The modules' own parameters by name."""
-        named = zip(self.names, self.leaves, strict=True)
-        return {name: leaf for name, leaf in named if isinstance(leaf, nn.Parameter)}
+                return params | {n: node["value"].clone().detach() for n, node in nodes.items()}

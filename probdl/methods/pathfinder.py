@@ -37,7 +37,7 @@ Array = NDArray[np.float64]
 
 _HISTORY = 6  # updates that the inverse Hessian is made of, as in the paper
 _CURVED = 1e12  # an update is left out where the curvature along it is beyond this
-_TRIES = 20  # paths that may fail before there is none
+_TRIES = 5  # paths that may fail before there is none
 _WALL = 1e30  # stands for minus the log density where it is not finite
 
 

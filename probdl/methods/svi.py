@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,7 +22,7 @@ from probdl.errors import ModelError
 from probdl.fit import Fit
 from probdl.latent import Proposal
 from probdl.methods.base import Method
-from probdl.methods.checkpoint import Checkpoint, fingerprint
+from probdl.methods.checkpoint import Checkpoint, describe, fingerprint
 from probdl.methods.guides import check_guide, make_guide
 from probdl.methods.minibatch import Batches, FullData, LoaderBatches, PlateBatches
 from probdl.methods.objective import ELBOS, Objective, resolve_elbo
@@ -56,8 +56,9 @@ class SVI(Method, name="svi"):
     fit holds the parameters of the model; ``fit.elbo``, ``fit.log_evidence``, ``fit.encode``,
     ``fit.decode`` and ``fit.reconstruct`` read the rest. ``stats`` further has ``elbo`` (nats, at
     each step), ``params`` (of model and guide by name), ``best_step`` and ``engine``: ``native``
-    for compiled C, ``graph`` for a traced graph run by torch, which is what networks get,
-    ``eager`` for Pyro as it is.
+    for compiled C; for networks ``graph``, a traced graph run by torch, or ``inductor``, the same
+    compiled by torch, where there are so many steps (12,000) that this pays; ``eager`` for Pyro
+    as it is.
 
     Args:
         guide: a name (``"normal"``, ``"diagonal_normal"``, ``"multivariate_normal"``,
@@ -280,14 +281,15 @@ class SVI(Method, name="svi"):
 
         checkpoint = None
         if self.checkpoint is not None:
+            shapes = zip(objective.names, parameters.shapes, strict=True)
             identity = {
                 "seed": str(seed),
-                "settings": repr(replace(self, checkpoint=None, every=1, draws=1)),
-                "parameters": str(
-                    [(n, *s) for n, s in zip(objective.names, parameters.shapes, strict=True)]
-                ),
+                **{f.name: describe(getattr(self, f.name)) for f in fields(self)},
+                "parameters": str([(name, *shape) for name, shape in shapes]),
                 "data": fingerprint(program.tensors()),
             }
+            for name in ("checkpoint", "every", "draws"):
+                del identity[name]
             every = -(-self.every // BLOCK) * BLOCK
             checkpoint = Checkpoint(self.checkpoint, every, identity)
         rates = None

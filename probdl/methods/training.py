@@ -120,9 +120,15 @@ class _Run:
         """Return the step for minibatches of these shapes."""
         key = tuple(t.shape for t in data)
         if key not in self.steps:
-            step, findings = choose_step(
-                self.loss, self.parameters, data, self.engine, self.plan.seed
-            )
+            with torch.random.fork_rng():  # it may come in the middle of a block
+                step, findings = choose_step(
+                    self.loss,
+                    self.parameters,
+                    data,
+                    self.engine,
+                    self.plan.seed,
+                    self.plan.steps,
+                )
             if not self.steps:
                 self.findings += findings
             self.steps[key] = step
@@ -229,7 +235,8 @@ class _Run:
                         f"improved for {plan.patience}.",
                     )
                 )
-        if plan.checkpoint is not None and (self.over or t % plan.checkpoint.every < BLOCK):
+        last_block = self.over or t == plan.steps
+        if plan.checkpoint is not None and (last_block or t % plan.checkpoint.every == 0):
             self.save()
 
     def finish(self) -> None:
@@ -350,13 +357,17 @@ def train(loss: Loss, parameters: Parameters, batches: Batches, plan: Plan) -> O
 
 
 def _rising(losses: NDArray[np.float64]) -> list[Finding]:
-    """Tell where the ELBO still rose when the training ended."""
-    fifth = len(losses) // 5
-    if fifth < 2:
+    """Tell where the ELBO still rose when the training ended.
+
+    The last tenth of the steps is compared with the tenth before, when a schedule that ends at
+    zero has little left to average out.
+    """
+    tenth = len(losses) // 10
+    if tenth < 2:
         return []
-    before, after = losses[-2 * fifth : -fifth], losses[-fifth:]
+    before, after = losses[-2 * tenth : -tenth], losses[-tenth:]
     gain = float(before.mean() - after.mean())
-    error = math.hypot(before.std(), after.std()) / math.sqrt(fifth)
+    error = math.hypot(before.std(), after.std()) / math.sqrt(tenth)
     if gain < max(_RISING * error, 0.1, 1e-3 * abs(float(after.mean()))):
         return []
     return [
@@ -364,7 +375,7 @@ def _rising(losses: NDArray[np.float64]) -> list[Finding]:
             "warning",
             "not_converged",
             f"the ELBO still rose when the training ended: by {gain:.4g} nats from the last but "
-            f"one fifth of the steps to the last, to {-after.mean():.6g}.",
+            f"one tenth of the steps to the last, to {-after.mean():.6g}.",
             "Train for more steps, or raise learning_rate.",
         )
     ]

@@ -59,10 +59,7 @@ def weigh(program: Program, structure: Structure, proposal: Proposal, count: int
     values, log_p, log_q = propose(program, structure, proposal, count)
     if structure.of("latent"):
         density = LogDensity(program, structure, jacobian=False)
-        z = density.unconstrain(values)
-        values = density.constrain(z, deterministic=True)
-        if structure.of("discrete"):
-            log_p = density.batch(z)
+        values = density.constrain(density.unconstrain(values), deterministic=True)
     ratios = (log_p - log_q).to(torch.float64).nan_to_num(nan=-math.inf).numpy()
     if count < FEW:
         log_weights, k = ratios - np.logaddexp.reduce(ratios), math.nan

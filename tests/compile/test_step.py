@@ -112,7 +112,7 @@ def test_value_and_gradient_agree_in_distribution_with_pyros(name):
     np.testing.assert_array_less(np.abs(spread[0].mean(0) - spread[1].mean(0)), 4 * error)
 
 
-@pytest.mark.parametrize("engine", ["native", "graph", "eager"])
+@pytest.mark.parametrize("engine", ["native", "inductor", "graph", "eager"])
 def test_every_step_draws_anew(engine):
     with isolated(2), evaluation():
         step, _, _, data = step_of(model, guide, "trace", 1, engine)

@@ -246,3 +246,19 @@ def test_summary_shows_estimate_error_and_interval():
     assert list(table.index) == ["mu", "sigma"]
     row = table.loc["mu"]
     assert row.ci_high - row.estimate == pytest.approx(0.6744898 * row.standard_error)
+
+
+def test_a_network_in_a_closure_is_fitted_whatever_its_dtype():
+    torch.manual_seed(0)
+    net = torch.nn.Linear(1, 1)  # float32, and the data are computed in float64
+
+    def model(x, y=None):
+        pyro.module("net", net)
+        with pyro.plate("obs", len(x)):
+            pyro.sample("y", dist.Normal(net(x)[:, 0], 0.5), obs=y)
+
+    x = torch.linspace(-1, 1, 21)[:, None]
+    fit = probdl.infer(model, x, 2 * x[:, 0] + 0.3, method="mle", seed=1)
+    values = {name.split("$$$")[-1]: v.item() for name, v in fit.draws.items()}
+    assert values == pytest.approx({"weight": 2.0, "bias": 0.3}, abs=1e-5)
+    assert fit.predict(x)["y"].shape == (1, 1, 21)

@@ -1,0 +1,515 @@
+"""SVI: known posteriors, minibatches, how runs end and resume, and errors that teach."""
+
+import _thread
+import functools
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import Trace_ELBO
+from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
+from torch import nn
+from torch.distributions import constraints
+from torch.utils.data import DataLoader, TensorDataset
+
+import probdl
+from probdl.models import eight_schools, linear_regression
+
+
+def location(y, scale=1.0):
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    with pyro.plate("obs", len(y)):
+        pyro.sample("y", dist.Normal(mu, scale), obs=y)
+
+
+@pytest.fixture(scope="module")
+def regression():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 3)) @ np.array([[1.0, 0.8, 0.0], [0.0, 1.0, 0.5], [0.0, 0.0, 1.0]])
+    return x, x @ [1.0, -2.0, 0.5] + rng.normal(size=300)
+
+
+def exact(x, noise=1.0, scale=10.0, y=None):
+    """The posterior of intercept and slopes under known noise."""
+    design = np.c_[np.ones(len(x)), x]
+    covariance = np.linalg.inv(design.T @ design / noise**2 + np.eye(design.shape[1]) / scale**2)
+    return covariance @ design.T @ y / noise**2, covariance
+
+
+def coefficients(fit):
+    return np.c_[fit.draws["intercept"].reshape(-1, 1), fit.draws["beta"][0]]
+
+
+def test_a_full_rank_guide_finds_a_normal_posterior(regression):
+    x, y = regression
+    mean, covariance = exact(x, y=y)
+    method = probdl.SVI(guide="multivariate_normal", steps=20_000, draws=4000)
+    fit = probdl.infer(linear_regression, x, y, noise=1.0, method=method, seed=1)
+    found = coefficients(fit)
+    sd = np.sqrt(np.diag(covariance))
+    # Monte Carlo error of 4000 draws, and what stochastic gradients leave.
+    np.testing.assert_array_less(np.abs(found.mean(0) - mean) / sd, 0.1)
+    np.testing.assert_allclose(found.std(0) / sd, 1.0, atol=0.1)
+    np.testing.assert_allclose(np.corrcoef(found.T), covariance / np.outer(sd, sd), atol=0.1)
+    assert fit.stats["engine"] == "native"
+    assert fit.stats["pareto_k"] < 0.7
+    evidence = fit.stats["log_evidence"]
+    assert fit.stats["elbo"][-1000:].mean() == pytest.approx(evidence, abs=0.1)
+
+
+@pytest.mark.parametrize("guide", ["normal", "diagonal_normal", "lowrank", "iaf", "structured"])
+def test_the_automatic_guides_fit(regression, guide):
+    x, y = regression
+    method = probdl.SVI(guide=guide, steps=3000, learning_rate=0.02)
+    fit = probdl.infer(linear_regression, x, y, noise=1.0, method=method, seed=1)
+    mean, covariance = exact(x, y=y)
+    sd = np.sqrt(np.diag(covariance))
+    np.testing.assert_array_less(np.abs(coefficients(fit).mean(0) - mean) / sd, 0.5)
+    assert {"mean", "sd", "ess_bulk"} <= set(fit.summary().columns)
+    assert {"posterior", "log_likelihood", "posterior_predictive"} <= set(fit.idata.groups())
+
+
+def test_the_delta_guide_is_map(regression):
+    x, y = regression
+    method = probdl.SVI(guide="delta", steps=3000, learning_rate=0.05)
+    fit = probdl.infer(linear_regression, x, y, noise=1.0, method=method, seed=1)
+    assert fit.is_point
+    np.testing.assert_allclose(coefficients(fit)[0], exact(x, y=y)[0], atol=1e-3)
+    assert "pareto_k" not in fit.stats
+
+
+@pytest.mark.parametrize("guide", [AutoNormal, functools.partial(AutoNormal, init_scale=0.5)])
+def test_pyros_guide_classes_are_taken(guide):
+    fit = probdl.infer(location, np.ones(8), method=probdl.SVI(guide=guide, steps=2000), seed=1)
+    assert fit.draws["mu"].mean() == pytest.approx(8 / 9, abs=4 * (1 / 3) / np.sqrt(1000) + 0.02)
+
+
+def test_minibatches_estimate_the_same_posterior(regression):
+    x, y = regression
+    mean, covariance = exact(x, y=y)
+    sd = np.sqrt(np.diag(covariance))
+    method = probdl.SVI(guide="multivariate_normal", epochs=600, batch_size=64)
+    fit = probdl.infer(linear_regression, x, y, noise=1.0, method=method, seed=1)
+    assert len(fit.stats["elbo"]) == 600 * 5  # 300 rows in batches of 64, the last of 44
+    np.testing.assert_array_less(np.abs(coefficients(fit).mean(0) - mean) / sd, 0.35)
+    np.testing.assert_allclose(coefficients(fit).std(0) / sd, 1.0, atol=0.25)
+
+
+def test_the_loss_of_minibatches_is_scaled_to_all_rows():
+    # With all rows the same, each batch must say what all the data say, the short one too; a
+    # delta guide has no noise.
+    y = torch.full((50,), 0.7)
+    settings = {"guide": "delta", "steps": 60, "learning_rate": 1e-12}
+    whole = probdl.infer(location, y, method=probdl.SVI(**settings), seed=1)
+    parts = probdl.infer(location, y, method=probdl.SVI(batch_size=15, **settings), seed=1)
+    np.testing.assert_allclose(whole.stats["elbo"], parts.stats["elbo"], rtol=1e-6)
+
+
+def test_one_epoch_takes_each_row_once():
+    seen = []
+
+    class Rows(torch.utils.data.Dataset):
+        def __len__(self):
+            return 10
+
+        def __getitem__(self, i):
+            seen.append(i)
+            return torch.tensor(float(i))
+
+    loader = DataLoader(Rows(), batch_size=4, shuffle=True)
+    with pytest.warns(probdl.FindingWarning):  # it is far from converged
+        fit = probdl.infer(location, loader, method=probdl.SVI(epochs=3, draws=30), seed=1)
+    assert len(fit.stats["elbo"]) == 9
+    epochs = np.array(seen[4:]).reshape(3, 10)  # the first batch tells the shapes
+    assert all(sorted(e) == list(range(10)) for e in epochs)
+    assert not np.array_equal(epochs[0], epochs[1])
+
+
+def test_a_data_loader_does_what_batch_size_does():
+    y = torch.from_numpy(np.random.default_rng(0).normal(0.5, 1.0, 200))
+    loader = DataLoader(TensorDataset(y), batch_size=50, shuffle=True)
+    fit = probdl.infer(location, loader, method=probdl.SVI(epochs=500), seed=1)
+    sd = 1 / np.sqrt(201)
+    assert fit.draws["mu"].mean() == pytest.approx(float(y.sum()) / 201, abs=0.3 * sd)
+    with pytest.raises(probdl.SettingError, match="is the DataLoader's"):
+        probdl.infer(location, loader, method=probdl.SVI(batch_size=5), seed=1)
+    with pytest.raises(probdl.SettingError, match="needs all the data at once"):
+        probdl.infer(location, loader, method="nuts", seed=1)
+
+
+def test_discrete_sites_are_summed_out():
+    def mixture(y):
+        low = pyro.sample("low", dist.Normal(-2.0, 1.0))
+        gap = pyro.sample("gap", dist.LogNormal(1.0, 0.5))  # the two cannot change places
+        mu = torch.stack([low, low + gap])
+        with pyro.plate("obs", len(y)):
+            z = pyro.sample("z", dist.Categorical(torch.tensor([0.4, 0.6])))
+            pyro.sample("y", dist.Normal(mu[z], 1.0), obs=y)
+
+    rng = np.random.default_rng(1)
+    y = np.where(rng.random(100) < 0.4, -2.0, 2.0) + rng.normal(size=100)
+    fit = probdl.infer(mixture, y, method=probdl.SVI(guide="multivariate_normal"), seed=1)
+    nuts = probdl.infer(mixture, y, method="nuts", seed=1)
+    for name in ("low", "gap"):
+        difference = fit.draws[name].mean() - nuts.draws[name].mean()
+        assert abs(difference) < 0.15 * nuts.draws[name].std()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"optimizer": torch.optim.SGD, "learning_rate": 1e-3},
+        {"optimizer": "RMSprop"},
+        {"optimizer": functools.partial(torch.optim.AdamW, weight_decay=0.0, lr=0.02)},
+        {"optimizer": pyro.optim.Adam({"lr": 0.02})},
+        {"optimizer": pyro.optim.ClippedAdam({"lr": 0.05, "lrd": 0.999})},
+        {"schedule": lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.999)},
+        {"kl_annealing": 500},
+        {"elbo": "renyi", "num_particles": 2},
+        {"elbo": Trace_ELBO(num_particles=3)},
+        {"num_particles": 4},
+        {"clip_norm": 20.0},
+    ],
+    ids=lambda settings: " ".join(settings),
+)
+def test_the_settings_lead_to_the_posterior(settings):
+    y = np.full(8, 0.5)
+    fit = probdl.infer(location, y, method=probdl.SVI(steps=4000, **settings), seed=2)
+    params = fit.stats["params"]
+    assert params["AutoNormal.locs.mu"] == pytest.approx(4 / 9, abs=0.1)
+    assert params["AutoNormal.scales.mu"] == pytest.approx(1 / 3, abs=0.08)
+
+
+def test_annealing_takes_the_kl_term_in_by_and_by():
+    # With the gradient off, the loss at temperature b is E[-log p(y|z)] + b KL.
+    y = np.ones(4)
+    settings = {"steps": 2000, "learning_rate": 1e-12, "num_particles": 10, "draws": 30}
+    plain = probdl.infer(location, y, method=probdl.SVI(**settings), seed=1)
+    annealed = probdl.infer(location, y, method=probdl.SVI(kl_annealing=2000, **settings), seed=1)
+    kl = annealed.stats["elbo"][:100].mean() - plain.stats["elbo"].mean()
+    half = annealed.stats["elbo"][950:1050].mean() - plain.stats["elbo"].mean()
+    assert half / kl == pytest.approx(0.5, abs=0.1)
+    assert annealed.stats["elbo"][-100:].mean() == pytest.approx(
+        plain.stats["elbo"].mean(), abs=0.2
+    )
+
+
+def test_patience_ends_a_run_that_no_longer_improves():
+    method = probdl.SVI(steps=100_000, patience=1000, learning_rate=0.05, schedule="constant")
+    fit = probdl.infer(location, np.ones(5), method=method, seed=1)
+    assert 1000 < len(fit.stats["elbo"]) < 50_000
+    assert [f.check for f in fit.diagnose()] == ["early_stopping"]
+
+
+def test_a_run_that_is_too_short_is_told():
+    method = probdl.SVI(steps=200, schedule="constant")
+    with pytest.warns(probdl.FindingWarning, match="the ELBO still rose"):
+        probdl.infer(location, np.full(50, 30.0), method=method, seed=1)
+
+
+def test_the_same_seed_gives_the_same_fit():
+    method = probdl.SVI(steps=300, batch_size=4)
+    first, second, third = (
+        probdl.infer(location, np.arange(10.0) / 10, method=method, seed=s) for s in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(first.draws["mu"], second.draws["mu"])
+    np.testing.assert_array_equal(first.stats["elbo"], second.stats["elbo"])
+    assert not np.array_equal(first.draws["mu"], third.draws["mu"])
+
+
+# -- parameters of the model -----------------------------------------------------------------
+
+
+class Regression(nn.Module):
+    """A network in the plain style of Pyro's older tutorials."""
+
+    def __init__(self):
+        super().__init__()
+        self.line = nn.Linear(2, 1)
+
+    def forward(self, x, y=None):
+        pyro.module("line", self.line)
+        sigma = pyro.sample("sigma", dist.HalfNormal(1.0))
+        with pyro.plate("obs", len(x)):
+            pyro.sample("y", dist.Normal(self.line(x)[:, 0], sigma), obs=y)
+
+
+@pytest.fixture(scope="module")
+def line():
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(400, 2)).astype(np.float32)
+    y = (x @ [1.0, -0.5] + 0.3 + 0.2 * rng.normal(size=400)).astype(np.float32)
+    return torch.from_numpy(x), torch.from_numpy(y)
+
+
+def test_weights_of_a_network_are_fitted_and_the_callers_stay(line):
+    torch.manual_seed(0)
+    module = Regression()
+    before = {k: v.clone() for k, v in module.state_dict().items()}
+    fit = probdl.infer(module, *line, method=probdl.SVI(steps=3000), seed=1)
+    assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
+    assert dict(pyro.get_param_store()) == {}
+    assert fit.program.dtype == torch.float32
+    least_squares = np.linalg.lstsq(np.c_[line[0], np.ones(400)], line[1], rcond=None)[0]
+    weight = fit.model.line.weight.detach().numpy()[0]
+    np.testing.assert_allclose(weight, least_squares[:2], atol=0.01)
+    assert fit.draws["sigma"].mean() == pytest.approx(0.2, abs=0.03)
+    # The fit predicts and scores with the fitted weights, not with the first ones.
+    predicted = fit.predict(line[0])["y"].mean((0, 1))
+    assert np.mean((predicted - line[1].numpy()) ** 2) < 0.06
+    assert fit.log_predictive(*line).total / 400 > -0.2
+
+
+def test_a_network_in_a_closure_is_left_as_it_was(line):
+    torch.manual_seed(0)
+    net = nn.Linear(2, 1)
+    before = net.weight.clone()
+
+    def model(x, y=None):
+        pyro.module("net", net)
+        with pyro.plate("obs", len(x)):
+            pyro.sample("y", dist.Normal(net(x)[:, 0], 0.2), obs=y)
+
+    method = probdl.SVI(steps=3000, batch_size=100)  # no latent site: maximum likelihood
+    fit = probdl.infer(model, *line, method=method, seed=1)
+    assert torch.equal(net.weight, before)
+    least_squares = np.linalg.lstsq(np.c_[line[0], np.ones(400)], line[1], rcond=None)[0]
+    name = next(n for n in fit.draws if n.endswith("weight"))
+    np.testing.assert_allclose(fit.draws[name][0, 0, 0], least_squares[:2], atol=0.02)
+    predicted = fit.predict(line[0])["y"][0, 0]
+    assert np.mean((predicted - line[1].numpy()) ** 2) < 0.12
+
+
+# -- what a fit says of itself ---------------------------------------------------------------
+
+
+def test_k_hat_tells_the_centred_schools_from_a_regression(schools, regression):
+    sigma, effect = schools
+
+    def centred(sigma, y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+        tau = pyro.sample("tau", dist.HalfCauchy(5.0))
+        with pyro.plate("school", len(sigma)):
+            theta = pyro.sample("theta", dist.Normal(mu, tau))
+            pyro.sample("y", dist.Normal(theta, sigma), obs=y)
+
+    with pytest.warns(probdl.FindingWarning, match="Pareto k-hat"):
+        fit = probdl.infer(centred, sigma, effect, method="svi", seed=1)
+    assert fit.stats["pareto_k"] > 0.7
+    assert "pareto_k" in [f.check for f in fit.diagnose()]
+    method = probdl.SVI(guide="multivariate_normal")
+    fit = probdl.infer(linear_regression, *regression, method=method, seed=1)
+    assert fit.stats["pareto_k"] < 0.7
+    assert not fit.diagnose()
+
+
+def falling(y):
+    """A model whose scale falls below zero when it is trained too fast."""
+    scale = pyro.param("scale", torch.tensor(0.5))
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    with pyro.plate("obs", len(y)):
+        pyro.sample("y", dist.Normal(mu, scale), obs=y)
+
+
+@pytest.mark.parametrize("engine", ["native", "eager"])
+def test_a_loss_that_is_not_finite_keeps_the_last_good_state(engine):
+    method = probdl.SVI(steps=2000, schedule="constant", learning_rate=0.3, engine=engine)
+    with pytest.warns(probdl.FindingWarning, match=r"the loss became nan at step \d+"):
+        fit = probdl.infer(falling, torch.zeros(20), method=method, seed=1)
+    finding = next(f for f in fit.diagnose() if f.check == "loss_not_finite")
+    assert "site 'y'" in finding.message
+    assert finding.severity == "error"
+    assert fit.stats["params"]["scale"] > 0
+    assert np.isfinite(fit.draws["mu"]).all()
+    assert np.isfinite(fit.stats["elbo"]).all()
+
+
+def test_a_loss_that_is_not_finite_from_the_start_is_an_error():
+    def never(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        pyro.factor("f", torch.log(-1 - mu**2))
+
+    def guide(y):
+        pyro.sample("mu", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
+
+    with pytest.raises(probdl.ModelError, match="at step 0: the log probability of site 'f'"):
+        probdl.infer(never, torch.ones(1), method=probdl.SVI(guide=guide), seed=1)
+
+
+def test_ctrl_c_returns_what_there_is():
+    method = probdl.SVI(steps=50_000_000, draws=50)
+    probdl.infer(location, np.ones(5), method=probdl.SVI(steps=100, draws=30), seed=1)  # compiles
+    timer = threading.Timer(3.0, _thread.interrupt_main)
+    timer.start()
+    try:
+        with pytest.warns(probdl.FindingWarning, match="interrupted after"):
+            fit = probdl.infer(location, np.ones(5), method=method, seed=1)
+    finally:
+        timer.cancel()
+    assert fit.draws["mu"].mean() == pytest.approx(5 / 6, abs=0.3)
+
+
+# -- checkpoints -----------------------------------------------------------------------------
+
+SCRIPT = textwrap.dedent(
+    """
+    import sys, numpy as np, pyro, pyro.distributions as dist, torch, probdl, warnings
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    kind, folder, out = sys.argv[1:]
+
+    def location(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("obs", len(y)):
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    folder = folder or None
+    if kind == "native":
+        data = (np.arange(20.0) / 20,)
+        model = location
+        method = probdl.SVI(steps=200_000, checkpoint=folder, every=20_000, draws=50)
+    elif kind == "minibatch":
+        def guide(y):
+            pyro.sample("mu", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 0.2))
+
+        data = (np.arange(20.0) / 20,)
+        model = location
+        settings = {"batch_size": 7, "checkpoint": folder, "every": 1000, "draws": 50}
+        method = probdl.SVI(guide=guide, steps=9000, **settings)
+    else:
+        torch.manual_seed(0)
+        data = ((torch.rand(200, 4, 4) < 0.5).float(),)
+        model = probdl.models.VAE.mlp((4, 4), latent_dim=2, hidden=8)
+        method = probdl.SVI(epochs=400, batch_size=64, checkpoint=folder, every=200)
+    fit = probdl.infer(model, *data, method=method, seed=5)
+    values = np.concatenate([v.ravel() for v in fit.stats["params"].values()])
+    np.savez(out, elbo=fit.stats["elbo"], values=values)
+    """
+)
+
+
+@pytest.mark.parametrize("kind", ["native", "minibatch", "network"])
+def test_a_killed_run_goes_on_to_the_same_result(kind, tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(SCRIPT)
+
+    def start(folder, out):
+        command = [sys.executable, str(script), kind, str(folder), str(out)]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+    folder = tmp_path / "checkpoint"
+    whole = start("", tmp_path / "whole.npz")
+    process = start(folder, tmp_path / "killed.npz")
+    deadline = time.monotonic() + 120
+    while not (folder / "checkpoint.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed.npz").exists()
+    done = torch.load(folder / "checkpoint.pt", weights_only=True)["state"]["done"]
+    assert done > 0
+    assert start(folder, tmp_path / "resumed.npz").wait() == 0
+    assert whole.wait() == 0
+    expected, found = np.load(tmp_path / "whole.npz"), np.load(tmp_path / "resumed.npz")
+    assert len(expected["elbo"]) > done
+    np.testing.assert_array_equal(found["elbo"], expected["elbo"])
+    np.testing.assert_array_equal(found["values"], expected["values"])
+    assert os.listdir(folder) == ["checkpoint.pt"] or len(os.listdir(folder)) <= 2
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    method = probdl.SVI(steps=200, checkpoint=tmp_path, draws=30)
+    probdl.infer(location, np.ones(5), method=method, seed=1)
+    again = probdl.infer(location, np.ones(5), method=method, seed=1)  # it is over: nothing to do
+    assert len(again.stats["elbo"]) == 200
+    with pytest.raises(probdl.SettingError, match="its seed is 1, and now it is 2"):
+        probdl.infer(location, np.ones(5), method=method, seed=2)
+    with pytest.raises(probdl.SettingError, match="another run: its data"):
+        probdl.infer(location, np.zeros(5), method=method, seed=1)
+    (tmp_path / "checkpoint.pt").write_bytes(b"cut short")
+    with pytest.raises(probdl.SettingError, match="cannot be read"):
+        probdl.infer(location, np.ones(5), method=method, seed=1)
+
+
+# -- bad input -------------------------------------------------------------------------------
+
+
+def test_guide_and_model_that_differ_are_told_apart():
+    def guide(y):
+        pyro.sample("nu", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
+
+    with pytest.raises(probdl.ModelError, match=r"The model has 'mu'; the guide has 'nu'"):
+        probdl.infer(location, np.ones(3), method=probdl.SVI(guide=guide), seed=1)
+
+
+def test_batches_that_cannot_be_are_refused():
+    with pytest.raises(probdl.SettingError, match="the data have 3 rows along plate 'obs'"):
+        probdl.infer(location, np.ones(3), method=probdl.SVI(batch_size=4), seed=1)
+
+    def no_plate(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(mu, 1.0).expand([len(y)]).to_event(1), obs=y)
+
+    with pytest.raises(probdl.ModelError, match="has no data plate"):
+        probdl.infer(no_plate, np.ones(3), method=probdl.SVI(batch_size=2), seed=1)
+
+    with pytest.raises(probdl.ModelError, match="automatic guide has parameters for each row"):
+        probdl.infer(eight_schools, np.ones(8), np.ones(8), method=probdl.SVI(batch_size=2), seed=1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"guide": "normall"}, "did you mean 'normal'"),
+        ({"guide": 3}, "must be a name, a function"),
+        ({"steps": 0}, "at least 1"),
+        ({"steps": 10, "epochs": 1}, "give one"),
+        ({"learning_rate": -1}, "above 0"),
+        ({"optimizer": "Adamm"}, "a class of torch.optim"),
+        ({"optimizer": torch.optim.SGD([torch.zeros(1, requires_grad=True)])}, "the class"),
+        ({"schedule": "cosin"}, "'cosine'"),
+        ({"elbo": "tracee"}, "did you mean 'trace'"),
+        ({"elbo": "renyi"}, "at least 2"),
+        ({"engine": "gpu"}, "'native'"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(probdl.SettingError, match=message):
+        probdl.SVI(**settings)
+
+
+def test_an_estimator_that_would_be_wrong_is_refused():
+    with pytest.raises(probdl.SettingError, match="Jacobian"):
+        probdl.infer(location, np.ones(3), method=probdl.SVI(elbo="mean_field"), seed=1)
+    method = probdl.SVI(guide=AutoMultivariateNormal(location))
+    with pytest.raises(probdl.SettingError, match="tied to a model of its own"):
+        probdl.infer(location, np.ones(3), method=method, seed=1)
+
+
+def test_a_guide_without_parameters_is_refused():
+    def fixed(y):
+        pyro.sample("mu", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(probdl.ModelError, match="nothing to fit"):
+        probdl.infer(location, np.ones(3), method=probdl.SVI(guide=fixed), seed=1)
+
+
+def test_constrained_parameters_of_a_guide_function_are_fitted():
+    def guide(y):
+        loc = pyro.param("loc", torch.tensor(0.0))
+        scale = pyro.param("scale", torch.tensor(1.0), constraint=constraints.positive)
+        pyro.sample("mu", dist.Normal(loc, scale))
+
+    fit = probdl.infer(location, np.ones(8), method=probdl.SVI(guide=guide, steps=5000), seed=1)
+    assert fit.stats["params"]["loc"] == pytest.approx(8 / 9, abs=0.03)
+    assert fit.stats["params"]["scale"] == pytest.approx(1 / 3, abs=0.03)
+    assert fit.draws["mu"].std() == pytest.approx(1 / 3, abs=0.05)

@@ -1,0 +1,70 @@
+"""Plots: what is drawn is what the fit holds."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+
+import probdl
+from probdl import plots
+from probdl.models import VAE, normal_normal
+
+
+@pytest.fixture(scope="module")
+def x():
+    torch.manual_seed(0)
+    return (torch.rand(30, 4, 4) < 0.5).float()
+
+
+@pytest.fixture(scope="module")
+def fit(x):
+    torch.manual_seed(0)
+    vae = VAE.mlp((4, 4), latent_dim=3, hidden=8)
+    return probdl.infer(vae, x, method=probdl.SVI(steps=300), seed=1)
+
+
+def test_the_elbo_and_its_mean(fit):
+    ax = plots.plot_elbo(fit, window=50)
+    raw, smooth = ax.get_lines()[:2]
+    np.testing.assert_array_equal(raw.get_ydata(), fit.stats["elbo"])
+    assert smooth.get_ydata()[-1] == pytest.approx(fit.stats["elbo"][-50:].mean())
+    assert smooth.get_xdata()[-1] == 300
+    given = plt.subplots()[1]
+    assert plots.plot_elbo(fit, ax=given) is given
+
+
+def test_images_lie_where_they_should():
+    images = np.arange(5)[:, None, None] / 4 * np.ones((5, 3, 2))
+    grid = plots.plot_images(images, columns=2).get_images()[0].get_array()
+    assert grid.shape == (3 * 4 + 1, 2 * 3 + 1)
+    assert (grid[1:4, 4:6] == 0.25).all()  # the second image
+    assert (grid[9:12, 1:3] == 1.0).all()  # the fifth
+    colour = plots.plot_images(np.zeros((1, 1, 2, 3, 4, 4))).get_images()[0].get_array()
+    assert colour.shape == (6, 11, 3)
+    with pytest.raises(probdl.SettingError, match="cannot be drawn"):
+        plots.plot_images(np.zeros((4, 4)))
+
+
+def test_reconstructions_are_under_their_images(fit, x):
+    grid = plots.plot_reconstructions(fit, x[:3], columns=2).get_images()[0].get_array()
+    assert grid.shape == (4 * 5 + 1, 2 * 5 + 1)
+    np.testing.assert_allclose(grid[1:5, 6:10], x[1])
+    np.testing.assert_allclose(grid[6:10, 6:10], fit.reconstruct(x[:3])["x"][1], rtol=1e-5)
+
+
+def test_the_latent_map_has_a_point_for_each_row(fit, x):
+    label = np.arange(30) % 3
+    ax = plots.plot_latent(fit, x, color=label, dims=(2, 0))
+    points = np.concatenate([c.get_offsets() for c in ax.collections])
+    codes = fit.encode(x)["z"][:, [2, 0]]
+    expected = np.concatenate([codes[label == k] for k in range(3)])
+    np.testing.assert_allclose(points, expected, rtol=1e-5)
+    assert ax.get_xlabel() == "z[2]"
+    with pytest.raises(probdl.SettingError, match="has 3 dimensions"):
+        plots.plot_latent(fit, x, dims=(0, 3))
+
+
+def test_other_fits_have_no_elbo():
+    fit = probdl.infer(normal_normal, np.ones(2), np.ones(2), method="map", seed=1)
+    with pytest.raises(probdl.ModelError, match="a fit by map has no ELBO"):
+        plots.plot_elbo(fit)
