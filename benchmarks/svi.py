@@ -180,9 +180,9 @@ def mnist(shared: Path) -> dict[str, Any]:
     plot_images(fit.decode(np.random.default_rng(0).normal(size=(100, 20)))["x"], ax=axes[1])
     axes[1].set_title("new images: p(x = 1 | z) at z from the prior")
     figure.tight_layout()
-    figure.savefig(RESULTS / "vae_images.png", dpi=80)
+    figure.savefig(RESULTS / "vae_images.png", dpi=80, bbox_inches="tight")
     ax = plot_latent(fit, test, color=labels[8000:], dims=widest(fit, test))
-    ax.figure.savefig(RESULTS / "vae_latent.png", dpi=80)
+    ax.figure.savefig(RESULTS / "vae_latent.png", dpi=80, bbox_inches="tight")
     return {
         "architecture": "784-400-20-400-784, ReLU",
         "epochs": EPOCHS,
