@@ -9,7 +9,7 @@
 2.0
 """
 
-from probdl import models
+from probdl import models, nn
 from probdl.density import LogDensity
 from probdl.diagnostics import Finding, Findings
 from probdl.errors import DataError, FindingWarning, ModelError, ProbdlError, SettingError
@@ -42,5 +42,6 @@ __all__ = [
     "doctor",
     "infer",
     "models",
+    "nn",
 ]
 __version__ = "0.1.0"

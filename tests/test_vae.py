@@ -86,8 +86,8 @@ def test_convolutions_keep_the_shape(shape):
     assert fit.reconstruct(x)["x"].shape == (20, *shape)
     assert fit.predict(size=2)["x"].shape == (1, 1, 2, *shape)
     assert fit.stats["engine"] == "graph"
-    assert vae.decoder.second[0][0].weight.shape == (16, 3)
-    with pytest.raises(ValueError, match="whose sides 8 divides"):
+    assert vae.decoder.second[0].weight.shape == (16, 3)
+    with pytest.raises(probdl.SettingError, match="whose sides 8 divides"):
         VAE.conv((10, 8), channels=(4, 8, 8))
 
 

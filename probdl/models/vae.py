@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +13,8 @@ from pyro.nn import PyroModule, PyroParam, pyro_method
 from pyro.nn.module import to_pyro_module_
 from torch import Tensor, nn
 from torch.distributions import constraints
+
+from probdl.nn import MLP, ConvNet, TransposedConvNet, initialize
 
 __all__ = ["VAE"]
 
@@ -101,8 +102,8 @@ class VAE(PyroModule):
         """
         widths = [hidden] if isinstance(hidden, int) else list(hidden)
         pixels, labels = math.prod(shape), num_classes or 0
-        encoder = _Labelled(nn.Flatten(), _layers([pixels + labels, *widths, 2 * latent_dim]))
-        layers = _layers([latent_dim + labels, *reversed(widths), pixels])
+        encoder = _Labelled(nn.Flatten(), _calm(MLP([pixels + labels, *widths, 2 * latent_dim])))
+        layers = _calm(MLP([latent_dim + labels, *reversed(widths), pixels]))
         decoder = _Labelled(nn.Identity(), nn.Sequential(layers, nn.Unflatten(1, tuple(shape))))
         return cls(encoder, decoder, latent_dim, likelihood, num_classes)
 
@@ -128,34 +129,14 @@ class VAE(PyroModule):
             num_classes: as above.
 
         Raises:
-            ValueError: the image cannot be halved so often.
+            SettingError: the image cannot be halved so often.
         """
-        *depth, height, width = shape
-        factor = 2 ** len(channels)
-        if height % factor or width % factor or len(depth) > 1:
-            raise ValueError(
-                f"shape={tuple(shape)}: {len(channels)} convolutions of stride 2 need an image "
-                f"(height, width) or (channels, height, width) whose sides {factor} divides. Pad "
-                "it, or give fewer channels."
-            )
-        image = (*(depth or [1]), height, width)
-        small = (channels[-1], height // factor, width // factor)
-        sizes, labels = [image[0], *channels], num_classes or 0
-        down: list[nn.Module] = [] if depth else [nn.Unflatten(1, (1, height))]
-        up: list[nn.Module] = [nn.Unflatten(1, small)]
-        for a, b in itertools.pairwise(sizes):
-            down += [nn.Conv2d(a, b, 4, 2, 1), nn.ReLU()]
-        for a, b in itertools.pairwise(sizes[::-1]):
-            up += [nn.ConvTranspose2d(a, b, 4, 2, 1), nn.ReLU()]
-        up = up[:-1] if depth else [*up[:-1], nn.Flatten(1, 2)]
-        features = math.prod(small)
-        encoder = _Labelled(
-            nn.Sequential(*down, nn.Flatten()),
-            _layers([features + labels, hidden, 2 * latent_dim]),
-        )
-        layers = _layers([latent_dim + labels, hidden, features])
-        decoder = _Labelled(nn.Identity(), nn.Sequential(layers, nn.ReLU(), *up))
-        return cls(encoder, decoder, latent_dim, likelihood, num_classes)
+        labels = num_classes or 0
+        features = ConvNet(shape, channels)
+        head = _calm(MLP([features.features + labels, hidden, 2 * latent_dim]))
+        encoder = _Labelled(features, head)
+        layers = _calm(TransposedConvNet([latent_dim + labels, hidden], shape, channels))
+        return cls(encoder, _Labelled(nn.Identity(), layers), latent_dim, likelihood, num_classes)
 
     @pyro_method
     def model(
@@ -230,8 +211,8 @@ class _Labelled(nn.Module):
         return self.second(torch.cat([features, *label], -1) if label else features)
 
 
-def _layers(widths: Sequence[int]) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for a, b in itertools.pairwise(widths):
-        layers += [nn.Linear(a, b), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
+def _calm(net: nn.Sequential) -> nn.Sequential:
+    """Give the last layer small weights: scales start at one, and pixels undecided."""
+    layers = [layer for layer in net if hasattr(layer, "weight")]
+    initialize(layers[-1], "small_normal")
+    return net
