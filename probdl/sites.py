@@ -211,7 +211,9 @@ def _sample_site(name: str, node: Any) -> Site:
     else:
         kind, transform = "latent", bijection(fn, name)
     shape = tuple(value.shape)
-    event = 0 if kind == "deterministic" else fn.event_dim
+    event = fn.event_dim
+    if kind == "deterministic" and event == len(shape):  # Pyro's default, which says nothing
+        event = 0
     dims: list[str | None] = [None] * len(shape)
     for frame in _frames(node):
         axis = len(shape) - event + frame.dim
@@ -381,7 +383,7 @@ def data_plate(program: Program, structure: Structure) -> tuple[str, int]:
     Raises:
         ModelError: there is none, or the observed sites do not share it.
     """
-    observed = structure.of("observed")
+    observed = structure.of("observed") or structure.of("deterministic")
     plates = {s.name: (s.dims[0], s.shape[0]) if s.shape else (None, 0) for s in observed}
     found = set(plates.values())
     if len(found) == 1:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -38,7 +39,14 @@ _PRODUCTS = 1_000_000  # multiplications of matrices from which on torch is fast
 
 
 class Loss(Protocol):
-    """A loss: runs backward, and returns its value."""
+    """A loss: runs backward, and returns its value, and what else is told of each step after it.
+
+    Attributes:
+        buffers: tensors that it keeps and may write to, such as running statistics.
+    """
+
+    @property
+    def buffers(self) -> list[Tensor]: ...  # noqa: D102
 
     def __call__(
         self, values: Sequence[Tensor], data: Sequence[Tensor], *, traced: bool = False
@@ -84,8 +92,8 @@ class Step(Protocol):
     def begin_block(self, size: int = BLOCK) -> None:
         """Forget noise that was drawn ahead; up to ``size`` calls will follow."""
 
-    def __call__(self, data: Sequence[Tensor]) -> float:
-        """Return the loss at a minibatch, with new random numbers."""
+    def __call__(self, data: Sequence[Tensor]) -> Any:
+        """Return the loss at a minibatch, with new random numbers; a list, if more is told."""
 
 
 class EagerStep:
@@ -100,22 +108,23 @@ class EagerStep:
     def begin_block(self, size: int = BLOCK) -> None:
         """Do nothing: random numbers are drawn as they are needed."""
 
-    def __call__(self, data: Sequence[Tensor]) -> float:
+    def __call__(self, data: Sequence[Tensor]) -> Any:
         """Return the loss at a minibatch."""
         self._parameters.flat_grad = None
         for value in self._parameters.values:
             value.grad = None
-        loss = float(self._loss(self._parameters.values, data))
+        loss = self._loss(self._parameters.values, data)
         for value in self._parameters.values:
             if value.grad is None:
                 value.grad = torch.zeros_like(value)
-        return loss
+        return loss.tolist() if isinstance(loss, Tensor) else float(loss)
 
 
 class GraphStep:
     """The traced graph of the loss and its gradient, run by torch."""
 
     engine = "graph"
+    writes = False  # whether it writes to buffers
 
     def __init__(self, loss: Loss, parameters: Parameters, data: Sequence[Tensor]) -> None:
         count = len(parameters.values)
@@ -132,8 +141,13 @@ class GraphStep:
         inputs = [*(v.detach() for v in parameters.values), *data]
         recording = record(loss_and_grads, inputs)
         for node in recording.graph.nodes:
-            if any(kept.op in ("get_attr", "placeholder") for kept in _written(node)):
-                raise UntraceableError("it writes to a tensor that it keeps (running statistics)")
+            for kept in _written(node):
+                own = kept.op == "get_attr" and any(
+                    recording.constants[str(kept.target)] is buffer for buffer in loss.buffers
+                )
+                if kept.op == "placeholder" or (kept.op == "get_attr" and not own):
+                    raise UntraceableError("it writes to a tensor that it does not own")
+                self.writes = self.writes or own
         recording.graph.eliminate_dead_code()
         self._graph: Any = recording.function()
         self._parameters = parameters
@@ -141,7 +155,7 @@ class GraphStep:
     def begin_block(self, size: int = BLOCK) -> None:
         """Do nothing: the graph draws as it runs."""
 
-    def __call__(self, data: Sequence[Tensor]) -> float:
+    def __call__(self, data: Sequence[Tensor]) -> Any:
         """Return the loss at a minibatch."""
         values = self._parameters.values
         self._parameters.flat_grad = None
@@ -149,7 +163,7 @@ class GraphStep:
             loss, *grads = self._graph(*values, *data)
         for value, grad in zip(values, grads, strict=True):
             value.grad = grad
-        return loss.item()
+        return loss.tolist()
 
 
 class FusedStep(GraphStep):
@@ -159,6 +173,8 @@ class FusedStep(GraphStep):
 
     def __init__(self, loss: Loss, parameters: Parameters, data: Sequence[Tensor]) -> None:
         super().__init__(loss, parameters, data)
+        if self.writes:
+            raise UntraceableError("it writes to running statistics")
         self._graph = torch.compile(self._graph, backend="inductor", dynamic=False, fullgraph=True)
         # Random numbers as torch draws them, so that the step can be verified, and repeated on
         # another engine; no pool of processes, which would outlive the fit.
@@ -174,7 +190,8 @@ def _written(node: fx.Node) -> Iterator[fx.Node]:
     schema = getattr(node.target, "_schema", None)
     if schema is None or not schema.is_mutable:
         return
-    for arg, of in zip(node.args, schema.arguments, strict=False):
+    named = [(node.kwargs[a.name], a) for a in schema.arguments if a.name in node.kwargs]
+    for arg, of in [*zip(node.args, schema.arguments, strict=False), *named]:
         if of.alias_info is None or not of.alias_info.is_write:
             continue
         while isinstance(arg, fx.Node) and is_view(arg):
@@ -196,6 +213,8 @@ class NativeStep:
             assert z.grad is not None
             return z.grad, torch.as_tensor(value).detach()
 
+        if loss.buffers:
+            raise UnsupportedError("it keeps running statistics")
         if parameters.flat.dtype != torch.float64:
             raise UnsupportedError(f"it trains in {parameters.flat.dtype}, and C code is float64")
         traced = trace_function(value_and_grad, parameters.flat, data, random=True)
@@ -354,8 +373,9 @@ def choose_step(
         if engine == "auto" and kind is FusedStep and steps < _LONG:
             continue
         try:
-            compiled = kind(loss, parameters, data)
-            _verify(compiled, eager, parameters, data, seed)
+            with _restored(loss.buffers):
+                compiled = kind(loss, parameters, data)
+            _verify(compiled, eager, parameters, data, seed, loss.buffers)
         except (ProbdlError, RuntimeError, ImportError) as error:
             failures.append(error)
         else:
@@ -382,8 +402,25 @@ def _reason(error: Exception) -> str:
     return str(error).splitlines()[0].rstrip(".")
 
 
+@contextmanager
+def _restored(buffers: Sequence[Tensor]) -> Iterator[None]:
+    """Leave running statistics as they were."""
+    before = [b.clone() for b in buffers]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.copy_(value)
+
+
 def _verify(
-    compiled: Step, eager: Step, parameters: Parameters, data: Sequence[Tensor], seed: int
+    compiled: Step,
+    eager: Step,
+    parameters: Parameters,
+    data: Sequence[Tensor],
+    seed: int,
+    buffers: Sequence[Tensor],
 ) -> None:
     """Compare loss and gradient with the loss as it is, at the same random numbers."""
     start = parameters.flat.clone()
@@ -398,13 +435,14 @@ def _verify(
                 for step in (eager, compiled):
                     torch.manual_seed(seed)
                     step.begin_block(1)
-                    loss = step(data)
+                    with _restored(buffers):
+                        loss = np.atleast_1d(step(data))
                     results.append((loss, parameters.grad().clone()))
                 (loss, grad), (found, found_grad) = results
-                if not (np.isfinite(loss) and torch.isfinite(grad).all()):
+                if not (np.isfinite(loss).all() and torch.isfinite(grad).all()):
                     continue
                 error = max(
-                    abs(found - loss) / (1 + abs(loss)),
+                    float((abs(found - loss) / (1 + abs(loss))).max()),
                     float((found_grad - grad).abs().max() / (1 + grad.abs().max())),
                 )
                 if not error <= tolerance:

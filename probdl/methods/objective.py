@@ -34,7 +34,7 @@ from probdl.methods.guides import compare_sites
 from probdl.program import Program
 from probdl.sites import Structure, own_parameter
 
-__all__ = ["ELBOS", "Objective", "resolve_elbo"]
+__all__ = ["ELBOS", "Objective", "Trainable", "resolve_elbo"]
 
 ELBOS: dict[str, type[ELBO]] = {
     "trace": Trace_ELBO,
@@ -87,69 +87,39 @@ def _without_nan_checks() -> Any:
     return patch.object(pyro.util, "torch_isnan", lambda x: False)
 
 
-class Objective:
-    """Minus the ELBO, in nats for all the data, with what it takes to train it.
+class Trainable:
+    """A program, with a guide or without, whose parameters are given from outside as it runs.
 
     Attributes:
         names: of the parameters, by Pyro's rules.
         leaves: the parameters where the programs have them.
         parameters: the modules' own parameters among them, by name.
-        plate: the plate along which minibatches are taken.
-        size: how long that plate is with all the data.
     """
 
-    def __init__(
-        self,
-        program: Program,
-        guide: Program,
-        structure: Structure,
-        elbo: ELBO,
-        *,
-        plate: str | None = None,
-        size: int = 0,
-        annealed: bool = False,
-    ) -> None:
+    def __init__(self, program: Program, guide: Program, structure: Structure) -> None:
         self.program = program
         self.guide = guide
         self.structure = structure
-        self.elbo = elbo
-        self.plate = plate
-        self.size = size
-        self.annealed = annealed
         self.leaves: list[Tensor] = []
         self.aliases: dict[int, int] = {}  # ids: the store's tensor to the module's parameter
         self.parameters: dict[str, nn.Parameter] = {}
         self.names = self._find_parameters()
 
-    def __call__(
-        self, values: Sequence[Tensor], data: Sequence[Tensor], *, traced: bool = False
-    ) -> Any:
-        """Evaluate at values of the parameters on a minibatch, and run backward.
+    @property
+    def buffers(self) -> list[Tensor]:
+        """What the modules keep and may write to as they run: running statistics."""
+        return [b for m in (*self.program.modules, *self.guide.modules) for b in m.buffers()]
 
-        The last of ``data`` is the temperature, where there is one.
-        """
-        temperature = data[-1] if self.annealed else None
-        program = self.program.with_tensors(data[:-1] if self.annealed else data)
-        model, guide = self._callables(temperature)
-        swap = self._swap(values)
-        estimator: Any = self.elbo
-        items = _Item() if traced else nullcontext()
-        with self.program.replaced(swap), _without_nan_checks(), items:
-            return estimator.loss_and_grads(model, guide, *program.args, **program.kwargs)
-
-    def _callables(self, temperature: Tensor | None) -> tuple[Any, Any]:
-        weigh = _Weigh(self.plate, self.size, temperature)
-        model: Callable[..., Any] = self.program.handled(weigh)
-        if self.structure.of("discrete"):
-            model = config_enumerate(model)
-        return model, self.guide.handled(weigh)
+    def callables(self) -> tuple[Any, Any]:
+        """Return the model and the guide as they are run."""
+        return self.program.handled(), self.guide.handled()
 
     def _find_parameters(self) -> list[str]:
         """Run both programs once, and list the parameters that they meet or hold."""
-        self._traces(())  # automatic guides make their parameters when they are first run
+        self.traces(())  # automatic guides make their parameters when they are first run
         found: dict[str, Tensor] = {}
         with poutine.trace(param_only=True) as capture:
-            self._traces(())
+            self.traces(())
         nodes: Mapping[str, Any] = capture.trace.nodes
         for name, node in nodes.items():
             value = node["value"]
@@ -170,16 +140,16 @@ class Objective:
         self.leaves = list(found.values())
         return list(found)
 
-    def _swap(self, values: Sequence[Tensor]) -> dict[int, Tensor]:
+    def swap(self, values: Sequence[Tensor]) -> dict[int, Tensor]:
         """Map the programs' tensors, by id, to the values to use in their place."""
         swap = {id(leaf): v for leaf, v in zip(self.leaves, values, strict=bool(values))}
         return swap | {self.aliases[i]: v for i, v in swap.items() if i in self.aliases}
 
-    def _traces(self, values: Sequence[Tensor], data: Sequence[Tensor] | None = None) -> Any:
+    def traces(self, values: Sequence[Tensor], data: Sequence[Tensor] | None = None) -> Any:
         """Run guide and model, and return their traces."""
         program = self.program if data is None else self.program.with_tensors(data)
-        model, guide = self._callables(None)
-        swap = self._swap(values)
+        model, guide = self.callables()
+        swap = self.swap(values)
         with self.program.replaced(swap):
             of_guide = poutine.trace(guide).get_trace(*program.args, **program.kwargs)
             replayed: Any = poutine.replay(model, trace=of_guide)
@@ -188,40 +158,6 @@ class Objective:
                 replayed = poutine.enum(replayed, first_available_dim=first)
             of_model = poutine.trace(replayed).get_trace(*program.args, **program.kwargs)
         return of_guide, of_model
-
-    def check_sites(self) -> None:
-        """Check that the guide samples what the model leaves latent, and nothing else.
-
-        Raises:
-            ModelError: it does not; the message names both sets.
-        """
-        try:
-            of_guide, of_model = self._traces(())
-        except Exception as error:
-            raise self.guide.explain(error) from None
-        compare_sites(self.program, self.guide, self.structure, of_guide, of_model)
-
-    def blame(self, values: Sequence[Tensor], data: Sequence[Tensor]) -> str:
-        """Tell what first went wrong where the loss is not finite."""
-        for name, value in zip(self.names, values, strict=True):
-            if not torch.isfinite(value).all():
-                return f"the parameter '{name}' is not finite"
-        tensors = data[:-1] if self.annealed else data
-        with torch.no_grad():
-            try:
-                traces = self._traces(values, tensors)
-            except Exception as error:
-                return f"the programs fail there ({str(error).splitlines()[0]})"
-            for trace, what in zip(traces, ("guide", "model"), strict=True):
-                for name, node in trace.nodes.items():
-                    if node["type"] != "sample" or site_is_subsample(node):
-                        continue
-                    if not torch.isfinite(torch.as_tensor(node["value"])).all():
-                        return f"the value of site '{name}' in the {what} is not finite"
-                    log_prob = node["fn"].log_prob(node["value"])
-                    if not torch.isfinite(log_prob).all():
-                        return f"the log probability of site '{name}' in the {what} is not finite"
-        return "no site of a new draw is to blame, so it was a rare one"
 
     def finish(self, values: Sequence[Tensor]) -> dict[str, Tensor]:
         """Write the trained values to the modules that are the fit's own; return all of them.
@@ -236,8 +172,95 @@ class Objective:
                 params[name] = value.detach().clone()
                 if id(leaf) in own:
                     leaf.copy_(value)
-            with self.program.replaced(self._swap(values)):
+            with self.program.replaced(self.swap(values)):
                 with poutine.trace(param_only=True) as capture:
-                    self._traces(values)
+                    self.traces(values)
                 nodes: Mapping[str, Any] = capture.trace.nodes
                 return params | {n: node["value"].clone().detach() for n, node in nodes.items()}
+
+
+class Objective(Trainable):
+    """Minus the ELBO, in nats for all the data, with what it takes to train it.
+
+    Attributes:
+        plate: the plate along which minibatches are taken.
+        size: how long that plate is with all the data.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        guide: Program,
+        structure: Structure,
+        elbo: ELBO,
+        *,
+        plate: str | None = None,
+        size: int = 0,
+        annealed: bool = False,
+    ) -> None:
+        self.elbo = elbo
+        self.plate = plate
+        self.size = size
+        self.annealed = annealed
+        super().__init__(program, guide, structure)
+
+    def __call__(
+        self, values: Sequence[Tensor], data: Sequence[Tensor], *, traced: bool = False
+    ) -> Any:
+        """Evaluate at values of the parameters on a minibatch, and run backward.
+
+        The last of ``data`` is the temperature, where there is one.
+        """
+        temperature = data[-1] if self.annealed else None
+        program = self.program.with_tensors(data[:-1] if self.annealed else data)
+        model, guide = self._weighed(temperature)
+        swap = self.swap(values)
+        estimator: Any = self.elbo
+        items = _Item() if traced else nullcontext()
+        with self.program.replaced(swap), _without_nan_checks(), items:
+            return estimator.loss_and_grads(model, guide, *program.args, **program.kwargs)
+
+    def _weighed(self, temperature: Tensor | None) -> tuple[Any, Any]:
+        weigh = _Weigh(self.plate, self.size, temperature)
+        model: Callable[..., Any] = self.program.handled(weigh)
+        if self.structure.of("discrete"):
+            model = config_enumerate(model)
+        return model, self.guide.handled(weigh)
+
+    def callables(self) -> tuple[Any, Any]:
+        """Return the model and the guide as they are run."""
+        return self._weighed(None)
+
+    def check_sites(self) -> None:
+        """Check that the guide samples what the model leaves latent, and nothing else.
+
+        Raises:
+            ModelError: it does not; the message names both sets.
+        """
+        try:
+            of_guide, of_model = self.traces(())
+        except Exception as error:
+            raise self.guide.explain(error) from None
+        compare_sites(self.program, self.guide, self.structure, of_guide, of_model)
+
+    def blame(self, values: Sequence[Tensor], data: Sequence[Tensor]) -> str:
+        """Tell what first went wrong where the loss is not finite."""
+        for name, value in zip(self.names, values, strict=True):
+            if not torch.isfinite(value).all():
+                return f"the parameter '{name}' is not finite"
+        tensors = data[:-1] if self.annealed else data
+        with torch.no_grad():
+            try:
+                traces = self.traces(values, tensors)
+            except Exception as error:
+                return f"the programs fail there ({str(error).splitlines()[0]})"
+            for trace, what in zip(traces, ("guide", "model"), strict=True):
+                for name, node in trace.nodes.items():
+                    if node["type"] != "sample" or site_is_subsample(node):
+                        continue
+                    if not torch.isfinite(torch.as_tensor(node["value"])).all():
+                        return f"the value of site '{name}' in the {what} is not finite"
+                    log_prob = node["fn"].log_prob(node["value"])
+                    if not torch.isfinite(log_prob).all():
+                        return f"the log probability of site '{name}' in the {what} is not finite"
+        return "no site of a new draw is to blame, so it was a rare one"
