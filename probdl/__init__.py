@@ -12,19 +12,22 @@
 from probdl import models, nn
 from probdl.density import LogDensity
 from probdl.diagnostics import Finding, Findings
+from probdl.divergence import Divergence, jensen_shannon, optimal_discriminator
 from probdl.errors import DataError, FindingWarning, ModelError, ProbdlError, SettingError
 from probdl.fit import Fit, LogPredictive
 from probdl.health import clear_cache, doctor
 from probdl.infer import infer
-from probdl.methods import HMC, MAP, MLE, NUTS, SVI, Importance, Laplace, Method, Pathfinder
+from probdl.methods import GAN, HMC, MAP, MLE, NUTS, SVI, Importance, Laplace, Method, Pathfinder
 
 __all__ = [
+    "GAN",
     "HMC",
     "MAP",
     "MLE",
     "NUTS",
     "SVI",
     "DataError",
+    "Divergence",
     "Finding",
     "FindingWarning",
     "Findings",
@@ -41,7 +44,9 @@ __all__ = [
     "clear_cache",
     "doctor",
     "infer",
+    "jensen_shannon",
     "models",
     "nn",
+    "optimal_discriminator",
 ]
 __version__ = "0.1.0"

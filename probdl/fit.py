@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import html
 import math
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from probdl import latent, predictive
 from probdl.diagnostics import Finding, Findings, check_draws
+from probdl.divergence import Divergence, estimate_divergence
 from probdl.errors import ModelError, ProbdlError, SettingError, warn
 from probdl.idata import summary, to_idata, unclashed
 from probdl.latent import Elbo, LogEvidence, Proposal
@@ -227,12 +229,17 @@ class Fit:
 
     # -- predicting -----------------------------------------------------------------------
 
-    def predict(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
+    def predict(
+        self, *args: Any, num_samples: int | None = None, **kwargs: Any
+    ) -> dict[str, Array]:
         """Draw from the posterior predictive distribution at new arguments (Eq. 2).
 
         Args:
             args: the model's arguments, without the observed ones (they have the default None),
-                or with any: observed sites are drawn anew.
+                or with any: observed sites are drawn anew. Of a fit by GAN, the number of
+                samples may be the one argument.
+            num_samples: without arguments, how many rows of data to draw; None means as many as
+                the data have.
             kwargs: the model's keyword arguments.
 
         Returns:
@@ -242,6 +249,15 @@ class Fit:
         Raises:
             ModelError: the model does not run on these arguments.
         """
+        if self.method.name == "gan" and len(args) == 1 and isinstance(args[0], int):
+            num_samples, args = args[0], ()
+        if num_samples is not None:
+            if args or kwargs or num_samples < 1:
+                raise SettingError(
+                    f"num_samples={num_samples!r} says how many rows to draw, at least 1, in the "
+                    "place of the model's arguments; give one or the other."
+                )
+            return self._sample(self._rows(num_samples))
         if not args and not kwargs:
             return self.posterior_predictive()
         program = self.program.with_arguments(args, kwargs)
@@ -435,6 +451,35 @@ class Fit:
     def reconstruct(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
         """Return data as the model sees them: decoded from the mean of their codes."""
         return self.decode(self.encode(*args, **kwargs), *args, **kwargs)
+
+    def divergence(self, x: Any, *, steps: int = 2000) -> Divergence:
+        r"""Estimate how far draws of the model are from data: Jensen-Shannon (Eqs. 8 to 14).
+
+        .. math:: JS \ge (V + \log 4) / 2
+
+        with V the value function of a discriminator trained afresh on half of the data and as
+        many draws, and judged on data that it has not seen.
+
+        Args:
+            x: data (n, *shape), at least 40 rows, best such as the model was not fitted to.
+            steps: how many steps of training the discriminator gets at most.
+
+        Raises:
+            ModelError: the fit is not by GAN.
+
+        Source: Goodfellow et al., "Generative adversarial nets" (2014), theorem 1.
+        """
+        if self.method.name != "gan":
+            raise ModelError(
+                f"a fit by {self.method.name} has no discriminator. estimate_divergence() of "
+                "probdl.divergence takes two samples and any discriminator."
+            )
+        real = torch.as_tensor(np.asarray(x)).to(self.program.dtype)
+        fake = torch.as_tensor(self.predict(num_samples=len(real))[self.stats["site"]])
+        fake = fake.reshape(real.shape)
+        seed = _stream(self.seed, "divergence")
+        opponent = copy.deepcopy(self.method.discriminator).to(real.dtype)
+        return estimate_divergence(real, fake, opponent, steps=steps, seed=seed)
 
     @property
     def model(self) -> Any:

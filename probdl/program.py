@@ -118,7 +118,7 @@ class _Replace(TorchFunctionMode):
         return x
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        if func is _REQUIRES_GRAD:  # by which Pyro tells what is a parameter
+        if func == _REQUIRES_GRAD:  # by which Pyro tells what is a parameter
             return func(*args)
         return func(*tree_map(self._swap, args), **tree_map(self._swap, kwargs or {}))
 

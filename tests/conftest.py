@@ -1,6 +1,7 @@
 """Shared settings: no plot windows, and fits that several tests read."""
 
 import os
+import signal
 import warnings
 from pathlib import Path
 
@@ -23,6 +24,14 @@ def shared():
     if not folder:
         pytest.skip("PROBDL_SHARED is not set: no reference posteriors here")
     return Path(folder)
+
+
+@pytest.fixture
+def interruptible():
+    """Let Ctrl-C raise KeyboardInterrupt; a job in the background inherits that it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Inference methods, one a file. To add one is to add a file, and a line here."""
 
 from probdl.methods.base import METHODS, Method, resolve
+from probdl.methods.gan import GAN
 from probdl.methods.importance import Importance
 from probdl.methods.laplace import Laplace
 from probdl.methods.map import MAP
@@ -10,6 +11,7 @@ from probdl.methods.pathfinder import Pathfinder
 from probdl.methods.svi import SVI
 
 __all__ = [
+    "GAN",
     "HMC",
     "MAP",
     "METHODS",

@@ -17,7 +17,7 @@ from probdl.errors import ModelError, SettingError
 from probdl.program import Program
 from probdl.sites import Structure
 
-__all__ = ["GUIDES", "check_guide", "compare_sites", "make_guide", "own_guide"]
+__all__ = ["GUIDES", "check_guide", "compare_sites", "make_guide", "no_guide", "own_guide"]
 
 GUIDES: dict[str, type[AutoGuide]] = {
     "normal": autoguide.AutoNormal,
@@ -66,7 +66,7 @@ def make_guide(
     if guide is None:
         guide = own_guide(program) or "normal"
     if not structure.of("latent", "discrete"):
-        return program.companion(_nothing, copied=False)
+        return program.companion(no_guide, copied=False)
     if isinstance(guide, str):
         guide = GUIDES[guide]
     if isinstance(guide, AutoGuide):  # of the caller's model, which is not the copy trained here
@@ -125,5 +125,5 @@ def _names(sites: set[str]) -> str:
     return ", ".join(map(repr, sorted(sites))) or "none"
 
 
-def _nothing(*args: Any, **kwargs: Any) -> None:
+def no_guide(*args: Any, **kwargs: Any) -> None:
     """Stand in as the guide of a model without latent sites."""

@@ -52,17 +52,26 @@ class FullData:
 
 
 class PlateBatches:
-    """Rows of the arguments that run along the data plate."""
+    """Rows of the arguments that run along the data plate.
 
-    def __init__(self, program: Program, structure: Structure, batch_size: int) -> None:
+    Args:
+        program: the model on all the data.
+        structure: its sites.
+        batch_size: how many rows a batch has.
+        last: whether to take the shorter batch that is left over at the end of an epoch.
+    """
+
+    def __init__(
+        self, program: Program, structure: Structure, batch_size: int, *, last: bool = True
+    ) -> None:
         self.plate, self.size = data_plate(program, structure)
         if batch_size > self.size:
             raise SettingError(
-                f"SVI(batch_size={batch_size}): the data have {self.size} rows along plate "
+                f"batch_size={batch_size}: the data have {self.size} rows along plate "
                 f"'{self.plate}'. Give a batch_size of at most that, or leave it out."
             )
         self.batch_size = batch_size
-        self.per_epoch = -(-self.size // batch_size)
+        self.per_epoch = -(-self.size // batch_size) if last else self.size // batch_size
         self._data = program.tensors()
         self._cut = [t.ndim > 0 and len(t) == self.size for t in self._data]
         if not any(self._cut):
@@ -76,7 +85,7 @@ class PlateBatches:
         """Give each row once, in a random order."""
         generator = torch.Generator().manual_seed(seed())
         order = torch.randperm(self.size, generator=generator)
-        for rows in order.split(self.batch_size)[skip:]:
+        for rows in order.split(self.batch_size)[skip : self.per_epoch]:
             yield self.rows(rows)
 
     def rows(self, rows: Tensor) -> Data:

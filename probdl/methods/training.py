@@ -265,6 +265,7 @@ class _Run:
                 "engine": next(iter(self.steps.values())).engine,
                 "flat": self.parameters.flat,
                 "losses": torch.from_numpy(self.losses),
+                "buffers": list(self.loss.buffers),
                 "training": training.state(),
                 "best": [best.flat, best.loss, best.error, best.step, best.improved, best.kept],
             }
@@ -278,6 +279,8 @@ class _Run:
         self.done, self.over, self.engine = state["done"], state["over"], state["engine"]
         self.parameters.flat.copy_(state["flat"])
         self.losses = state["losses"].numpy()
+        for buffer, value in zip(self.loss.buffers, state["buffers"], strict=True):
+            buffer.copy_(value)
         self.waiting = state["training"]
         self.best = _Best(*state["best"])
         self.good = (self.done, self.parameters.flat.clone())

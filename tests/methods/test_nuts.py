@@ -132,7 +132,7 @@ def test_chains_in_two_modes_do_not_agree():
 
 
 @pytest.mark.filterwarnings("ignore::probdl.FindingWarning")
-def test_ctrl_c_returns_the_draws_of_the_native_engine():
+def test_ctrl_c_returns_the_draws_of_the_native_engine(interruptible):
     method = probdl.NUTS(draws=50_000_000, warmup=50, chains=2)
     probdl.infer(normal_normal, *DATA, method=replace(method, draws=50), seed=1)  # compiles it
     threading.Timer(2.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()

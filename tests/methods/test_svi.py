@@ -345,7 +345,7 @@ def test_a_loss_that_is_not_finite_from_the_start_is_an_error():
         probdl.infer(never, torch.ones(1), method=probdl.SVI(guide=guide), seed=1)
 
 
-def test_ctrl_c_returns_what_there_is():
+def test_ctrl_c_returns_what_there_is(interruptible):
     method = probdl.SVI(steps=50_000_000, draws=50)
     probdl.infer(location, np.ones(5), method=probdl.SVI(steps=100, draws=30), seed=1)  # compiles
     timer = threading.Timer(3.0, _thread.interrupt_main)

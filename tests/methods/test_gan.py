@@ -1,0 +1,201 @@
+"""Adversarial training: known targets, what a fit says of itself, how runs end and resume."""
+
+import functools
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+import probdl
+from probdl.methods import gan
+from probdl.nn import MLP, lipschitz_bound
+
+
+def program(net, dim=1):
+    def model(x=None, size=1):
+        pyro.module("net", net)
+        with pyro.plate("data", len(x) if x is not None else size):
+            z = pyro.sample("z", dist.Normal(torch.zeros(dim), 1.0).to_event(1))
+            pyro.deterministic("x", net(z), event_dim=1)
+
+    return model
+
+
+@pytest.fixture(scope="module")
+def x():
+    generator = torch.Generator().manual_seed(1)
+    return 1 + 0.7 * torch.randn(4000, 1, generator=generator)
+
+
+def critic():
+    torch.manual_seed(2)
+    return MLP([1, 32, 32, 1], activation=lambda: nn.LeakyReLU(0.2))
+
+
+def line():
+    torch.manual_seed(3)
+    return nn.Linear(1, 1)
+
+
+SETTINGS = {"batch_size": 256, "learning_rate": 5e-3, "schedule": "cosine", "ema": 0.99}
+CRITIC = {
+    "discriminator_steps": 2,
+    "learning_rate": 2e-3,
+    "discriminator_learning_rate": 1e-2,
+    "optimizer": functools.partial(torch.optim.Adam, betas=(0.0, 0.9)),
+    "ema": 0.998,
+}
+OF_LOSS = {
+    "minimax": {},
+    "non_saturating": {"discriminator_learning_rate": 1e-2},
+    "hinge": CRITIC,
+    "wasserstein": CRITIC,
+}
+
+
+@pytest.mark.parametrize("loss", OF_LOSS)
+def test_a_normal_is_learned(loss, x):
+    net = line()
+    before = net.weight.clone()
+    settings = {"steps": 2500, **SETTINGS, **OF_LOSS[loss]}
+    method = probdl.GAN(discriminator=critic(), loss=loss, **settings)
+    fit = probdl.infer(program(net), x[:2000], method=method, seed=2)
+    draws = fit.predict(20_000)["x"]
+    assert draws.shape == (1, 1, 20_000, 1)
+    assert draws.mean() == pytest.approx(float(x[:2000].mean()), rel=0.05)
+    assert draws.std() == pytest.approx(float(x[:2000].std()), rel=0.05)
+    assert fit.divergence(x[2000:]).value <= 0.02
+    if loss == "minimax":
+        assert fit.stats["value"][-250:].mean() == pytest.approx(-2 * np.log(2), abs=0.05)
+    assert fit.stats["engine"] == "graph"
+    assert not fit.diagnose()
+    assert torch.equal(net.weight, before)  # the caller's own stays as it was
+    assert {"d_real", "d_fake", "generator_loss", "discriminator_loss"} <= set(fit.stats)
+
+
+def test_traced_steps_are_those_of_torch(x):
+    for loss in ("minimax", "wasserstein", "hinge"):
+        stats = []
+        for engine in ("auto", "eager"):
+            method = probdl.GAN(discriminator=critic(), loss=loss, steps=30, engine=engine)
+            fit = probdl.infer(program(line()), x[:200], method=method, seed=1)
+            assert fit.stats["engine"] == ("graph" if engine == "auto" else "eager")
+            stats.append(fit.stats)
+        for name in ("discriminator_loss", "generator_loss", "d_real", "value"):
+            np.testing.assert_allclose(stats[0][name], stats[1][name], rtol=1e-3, atol=1e-4)
+        assert len(set(stats[0]["discriminator_loss"])) == 30  # new draws at each step
+
+
+def test_spectral_normalisation_holds_the_critic_to_slope_one(x):
+    method = probdl.GAN(discriminator=critic(), loss="hinge", steps=300)
+    fit = probdl.infer(program(line()), x[:500], method=method, seed=1)
+    assert lipschitz_bound(fit.stats["discriminator"]) < 1.1
+
+
+@pytest.mark.filterwarnings("ignore::probdl.FindingWarning")
+def test_a_gradient_penalty_holds_the_slope_down(x):
+    slope = {}
+    for penalty in (1e-6, 10.0):
+        settings = {"steps": 500, "batch_size": 128, "gradient_penalty": penalty}
+        method = probdl.GAN(discriminator=critic(), loss="wasserstein", **settings)
+        fit = probdl.infer(program(line()), x[:500], method=method, seed=1)
+        slope[penalty] = probdl.nn.lipschitz_estimate(fit.stats["discriminator"], x[:200])
+    assert slope[10.0] < 2.0
+    assert slope[1e-6] > 2 * slope[10.0]
+
+
+def test_a_generator_that_leaves_data_out_is_told():
+    class Constant(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.at = nn.Parameter(torch.zeros(2))
+
+        def forward(self, z):
+            return self.at + 1e-3 * z
+
+    angle = torch.arange(1000) % 8 * 2 * np.pi / 8
+    ring = 2 * torch.stack([angle.cos(), angle.sin()], 1)
+    ring = ring + 0.1 * torch.randn(1000, 2, generator=torch.Generator().manual_seed(0))
+    method = probdl.GAN(discriminator=MLP([2, 16, 1]), steps=100)
+    with pytest.warns(probdl.FindingWarning, match="of the data have a draw in their"):
+        fit = probdl.infer(program(Constant(), 2), ring, method=method, seed=1)
+    assert "mode_collapse" in [f.check for f in fit.diagnose()]
+
+
+def test_a_saturated_discriminator_is_told():
+    far = 100 + torch.randn(500, 1, generator=torch.Generator().manual_seed(0))
+    method = probdl.GAN(discriminator=critic(), loss="minimax", steps=600, learning_rate=1e-3)
+    with pytest.warns(probdl.FindingWarning, match="the discriminator is saturated"):
+        probdl.infer(program(line()), far, method=method, seed=1)
+
+
+@pytest.mark.filterwarnings("ignore::probdl.FindingWarning")
+def test_a_loss_that_is_not_finite_keeps_the_last_good_state(x):
+    method = probdl.GAN(
+        discriminator=critic(), loss="wasserstein", steps=200, optimizer="SGD", learning_rate=1e6
+    )
+    fit = probdl.infer(program(line()), x[:500], method=method, seed=1)
+    finding = next(f for f in fit.diagnose() if f.check == "loss_not_finite")
+    assert finding.severity == "error"
+    assert "at step" in finding.message
+    assert all(np.isfinite(v).all() for v in fit.stats["params"].values())
+    assert np.isfinite(fit.stats["value"]).all()
+
+
+@pytest.mark.filterwarnings("ignore::probdl.FindingWarning")
+def test_an_interrupted_run_goes_on_to_the_same_result(x, tmp_path, monkeypatch):
+    def fit(folder):
+        settings = {"steps": 500, "checkpoint": folder, "every": 100, "ema": 0.9}
+        method = probdl.GAN(discriminator=critic(), loss="hinge", **settings)
+        return probdl.infer(program(line()), x[:300], method=method, seed=1)
+
+    whole = fit(None)
+    advance = gan._Run.advance
+
+    def stop(run, batches):
+        if run.done == 250:
+            raise KeyboardInterrupt
+        return advance(run, batches)
+
+    monkeypatch.setattr(gan._Run, "advance", stop)
+    part = fit(tmp_path)
+    assert len(part.stats["value"]) == 250
+    assert "interrupted" in [f.check for f in part.diagnose()]
+    monkeypatch.undo()
+    resumed = fit(tmp_path)
+    np.testing.assert_array_equal(resumed.stats["value"], whole.stats["value"])
+    for name, value in whole.stats["params"].items():
+        np.testing.assert_array_equal(resumed.stats["params"][name], value)
+
+
+def test_bad_input_is_refused(x):
+    def named(x=None):
+        pyro.module("net", LINE)
+        with pyro.plate("data", 10):
+            pyro.deterministic(
+                "y", LINE(pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1)))
+            )
+
+    method = probdl.GAN(discriminator=critic(), steps=1, batch_size=5)
+    with pytest.raises(probdl.ModelError, match="draws 'y' and has the arguments 'x'"):
+        probdl.infer(named, x[:10], method=method, seed=1)
+    with pytest.raises(probdl.ModelError, match=r"of the shape \(50, 2\), and the data have"):
+        probdl.infer(program(nn.Linear(1, 2)), x[:50], method=method, seed=1)
+    with pytest.raises(probdl.SettingError, match="the data have 4 rows"):
+        probdl.infer(program(line()), x[:4], method=method, seed=1)
+    with pytest.raises(probdl.SettingError, match="must be a module"):
+        probdl.GAN()
+    for settings, message in (
+        ({"loss": "wasserstien"}, "did you mean 'wasserstein'"),
+        ({"ema": 1.0}, "below 1"),
+        ({"steps": 1, "epochs": 1}, "give one"),
+        ({"discriminator_steps": 0}, "at least 1"),
+    ):
+        with pytest.raises(probdl.SettingError, match=message):
+            probdl.GAN(discriminator=critic(), **settings)
+
+
+LINE = line()
