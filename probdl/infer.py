@@ -38,7 +38,7 @@ def infer(
         model: a Pyro program: a callable or an ``nn.Module`` with ``pyro.sample`` statements.
         args: its arguments, the data: tensors, NumPy arrays, pandas Series or plain numbers.
             Floating point is computed in float64; the caller's own tensors stay as they were.
-        method: a name such as ``"nuts"``, ``"mle"``, ``"map"``, ``"laplace"`` or ``"hmc"``, or a
+        method: a name such as ``"nuts"``, ``"mle"``, ``"laplace"`` or ``"svi"``, or a
             method with its settings, such as ``probdl.NUTS(draws=2000)``.
         seed: repeats a fit, bit for bit; None takes fresh entropy, kept in ``fit.seed``.
         coords: labels along dimensions by name, as in ArviZ. Plates name the dimensions.

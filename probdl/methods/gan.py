@@ -75,8 +75,8 @@ class GAN(Method, name="gan"):
     ``fit.divergence(x)`` measures by a discriminator of its own how far it is from data.
     ``stats`` holds for each step ``discriminator_loss``, ``generator_loss``, ``d_real`` and
     ``d_fake`` (the means of D(x) and D(G(z))) and ``value`` (the value function in nats; for
-    ``"wasserstein"`` and ``"hinge"`` the mean difference of the critic), ``params``, and
-    ``engine`` as for :class:`SVI`.
+    ``"wasserstein"`` and ``"hinge"`` the mean difference of the critic), ``params``,
+    ``discriminator`` (the module, as trained), and ``engine`` as for :class:`SVI`.
 
     Args:
         discriminator: maps x (n, *shape) to logits (n,) or (n, 1); it is copied, not changed.
