@@ -18,7 +18,15 @@ from numpy.typing import NDArray
 
 from probdl import idata
 
-__all__ = ["Finding", "Findings", "check_draws", "check_energy", "check_tree", "check_weights"]
+__all__ = [
+    "Finding",
+    "Findings",
+    "check_draws",
+    "check_energy",
+    "check_tree",
+    "check_weights",
+    "interrupted",
+]
 
 RHAT_MAX = 1.01
 ESS_MIN_PER_CHAIN = 100
@@ -201,6 +209,23 @@ def check_weights(log_weights: Array, k: float, what: str) -> list[Finding]:
             "Fit by method='nuts', which makes no such approximation.",
         )
     ]
+
+
+def interrupted(done: int, of: str, kept: str, again: str) -> Finding:
+    """Tell that Ctrl-C ended a run.
+
+    Args:
+        done: how much of it was done.
+        of: how much there would have been, in words: ``"4 starts"``.
+        kept: what becomes of what was done.
+        again: what a run to the end has, and how to get it.
+    """
+    return Finding(
+        "warning",
+        "interrupted",
+        f"interrupted after {done} of {of}; {kept}.",
+        f"Run it again with the same seed for all {again}.",
+    )
 
 
 def _others(names: Mapping[str, Any]) -> str:

@@ -24,7 +24,7 @@ from probdl.idata import summary, to_idata, unclashed
 from probdl.latent import Elbo, LogEvidence, Proposal
 from probdl.program import Program
 from probdl.sites import Structure, data_plate, discover
-from probdl.state import isolated
+from probdl.state import isolated, stream
 
 __all__ = ["Fit", "LogPredictive"]
 
@@ -194,7 +194,7 @@ class Fit:
         return self._to_idata(groups)
 
     def _prior(self, count: int) -> dict[str, dict[str, Array]]:
-        with isolated(_stream(self.seed, "prior")):
+        with isolated(stream(self.seed, "prior")):
             values = predictive.sample_prior(self.program, self.structure, count)
         arrays = {name: _numpy(value)[None] for name, value in values.items()}
         names = {s.name for s in self.structure.of("observed")}
@@ -269,7 +269,7 @@ class Fit:
         return self._sample(self.program)
 
     def _sample(self, program: Program) -> dict[str, Array]:
-        with isolated(_stream(self.seed, "predictive")):
+        with isolated(stream(self.seed, "predictive")):
             draws = self._tensors()
             common = [s.name for s in self.structure.of("discrete") if not any(s.dims)]
             if common:  # one for all the data, so it keeps what the data told of it
@@ -284,7 +284,7 @@ class Fit:
                 f"the latent sites {', '.join(map(repr, self._local))} belong to one row of the "
                 "data each, and are integrated over by fit.log_evidence()."
             )
-        with isolated(_stream(self.seed, "score")):
+        with isolated(stream(self.seed, "score")):
             points, _ = predictive.log_likelihood(self.program, self.structure, self._tensors())
         self._require(points)
         return self._arrays(points)
@@ -298,22 +298,18 @@ class Fit:
             args: the model's arguments with the observed data; none means those of the fit.
             kwargs: the model's keyword arguments.
         """
-        program, structure = self.program, self.structure
-        if args or kwargs:
-            program = self.program.with_arguments(args, kwargs)
-            structure = discover(program)
-            if not structure.of("observed", "factor"):
-                raise ModelError(
-                    f"the model '{program.name}' observes no site on these arguments, so there "
-                    "is nothing to score. Pass the observed data too, or use predict()."
-                )
-        if self._local:
-            evidence = latent.log_evidence(
-                program, structure, self._guide, _EVIDENCE_DRAWS, progress=False
+        program, structure = self._at(args, kwargs)
+        if (args or kwargs) and not structure.of("observed", "factor"):
+            raise ModelError(
+                f"the model '{program.name}' observes no site on these arguments, so there is "
+                "nothing to score. Pass the observed data too, or use predict()."
             )
+        if self._local:
+            guide, count = self._guide, _EVIDENCE_DRAWS
+            evidence = latent.log_evidence(program, structure, guide, count, progress=False)
             plate = data_plate(program, structure)[0]
             return LogPredictive({plate: evidence.pointwise}, evidence.total, evidence.total)
-        with isolated(_stream(self.seed, "score")):
+        with isolated(stream(self.seed, "score")):
             points, joint = predictive.log_likelihood(program, structure, self._tensors())
         pointwise = {k: _numpy(predictive.log_mean_exp(v)) for k, v in points.items()}
         total = sum(float(v.sum()) for v in pointwise.values())
@@ -368,7 +364,7 @@ class Fit:
             ModelError: the fit has no guide (it is not by SVI), or the model no data plate.
         """
         program, structure = self._at(args, kwargs)
-        with isolated(_stream(self.seed, "elbo")):
+        with isolated(stream(self.seed, "elbo")):
             return latent.elbo(program, structure, self._guide, num_samples)
 
     def log_evidence(
@@ -396,7 +392,7 @@ class Fit:
         Source: Burda, Grosse and Salakhutdinov, "Importance weighted autoencoders" (2016).
         """
         program, structure = self._at(args, kwargs)
-        with isolated(_stream(self.seed, "evidence")):
+        with isolated(stream(self.seed, "evidence")):
             return latent.log_evidence(program, structure, self._guide, num_samples, progress)
 
     def encode(self, *args: Any, num_samples: int | None = None, **kwargs: Any) -> dict[str, Array]:
@@ -412,7 +408,7 @@ class Fit:
         """
         self._require_local("encode")
         program, _ = self._at(args, kwargs)
-        with isolated(_stream(self.seed, "encode")):
+        with isolated(stream(self.seed, "encode")):
             codes = latent.encode(program, self._guide, num_samples)
         return {name: _numpy(value) for name, value in codes.items()}
 
@@ -477,7 +473,7 @@ class Fit:
         real = torch.as_tensor(np.asarray(x)).to(self.program.dtype)
         fake = torch.as_tensor(self.predict(num_samples=len(real))[self.stats["site"]])
         fake = fake.reshape(real.shape)
-        seed = _stream(self.seed, "divergence")
+        seed = stream(self.seed, "divergence")
         opponent = copy.deepcopy(self.method.discriminator).to(real.dtype)
         return estimate_divergence(real, fake, opponent, steps=steps, seed=seed)
 
@@ -571,9 +567,3 @@ _EVIDENCE_DRAWS = 100  # of the latent sites of each row, for a score
 
 def _numpy(x: Tensor) -> Array:
     return np.asarray(x.detach().resolve_conj().cpu().numpy())
-
-
-def _stream(seed: int, purpose: str) -> int:
-    """Derive the seed of a purpose, independent of the stream that the method used."""
-    sequence = np.random.SeedSequence([seed, *purpose.encode()])
-    return int(sequence.generate_state(1, np.uint32)[0])

@@ -59,17 +59,23 @@ class Proposal:
     parameters: Mapping[str, nn.Parameter] = field(default_factory=dict)
     local: tuple[str, ...] = ()
 
+    def swap(self, at: Program) -> dict[nn.Parameter, Tensor]:
+        """Map the modules' own parameters to their values, in the dtype of a program."""
+        return {p: self.values[name].to(at.dtype) for name, p in self.parameters.items()}
+
+    def sample(self, at: Program) -> Trace:
+        """Sample the latent sites at these arguments; return the trace of what sampled them."""
+        program = at if self.program is None else self.program.with_arguments(at.args, at.kwargs)
+        return program.run(_identity, Substitute(self.values), parameters=self.swap(at))
+
     def trace(self, at: Program) -> tuple[Trace, Trace]:
-        """Sample the latent sites at these arguments; return the traces of guide and model."""
-        swap = {p: self.values[name].to(at.dtype) for name, p in self.parameters.items()}
-        values = Substitute(self.values)
+        """Sample the latent sites, and run the model at them; return the traces of both."""
+        of_guide = self.sample(at)
         if self.program is None:
-            of_model = at.run(_identity, values, parameters=swap)
-            return of_model, of_model
-        guide = self.program.with_arguments(at.args, at.kwargs)
-        of_guide = guide.run(_identity, values, parameters=swap)
+            return of_guide, of_guide
         replay: Callable[[Any], Any] = lambda model: poutine.replay(model, trace=of_guide)  # noqa: E731
-        return of_guide, at.run(_identity, values, replay, parameters=swap)
+        values = Substitute(self.values)
+        return of_guide, at.run(_identity, values, replay, parameters=self.swap(at))
 
     def scores(self, at: Program) -> tuple[Trace, Trace]:
         """Sample as ``trace`` does, and compute all log probabilities."""
@@ -252,12 +258,12 @@ def encode(program: Program, proposal: Proposal, count: int | None) -> dict[str,
     """Return the mean of each local site under the guide, or ``count`` draws of it."""
 
     def one(_: Tensor) -> dict[str, Tensor]:
-        nodes: Any = proposal.trace(program)[0].nodes
+        nodes: Any = proposal.sample(program).nodes
         return {name: nodes[name]["value"] for name in proposal.local}
 
     if count is not None:
         return _over_draws(one, program, count)
-    nodes: Any = proposal.trace(program)[0].nodes
+    nodes: Any = proposal.sample(program).nodes
     if len(proposal.local) == 1:  # with several, one may depend on draws of another
         with torch.no_grad():
             try:
@@ -277,9 +283,9 @@ def decode(
         nodes: Any = trace.nodes
         return {name: nodes[name]["fn"].mean for name in names}
 
-    swap = {p: proposal.values[name].to(program.dtype) for name, p in proposal.parameters.items()}
+    values = Substitute({**proposal.values, **codes})
     with torch.no_grad():
-        return program.run(means, Substitute({**proposal.values, **codes}), parameters=swap)
+        return program.run(means, values, parameters=proposal.swap(program))
 
 
 def _sampled(trace: Trace, *, observed: bool = False) -> Iterator[tuple[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -55,6 +55,15 @@ class Structure:
     def of(self, *kinds: Kind) -> list[Site]:
         """List the sites of these kinds."""
         return [site for site in self.sites.values() if site.kind in kinds]
+
+    def with_values(self, params: Mapping[str, Tensor]) -> Structure:
+        """Return the same sites with these values of param sites."""
+        sites = {
+            site.name: replace(site, value=params[site.name].to(site.value.dtype))
+            for site in self.of("param")
+            if site.name in params
+        }
+        return replace(self, sites=self.sites | sites)
 
 
 class _RandomStart(Messenger):

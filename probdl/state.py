@@ -13,7 +13,7 @@ import torch
 from pyro.nn.module import _Context
 from torch.distributions import Distribution
 
-__all__ = ["evaluation", "isolated"]
+__all__ = ["evaluation", "isolated", "stream"]
 
 
 def _accept(self: Distribution, value: torch.Tensor) -> None:
@@ -89,3 +89,9 @@ def isolated(seed: int) -> Iterator[None]:
         Distribution._validate_args = validate_args
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
+
+
+def stream(seed: int, purpose: str, *index: int) -> int:
+    """Derive the seed of a purpose, such as one block of steps, independent of all others."""
+    sequence = np.random.SeedSequence([seed, *purpose.encode(), *index])
+    return int(sequence.generate_state(1, np.uint32)[0])

@@ -11,7 +11,6 @@ With D = sigmoid(l) and logits l of data x and of draws g (Eq. 6):
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +69,7 @@ class _Game:
         self.index = index  # of the data among the model's tensors
         self.loss = loss
         self.penalty = penalty
-        self.count = 0  # of the model's tensors
+        self.count = len(generator.program.tensors())
 
     @property
     def buffers(self) -> list[Tensor]:
@@ -141,11 +140,3 @@ class GeneratorLoss(_Game):
             loss = -fake.mean()
         loss.backward()
         return loss.detach()
-
-
-def blame(names: Sequence[str], values: Sequence[Any], what: str) -> str:
-    """Name the first weight that is not finite, as part of a sentence."""
-    for name, value in zip(names, values, strict=True):
-        if not torch.isfinite(value).all():
-            return f"the weight '{name}' of the {what} is not finite"
-    return ""

@@ -7,15 +7,17 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from probdl.compile.step import BLOCK
 from probdl.errors import SettingError
 
-__all__ = ["Checkpoint", "describe", "fingerprint"]
+__all__ = ["Checkpoint", "checkpoint_of"]
 
 FILE = "checkpoint.pt"
 _VERSION = 1
@@ -103,3 +105,23 @@ class Checkpoint:
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
+
+
+def checkpoint_of(
+    method: Any, seed: int, parameters: Sequence[Any], data: Sequence[Tensor]
+) -> Checkpoint | None:
+    """Make the checkpoint that a method asks for; None where it asks for none.
+
+    A run is taken up again by the same method, but for how often it saves and how many draws it
+    makes at the end, with the same seed, parameters and data.
+    """
+    if method.checkpoint is None:
+        return None
+    free = ("checkpoint", "every", "draws")
+    identity = {
+        "seed": str(seed),
+        **{f.name: describe(getattr(method, f.name)) for f in fields(method) if f.name not in free},
+        "parameters": str(list(parameters)),
+        "data": fingerprint(data),
+    }
+    return Checkpoint(method.checkpoint, -(-method.every // BLOCK) * BLOCK, identity)

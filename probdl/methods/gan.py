@@ -7,7 +7,7 @@ import functools
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,20 +25,19 @@ from probdl.methods.adversarial import (
     Critic,
     DiscriminatorLoss,
     GeneratorLoss,
-    blame,
     normalised,
 )
 from probdl.methods.base import Method
-from probdl.methods.checkpoint import Checkpoint, describe, fingerprint
+from probdl.methods.checkpoint import checkpoint_of
 from probdl.methods.guides import no_guide
 from probdl.methods.minibatch import PlateBatches
-from probdl.methods.objective import Trainable
+from probdl.methods.objective import Trainable, first_not_finite
 from probdl.methods.optimizers import Training, check_optimizer, check_schedule
-from probdl.methods.training import stream
+from probdl.methods.training import stopped_at
 from probdl.program import Program
 from probdl.progress import bar
 from probdl.sites import Structure, data_plate, discover
-from probdl.state import evaluation
+from probdl.state import evaluation, stream
 
 __all__ = ["GAN"]
 
@@ -164,8 +163,7 @@ class GAN(Method, name="gan"):
 
     def run(self, program: Program, seed: int, progress: bool | None) -> Fit:
         """Train generator and discriminator."""
-        if program.training_dtype != torch.float64 or program.modules == []:
-            program = program.to(_dtype(program, self.discriminator))
+        program = program.to(_dtype(program, self.discriminator))
         structure = discover(program)
         site, index = self._find(program, structure)
         batches = PlateBatches(program, structure, self.batch_size, last=False)
@@ -187,11 +185,7 @@ class GAN(Method, name="gan"):
             params = generator.finish(run.generator_weights())
         for module in program.modules:
             module.eval()
-        sites = {
-            name: replace(s, value=params[name].to(s.value.dtype)) if name in params else s
-            for name, s in structure.sites.items()
-        }
-        structure = replace(structure, sites=sites)
+        structure = structure.with_values(params)
         draws = {s.name: s.value.numpy()[None, None] for s in structure.of("param")}
         told = {name: run.told[: run.done, i] for i, name in enumerate(_TOLD)}
         stats = {
@@ -296,20 +290,9 @@ class _Run:
         game = (self.generator, self.critic, self.draw, self.index, method.loss,
                 method.gradient_penalty)  # fmt: skip
         self.losses = (DiscriminatorLoss(*game), GeneratorLoss(*game))
-        for loss in self.losses:
-            loss.count = len(self.program.tensors())
-        self.checkpoint: Checkpoint | None = None
-        if method.checkpoint is not None:
-            identity = {
-                "seed": str(self.seed),
-                **{f.name: describe(getattr(method, f.name)) for f in fields(method)},
-                "weights": str([*self.critic.names, *self.generator.names]),
-                "data": fingerprint(self.program.tensors()),
-            }
-            for name in ("checkpoint", "every"):
-                del identity[name]
-            every = -(-method.every // BLOCK) * BLOCK
-            self.checkpoint = Checkpoint(method.checkpoint, every, identity)
+        self.checkpoint = checkpoint_of(
+            method, self.seed, [*self.critic.names, *self.generator.names], self.program.tensors()
+        )
 
     def draw(self, weights: Sequence[Tensor], tensors: Sequence[Tensor]) -> Tensor:
         """Draw x from the generator with these weights."""
@@ -358,16 +341,7 @@ class _Run:
             except KeyboardInterrupt:
                 if not self.done:
                     raise
-                self.findings.append(
-                    Finding(
-                        "warning",
-                        "interrupted",
-                        f"interrupted after {self.done} of {self.steps} steps; the fit holds the "
-                        "state reached.",
-                        "Run it again with the same seed for all steps; with checkpoint= it goes "
-                        "on where it was.",
-                    )
-                )
+                self.findings.append(stopped_at(self.done, self.steps))
 
     def rows(self, start: int) -> Any:
         """Go through minibatches from some number on, epoch after epoch."""
@@ -406,10 +380,14 @@ class _Run:
 
     def failed(self, what: str) -> bool:
         """Go back to the last good state; there is none before the first step."""
-        culprit = blame(
-            self.critic.names, self.opponent.parameters.values, "discriminator"
-        ) or blame(self.generator.names, self.player.parameters.values, "generator")
-        culprit = culprit or "its weights are finite, so it is the data or the draws"
+        culprit = "its weights are finite, so it is the data or the draws"
+        for names, state, player in (
+            (self.critic.names, self.opponent, "discriminator"),
+            (self.generator.names, self.player, "generator"),
+        ):
+            if (name := first_not_finite(names, state.parameters.values)) is not None:
+                culprit = f"the weight '{name}' of the {player} is not finite"
+                break
         message = f"the loss of the {what} was not finite at step {self.done}: {culprit}."
         remedy = "Lower learning_rate, or use loss='hinge' or 'wasserstein'."
         if not self.done:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from probdl.compile import ENGINES, Evaluator, choose
 from probdl.density import LogDensity
-from probdl.diagnostics import Finding, check_energy, check_tree
+from probdl.diagnostics import Finding, check_energy, check_tree, interrupted
 from probdl.fit import Fit
 from probdl.methods import eager, native
 from probdl.methods.base import Method
@@ -224,12 +224,7 @@ def _fit(
     findings = [*findings, *held_params(density.structure), *check_energy(chains.stats)]
     if (count := chains.z.shape[1]) < method.draws:
         findings.append(
-            Finding(
-                "warning",
-                "interrupted",
-                f"interrupted after {count} of {method.draws} draws a chain; those are returned.",
-                "Run it again with the same seed for all of them.",
-            )
+            interrupted(count, f"{method.draws} draws a chain", "those are returned", "of them")
         )
     draws = {name: value.numpy() for name, value in values.items()}
     stats = {**chains.stats, "engine": evaluator.engine}

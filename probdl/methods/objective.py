@@ -34,7 +34,7 @@ from probdl.methods.guides import compare_sites
 from probdl.program import Program
 from probdl.sites import Structure, own_parameter
 
-__all__ = ["ELBOS", "Objective", "Trainable", "resolve_elbo"]
+__all__ = ["ELBOS", "Objective", "Trainable", "first_not_finite", "resolve_elbo"]
 
 ELBOS: dict[str, type[ELBO]] = {
     "trace": Trace_ELBO,
@@ -85,6 +85,12 @@ class _Item(TorchFunctionMode):
 def _without_nan_checks() -> Any:
     """Keep Pyro's estimators from looking for NaN, which is done here, once a step."""
     return patch.object(pyro.util, "torch_isnan", lambda x: False)
+
+
+def first_not_finite(names: Sequence[str], values: Sequence[Tensor]) -> str | None:
+    """Name the first tensor that holds NaN or infinite numbers; None if all are finite."""
+    named = zip(names, values, strict=True)
+    return next((name for name, value in named if not torch.isfinite(value).all()), None)
 
 
 class Trainable:
@@ -245,9 +251,8 @@ class Objective(Trainable):
 
     def blame(self, values: Sequence[Tensor], data: Sequence[Tensor]) -> str:
         """Tell what first went wrong where the loss is not finite."""
-        for name, value in zip(self.names, values, strict=True):
-            if not torch.isfinite(value).all():
-                return f"the parameter '{name}' is not finite"
+        if (name := first_not_finite(self.names, values)) is not None:
+            return f"the parameter '{name}' is not finite"
         tensors = data[:-1] if self.annealed else data
         with torch.no_grad():
             try:

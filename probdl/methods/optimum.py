@@ -20,7 +20,7 @@ from torch import Tensor
 
 from probdl.compile import Evaluator
 from probdl.density import LogDensity
-from probdl.diagnostics import Finding
+from probdl.diagnostics import Finding, interrupted
 from probdl.errors import ModelError
 from probdl.progress import bar
 
@@ -87,12 +87,8 @@ def maximise(
             if not found:
                 raise
             findings.append(
-                Finding(
-                    "warning",
-                    "interrupted",
-                    f"interrupted after {len(found)} of {starts} starts; the best of those is "
-                    "returned.",
-                    "Run it again with the same seed for all starts.",
+                interrupted(
+                    len(found), f"{starts} starts", "the best of those is returned", "starts"
                 )
             )
     best = max(found, key=lambda end: end.value)

@@ -20,7 +20,7 @@ from scipy.optimize import minimize
 
 from probdl.compile import ENGINES, Evaluator, choose
 from probdl.density import LogDensity
-from probdl.diagnostics import Finding, check_weights
+from probdl.diagnostics import check_weights, interrupted
 from probdl.errors import ModelError
 from probdl.fit import Fit
 from probdl.idata import psis
@@ -110,12 +110,7 @@ class Pathfinder(Method, name="pathfinder"):
                 if not found:
                     raise
                 findings.append(
-                    Finding(
-                        "warning",
-                        "interrupted",
-                        f"interrupted after {len(found)} of {self.paths} paths; those are used.",
-                        "Run it again with the same seed for all of them.",
-                    )
+                    interrupted(len(found), f"{self.paths} paths", "those are used", "of them")
                 )
         z = np.concatenate([s.z for s in found])
         lp = np.concatenate([s.log_p for s in found])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,14 +15,14 @@ from pyro.infer.autoguide import AutoDelta, AutoGuide
 from torch import Tensor
 
 from probdl.compile import ENGINES
-from probdl.compile.step import BLOCK, Parameters
+from probdl.compile.step import Parameters
 from probdl.density import LogDensity
 from probdl.diagnostics import check_weights
 from probdl.errors import ModelError
 from probdl.fit import Fit
 from probdl.latent import Proposal
 from probdl.methods.base import Method
-from probdl.methods.checkpoint import Checkpoint, describe, fingerprint
+from probdl.methods.checkpoint import checkpoint_of
 from probdl.methods.guides import check_guide, make_guide
 from probdl.methods.minibatch import Batches, FullData, LoaderBatches, PlateBatches
 from probdl.methods.objective import ELBOS, Objective, resolve_elbo
@@ -188,7 +188,7 @@ class SVI(Method, name="svi"):
         for module in [*program.modules, *guide.modules]:
             module.eval()
         proposal = Proposal(guide, params, objective.parameters, local)
-        structure = _fitted(structure, params)
+        structure = structure.with_values(params)
         stats = {
             "elbo": -outcome.losses,
             "best_step": outcome.best_step,
@@ -279,19 +279,12 @@ class SVI(Method, name="svi"):
                 flat,
             )
 
-        checkpoint = None
-        if self.checkpoint is not None:
-            shapes = zip(objective.names, parameters.shapes, strict=True)
-            identity = {
-                "seed": str(seed),
-                **{f.name: describe(getattr(self, f.name)) for f in fields(self)},
-                "parameters": str([(name, *shape) for name, shape in shapes]),
-                "data": fingerprint(program.tensors()),
-            }
-            for name in ("checkpoint", "every", "draws"):
-                del identity[name]
-            every = -(-self.every // BLOCK) * BLOCK
-            checkpoint = Checkpoint(self.checkpoint, every, identity)
+        checkpoint = checkpoint_of(
+            self,
+            seed,
+            list(zip(objective.names, map(tuple, parameters.shapes), strict=True)),
+            program.tensors(),
+        )
         rates = None
         if self.optimizer in ("Adam", torch.optim.Adam) and isinstance(self.schedule, str):
             factor, rate = SCHEDULES[self.schedule], self.learning_rate
@@ -320,7 +313,7 @@ class SVI(Method, name="svi"):
             return {s.name: s.value.numpy()[None, None] for s in structure.of("param")}, {}, []
         if program.dtype != torch.float64:
             program = program.to(torch.float64)
-            structure = _fitted(discover(program), dict(proposal.values))
+            structure = discover(program).with_values(proposal.values)
         point = isinstance(guide.model, AutoDelta)
         weighed = weigh(program, structure, proposal, 1 if point else self.draws)
         draws = {name: value.numpy()[None] for name, value in weighed.draws.items()}
@@ -333,14 +326,3 @@ class SVI(Method, name="svi"):
             "log_evidence": weighed.log_evidence,
         }
         return draws, more, check_weights(weighed.log_weights, weighed.pareto_k, "the guide")
-
-
-def _fitted(structure: Structure, params: dict[str, Tensor]) -> Structure:
-    """Give the param sites their fitted values."""
-    sites = {
-        name: replace(site, value=params[name].to(site.value.dtype))
-        if site.kind == "param" and name in params
-        else site
-        for name, site in structure.sites.items()
-    }
-    return replace(structure, sites=sites)

@@ -15,14 +15,15 @@ from torch import Tensor
 
 from probdl.compile.adam import NativeAdam
 from probdl.compile.step import BLOCK, Loss, NativeStep, Parameters, Step, choose_step
-from probdl.diagnostics import Finding
+from probdl.diagnostics import Finding, interrupted
 from probdl.errors import ModelError
 from probdl.methods.checkpoint import Checkpoint
 from probdl.methods.minibatch import Batches, FullData
 from probdl.methods.optimizers import Training
 from probdl.progress import bar
+from probdl.state import stream
 
-__all__ = ["Outcome", "Plan", "stream", "train"]
+__all__ = ["Outcome", "Plan", "stopped_at", "train"]
 
 _SHORT = 2.0  # standard errors by which the end may fall short of the best block
 _RISING = 4.0  # standard errors from which a rise near the end is one
@@ -87,10 +88,14 @@ class _Best:
     kept: float = math.inf  # the loss at that step
 
 
-def stream(seed: int, purpose: str, index: int) -> int:
-    """Derive the seed of one block of steps, or of one epoch."""
-    sequence = np.random.SeedSequence([seed, *purpose.encode(), index])
-    return int(sequence.generate_state(1, np.uint32)[0])
+def stopped_at(done: int, steps: int) -> Finding:
+    """Tell that Ctrl-C ended a training."""
+    return interrupted(
+        done,
+        f"{steps} steps",
+        "the fit holds the state reached",
+        "steps; with checkpoint= it goes on where it was",
+    )
 
 
 class _Run:
@@ -319,16 +324,7 @@ class _Run:
             except KeyboardInterrupt:
                 if not self.done:
                     raise
-                self.findings.append(
-                    Finding(
-                        "warning",
-                        "interrupted",
-                        f"interrupted after {self.done} of {plan.steps} steps; the fit holds the "
-                        "state reached.",
-                        "Run it again with the same seed for all steps; with checkpoint= it goes "
-                        "on where it was.",
-                    )
-                )
+                self.findings.append(stopped_at(self.done, plan.steps))
         if not any(f.check == "loss_not_finite" for f in self.findings):
             self.finish()
         losses = self.losses[: self.done]
