@@ -304,12 +304,12 @@ class Fit:
                 f"the model '{program.name}' observes no site on these arguments, so there is "
                 "nothing to score. Pass the observed data too, or use predict()."
             )
-        if self._local:
-            guide, count = self._guide, _EVIDENCE_DRAWS
-            evidence = latent.log_evidence(program, structure, guide, count, progress=False)
-            plate = data_plate(program, structure)[0]
-            return LogPredictive({plate: evidence.pointwise}, evidence.total, evidence.total)
         with isolated(stream(self.seed, "score")):
+            if self._local:
+                guide, count = self._guide, _EVIDENCE_DRAWS
+                evidence = latent.log_evidence(program, structure, guide, count, progress=False)
+                plate = data_plate(program, structure)[0]
+                return LogPredictive({plate: evidence.pointwise}, evidence.total, evidence.total)
             points, joint = predictive.log_likelihood(program, structure, self._tensors())
         pointwise = {k: _numpy(predictive.log_mean_exp(v)) for k, v in points.items()}
         total = sum(float(v.sum()) for v in pointwise.values())

@@ -192,3 +192,10 @@ def test_what_needs_a_guide_says_so(x, fit):
         fit.decode(np.zeros((3, 4)))
     with pytest.raises(probdl.ModelError, match="integrated over by"):
         fit.log_likelihood()
+
+
+def test_scores_repeat_and_leave_the_random_generator_alone(fit, x):
+    before = torch.get_rng_state()
+    first, second = (fit.log_predictive(x).pointwise["data"] for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    assert torch.equal(torch.get_rng_state(), before)
