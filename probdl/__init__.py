@@ -18,6 +18,7 @@ from probdl.fit import Fit, LogPredictive
 from probdl.health import clear_cache, doctor
 from probdl.infer import infer
 from probdl.methods import GAN, HMC, MAP, MLE, NUTS, SVI, Importance, Laplace, Method, Pathfinder
+from probdl.twosample import TwoSample, classifier_test, mmd_test
 
 __all__ = [
     "GAN",
@@ -41,10 +42,13 @@ __all__ = [
     "Pathfinder",
     "ProbdlError",
     "SettingError",
+    "TwoSample",
+    "classifier_test",
     "clear_cache",
     "doctor",
     "infer",
     "jensen_shannon",
+    "mmd_test",
     "models",
     "nn",
     "optimal_discriminator",

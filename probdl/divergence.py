@@ -24,7 +24,13 @@ from torch.nn.functional import logsigmoid
 from probdl.errors import SettingError
 from probdl.state import isolated
 
-__all__ = ["Divergence", "estimate_divergence", "jensen_shannon", "optimal_discriminator"]
+__all__ = [
+    "Divergence",
+    "estimate_divergence",
+    "jensen_shannon",
+    "learn_apart",
+    "optimal_discriminator",
+]
 
 _LOG_4 = math.log(4.0)
 _CHECKS = 25  # steps between looks at the validation set
@@ -112,8 +118,7 @@ def estimate_divergence(
 ) -> Divergence:
     """Estimate the divergence of two samples by a discriminator trained afresh.
 
-    Each sample is split in three: the discriminator learns from the first half, stops where the
-    next quarter says that it no longer gains, and is judged on the last, which it has not seen.
+    The discriminator is judged on a quarter of each sample, which it has not seen.
 
     Args:
         real: data (n, *shape).
@@ -131,40 +136,55 @@ def estimate_divergence(
             f"and {len(fake)}."
         )
     with isolated(seed):
-        net = copy.deepcopy(discriminator).train()
-        for layer in net.modules():
-            if callable(reset := getattr(layer, "reset_parameters", None)):
-                reset()
-        parts = []
-        for sample in (real, fake):
-            mixed = sample[torch.randperm(len(sample))]
-            cuts = [len(sample) // 2, len(sample) // 4]
-            parts.append(mixed.split([*cuts, len(sample) - sum(cuts)]))
-        (train_x, check_x, test_x), (train_g, check_g, test_g) = parts
-        adam = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=1e-2)
-        # At the start it must know nothing: a wild guess would be worse than saying 1/2.
-        best: tuple[float, dict[str, Tensor] | None] = (-_LOG_4, None)
-        idle, size = 0, min(128, len(train_x), len(train_g))
-        for step in range(1, steps + 1):
-            x = train_x[torch.randint(len(train_x), (size,))]
-            g = train_g[torch.randint(len(train_g), (size,))]
-            adam.zero_grad()
-            loss = -logsigmoid(net(x)).mean() - logsigmoid(-net(g)).mean()
-            loss.backward()
-            adam.step()
-            if step % _CHECKS:
-                continue
-            value = _divergence(_logits(net, check_x), _logits(net, check_g)).value_function
-            idle += 1
-            if value > best[0]:
-                state = {k: v.clone() for k, v in net.state_dict().items()}
-                best, idle = (value, state), 0
-            if idle >= _PATIENCE:
-                break
-        if best[1] is None:  # nothing learned tells them apart: D = 1/2
-            return _divergence(torch.zeros(len(test_x)), torch.zeros(len(test_g)))
-        net.load_state_dict(best[1])
-        return _divergence(_logits(net, test_x), _logits(net, test_g))
+        return _divergence(*learn_apart(real, fake, copy.deepcopy(discriminator), steps=steps))
+
+
+def learn_apart(x: Tensor, g: Tensor, net: nn.Module, *, steps: int) -> tuple[Tensor, Tensor]:
+    """Train a discriminator on three quarters of two samples; return its logits on the rest.
+
+    It learns from the first half, and stops where the next quarter says that it no longer gains.
+    Where nothing that it learned tells the samples apart, all logits are 0: D = 1/2.
+
+    Args:
+        x: rows (n, *shape) that it should call real.
+        g: rows (m, *shape) that it should not.
+        net: maps (n, *shape) to logits (n,) or (n, 1); its weights are drawn anew, and trained.
+        steps: how many steps of training at most.
+    """
+    net.train()
+    for layer in net.modules():
+        if callable(reset := getattr(layer, "reset_parameters", None)):
+            reset()
+    parts = []
+    for sample in (x, g):
+        mixed = sample[torch.randperm(len(sample))]
+        cuts = [len(sample) // 2, len(sample) // 4]
+        parts.append(mixed.split([*cuts, len(sample) - sum(cuts)]))
+    (train_x, check_x, test_x), (train_g, check_g, test_g) = parts
+    adam = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=1e-2)
+    # At the start it must know nothing: a wild guess would be worse than saying 1/2.
+    best: tuple[float, dict[str, Tensor] | None] = (-_LOG_4, None)
+    idle, size = 0, min(128, len(train_x), len(train_g))
+    for step in range(1, steps + 1):
+        real = train_x[torch.randint(len(train_x), (size,))]
+        fake = train_g[torch.randint(len(train_g), (size,))]
+        adam.zero_grad()
+        loss = -logsigmoid(net(real)).mean() - logsigmoid(-net(fake)).mean()
+        loss.backward()
+        adam.step()
+        if step % _CHECKS:
+            continue
+        value = _divergence(_logits(net, check_x), _logits(net, check_g)).value_function
+        idle += 1
+        if value > best[0]:
+            state = {k: v.clone() for k, v in net.state_dict().items()}
+            best, idle = (value, state), 0
+        if idle >= _PATIENCE:
+            break
+    if best[1] is None:
+        return torch.zeros(len(test_x)), torch.zeros(len(test_g))
+    net.load_state_dict(best[1])
+    return _logits(net, test_x), _logits(net, test_g)
 
 
 def _logits(net: nn.Module, x: Tensor) -> Tensor:

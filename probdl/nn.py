@@ -84,7 +84,15 @@ def initialize(module: nn.Module, scheme: str = "he", bias: float = 0.0) -> nn.M
     return module
 
 
-class MLP(_Sequential):
+class _Network(_Sequential):
+    def __getitem__(self, index: Any) -> Any:
+        """Return a layer, or a sequence of some: torch would call the class with those layers."""
+        if isinstance(index, slice):
+            return _Sequential(*list(self)[index])
+        return super().__getitem__(index)
+
+
+class MLP(_Network):
     """A network of fully connected layers with an activation between.
 
     Args:
@@ -127,7 +135,7 @@ class MLP(_Sequential):
         _initialize(self, initialize, bias)
 
 
-class ConvNet(_Sequential):
+class ConvNet(_Network):
     """A network of convolutions, each of which shrinks the image, and fully connected layers.
 
     A convolution with F filters of k × k over C channels has F × k × k × C weights and F biases.
@@ -178,7 +186,7 @@ class ConvNet(_Sequential):
         self.features = sizes[-1] if sizes else math.prod(small)
 
 
-class TransposedConvNet(_Sequential):
+class TransposedConvNet(_Network):
     """The mirror image of a ``ConvNet``: from numbers to images.
 
     Args:

@@ -21,6 +21,14 @@ from probdl.nn import (
 # -- shapes ----------------------------------------------------------------------------------
 
 
+def test_a_part_of_a_network_is_a_sequence_of_its_layers():
+    net = probdl.nn.ConvNet((8, 8), channels=[4], sizes=[6, 1])
+    assert [type(m).__name__.removeprefix("Pyro") for m in net[-3:]] == ["Linear", "ReLU", "Linear"]
+    assert net[-1] is list(net)[-1]
+    x = torch.rand(3, 8, 8)
+    torch.testing.assert_close(net[-2:](net[:-2](x)), net(x))
+
+
 def test_a_layer_from_n_to_m_has_n_times_m_weights():
     (weight, bias) = MLP([7, 5]).parameters()
     assert weight.numel() == 7 * 5

@@ -62,11 +62,14 @@ class Checkpoint:
         self.every = every
         self.identity = identity
 
-    def read(self) -> dict[str, Any] | None:
+    def read(self, steps: int) -> dict[str, Any] | None:
         """Return the state that was written last; None if there is none.
 
+        Args:
+            steps: how many steps the run is to have.
+
         Raises:
-            SettingError: it is of another run, or cannot be read.
+            SettingError: it is of another run or a longer one, or cannot be read.
         """
         if not self.path.exists():
             return None
@@ -90,6 +93,11 @@ class Checkpoint:
                     f"{identity.get(name)}, and now it is {value}. Take another folder, or delete "
                     "it to start anew."
                 )
+        if state["done"] > steps:
+            raise SettingError(
+                f"the checkpoint {self.path} is of a run that took {state['done']} steps, more "
+                f"than the {steps} of this one. Take another folder, or ask for more steps."
+            )
         return state
 
     def write(self, state: dict[str, Any]) -> None:
@@ -113,11 +121,14 @@ def checkpoint_of(
     """Make the checkpoint that a method asks for; None where it asks for none.
 
     A run is taken up again by the same method, but for how often it saves and how many draws it
-    makes at the end, with the same seed, parameters and data.
+    makes at the end, with the same seed, parameters and data. It may be longer as well, unless
+    the learning rate follows a schedule, of which the length is part.
     """
     if method.checkpoint is None:
         return None
-    free = ("checkpoint", "every", "draws")
+    free = ["checkpoint", "every", "draws"]
+    if method.schedule == "constant":
+        free += ["steps", "epochs"]
     identity = {
         "seed": str(seed),
         **{f.name: describe(getattr(method, f.name)) for f in fields(method) if f.name not in free},

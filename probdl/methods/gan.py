@@ -94,7 +94,8 @@ class GAN(Method, name="gan"):
         ema: the fit holds an average of the generator's weights over the steps, this share of it
             kept at each step; 0 takes the last weights.
         site: the name of the deterministic site, and of the argument, that is x; None finds it.
-        checkpoint: a folder, from which a killed run goes on to the same result.
+        checkpoint: a folder, from which a killed run goes on to the same result, and a finished
+            one to more steps (with a constant learning rate).
         every: how many steps lie between checkpoints, rounded up to whole hundreds.
         engine: ``"auto"`` for traced steps, ``"eager"`` for the losses as they are.
 
@@ -257,6 +258,7 @@ class _Run:
     batches: PlateBatches
     seed: int
     done: int = 0
+    started: int = 0
     engine: str = ""
     findings: list[Finding] = field(default_factory=list)
 
@@ -357,7 +359,7 @@ class _Run:
         if self.player.step is None:
             self.prepare(batches[0])
         t = self.done
-        if t % BLOCK == 0:
+        if t % BLOCK == 0 or t == self.started:
             torch.manual_seed(stream(self.seed, "block", t // BLOCK))
         done = t / self.steps
         for batch in batches:
@@ -430,10 +432,12 @@ class _Run:
 
     def load(self) -> None:
         """Take up what a checkpoint holds."""
-        state = self.checkpoint.read() if self.checkpoint is not None else None
+        state = self.checkpoint.read(self.steps) if self.checkpoint is not None else None
         if state is None:
             return
-        self.done, self.engine, self.told = state["done"], state["engine"], state["told"].numpy()
+        self.done = self.started = state["done"]
+        self.engine = state["engine"]
+        self.told[: self.done] = state["told"][: self.done].numpy()
         flats = (self.opponent.parameters.flat, self.player.parameters.flat, self.average)
         for flat, value in zip(flats, state["weights"], strict=True):
             flat.copy_(value)

@@ -82,7 +82,7 @@ class SVI(Method, name="svi"):
         patience: stop once the ELBO, smoothed over 100 steps, has not improved for so many steps.
         draws: how many draws of the guide the fit holds.
         checkpoint: a folder; the run is saved there and, after a kill, goes on from there to the
-            same result.
+            same result; a finished one goes on to more steps, with a constant learning rate.
         every: how many steps lie between checkpoints, rounded up to whole hundreds.
         engine: ``"auto"``, ``"native"`` or ``"eager"``.
 

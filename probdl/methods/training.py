@@ -278,12 +278,13 @@ class _Run:
 
     def load(self) -> None:
         """Take up what a checkpoint holds."""
-        state = self.plan.checkpoint.read() if self.plan.checkpoint is not None else None
+        plan = self.plan
+        state = plan.checkpoint.read(plan.steps) if plan.checkpoint is not None else None
         if state is None:
             return
         self.done, self.over, self.engine = state["done"], state["over"], state["engine"]
         self.parameters.flat.copy_(state["flat"])
-        self.losses = state["losses"].numpy()
+        self.losses[: self.done] = state["losses"][: self.done].numpy()
         for buffer, value in zip(self.loss.buffers, state["buffers"], strict=True):
             buffer.copy_(value)
         self.waiting = state["training"]

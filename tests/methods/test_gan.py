@@ -171,6 +171,17 @@ def test_an_interrupted_run_goes_on_to_the_same_result(x, tmp_path, monkeypatch)
         np.testing.assert_array_equal(resumed.stats["params"][name], value)
 
 
+@pytest.mark.filterwarnings("ignore::probdl.FindingWarning")
+def test_a_finished_run_goes_on_to_more_steps(x, tmp_path):
+    def fit(steps, folder):
+        method = probdl.GAN(discriminator=critic(), steps=steps, checkpoint=folder, ema=0.9)
+        return probdl.infer(program(line()), x[:300], method=method, seed=1)
+
+    whole = fit(500, None)
+    assert len(fit(200, tmp_path).stats["value"]) == 200
+    np.testing.assert_array_equal(fit(500, tmp_path).stats["value"], whole.stats["value"])
+
+
 def test_bad_input_is_refused(x):
     def named(x=None):
         pyro.module("net", LINE)

@@ -426,6 +426,25 @@ def test_a_killed_run_goes_on_to_the_same_result(kind, tmp_path):
     assert os.listdir(folder) == ["checkpoint.pt"] or len(os.listdir(folder)) <= 2
 
 
+@pytest.mark.filterwarnings("ignore::probdl.FindingWarning")
+@pytest.mark.parametrize("batch_size", [None, 5])
+def test_a_finished_run_goes_on_to_more_steps(batch_size, tmp_path):
+    def fit(steps, folder, schedule="constant"):
+        settings = {"schedule": schedule, "batch_size": batch_size, "draws": 20}
+        method = probdl.SVI(steps=steps, checkpoint=folder, **settings)
+        return probdl.infer(location, np.arange(10.0), method=method, seed=1)
+
+    whole = fit(700, None)
+    assert len(fit(300, tmp_path / "a").stats["elbo"]) == 300
+    longer = fit(700, tmp_path / "a")
+    np.testing.assert_array_equal(longer.stats["elbo"], whole.stats["elbo"])
+    with pytest.raises(probdl.SettingError, match="took 700 steps, more than the 400 of this"):
+        fit(400, tmp_path / "a")
+    fit(300, tmp_path / "b", "cosine")  # its learning rate has come to zero
+    with pytest.raises(probdl.SettingError, match="its steps is 300, and now it is 700"):
+        fit(700, tmp_path / "b", "cosine")
+
+
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     method = probdl.SVI(steps=200, checkpoint=tmp_path, draws=30)
     probdl.infer(location, np.ones(5), method=method, seed=1)
