@@ -38,6 +38,10 @@ _LONG = 12_000  # steps: Inductor takes some seconds to compile what it gains ha
 _PRODUCTS = 1_000_000  # multiplications of matrices from which on torch is faster than plain C
 
 
+class ForeignWriteError(UntraceableError):
+    """A step writes to a tensor of the caller's."""
+
+
 class Loss(Protocol):
     """A loss: runs backward, and returns its value, and what else is told of each step after it.
 
@@ -146,7 +150,10 @@ class GraphStep:
                     recording.constants[str(kept.target)] is buffer for buffer in loss.buffers
                 )
                 if kept.op == "placeholder" or (kept.op == "get_attr" and not own):
-                    raise UntraceableError("it writes to a tensor that it does not own")
+                    raise ForeignWriteError(
+                        "it writes to a tensor that is not the fit's own, as a network with "
+                        "running statistics does that the model closes over"
+                    )
                 self.writes = self.writes or own
         recording.graph.eliminate_dead_code()
         self._graph: Any = recording.function()
@@ -390,7 +397,9 @@ def choose_step(
             "warning",
             "engine",
             f"the steps run on the eager engine, which is slow: {why}.",
-            "Write `if` on the value of a site or a parameter as torch.where(), and leave "
+            "Make the model a torch.nn.Module that holds the network; the fit trains a copy of it."
+            if isinstance(failures[-1], ForeignWriteError)
+            else "Write `if` on the value of a site or a parameter as torch.where(), and leave "
             "out .item().",
         )
     ]

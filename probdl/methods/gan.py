@@ -48,6 +48,7 @@ _SATURATED = 0.95  # D(x) - D(g) from which on the generator has next to nothing
 _NEIGHBOURS = 5
 _COVERED = 0.7  # of the data, where 0.97 are expected of draws of their distribution
 _ROWS = 1000  # that mode collapse is looked for in
+_CRITICS = ("wasserstein", "hinge")  # losses without probabilities
 _TOLD = ("discriminator_loss", "d_real", "d_fake", "value", "generator_loss")
 
 adam = functools.partial(torch.optim.Adam, betas=(0.5, 0.999))
@@ -391,7 +392,7 @@ class _Run:
                 culprit = f"the weight '{name}' of the {player} is not finite"
                 break
         message = f"the loss of the {what} was not finite at step {self.done}: {culprit}."
-        remedy = "Lower learning_rate, or use loss='hinge' or 'wasserstein'."
+        remedy = f"Lower learning_rate. {_other_loss(self.method)}".rstrip()
         if not self.done:
             raise ModelError(f"{message} {remedy}")
         step, (critic, generator, average) = self.good
@@ -466,7 +467,7 @@ def _judge(method: GAN, told: dict[str, NDArray[np.float64]]) -> list[Finding]:
         float(told[name][-count:].mean()) if len(told[name]) else math.nan
         for name in ("d_real", "d_fake", "value")
     )
-    if method.loss not in ("minimax", "non_saturating"):
+    if method.loss in _CRITICS:
         return []
     if real - fake > _SATURATED:
         return [
@@ -493,6 +494,10 @@ def _judge(method: GAN, told: dict[str, NDArray[np.float64]]) -> list[Finding]:
     return []
 
 
+def _other_loss(method: GAN) -> str:
+    return "" if method.loss in _CRITICS else "Use loss='wasserstein' or 'hinge'. "
+
+
 def _collapse(fit: Fit, data: Tensor, site: str) -> list[Finding]:
     """Look for data that no draw is near: coverage (Naeem et al., 2020).
 
@@ -515,6 +520,6 @@ def _collapse(fit: Fit, data: Tensor, site: str) -> list[Finding]:
             f"only {covered:.0%} of the data have a draw in their neighbourhood, where "
             f"{1 - 2.0**-_NEIGHBOURS:.0%} would: the generator leaves parts of the data out, or "
             "its draws are of another kind.",
-            "Use loss='wasserstein' or 'hinge', a larger batch_size, or train for longer.",
+            _other_loss(fit.method) + "A larger batch_size or longer training may help too.",
         )
     ]

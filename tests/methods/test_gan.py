@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import probdl
+from benchmarks.gan import modes, play_ring
 from probdl.methods import gan
 from probdl.nn import MLP, lipschitz_bound
 
@@ -180,6 +181,50 @@ def test_a_finished_run_goes_on_to_more_steps(x, tmp_path):
     whole = fit(500, None)
     assert len(fit(200, tmp_path).stats["value"]) == 200
     np.testing.assert_array_equal(fit(500, tmp_path).stats["value"], whole.stats["value"])
+
+
+class Normalised(nn.Module):
+    """A program that holds its network, which keeps running statistics."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(1, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1))
+
+    def forward(self, x=None):
+        with pyro.plate("data", len(x) if x is not None else 1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            pyro.deterministic("x", self.net(z), event_dim=1)
+
+
+@pytest.mark.filterwarnings("ignore::probdl.FindingWarning")
+def test_running_statistics_are_trained_in_a_module_and_told_of_in_a_closure(x):
+    torch.manual_seed(0)
+    model = Normalised()
+    method = probdl.GAN(discriminator=critic(), steps=200)
+    fit = probdl.infer(model, x[:300], method=method, seed=1)
+    assert fit.stats["engine"] == "graph"
+    assert not torch.equal(fit.model.net[1].running_var, torch.ones(8))
+    assert torch.equal(model.net[1].running_var, torch.ones(8))  # the caller's own stays
+    closed = probdl.infer(program(model.net), x[:300], method=method, seed=1)
+    finding = next(f for f in closed.diagnose() if f.check == "engine")
+    assert "running statistics" in finding.message
+    assert "torch.nn.Module that holds the network" in finding.remedy
+
+
+@pytest.mark.parametrize("loss", ["wasserstein", "hinge"])
+def test_eight_normals_on_a_ring_are_all_covered(loss):
+    """All five seeds, in longer training, are in the benchmark of adversarial training."""
+    fit = play_ring(loss, 0, steps=3000)
+    covered, near = modes(fit.predict(4000)["x"])
+    assert covered == 8
+    assert near >= 0.9
+    assert not fit.diagnose()
+
+
+def test_a_collapsed_generator_is_told():
+    with pytest.warns(probdl.FindingWarning, match="the generator leaves parts of the data out"):
+        fit = play_ring("minimax", 0, steps=1000)
+    assert modes(fit.predict(4000)["x"])[0] < 8
 
 
 def test_bad_input_is_refused(x):
