@@ -345,7 +345,7 @@ def write(results: dict[str, Any]) -> None:
         "",
         "Two-sample tests against the held-out images, of grey images and of images whose pixels "
         "are drawn black or white by their grey (the VAE was fitted to such, and its grey images "
-        "are its means); no sample but other data passes:",
+        "are its means); what other images score is there to compare with:",
         "",
         "| sample | MMD² | p | accuracy of a classifier | p |",
         "| --- | --- | --- | --- | --- |",
