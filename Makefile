@@ -9,8 +9,10 @@ STAMP := $(VENV)/.installed
 PYTHON312 ?= python3.12
 VENV312 := .venv-arviz1
 WORKERS ?= 2
+# What calibration is timed against, in an environment of its own.
+SIMUK := .venv-simuk
 
-.PHONY: demo test test-arviz1 bench-engine bench-loops bench-svi lint types check format clean
+.PHONY: demo test test-arviz1 notebooks bench-engine bench-loops bench-svi bench-gan bench-studies lint types check format clean
 
 demo: $(STAMP)  ## fit eight schools and a logistic regression on real data, by four methods
 	$(BIN)/python examples/demo.py
@@ -27,6 +29,9 @@ test-arviz1:  ## the ArviZ container under ArviZ 1.x, without torch
 		$(VENV312)/bin/python -m pytest -c tests/torch_free/pytest.ini tests/torch_free; \
 	fi
 
+notebooks: $(STAMP)  ## run all notebooks at full size, and store their outputs
+	$(BIN)/python notebooks/run.py
+
 bench-engine: $(STAMP)  ## how fast the native engine is; writes benchmarks/results/
 	$(BIN)/python -m benchmarks.engine
 
@@ -35,6 +40,14 @@ bench-loops: $(STAMP)  ## what unrolled loops over time cost to compile
 
 bench-svi: $(STAMP)  ## SVI steps, VAEs and guides; needs PROBDL_SHARED; writes benchmarks/results/
 	$(BIN)/python -m benchmarks.svi
+
+bench-gan: $(STAMP)  ## adversarial training; needs PROBDL_SHARED; writes benchmarks/results/
+	$(BIN)/python -m benchmarks.gan
+
+bench-studies: $(STAMP)  ## studies and calibration, PyMC and simuk beside; writes benchmarks/results/
+	test -x $(SIMUK)/bin/python || $(PYTHON) -m venv $(SIMUK)
+	$(SIMUK)/bin/python -m pip install --quiet pymc simuk nutpie || echo "PyMC and simuk are not to be had"
+	PROBDL_CACHE="$$(mktemp -d)" $(BIN)/python -m benchmarks.studies
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -56,4 +69,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV312) output
+	rm -rf $(VENV) $(VENV312) $(SIMUK) output

@@ -9,7 +9,8 @@
 2.0
 """
 
-from probdl import models, nn
+from probdl import models, montecarlo, nn
+from probdl.compare import compare
 from probdl.density import LogDensity
 from probdl.diagnostics import Finding, Findings
 from probdl.divergence import Divergence, jensen_shannon, optimal_discriminator
@@ -17,7 +18,19 @@ from probdl.errors import DataError, FindingWarning, ModelError, ProbdlError, Se
 from probdl.fit import Fit, LogPredictive
 from probdl.health import clear_cache, doctor
 from probdl.infer import infer
-from probdl.methods import GAN, HMC, MAP, MLE, NUTS, SVI, Importance, Laplace, Method, Pathfinder
+from probdl.methods import (
+    GAN,
+    HMC,
+    MAP,
+    MLE,
+    NUTS,
+    SVI,
+    Importance,
+    Laplace,
+    Method,
+    Metropolis,
+    Pathfinder,
+)
 from probdl.twosample import TwoSample, classifier_test, mmd_test
 
 __all__ = [
@@ -38,6 +51,7 @@ __all__ = [
     "LogDensity",
     "LogPredictive",
     "Method",
+    "Metropolis",
     "ModelError",
     "Pathfinder",
     "ProbdlError",
@@ -45,11 +59,13 @@ __all__ = [
     "TwoSample",
     "classifier_test",
     "clear_cache",
+    "compare",
     "doctor",
     "infer",
     "jensen_shannon",
     "mmd_test",
     "models",
+    "montecarlo",
     "nn",
     "optimal_discriminator",
 ]

@@ -22,7 +22,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from probdl.errors import ModelError, ProbdlError
 from probdl.program import Program
-from probdl.sites import Site, Structure, bijection, discover
+from probdl.sites import Site, Structure, bijection, discover, scalar_labels
 from probdl.vectorize import vectorize
 
 __all__ = ["Block", "LogDensity"]
@@ -53,10 +53,7 @@ class Block:
     @property
     def labels(self) -> list[str]:
         """Name the coordinates: ``beta[0]``, ``beta[1]`` …, or ``sigma``."""
-        if not self.shape:
-            return [self.site.name]
-        index = torch.cartesian_prod(*[torch.arange(n) for n in self.shape])
-        return [f"{self.site.name}{i}" for i in index.reshape(-1, len(self.shape)).tolist()]
+        return scalar_labels(self.site.name, self.shape)
 
 
 class _AtPoint(Messenger):

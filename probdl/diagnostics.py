@@ -29,6 +29,9 @@ __all__ = [
 ]
 
 RHAT_MAX = 1.01
+RHAT_FAR = 1.1
+RHAT_STEADY = 1.05  # of the halves of one chain
+GAP = 2.0  # sds of a chain that the means of chains lie apart, where they are at different modes
 ESS_MIN_PER_CHAIN = 100
 BFMI_MIN = 0.3
 PARETO_K_MAX = 0.7
@@ -100,9 +103,22 @@ def check_draws(posterior: Any, chains: int) -> list[Finding]:
         bad = {n: r for n, r in worst.items() if r > RHAT_MAX}
         if bad:
             name = max(bad, key=lambda n: bad[n])
+            if bad[name] > RHAT_FAR and (apart := _apart(posterior, bad)):
+                findings.append(
+                    Finding(
+                        "error",
+                        "multimodal",
+                        f"each chain settled, in another place than the others, for '{apart[0]}'"
+                        f"{_others(dict.fromkeys(apart))}: the posterior has several modes, and "
+                        "how many chains are at each says nothing of its weight.",
+                        "Put interchangeable parameters in order, or give priors that tell them "
+                        "apart; init='pathfinder' may find the larger mode.",
+                        tuple(apart),
+                    )
+                )
             findings.append(
                 Finding(
-                    "error" if bad[name] > 1.1 else "warning",
+                    "error" if bad[name] > RHAT_FAR else "warning",
                     "rhat",
                     f"the chains do not agree: R-hat is {bad[name]:.3g} for '{name}'"
                     f"{_others(bad)}, above {RHAT_MAX}. Means and intervals cannot be trusted.",
@@ -132,6 +148,21 @@ def check_draws(posterior: Any, chains: int) -> list[Finding]:
             )
         )
     return findings
+
+
+def _apart(posterior: Any, names: Mapping[str, Any]) -> list[str]:
+    """List the variables that are steady in each chain, and far apart between some of them."""
+    within = idata.chain_rhat(posterior)
+    found = []
+    for name in names:
+        draws = np.asarray(posterior.posterior[name].values)
+        chains = draws.reshape(*draws.shape[:2], -1)
+        means, sds = chains.mean(1), chains.std(1)  # (chain, scalar)
+        gaps = (means.max(0) - means.min(0)) / np.maximum(sds.max(0), 1e-300)
+        steady = within[name].reshape(len(chains), -1).max(0) < RHAT_STEADY
+        if (steady & (gaps > GAP)).any():
+            found.append(name)
+    return found
 
 
 def check_energy(stats: Mapping[str, Any]) -> list[Finding]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from probdl import latent, predictive
+from probdl.crossvalidation import CrossValidation, cross_validate
 from probdl.diagnostics import Finding, Findings, check_draws
 from probdl.divergence import Divergence, estimate_divergence
 from probdl.errors import ModelError, ProbdlError, SettingError, warn
@@ -270,7 +271,7 @@ class Fit:
 
     def _sample(self, program: Program) -> dict[str, Array]:
         with isolated(stream(self.seed, "predictive")):
-            draws = self._tensors()
+            draws = self.tensors()
             common = [s.name for s in self.structure.of("discrete") if not any(s.dims)]
             if common:  # one for all the data, so it keeps what the data told of it
                 found = predictive.sample_discrete(self.program, self.structure, draws)
@@ -285,7 +286,7 @@ class Fit:
                 "data each, and are integrated over by fit.log_evidence()."
             )
         with isolated(stream(self.seed, "score")):
-            points, _ = predictive.log_likelihood(self.program, self.structure, self._tensors())
+            points, _ = predictive.log_likelihood(self.program, self.structure, self.tensors())
         self._require(points)
         return self._arrays(points)
 
@@ -310,7 +311,7 @@ class Fit:
                 evidence = latent.log_evidence(program, structure, guide, count, progress=False)
                 plate = data_plate(program, structure)[0]
                 return LogPredictive({plate: evidence.pointwise}, evidence.total, evidence.total)
-            points, joint = predictive.log_likelihood(program, structure, self._tensors())
+            points, joint = predictive.log_likelihood(program, structure, self.tensors())
         pointwise = {k: _numpy(predictive.log_mean_exp(v)) for k, v in points.items()}
         total = sum(float(v.sum()) for v in pointwise.values())
         return LogPredictive(
@@ -328,7 +329,7 @@ class Fit:
                 "scores them together."
             )
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
         """Return the latent and param sites with one leading dimension for all draws."""
         count = self.num_chains * self.num_draws
         names = {s.name for s in self.structure.of("latent", "param")}
@@ -518,6 +519,27 @@ class Fit:
         )
 
     # -- judging --------------------------------------------------------------------------
+
+    def cross_validate(
+        self, k: int = 10, *, workers: int | None = None, progress: bool | None = None
+    ) -> CrossValidation:
+        r"""Estimate how well the model predicts new data, by k-fold cross-validation.
+
+        .. math:: \mathrm{elpd} = \sum_i \log p(y_i | y_{-\mathrm{fold}(i)})
+
+        The rows of the data plate are put into k folds at random, and the method fits the data
+        without each of them.
+
+        Args:
+            k: how many folds; as many as rows leaves one out at a time.
+            workers: how many processes; None is one for each core.
+            progress: whether to show progress; None shows it on a terminal.
+
+        Raises:
+            SettingError: k is not between 2 and the number of rows.
+            ModelError: the model has no data plate, or a fit fails.
+        """
+        return cross_validate(self, k, workers=workers, progress=progress)
 
     def diagnose(self) -> Findings:
         """Return all findings: what was seen, why it matters, and what to try."""

@@ -6,6 +6,7 @@ no torch: arrays go in.
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,16 +15,39 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import uniform
 
 with warnings.catch_warnings():  # 0.23 announces 1.0 on every import
     warnings.simplefilter("ignore", FutureWarning)
     import arviz as az
 
-__all__ = ["ARVIZ_1", "bfmi", "ess", "plot_ppc", "psis", "rhat", "summary", "to_idata", "unclashed"]
+__all__ = [
+    "ARVIZ_1",
+    "PARETO_K",
+    "bfmi",
+    "chain_rhat",
+    "compare",
+    "ecdf_band",
+    "ess",
+    "loo",
+    "pareto_k",
+    "plot_ppc",
+    "psis",
+    "rhat",
+    "summary",
+    "to_idata",
+    "unclashed",
+    "with_exact",
+]
 
 ARVIZ_1 = int(az.__version__.split(".")[0]) >= 1
 if ARVIZ_1:
+    from arviz_stats import ecdf_utils
     from arviz_stats.base import array_stats
+else:
+    from arviz.stats import ecdf_utils
+
+PARETO_K = 0.7  # from which on importance sampling cannot be trusted
 
 Arrays = Mapping[str, NDArray[Any]]
 Dims = Mapping[str, Sequence[str | None]]
@@ -108,6 +132,21 @@ def rhat(idata: Any) -> dict[str, NDArray[np.float64]]:
     return _arrays(az.rhat, idata)
 
 
+def chain_rhat(idata: Any) -> dict[str, NDArray[np.float64]]:
+    """Return the split R-hat of each chain by itself, (chain, *shape) by variable."""
+    posterior = idata.posterior.dataset if ARVIZ_1 else idata.posterior
+    half = posterior.sizes["draw"] // 2
+
+    def halves(array: NDArray[Any]) -> NDArray[Any]:
+        return array[: 2 * half].reshape(2, half, *array.shape[1:])
+
+    found = [
+        rhat(to_idata({"posterior": {n: halves(v.values[i]) for n, v in posterior.items()}}))
+        for i in range(posterior.sizes["chain"])
+    ]
+    return {name: np.stack([of[name] for of in found]) for name in found[0]}
+
+
 def ess(idata: Any, kind: str) -> dict[str, NDArray[np.float64]]:
     """Return the effective sample size by variable; ``kind`` is ``"bulk"`` or ``"tail"``."""
     return _arrays(az.ess, idata, method=kind)
@@ -134,6 +173,79 @@ def psis(log_ratios: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
         else:
             log_weights, k = az.psislw(np.asarray(log_ratios))
     return np.asarray(log_weights), float(k)
+
+
+def ecdf_band(
+    count: int, num_draws: int, prob: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return the band that the empirical CDF of uniform ranks stays in, at all points at once.
+
+    Args:
+        count: how many ranks there are.
+        num_draws: they are of 0 to this.
+        prob: the probability of staying in the band.
+
+    Returns:
+        The points of [0, 1], and the band's lower and upper bound there.
+    """
+    points = np.arange(1, num_draws + 1) / (num_draws + 1)
+    if ARVIZ_1:
+        rng = np.random.default_rng(0)
+        pointwise = ecdf_utils.simulate_confidence_bands(count, 1, points, prob, 1000, rng)
+        low, high = ecdf_utils.get_pointwise_confidence_band(pointwise, count, points)
+    else:
+        low, high = ecdf_utils.ecdf_confidence_band(
+            count,
+            points,
+            points,
+            prob,
+            method="simulated",
+            num_trials=1000,
+            rvs=uniform(0, 1).rvs,
+            random_state=np.random.default_rng(0),
+        )
+    return points, np.asarray(low), np.asarray(high)
+
+
+def loo(idata: Any, name: str) -> Any:
+    """Return ArviZ's leave-one-out cross-validation of a variable, with its pointwise values."""
+    with _quiet():
+        return az.loo(idata, pointwise=True, var_name=name)
+
+
+def pareto_k(elpd: Any) -> NDArray[np.float64]:
+    """Return the k-hat of each row, flat."""
+    return np.asarray(elpd.pareto_k.values).ravel()
+
+
+def with_exact(elpd: Any, exact: Mapping[int, float]) -> Any:
+    """Return the result with the exact terms of some rows, by their number in flat order."""
+    result = copy.deepcopy(elpd)
+    terms = result.elpd_i if ARVIZ_1 else result.loo_i
+    values = np.array(terms.values, dtype=np.float64).ravel()
+    shapes = np.array(result.pareto_k.values, dtype=np.float64).ravel()
+    for row, value in exact.items():
+        values[row], shapes[row] = value, 0.0
+    terms = terms.copy(data=values.reshape(terms.shape))
+    shape = result.pareto_k.copy(data=shapes.reshape(terms.shape))
+    total, error = float(values.sum()), float(np.sqrt(len(values) * values.var()))
+    warning = bool((shapes > PARETO_K).any())
+    if ARVIZ_1:
+        difference = total - float(result.elpd)
+        result.elpd, result.se, result.elpd_i, result.pareto_k = total, error, terms, shape
+        result.p, result.warning = result.p - difference, warning
+    else:
+        difference = total - float(result["elpd_loo"])
+        result["elpd_loo"], result["se"], result["loo_i"] = total, error, terms
+        result["pareto_k"], result["warning"] = shape, warning
+        result["p_loo"] = result["p_loo"] - difference
+    return result
+
+
+def compare(elpds: Mapping[str, Any]) -> Any:
+    """Return ArviZ's table of comparison of such results."""
+    with _quiet():
+        return az.compare(dict(elpds))
 
 
 def plot_ppc(idata: Any, **options: Any) -> Any:

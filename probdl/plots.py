@@ -6,19 +6,30 @@ Each returns matplotlib axes, and draws on those that it is given.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import xarray as xr
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from probdl.errors import ModelError, SettingError
 from probdl.fit import Fit
+from probdl.idata import ecdf_band
+from probdl.montecarlo import Calibration
 
 MARKERS = "ox"  # of the first ten labels, and of ten more
 
-__all__ = ["plot_elbo", "plot_images", "plot_latent", "plot_reconstructions"]
+__all__ = [
+    "plot_calibration",
+    "plot_elbo",
+    "plot_images",
+    "plot_latent",
+    "plot_reconstructions",
+    "plot_study",
+]
 
 
 def plot_elbo(fit: Fit, ax: Axes | None = None, window: int = 100) -> Axes:
@@ -166,4 +177,95 @@ def plot_latent(
     else:
         ax.scatter(points[0], points[1], s=6, c=labels)
     ax.set(xlabel=f"{name}[{dims[0]}]", ylabel=f"{name}[{dims[1]}]", aspect="equal")
+    return ax
+
+
+def plot_study(study: xr.Dataset, parameters: Sequence[str] | None = None) -> NDArray[Any]:
+    """Plot what a study found over sample size, with two standard errors on each side.
+
+    Above, the variance, the squared bias and the mean squared error on log axes, where a rate of
+    1/n is a line of slope -1; below, the coverage of intervals.
+
+    Args:
+        study: of :func:`probdl.montecarlo.study`.
+        parameters: which; None takes the first three.
+
+    Returns:
+        The axes, (2, parameters).
+
+    Raises:
+        SettingError: there is no such parameter.
+
+    >>> import torch, pyro, pyro.distributions as dist
+    >>> from probdl.montecarlo import study
+    >>> def model(y):
+    ...     mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+    ...     with pyro.plate("obs", len(y)):
+    ...         pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+    >>> found = study(model, "mle", {"mu": 2.0}, sizes=[4, 16], replicates=20, seed=1)
+    >>> plot_study(found).shape
+    (2, 1)
+    """
+    known = [str(p) for p in study.parameter.values]
+    names = list(parameters) if parameters is not None else known[:3]
+    if wrong := [n for n in names if n not in known]:
+        raise SettingError(f"the study has no parameter {wrong[0]!r}, but {', '.join(known)}.")
+    _, axes = plt.subplots(
+        2, len(names), figsize=(4.5 * len(names), 6), squeeze=False, sharex=True,
+        gridspec_kw={"height_ratios": [2, 1]}, layout="constrained",
+    )  # fmt: skip
+    n = study["size"].values
+    for column, name in enumerate(names):
+        of = study.sel(parameter=name)
+        ax, below = axes[:, column]
+        squared = (of.bias**2).values
+        # The square of an unbiased estimate is on average its variance too large.
+        noise = (of.bias_se**2).values
+        ax.errorbar(n, of.mse, 2 * of.mse_se, marker="o", label="mean squared error")
+        ax.errorbar(n, of.variance, 2 * of.variance_se, marker="s", label="variance")
+        ax.plot(n, np.where(squared > noise, squared - noise, np.nan), "^", label="squared bias")
+        ax.plot(n, of.variance.values[0] * n[0] / n, "k:", lw=0.8, label="slope -1")
+        ax.set(xscale="log", yscale="log", title=name)
+        below.errorbar(n, of.coverage, 2 * of.coverage_se, marker="o")
+        below.axhline(study.attrs.get("interval_prob", np.nan), color="k", lw=0.8, ls=":")
+        below.set(xlabel="sample size", ylim=(None, 1.02))
+    axes[0, 0].set_ylabel(f"squared error, of {study.attrs.get('method', 'the estimator')}")
+    axes[1, 0].set_ylabel("coverage")
+    axes[0, 0].legend()
+    return np.asarray(axes)
+
+
+def plot_calibration(calibration: Calibration, ax: Axes | None = None, prob: float = 0.95) -> Axes:
+    """Plot how far the empirical CDFs of the ranks are from uniform, with a simultaneous band.
+
+    Of a method that is right all curves stay in the band with probability ``prob``, each by
+    itself. A curve that rises first and falls then has draws that are too narrow on both sides
+    (ranks at the ends); one that lies on one side only has draws that are shifted.
+
+    Args:
+        calibration: of :func:`probdl.montecarlo.calibrate`.
+        ax: where to draw; None makes a figure.
+        prob: the probability of the band.
+
+    >>> import torch, pyro, pyro.distributions as dist, probdl
+    >>> from probdl.montecarlo import calibrate
+    >>> def model(y):
+    ...     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    ...     pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+    >>> method = probdl.Laplace(draws=99)
+    >>> found = calibrate(model, method, (torch.tensor(0.0),), simulations=40, seed=1)
+    >>> plot_calibration(found).get_xlabel()
+    'rank of the true value, as a share'
+    """
+    ax = ax or plt.subplots(figsize=(7, 4))[1]
+    count, draws = calibration.ranks.sizes["simulation"], calibration.num_draws
+    points, low, high = ecdf_band(count, draws, prob)
+    ax.fill_between(points, low - points, high - points, color="0.85", label=f"{prob:.0%} band")
+    parameters = calibration.ranks.parameter.values
+    for name in parameters:
+        shares = np.sort((calibration.ranks.sel(parameter=name).values + 1) / (draws + 1))
+        ecdf = np.searchsorted(shares, points, side="right") / count
+        ax.plot(points, ecdf - points, lw=1, label=str(name) if len(parameters) <= 10 else None)
+    ax.set(xlabel="rank of the true value, as a share", ylabel="ECDF - uniform")
+    ax.legend(fontsize="small")
     return ax

@@ -28,12 +28,19 @@ from probdl.program import Program, Substitute, base_distribution
 from probdl.sites import Structure
 from probdl.vectorize import vectorize
 
-__all__ = ["log_likelihood", "log_mean_exp", "sample", "sample_discrete", "sample_prior"]
+__all__ = [
+    "Unobserve",
+    "log_likelihood",
+    "log_mean_exp",
+    "sample",
+    "sample_discrete",
+    "sample_prior",
+]
 
 Draws = Mapping[str, Tensor]  # by site name, (n, *shape)
 
 
-class _Unobserve(Messenger):
+class Unobserve(Messenger):
     """Sample the observed sites anew, each in the shape of its data.
 
     Without a plate, ``pyro.sample("y", Normal(mu, 1), obs=y)`` scores every element of ``y``
@@ -69,7 +76,7 @@ def sample(program: Program, structure: Structure, draws: Draws) -> dict[str, Te
         substitute = Substitute(draw)
         values = program.run(
             lambda trace: _values(trace, wanted),
-            _Unobserve(),
+            Unobserve(),
             substitute,
             parameters=_parameters(structure, draw),
         )
@@ -94,7 +101,7 @@ def sample_prior(program: Program, structure: Structure, count: int) -> dict[str
     def run(_: Tensor) -> dict[str, Tensor]:
         return program.run(
             lambda trace: _values(trace, wanted),
-            _Unobserve(),
+            Unobserve(),
             Substitute({s.name: s.value for s in structure.of("param")}),
             parameters=_parameters(structure, {}),
         )
@@ -122,7 +129,7 @@ def sample_discrete(program: Program, structure: Structure, draws: Draws) -> dic
 
 
 def log_likelihood(
-    program: Program, structure: Structure, draws: Draws
+    program: Program, structure: Structure, draws: Draws, *, quiet: bool = False
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Score the observed sites at each draw.
 
@@ -133,6 +140,7 @@ def log_likelihood(
         program: the model on the arguments to score.
         structure: the sites of the model on these arguments.
         draws: the latent and param sites.
+        quiet: whether to say nothing of sites whose posterior does not apply here.
 
     Returns:
         Pointwise log likelihoods in nats, (n, *batch shape) by site name, without the sites
@@ -177,7 +185,7 @@ def log_likelihood(
         # One draw on plain numbers tells which sites are coupled; traced tensors could not.
         run({name: value[0] for name, value in draws.items()})
         scores = vectorize(run, dict(draws))
-    _tell_resampled(resampled)
+    _tell_resampled(set() if quiet else resampled)
     joint = scores.pop("joint")
     return {name.removeprefix("point "): score for name, score in scores.items()}, joint
 

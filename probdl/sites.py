@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import numpy as np
 import pyro.distributions as dist
 import torch
 from pyro.distributions.hmm import HiddenMarkovModel
@@ -22,7 +23,15 @@ from probdl.errors import DataError, ModelError
 from probdl.program import Program, base_distribution, check_finite, format_index
 from probdl.state import isolated
 
-__all__ = ["Site", "Structure", "bijection", "data_plate", "discover", "own_parameter"]
+__all__ = [
+    "Site",
+    "Structure",
+    "bijection",
+    "data_plate",
+    "discover",
+    "own_parameter",
+    "scalar_labels",
+]
 
 _TRIES = 100
 
@@ -80,6 +89,17 @@ class _RandomStart(Messenger):
         transform = bijection(msg["fn"], msg["name"])
         shape = transform.inverse_shape(msg["fn"].shape())
         msg["value"] = transform(torch.empty(shape).uniform_(-2.0, 2.0))
+
+
+def scalar_labels(name: str, shape: Sequence[int]) -> list[str]:
+    """Name the scalars of a site.
+
+    >>> scalar_labels("theta", (2,)), scalar_labels("mu", ())
+    (['theta[0]', 'theta[1]'], ['mu'])
+    """
+    if not shape:
+        return [name]
+    return [f"{name}[{', '.join(map(str, index))}]" for index in np.ndindex(*shape)]
 
 
 def is_discrete(fn: Any) -> bool:

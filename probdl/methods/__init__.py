@@ -5,6 +5,7 @@ from probdl.methods.gan import GAN
 from probdl.methods.importance import Importance
 from probdl.methods.laplace import Laplace
 from probdl.methods.map import MAP
+from probdl.methods.metropolis import Metropolis
 from probdl.methods.mle import MLE
 from probdl.methods.nuts import HMC, NUTS
 from probdl.methods.pathfinder import Pathfinder
@@ -21,6 +22,7 @@ __all__ = [
     "Importance",
     "Laplace",
     "Method",
+    "Metropolis",
     "Pathfinder",
     "resolve",
 ]

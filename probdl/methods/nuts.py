@@ -14,12 +14,11 @@ from torch import Tensor
 
 from probdl.compile import ENGINES, Evaluator, choose
 from probdl.density import LogDensity
-from probdl.diagnostics import Finding, check_energy, check_tree, interrupted
+from probdl.diagnostics import check_energy, check_tree
 from probdl.fit import Fit
 from probdl.methods import eager, native
 from probdl.methods.base import Method
-from probdl.methods.chains import Chains, random_start
-from probdl.methods.held import held_params
+from probdl.methods.chains import Chains, posterior_fit, random_start
 from probdl.methods.pathfinder import pathfinder_draw
 from probdl.program import Program
 from probdl.sites import discover
@@ -128,8 +127,11 @@ class NUTS(Method, name="nuts"):
                 seed=seed,
                 progress=progress,
             )
-        findings += check_tree(chains.stats, self.max_treedepth)
-        return _fit(self, density, evaluator, chains, seed, findings)
+        findings += [
+            *check_tree(chains.stats, self.max_treedepth),
+            *check_energy(chains.stats),
+        ]
+        return posterior_fit(self, density, evaluator, chains, seed, findings)
 
 
 @dataclass(frozen=True, repr=False)
@@ -189,7 +191,8 @@ class HMC(Method, name="hmc"):
         start = functools.partial(random_start, density, evaluator)
         chains = _eager(self, eager.HMCKernel, kernel, density, evaluator, start, seed, progress)
         del chains.stats["tree_depth"]
-        return _fit(self, density, evaluator, chains, seed, findings)
+        findings += check_energy(chains.stats)
+        return posterior_fit(self, density, evaluator, chains, seed, findings)
 
 
 def _eager(
@@ -210,22 +213,3 @@ def _eager(
         draws=method.draws,
         progress=progress,
     )
-
-
-def _fit(
-    method: Any,
-    density: LogDensity,
-    evaluator: Evaluator,
-    chains: Chains,
-    seed: int,
-    findings: list[Finding],
-) -> Fit:
-    values = density.constrain(torch.from_numpy(chains.z), deterministic=True)
-    findings = [*findings, *held_params(density.structure), *check_energy(chains.stats)]
-    if (count := chains.z.shape[1]) < method.draws:
-        findings.append(
-            interrupted(count, f"{method.draws} draws a chain", "those are returned", "of them")
-        )
-    draws = {name: value.numpy() for name, value in values.items()}
-    stats = {**chains.stats, "engine": evaluator.engine}
-    return Fit(method, density.program, density.structure, draws, stats, seed, findings)

@@ -23,6 +23,7 @@ from probdl.density import LogDensity
 from probdl.diagnostics import Finding, interrupted
 from probdl.errors import ModelError
 from probdl.progress import bar
+from probdl.state import one_blas_thread
 
 __all__ = ["Curvature", "Optimum", "curvature", "largest", "maximise", "no_maximum", "site_names"]
 
@@ -33,6 +34,7 @@ FLAT = 1e-10  # of the largest eigenvalue of the scaled information
 UNMOVED = 1e-9  # nats that a parameter changes the density by, if it does at all
 _WALL = 1e30  # stands for minus the log density where it is not finite
 SAME = 1e-3  # nats between optima that are one and the same
+APART = 0.01  # of 1 + |x|, between points that are not
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def maximise(
     """
     found: list[_End] = []
     findings: list[Finding] = []
-    with bar(starts, "maximising", show) as progress:
+    with bar(starts, "maximising", show) as progress, one_blas_thread():
         try:
             for i in range(starts):
                 start = density.initial(
@@ -123,6 +125,7 @@ def maximise(
                 "Raise starts= to be surer that it is the highest.",
             )
         )
+    findings += _elsewhere(density, best, found)
     information = -density.hessian(best.z) if dense else None
     if information is None:
         findings.append(
@@ -134,6 +137,39 @@ def maximise(
             )
         )
     return Optimum(best.z, best.value, information, findings)
+
+
+def _elsewhere(density: LogDensity, best: _End, ends: Sequence[_End]) -> list[Finding]:
+    """Tell of other points that are as high as the best one."""
+    if best.gain >= NEWTON_DONE:
+        return []
+    here = density.constrain(best.z)
+    count = 0
+    sites: dict[str, None] = {}
+    for end in ends:
+        if end is best or end.value < best.value - SAME:
+            continue
+        there = density.constrain(end.z)
+        apart = [n for n, v in here.items() if (_gap(v, there[n]) > APART).any()]
+        count += bool(apart)
+        sites.update(dict.fromkeys(apart))
+    if not count:
+        return []
+    return [
+        Finding(
+            "warning",
+            "not_identified",
+            f"{count} other start{'s' * (count > 1)} ended as high, at other values of "
+            f"{', '.join(map(repr, sites))}: the data cannot tell these points apart, so the "
+            "estimate is one of several.",
+            "Put interchangeable parameters in order, or drop what is redundant.",
+            tuple(sites),
+        )
+    ]
+
+
+def _gap(x: Tensor, other: Tensor) -> Tensor:
+    return (x - other).abs() / (1 + x.abs())
 
 
 class _End(NamedTuple):

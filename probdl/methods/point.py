@@ -53,7 +53,10 @@ def point_fit(
         }
     if optimum.information is not None:
         parts = curvature(optimum.information, optimum.z)
-        findings += _flat(density, optimum.z, parts, method)
+        flat = _flat(density, optimum.z, parts, method)
+        if any(f.check == "flat" for f in flat):  # it says all that this would
+            findings = [f for f in findings if f.check != "not_identified"]
+        findings += flat
         stats |= {"information": optimum.information.numpy(), "labels": density.labels}
         stats |= _standard_errors(density, optimum.z, parts, values, method.ci_prob)
     draws = {name: value.numpy()[None, None] for name, value in values.items()}

@@ -1,0 +1,164 @@
+"""Simulation-based calibration: it passes what is right, and finds what is wrong on purpose."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from scipy import stats
+
+import probdl
+from benchmarks.models import SCHOOLS
+from probdl import idata
+from probdl.methods.base import METHODS
+from probdl.models import eight_schools
+from probdl.montecarlo import calibrate
+from probdl.plots import plot_calibration
+
+Y = torch.zeros(3)
+
+
+def location(y):
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    with pyro.plate("obs", len(y)):
+        pyro.sample("y", dist.Normal(mu, 2.0), obs=y)
+
+
+@dataclass(frozen=True, repr=False)
+class Wrong(probdl.Laplace):
+    """The exact posterior of this model, then moved or stretched."""
+
+    shift: float = 0.0
+    stretch: float = 1.0
+
+    def run(self, program, seed, progress):
+        fit = super().run(program, seed, progress)
+        mu = fit.draws["mu"]
+        sd = 1 / np.sqrt(1 + 3 / 4)
+        return replace(
+            fit, draws={"mu": mu.mean() + self.stretch * (mu - mu.mean()) + self.shift * sd}
+        )
+
+
+def wrong(**settings):
+    return Wrong(draws=99, **settings)
+
+
+def test_an_exact_method_is_calibrated():
+    found = calibrate(location, wrong(), (Y,), simulations=500, seed=1)
+    assert found.calibrated
+    assert not found.diagnose()
+    assert found.ranks.shape == (500, 1)
+    assert found.ranks.min() >= 0
+    assert found.ranks.max() <= 99
+    assert not found.table.outside_band["mu"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "how"),
+    [
+        ({"shift": 0.4}, "too large"),
+        ({"shift": -0.4}, "too small"),
+        ({"stretch": 0.7}, "too narrow"),
+        ({"stretch": 1.5}, "too wide"),
+    ],
+)
+def test_a_method_that_is_wrong_on_purpose_is_found(settings, how):
+    with pytest.warns(probdl.FindingWarning, match=f"the draws are {how}"):
+        found = calibrate(location, wrong(**settings), (Y,), simulations=500, seed=1)
+    assert not found.calibrated
+    assert found.table.outside_band["mu"]
+    assert found.findings[0].sites == ("mu",)
+
+
+def test_nuts_is_calibrated_on_eight_schools():
+    method = probdl.NUTS(draws=500, warmup=500, chains=1, target_accept=0.9)
+    data = (SCHOOLS[0], np.zeros(8))
+    found = calibrate(eight_schools, method, data, simulations=250, seed=1)
+    assert found.calibrated
+    assert list(found.table.index[:3]) == ["mu", "tau", "theta_trans[0]"]
+    # The share of intervals that hold the true value, over all ten scalars.
+    inside = ((found.ranks >= 5) & (found.ranks < 95)).mean("simulation") * 250
+    low, high = stats.binom.interval(0.9999, 250, 0.9)
+    assert np.all((low <= inside) & (inside <= high))
+
+
+def test_nuts_covers_a_logistic_regression():
+    """90 % intervals under the prior cover 90 % of 500 data sets."""
+    x = torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
+
+    def model(y):
+        beta = pyro.sample("beta", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        with pyro.plate("obs", len(y)):
+            pyro.sample("y", dist.Bernoulli(logits=x.to(beta.dtype) @ beta), obs=y)
+
+    method = probdl.NUTS(draws=400, warmup=400, chains=1)
+    found = calibrate(model, method, (torch.zeros(60),), simulations=500, seed=2)
+    covered = ((found.ranks >= 5) & (found.ranks < 95)).sum("simulation")
+    low, high = stats.binom.interval(0.9999, 500, 0.9)
+    assert np.all((low <= covered) & (covered <= high))
+    assert found.calibrated
+
+
+def test_a_mean_field_guide_is_found_too_narrow():
+    """Two strongly correlated parameters: the marginals of a mean-field guide are too narrow."""
+
+    def model(y):
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        b = pyro.sample("b", dist.Normal(0.0, 1.0))
+        with pyro.plate("obs", len(y)):
+            pyro.sample("y", dist.Normal(a + b, 0.5), obs=y)
+
+    method = probdl.SVI(steps=1500, draws=99, learning_rate=0.03)
+    with pytest.warns(probdl.FindingWarning, match="too narrow"):
+        found = calibrate(model, method, (torch.zeros(5),), simulations=150, seed=1)
+    assert not found.calibrated
+
+
+def test_the_band_holds_all_points_at_once():
+    points, low, high = idata.ecdf_band(100, 99, 0.9)
+    rng = np.random.default_rng(0)
+    out = 0
+    for _ in range(1000):
+        shares = np.sort(rng.integers(1, 101, size=100) / 100)
+        ecdf = np.searchsorted(shares, points, side="right") / 100
+        out += bool(((ecdf < low) | (ecdf > high)).any())
+    lower, upper = stats.binom.interval(0.9999, 1000, 0.1)
+    assert 0.5 * lower <= out <= upper  # the points are discrete, so it may be too wide
+
+
+def test_ranks_repeat_and_do_not_depend_on_workers():
+    one, two = (
+        calibrate(location, wrong(), (Y,), simulations=30, seed=3, workers=w) for w in (1, 2)
+    )
+    np.testing.assert_array_equal(one.ranks, two.ranks)
+
+
+def test_the_plot_shows_each_parameter():
+    found = calibrate(location, wrong(), (Y,), simulations=40, seed=1)
+    ax = plot_calibration(found)
+    assert len(ax.lines) == 1
+    assert np.abs(ax.lines[0].get_ydata()).max() == pytest.approx(
+        found.table.ecdf_distance["mu"], abs=1e-9
+    )
+
+
+def test_bad_input_is_refused():
+    with pytest.raises(probdl.SettingError, match="gives 1 draws"):
+        calibrate(location, "mle", (Y,), simulations=30)
+    with pytest.raises(probdl.SettingError, match="simulations=5"):
+        calibrate(location, "nuts", (Y,), simulations=5)
+
+    def flat(y):
+        mu = pyro.sample("mu", dist.ImproperUniform(dist.constraints.real, (), ()))
+        with pyro.plate("obs", len(y)):
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    with pytest.raises(probdl.ModelError, match="flat"):
+        calibrate(flat, "nuts", (Y,), simulations=30)
+
+
+def test_no_method_is_left_behind():
+    assert "wrong" not in METHODS  # the class above has no name of its own

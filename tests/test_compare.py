@@ -1,0 +1,145 @@
+"""Comparison and cross-validation against exact leave-one-out densities."""
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+from scipy import stats
+
+import probdl
+from probdl import idata
+from probdl.crossvalidation import held_out
+
+METHOD = probdl.NUTS(draws=1000, warmup=500, chains=2)
+
+
+def location(y, scale=2.0):
+    mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+    with pyro.plate("obs", len(y)):
+        pyro.sample("y", dist.Normal(mu, scale), obs=y)
+
+
+def exact(y, rows, scale=2.0):
+    """Return the log density of rows given all others: normal, in closed form."""
+    kept = np.setdiff1d(np.arange(len(y)), rows)
+    precision = 1 / 100 + len(kept) / scale**2
+    mean = y[kept].sum() / scale**2 / precision
+    return stats.norm.logpdf(y[rows], mean, np.sqrt(1 / precision + scale**2))
+
+
+@pytest.fixture(scope="module")
+def y():
+    return np.random.default_rng(1).normal(1.0, 2.0, size=30)
+
+
+@pytest.fixture(scope="module")
+def fits(y):
+    return {
+        "right": probdl.infer(location, y, method=METHOD, seed=1),
+        "too wide": probdl.infer(location, y, 6.0, method=METHOD, seed=1),
+    }
+
+
+def test_the_better_model_comes_first(fits, y):
+    table = probdl.compare(fits)
+    assert list(table.index) == ["right", "too wide"]
+    elpd = table.filter(like="elpd").iloc[:, 0]
+    for name, scale in (("right", 2.0), ("too wide", 6.0)):
+        known = sum(exact(y, np.array([i]), scale)[0] for i in range(30))
+        assert elpd[name] == pytest.approx(known, abs=0.1)
+    assert (table.high_k == 0).all()
+    assert (table.refitted == 0).all()
+    assert table.loc["right", "weight"] > 0.9
+
+
+def test_methods_are_compared_too(y):
+    fits = {
+        name: probdl.infer(location, y, method=m, seed=1)
+        for name, m in {"nuts": METHOD, "laplace": "laplace"}.items()
+    }
+    table = probdl.compare(fits)
+    assert table.filter(like="elpd").iloc[:, 0].max() - table.filter(like="elpd").iloc[
+        :, 0
+    ].min() == pytest.approx(0, abs=0.2)
+
+
+def outlier_model(y, x):
+    beta = pyro.sample("beta", dist.Normal(0.0, 10.0))
+    with pyro.plate("obs", len(y)):
+        pyro.sample("y", dist.Normal(beta * x, 1.0), obs=y)
+
+
+def test_rows_with_a_high_k_are_fitted_again(y):
+    """One row with great leverage, for which importance sampling fails."""
+    x = np.append(np.random.default_rng(2).normal(size=15), 40.0)
+    data = np.append(x[:-1], 25.0)
+    fit = probdl.infer(outlier_model, data, x, method=METHOD, seed=1)
+    other = probdl.infer(outlier_model, data, x, method=METHOD, seed=2)
+    with pytest.warns(probdl.FindingWarning, match="k-hat is above"):
+        rough = probdl.compare({"a": fit, "b": other}, refit=False)
+    assert (rough.high_k >= 1).all()
+    table = probdl.compare({"a": fit, "b": other})
+    assert (table.refitted >= 1).all()
+    assert (table.high_k == 0).all()
+    precision = 1 / 100 + (x[:-1] ** 2).sum()
+    mean = (x[:-1] * data[:-1]).sum() / precision
+    known = stats.norm.logpdf(data[-1], 40 * mean, np.sqrt(1600 / precision + 1))
+    (again,) = held_out(fit, [[15]], workers=1, progress=False)
+    assert again[0] == pytest.approx(known, abs=0.2)
+
+
+def test_cross_validation_is_exact_for_every_fold(fits, y):
+    found = fits["right"].cross_validate(5)
+    assert found.pointwise.shape == (30,)
+    known = np.empty(30)
+    for fold in range(5):
+        rows = np.flatnonzero(found.folds == fold)
+        assert len(rows) == 6
+        known[rows] = exact(y, rows)
+    np.testing.assert_allclose(found.pointwise, known, atol=0.05)
+    assert found.elpd == pytest.approx(known.sum(), abs=0.3)
+    assert found.standard_error == pytest.approx(known.std(ddof=1) * 30**0.5, rel=0.05)
+
+
+def test_cross_validation_of_a_point_estimate(y):
+    fit = probdl.infer(location, y, method="mle", seed=1)
+    found = fit.cross_validate(30)
+    others = (y.sum() - y) / 29
+    np.testing.assert_allclose(found.pointwise, stats.norm.logpdf(y, others, 2.0), rtol=1e-6)
+
+
+def test_rows_with_latent_sites_of_their_own(schools):
+    """A school that is left out has an effect drawn from the population."""
+    method = probdl.NUTS(draws=500, warmup=500, chains=2, target_accept=0.95)
+    fit = probdl.infer(probdl.models.eight_schools, *schools, method=method, seed=1)
+    found = fit.cross_validate(8)
+    sigma, effect = schools
+    # Between complete pooling and a population as wide as the data: all near these densities.
+    rough = stats.norm.logpdf(effect, effect.mean(), np.hypot(sigma, 6.0))
+    assert np.all(np.abs(found.pointwise - rough) < 0.6)
+
+
+def test_bad_input_is_refused(fits, y):
+    fit = fits["right"]
+    point = probdl.infer(location, y, method="mle", seed=1)
+    other = probdl.infer(location, y + 1, method=METHOD, seed=1)
+    for bad, message in (
+        ({"a": fit}, "at least two fits"),
+        ({"a": fit, "b": point}, "point estimate by mle"),
+        ({"a": fit, "b": other}, "different data"),
+    ):
+        with pytest.raises(probdl.SettingError, match=message):
+            probdl.compare(bad)
+    for k in (1, 31):
+        with pytest.raises(probdl.SettingError, match=f"k={k} folds"):
+            fit.cross_validate(k)
+
+
+def test_exact_terms_take_the_place_of_estimates(fits):
+    result = idata.loo(fits["right"].idata, "y")
+    made = idata.with_exact(result, {3: -5.0})
+    name = "elpd" if idata.ARVIZ_1 else "elpd_loo"
+    values = (result.elpd_i if idata.ARVIZ_1 else result.loo_i).values.copy()
+    values[3] = -5.0
+    assert getattr(made, name) == pytest.approx(values.sum())
+    assert made.se == pytest.approx(np.sqrt(30 * values.var()))
