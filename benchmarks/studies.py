@@ -172,7 +172,7 @@ def reductions() -> list[dict[str, Any]]:
 
 def write(results: dict[str, Any]) -> None:
     """Write the results as tables."""
-    one, sbc, other = results["fits"], results["calibration"], results["peer"]
+    one, sbc, other = results["fits"], results["calibration"], results.get("peer")
     lines = [
         f"Measured by `make bench-studies` on {os.cpu_count()} cores with torch "
         f"{torch.__version__}.",

@@ -79,7 +79,7 @@ class GraphDensity:
 
 
 def choose(
-    density: LogDensity, engine: str, seed: int, *, threads: int = 1
+    density: LogDensity, engine: str, seed: int, *, threads: int = 1, trusted: bool = False
 ) -> tuple[Evaluator, list[Finding]]:
     """Return what evaluates the density, and a finding where that is not native code.
 
@@ -88,6 +88,8 @@ def choose(
         engine: ``"native"``, ``"eager"``, or ``"auto"``: native if that can be.
         seed: of the points at which the compiled code is verified.
         threads: how many threads will call it at once.
+        trusted: whether code that this model has from other data need not be verified again, since
+            nothing but the data has changed.
 
     Raises:
         ModelError: the engine must be native, and cannot be; or the density is finite nowhere.
@@ -97,7 +99,7 @@ def choose(
     generator = torch.Generator().manual_seed(seed)
     evaluator: Evaluator = density
     try:
-        if (known := _recall(density, generator, threads)) is not None:
+        if (known := _recall(density, generator, threads, trusted)) is not None:
             return known, []
         points = _points(density, generator, POINTS)
         traced = trace(density, points[0])
@@ -126,7 +128,9 @@ def choose(
     ]
 
 
-def _recall(density: LogDensity, generator: torch.Generator, threads: int) -> NativeDensity | None:
+def _recall(
+    density: LogDensity, generator: torch.Generator, threads: int, trusted: bool
+) -> NativeDensity | None:
     """Take the code that this model had on other data; None if there is none that is right."""
     key = _key(density)
     known = _known.get(density.program.model, {}).get(key) if key is not None else None
@@ -134,6 +138,8 @@ def _recall(density: LogDensity, generator: torch.Generator, threads: int) -> Na
     if known is None or arrays is None:
         return None
     compiled = NativeDensity(known.source, density.dim, arrays, threads)
+    if trusted:
+        return compiled
     try:
         verify(compiled, density, _points(density, generator, POINTS_AGAIN))
     except MismatchError:  # what the model has from elsewhere than its arguments has changed

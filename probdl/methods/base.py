@@ -51,6 +51,18 @@ class Method(ABC):
             progress: whether to show progress; None leaves it to the terminal.
         """
 
+    def refit(self, fit: Fit, program: Program, seed: int) -> Fit:
+        """Fit one of many data sets of the same shapes, drawn from the model or from others' data.
+
+        Methods that can do so leave out what has been found out already.
+
+        Args:
+            fit: the fit of another one.
+            program: the model with the data.
+            seed: all randomness derives from it.
+        """
+        return self.run(program, seed, False)
+
     def _check_int(self, **least: int) -> None:
         """Check that settings are whole numbers of at least so much."""
         for setting, low in least.items():

@@ -31,20 +31,26 @@ def point_fit(
     density: LogDensity,
     seed: int,
     progress: bool | None,
+    *,
+    again: bool = False,
 ) -> Fit:
     """Maximise the density, and return the fit with one draw: the maximum.
+
+    ``again`` is for one of many data sets: nothing is verified, and no likelihood is told.
 
     The stats are ``log_likelihood`` (nats), ``cross_entropy`` (nats for each observation),
     ``information`` (d, d) on R^d with its ``labels``, ``lp`` (the density's maximum), and by site
     ``standard_error``, ``ci_low`` and ``ci_high``; and ``engine``.
     """
-    evaluator, findings = choose(density, method.engine, seed)
+    evaluator, findings = choose(density, method.engine, seed, trusted=again)
     generator = torch.Generator().manual_seed(seed)
     optimum = maximise(density, evaluator, method.starts, method.steps, generator, progress)
     findings += optimum.findings
     values = {k: v.detach() for k, v in density.values(optimum.z).items()}
     stats: dict[str, Any] = {"lp": np.array([[optimum.value]]), "engine": evaluator.engine}
-    if count := sum(s.count for s in structure.of("observed") or structure.of("factor")):
+    if (not again) and (
+        count := sum(s.count for s in structure.of("observed") or structure.of("factor"))
+    ):
         likelihood = _log_likelihood(program, structure, values)
         stats |= {
             "log_likelihood": likelihood,

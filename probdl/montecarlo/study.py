@@ -166,6 +166,7 @@ class _Work:
     ) -> None:
         self.method, self.simulator, self.sets = method, simulator, sets
         self.prob, self.seed = prob, seed
+        self.first: Fit | None = None
         sites = simulator.structure.sites
         self.names = [n for n in sites if n in truth]
         self.labels: list[str] = []
@@ -182,7 +183,10 @@ class _Work:
         seed = stream(self.seed, "fit", index)
         try:
             with isolated(seed):
-                fit = self.method.run(program, seed, False)
+                if self.first is None:
+                    fit = self.first = self.method.run(program, seed, False)
+                else:
+                    fit = self.method.refit(self.first, program, seed)
         except ProbdlError as error:
             return str(error), []
         checks = [f.check for f in fit.findings if f.severity != "info"]
