@@ -65,3 +65,8 @@ class MAP(Method, name="map"):
         structure = discover(program)
         density = LogDensity(program, structure, jacobian=False, params=True)
         return point_fit(self, program, structure, density, seed, progress)
+
+    def refit(self, fit: Fit, program: Program, seed: int) -> Fit:
+        """Fit one of many data sets of the same shapes."""
+        density = LogDensity(program, fit.structure, jacobian=False, params=True)
+        return point_fit(self, program, fit.structure, density, seed, False, again=True)

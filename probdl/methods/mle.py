@@ -19,7 +19,7 @@ from probdl.fit import Fit
 from probdl.methods.base import Method
 from probdl.methods.point import point_fit
 from probdl.program import Program
-from probdl.sites import Structure, discover
+from probdl.sites import discover
 
 __all__ = ["MLE"]
 
@@ -80,20 +80,11 @@ class MLE(Method, name="mle"):
                 "no likelihood to maximise. Give the data to pyro.sample(..., obs=...), and pass "
                 "them to infer()."
             )
-        return self._fit(program, structure, seed, progress)
+        density = LogDensity(program, structure, prior=False, jacobian=False, params=True)
+        return point_fit(self, program, structure, density, seed, progress)
 
     def refit(self, fit: Fit, program: Program, seed: int) -> Fit:
         """Fit one of many data sets of the same shapes."""
-        return self._fit(program, fit.structure, seed, False, again=True)
-
-    def _fit(
-        self,
-        program: Program,
-        structure: Structure,
-        seed: int,
-        progress: bool | None,
-        *,
-        again: bool = False,
-    ) -> Fit:
+        structure = fit.structure
         density = LogDensity(program, structure, prior=False, jacobian=False, params=True)
-        return point_fit(self, program, structure, density, seed, progress, again=again)
+        return point_fit(self, program, structure, density, seed, False, again=True)

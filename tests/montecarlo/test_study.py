@@ -10,7 +10,9 @@ from scipy import stats
 import probdl
 from probdl.models import logistic_regression
 from probdl.montecarlo import study
+from probdl.montecarlo.simulate import Simulator
 from probdl.plots import plot_study
+from probdl.state import isolated, stream
 
 QUICK = probdl.MLE(starts=1)
 SIZES = [5, 10, 20, 50, 100]
@@ -193,3 +195,19 @@ def test_data_that_are_computed_are_told():
 
     with pytest.raises(probdl.ModelError, match="computed of its arguments"):
         study(model, QUICK, {"mu": 0.0}, sizes=[5], replicates=2)
+
+
+@pytest.mark.parametrize("method", [probdl.MLE(), probdl.MAP()], ids=["mle", "map"])
+def test_quick_refits_are_the_same_fits(method):
+    """What a study leaves out for the second data set on does not change its estimates."""
+    made = study(normal, method, {"mu": 1.0, "variance": 4.0}, sizes=[20], replicates=4, seed=5)
+    simulated = Simulator(normal, (np.zeros(20),))
+    with isolated(stream(5, "data", 20)):
+        sets = simulated.at({"mu": 1.0, "variance": 4.0}, 4)
+    for i, tensors in enumerate(sets):
+        fit = probdl.infer(normal, tensors[0], method=method, seed=stream(5, "fit", i))
+        for j, name in enumerate(("mu", "variance")):
+            found = float(made.estimate[0, i, j])
+            assert found == pytest.approx(fit.draws[name].item(), rel=1e-7)
+            width = stats.norm.ppf(0.95) * fit.stats["standard_error"][name]
+            assert float(made.high[0, i, j]) == pytest.approx(found + float(width), rel=1e-6)

@@ -101,3 +101,53 @@ def test_arviz_reads_it(container, tmp_path):
     container.to_netcdf(str(tmp_path / "fit.nc"), engine="h5netcdf")
     read = az.from_netcdf(str(tmp_path / "fit.nc"), engine="h5netcdf")
     np.testing.assert_array_equal(read["posterior"]["theta"], THETA)
+
+
+def _container(seed=0, scale=1.0, rows=40):
+    """Draws of a normal mean, and the log likelihood of each row at them."""
+    rng = np.random.default_rng(seed)
+    y = np.random.default_rng(9).normal(size=rows)
+    mu = y.mean() + rng.normal(size=(4, 250)) * scale / rows**0.5
+    points = -0.5 * ((y - mu[..., None]) / scale) ** 2 - np.log(scale) - 0.5 * np.log(2 * np.pi)
+    return idata.to_idata({"posterior": {"mu": mu}, "log_likelihood": {"y": points}})
+
+
+def test_leave_one_out_with_exact_terms():
+    result = idata.loo(_container(), "y")
+    assert idata.pareto_k(result).shape == (40,)
+    assert idata.pareto_k(result).max() < idata.PARETO_K
+    made = idata.with_exact(result, {3: -5.0})
+    terms = np.asarray((result.elpd_i if idata.ARVIZ_1 else result.loo_i).values).copy()
+    terms[3] = -5.0
+    total = made.elpd if idata.ARVIZ_1 else made.elpd_loo
+    assert float(total) == pytest.approx(terms.sum())
+    assert float(made.se) == pytest.approx(np.sqrt(40 * terms.var()))
+
+
+def test_a_comparison_puts_the_better_first():
+    results = {
+        "wide": idata.loo(_container(scale=3.0), "y"),
+        "right": idata.loo(_container(scale=1.0), "y"),
+    }
+    assert list(idata.compare(results).index) == ["right", "wide"]
+
+
+def test_a_band_is_simultaneous():
+    points, low, high = idata.ecdf_band(100, 99, 0.9)
+    rng = np.random.default_rng(0)
+    outside = 0
+    for _ in range(500):
+        shares = np.sort(rng.integers(1, 101, size=100) / 100)
+        ecdf = np.searchsorted(shares, points, side="right") / 100
+        outside += bool(((ecdf < low) | (ecdf > high)).any())
+    assert 15 < outside < 90  # a tenth; fewer, since counts are whole numbers
+
+
+def test_r_hat_of_one_chain_looks_at_its_halves():
+    rng = np.random.default_rng(0)
+    steady = rng.normal(size=(2, 200))
+    drifting = steady + np.linspace(0, 5, 200)
+    found = idata.chain_rhat(idata.to_idata({"posterior": {"a": steady, "b": drifting}}))
+    assert found["a"].shape == (2,)
+    assert found["a"].max() < 1.1
+    assert found["b"].min() > 1.5
