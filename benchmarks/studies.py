@@ -154,7 +154,7 @@ def reductions() -> list[dict[str, Any]]:
     rows = []
     for name, (fn, source, truth, special) in cases.items():
         ways: dict[str, dict[str, Any]] = {"plain": {}, next(iter(special)): special}
-        if not isinstance(source, dist.StudentT):
+        if "proposal" not in special:
             ways |= {"antithetic": {"sampling": "antithetic"}, "sobol": {"sampling": "sobol"}}
         for way, settings in ways.items():
             runs = [

@@ -370,6 +370,16 @@ class _Total:
         plain = np.where(plain > 1e-14 * square, plain, 0.0)  # rounding, of a constant
         with np.errstate(divide="ignore", invalid="ignore"):
             reduction = np.where(variance > 0, plain / variance, np.where(plain > 0, np.inf, 1.0))
+        if not plain.all():
+            findings.append(
+                Finding(
+                    "warning",
+                    "no_variation",
+                    f"all {self.count:,} values of some component of f are the same, so a standard "
+                    "error of 0 may only mean that what matters was never drawn.",
+                    "For a rare event draw from a proposal= under which it is not rare.",
+                )
+            )
         k = self._pareto_k()
         if k > _PARETO_K:
             findings.append(

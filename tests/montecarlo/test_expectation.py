@@ -103,6 +103,12 @@ def test_importance_sampling_of_a_rare_event():
     assert_right(ratio, 1.0, 0.02)
 
 
+def test_an_event_that_was_never_drawn_is_told():
+    with pytest.warns(probdl.FindingWarning, match="may only mean that what matters"):
+        found = expectation(lambda x: (x > 9).double(), dist.Normal(0.0, 1.0), seed=1)
+    assert found.standard_error == 0
+
+
 def test_a_tolerance_is_met_and_no_more():
     found = expectation(quarter, SQUARE, tol=0.004, seed=1)
     assert found.standard_error <= 0.004
