@@ -79,7 +79,7 @@ def study(
         each with its standard error ``…_se``; ``truth``; ``estimate``, ``low`` and ``high`` of each
         ``replicate``; ``failed`` (fits that raised an error, by size); and ``variance_rate`` and
         ``mse_rate``, the slopes of log variance and log MSE against log n, with theirs. The
-        attribute ``findings`` counts what the fits found wrong.
+        attribute ``findings`` counts what the fits found wrong. Ctrl-C returns what there is.
 
     Raises:
         SettingError: a setting is out of range, or all fits of a size fail.
@@ -116,7 +116,8 @@ def study(
     target = dict(truth or {})
     if generator is not None:
         target = _projection(model, generator, seed)
-    rows, counts, failed = [], Counter[str](), []
+    rows, counts = [], Counter[str]()
+    failed, seconds = [], []
     for n in sizes:
         made = functools.partial(generator, n) if generator is not None else None
         example = made(stream(seed, "template")) if made is not None else template(n)
@@ -132,19 +133,21 @@ def study(
         found = parallel_map(
             work, replicates, workers=workers, description=f"n = {n}", progress=progress
         )
-        taken = time.perf_counter() - begun
+        seconds.append(time.perf_counter() - begun)
         good = [r for r, _ in found if isinstance(r, np.ndarray)]
         if len(good) < 2:
             reason = next(r for r, _ in found if isinstance(r, str))
             raise SettingError(f"of {len(found)} fits at n = {n} {len(good)} worked: {reason}")
         for _, checks in found:
             counts.update(checks)
-        failed.append((len(found) - len(good), taken))
+        failed.append(len(found) - len(good))
         rows.append(good)
+        if len(found) < replicates:
+            counts["interrupted"] += 1
+            break
     labels = work.labels
-    result = _aggregate(rows, sizes, labels, work.truth, interval_prob)
-    result["failed"] = ("size", [f for f, _ in failed])
-    result["seconds"] = ("size", [s for _, s in failed])
+    result = _aggregate(rows, sizes[: len(rows)], labels, work.truth, interval_prob)
+    result["failed"], result["seconds"] = ("size", failed), ("size", seconds)
     result.attrs |= {"method": repr(chosen), "seed": seed, "findings": dict(counts)}
     result.attrs["interval_prob"] = interval_prob
     result.attrs["target"] = "truth" if generator is None else "kl_projection"
@@ -284,6 +287,11 @@ def _tell(result: xr.Dataset, counts: Counter[str], fits: int, projected: bool) 
             "the data do not come from the model, so its estimates are compared with the "
             "parameters nearest to the data's distribution in Kullback-Leibler divergence: "
             f"{where}."
+        )
+    if counts["interrupted"]:
+        said.append(
+            f"interrupted at n = {int(result['size'][-1])}: larger samples are missing, and of "
+            "this size only the data sets that were done are there."
         )
     if lost := int(result.failed.sum()):
         said.append(f"{lost} fits failed and are left out, which may bias what is reported.")

@@ -1,5 +1,7 @@
 """Studies of estimators against theory: bias, variance, rates, coverage; and what is told."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -211,3 +213,24 @@ def test_quick_refits_are_the_same_fits(method):
             assert found == pytest.approx(fit.draws[name].item(), rel=1e-7)
             width = stats.norm.ppf(0.95) * fit.stats["standard_error"][name]
             assert float(made.high[0, i, j]) == pytest.approx(found + float(width), rel=1e-6)
+
+
+def test_ctrl_c_returns_what_there_is():
+    calls = []
+
+    @dataclass(frozen=True, repr=False)
+    class Interrupted(probdl.MLE):
+        def refit(self, fit, program, seed):
+            calls.append(1)
+            if len(calls) == 15:
+                raise KeyboardInterrupt
+            return super().refit(fit, program, seed)
+
+    with pytest.warns(probdl.FindingWarning, match="interrupted at n = 10"):
+        made = study(
+            normal, Interrupted(starts=1), {"mu": 1.0}, sizes=[5, 10, 20], replicates=10,
+            workers=1,
+        )  # fmt: skip
+    assert list(made["size"].values) == [5, 10]
+    assert list(made.estimate.notnull().sum("replicate").squeeze().values) == [10, 6]
+    assert np.isfinite(made.bias).all()
