@@ -222,16 +222,19 @@ def plot_study(study: xr.Dataset, parameters: Sequence[str] | None = None) -> ND
         # The square of an unbiased estimate is on average its variance too large.
         noise = (of.bias_se**2).values
         ax.errorbar(n, of.mse, 2 * of.mse_se, marker="o", label="mean squared error")
-        ax.errorbar(n, of.variance, 2 * of.variance_se, marker="s", label="variance")
+        rate = f", slope {of.variance_rate:.2f} ± {of.variance_rate_se:.2f}" if len(n) > 1 else ""
+        ax.errorbar(n, of.variance, 2 * of.variance_se, marker="s", label=f"variance{rate}")
         ax.plot(n, np.where(squared > noise, squared - noise, np.nan), "^", label="squared bias")
         ax.plot(n, of.variance.values[0] * n[0] / n, "k:", lw=0.8, label="slope -1")
         ax.set(xscale="log", yscale="log", title=name)
         below.errorbar(n, of.coverage, 2 * of.coverage_se, marker="o")
         below.axhline(study.attrs.get("interval_prob", np.nan), color="k", lw=0.8, ls=":")
         below.set(xlabel="sample size", ylim=(None, 1.02))
+        below.set_xticks(n, [str(size) for size in n])
+        below.minorticks_off()
+        ax.legend()
     axes[0, 0].set_ylabel(f"squared error, of {study.attrs.get('method', 'the estimator')}")
     axes[1, 0].set_ylabel("coverage")
-    axes[0, 0].legend()
     return np.asarray(axes)
 
 

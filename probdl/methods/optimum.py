@@ -61,6 +61,8 @@ def maximise(
     steps: int,
     generator: torch.Generator,
     show: bool | None,
+    *,
+    quick: bool = False,
 ) -> Optimum:
     """Maximise a density from several starts, and keep the best.
 
@@ -71,6 +73,7 @@ def maximise(
         steps: how many L-BFGS iterations each start may take.
         generator: where the starts come from.
         show: whether to show progress.
+        quick: whether the curvature may be that of one Newton step, of rounding's size, before.
 
     Raises:
         ModelError: no start has a finite density, or the model fails.
@@ -126,7 +129,10 @@ def maximise(
             )
         )
     findings += _elsewhere(density, best, found)
-    information = -density.hessian(best.z) if dense else None
+    information = None
+    if dense:
+        reuse = quick and best.information is not None and best.gain < NEWTON_DONE
+        information = best.information if reuse else -density.hessian(best.z)
     if information is None:
         findings.append(
             Finding(
@@ -180,6 +186,7 @@ class _End(NamedTuple):
     done: bool
     step: Tensor  # the Newton step from there
     gain: float  # what that step promises, in nats
+    information: Tensor | None = None  # where that step was computed
 
 
 def _climb(evaluator: Evaluator, start: Tensor, steps: int) -> _End:
@@ -206,7 +213,8 @@ def _polish(density: LogDensity, evaluator: Evaluator, end: _End) -> _End:
     z = end.z
     value, grad = evaluator.value_and_grad(z)
     for _ in range(NEWTON_STEPS):
-        step = curvature(-density.hessian(z), z).solve(grad)
+        information = -density.hessian(z)
+        step = curvature(information, z).solve(grad)
         gain = 0.5 * float(grad @ step)
         if gain <= NEWTON_DONE:
             break
@@ -225,7 +233,7 @@ def _polish(density: LogDensity, evaluator: Evaluator, end: _End) -> _End:
         ahead_value, ahead_grad = evaluator.value_and_grad(z + step)
         if ahead_grad.norm() < grad.norm():
             z, value = z + step, ahead_value
-    return _End(float(value), z, end.done or gain <= NEWTON_DONE, step, gain)
+    return _End(float(value), z, end.done or gain <= NEWTON_DONE, step, gain, information)
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,9 @@ def point_fit(
     """
     evaluator, findings = choose(density, method.engine, seed, trusted=again)
     generator = torch.Generator().manual_seed(seed)
-    optimum = maximise(density, evaluator, method.starts, method.steps, generator, progress)
+    optimum = maximise(
+        density, evaluator, method.starts, method.steps, generator, progress, quick=again
+    )
     findings += optimum.findings
     values = {k: v.detach() for k, v in density.values(optimum.z).items()}
     stats: dict[str, Any] = {"lp": np.array([[optimum.value]]), "engine": evaluator.engine}
