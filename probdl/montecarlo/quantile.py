@@ -20,7 +20,7 @@ from probdl.errors import ModelError
 from probdl.program import Program, base_distribution
 from probdl.sites import Structure
 
-__all__ = ["AtUniforms", "dimension", "from_uniforms"]
+__all__ = ["AtUniforms", "dimension", "from_uniforms", "sites_dimension"]
 
 
 def dimension(fn: Any) -> int:
