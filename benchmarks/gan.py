@@ -7,18 +7,14 @@ taken in turn in this run.
 from __future__ import annotations
 
 import functools
-import json
 import os
 import statistics
-import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pyro
@@ -28,11 +24,11 @@ from torch import nn
 from torch.nn import functional
 
 import probdl
+from benchmarks.parts import RESULTS, run
 from probdl.models import VAE
 from probdl.nn import MLP, ConvNet, TransposedConvNet
 from probdl.plots import plot_images
 
-RESULTS = Path(__file__).parent / "results"
 MINUTES = 10
 CHECKPOINTS = 5
 
@@ -362,18 +358,7 @@ def main() -> None:
     shared = os.environ.get("PROBDL_SHARED")
     if not shared:
         raise SystemExit("set PROBDL_SHARED to the folder of MNIST's images")
-    mpl.use("Agg")
-    warnings.simplefilter("ignore", probdl.FindingWarning)
-    RESULTS.mkdir(exist_ok=True)
-    parts = {"step": step, "rings": rings, "digits": lambda: digits(Path(shared))}
-    held = RESULTS / "gan.json"
-    results = json.loads(held.read_text()) if held.exists() else {}
-    for name in sys.argv[1:] or parts:  # the parts named, or all
-        results[name] = parts[name]()
-        print(name, results[name], flush=True)
-        held.write_text(json.dumps(results, indent=1) + "\n")
-    write(results)
-    print((RESULTS / "gan.md").read_text())
+    run("gan", {"step": step, "rings": rings, "digits": lambda: digits(Path(shared))}, write)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,10 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -26,11 +24,11 @@ import torch
 
 import probdl
 from benchmarks.models import SCHOOLS
+from benchmarks.parts import RESULTS, run
 from probdl.models import eight_schools
 from probdl.montecarlo import calibrate, expectation, study
 from probdl.plots import plot_calibration, plot_study
 
-RESULTS = Path(__file__).parent / "results"
 PEER = Path(__file__).parents[1] / ".venv-simuk" / "bin" / "python"
 SIMULATIONS, FEW, RUNS = 500, 20, 50
 
@@ -233,25 +231,6 @@ def write(results: dict[str, Any]) -> None:
     (RESULTS / "studies.md").write_text("\n".join(lines) + "\n")
 
 
-def main() -> None:
-    mpl.use("Agg")
-    warnings.simplefilter("ignore", probdl.FindingWarning)
-    RESULTS.mkdir(exist_ok=True)
-    parts = {
-        "fits": fits,
-        "calibration": calibration,
-        "peer": peer,
-        "reductions": reductions,
-    }
-    held = RESULTS / "studies.json"
-    results = json.loads(held.read_text()) if held.exists() else {}
-    for name in sys.argv[1:] or parts:  # the parts named, or all
-        results[name] = parts[name]()
-        print(name, results[name], flush=True)
-        held.write_text(json.dumps(results, indent=1) + "\n")
-    write(results)
-    print((RESULTS / "studies.md").read_text())
-
-
 if __name__ == "__main__":
-    main()
+    parts = {"fits": fits, "calibration": calibration, "peer": peer, "reductions": reductions}
+    run("studies", parts, write)

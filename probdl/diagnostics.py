@@ -34,7 +34,6 @@ RHAT_STEADY = 1.05  # of the halves of one chain
 GAP = 2.0  # sds of a chain that the means of chains lie apart, where they are at different modes
 ESS_MIN_PER_CHAIN = 100
 BFMI_MIN = 0.3
-PARETO_K_MAX = 0.7
 WEIGHTS_SHARE_MIN = 0.1  # of the draws; an approximation of some use keeps more
 TREE_SHARE_MAX = 0.01
 
@@ -223,8 +222,8 @@ def check_weights(log_weights: Array, k: float, what: str) -> list[Finding]:
         what: the approximation, for the message.
     """
     share = float(np.exp(-np.logaddexp.reduce(2 * log_weights))) / len(log_weights)
-    if k > PARETO_K_MAX:
-        seen = f"the Pareto k-hat of its importance ratios is {k:.2f}, above {PARETO_K_MAX}"
+    if k > idata.PARETO_K:
+        seen = f"the Pareto k-hat of its importance ratios is {k:.2f}, above {idata.PARETO_K}"
     elif share < WEIGHTS_SHARE_MIN:
         seen = f"by its importance weights {len(log_weights)} draws of it are worth " + (
             f"{share * len(log_weights):.0f} of the posterior"
@@ -234,7 +233,7 @@ def check_weights(log_weights: Array, k: float, what: str) -> list[Finding]:
     return [
         Finding(
             "warning",
-            "pareto_k" if k > PARETO_K_MAX else "weights",
+            "pareto_k" if k > idata.PARETO_K else "weights",
             f"{what} does not match the posterior: {seen}. Its draws, and what is computed of "
             "them, are those of another distribution.",
             "Fit by method='nuts', which makes no such approximation.",

@@ -266,8 +266,7 @@ def plot_calibration(calibration: Calibration, ax: Axes | None = None, prob: flo
     ax.fill_between(points, low - points, high - points, color="0.85", label=f"{prob:.0%} band")
     parameters = calibration.ranks.parameter.values
     for name in parameters:
-        shares = np.sort((calibration.ranks.sel(parameter=name).values + 1) / (draws + 1))
-        ecdf = np.searchsorted(shares, points, side="right") / count
+        ecdf = calibration.ecdf(name, points)
         ax.plot(points, ecdf - points, lw=1, label=str(name) if len(parameters) <= 10 else None)
     ax.set(xlabel="rank of the true value, as a share", ylabel="ECDF - uniform")
     ax.legend(fontsize="small")

@@ -58,6 +58,10 @@ class Calibration:
     failed: int
     findings: Findings = field(default_factory=Findings)
 
+    def ecdf(self, parameter: str, points: Array) -> Array:
+        """Return the empirical CDF of a scalar's ranks, as shares, at points of [0, 1]."""
+        return _ecdf(self.ranks.sel(parameter=parameter).values, self.num_draws, points)
+
     @property
     def calibrated(self) -> bool:
         """Whether no test rejects at 1 %, over all scalars together."""
@@ -170,6 +174,11 @@ def calibrate(
     return _judge(ranks, num_draws, len(found) - len(good), simulations)
 
 
+def _ecdf(ranks: Array, num_draws: int, points: Array) -> Array:
+    shares = np.sort((ranks + 1) / (num_draws + 1))
+    return np.searchsorted(shares, points, side="right") / len(ranks)
+
+
 def _judge(ranks: xr.DataArray, num_draws: int, failed: int, asked: int) -> Calibration:
     """Test the ranks for uniformity, each scalar by itself."""
     count, scalars = ranks.shape
@@ -182,7 +191,7 @@ def _judge(ranks: xr.DataArray, num_draws: int, failed: int, asked: int) -> Cali
         of = ranks.sel(parameter=label).values
         observed = np.histogram(of, edges)[0]
         test = chisquare(observed, count * widths / widths.sum())
-        ecdf = np.searchsorted(np.sort((of + 1) / (num_draws + 1)), points, side="right") / count
+        ecdf = _ecdf(of, num_draws, points)
         rows.append(
             {
                 "p_value": float(test.pvalue),

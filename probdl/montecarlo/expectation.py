@@ -37,7 +37,6 @@ _MOST = 100_000_000  # where a tolerance says when to stop
 _BATCH = 16_384  # a power of 2, which keeps Sobol's points balanced
 _SCRAMBLINGS = 16  # independent ones, whose spread is the standard error
 _KEPT = 100_000  # evaluations that are looked at for heavy tails
-_PARETO_K = 0.7
 
 Array = NDArray[np.float64]
 
@@ -381,13 +380,13 @@ class _Total:
                 )
             )
         k = self._pareto_k()
-        if k > _PARETO_K:
+        if k > idata.PARETO_K:
             findings.append(
                 Finding(
                     "warning",
                     "heavy_tail",
-                    f"the values have a tail so heavy (Pareto k-hat {k:.2f}, above {_PARETO_K}) "
-                    "that neither estimate nor standard error can be trusted.",
+                    f"the values have a tail so heavy (Pareto k-hat {k:.2f}, above "
+                    f"{idata.PARETO_K}) that neither estimate nor standard error can be trusted.",
                     "Draw from a proposal= that is wider where the values are large, or change "
                     "the variable.",
                 )

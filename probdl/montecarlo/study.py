@@ -19,7 +19,6 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from probdl.density import LogDensity
 from probdl.errors import FindingWarning, ProbdlError, SettingError, warn
 from probdl.fit import Fit
 from probdl.methods import MLE, Method
@@ -122,11 +121,11 @@ def study(
         made = functools.partial(generator, n) if generator is not None else None
         example = made(stream(seed, "template")) if made is not None else template(n)
         simulator = Simulator(model, example)
-        seeds = [stream(seed, "data", n, i) for i in range(replicates)]
         if made is None:
             with isolated(stream(seed, "data", n)):
                 sets = simulator.at(target, replicates)
         else:
+            seeds = [stream(seed, "data", n, i) for i in range(replicates)]
             sets = simulator.made_by(made, seeds)
         work = _Work(chosen, simulator, sets, target, interval_prob, seed)
         begun = time.perf_counter()
@@ -218,8 +217,7 @@ def _projection(model: Callable[..., Any], generator: Any, seed: int) -> dict[st
     simulator = Simulator(model, generator(_LARGE, stream(seed, "projection")))
     with isolated(seed):
         fit = MLE().run(simulator.program, seed, False)
-    names = LogDensity(fit.program, fit.structure, prior=False, params=True).blocks
-    return {name: fit.draws[name][0, 0] for name in names}
+    return {s.name: fit.draws[s.name][0, 0] for s in fit.structure.of("latent", "param")}
 
 
 def _aggregate(
