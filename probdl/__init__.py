@@ -14,10 +14,18 @@ from probdl.compare import compare
 from probdl.density import LogDensity
 from probdl.diagnostics import Finding, Findings
 from probdl.divergence import Divergence, jensen_shannon, optimal_discriminator
-from probdl.errors import DataError, FindingWarning, ModelError, ProbdlError, SettingError
+from probdl.errors import (
+    DataError,
+    FindingWarning,
+    ModelError,
+    ProbdlError,
+    SettingError,
+    TimeLimitError,
+)
 from probdl.fit import Fit, LogPredictive
 from probdl.health import clear_cache, doctor
 from probdl.infer import infer
+from probdl.load import load
 from probdl.methods import (
     GAN,
     HMC,
@@ -56,6 +64,7 @@ __all__ = [
     "Pathfinder",
     "ProbdlError",
     "SettingError",
+    "TimeLimitError",
     "TwoSample",
     "classifier_test",
     "clear_cache",
@@ -63,6 +72,7 @@ __all__ = [
     "doctor",
     "infer",
     "jensen_shannon",
+    "load",
     "mmd_test",
     "models",
     "montecarlo",

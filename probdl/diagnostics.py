@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from probdl import idata
+from probdl.clock import TimeUp
 
 __all__ = [
     "Finding",
@@ -241,15 +242,20 @@ def check_weights(log_weights: Array, k: float, what: str) -> list[Finding]:
     ]
 
 
-def interrupted(done: int, of: str, kept: str, again: str) -> Finding:
-    """Tell that Ctrl-C ended a run.
+def interrupted(stop: KeyboardInterrupt, done: float, of: str, kept: str, again: str) -> Finding:
+    """Tell that Ctrl-C or the time limit ended a run.
 
     Args:
+        stop: what ended it.
         done: how much of it was done.
         of: how much there would have been, in words: ``"4 starts"``.
         kept: what becomes of what was done.
         again: what a run to the end has, and how to get it.
     """
+    if isinstance(stop, TimeUp):
+        seen = f"the time limit of {stop.limit:g} s ended the run after {done} of {of}; {kept}."
+        remedy = f"Give it a longer time_limit, or none, for all {again}."
+        return Finding("warning", "time_limit", seen, remedy)
     return Finding(
         "warning",
         "interrupted",

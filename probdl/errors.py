@@ -6,7 +6,15 @@ import os
 import sys
 import warnings
 
-__all__ = ["DataError", "FindingWarning", "ModelError", "ProbdlError", "SettingError", "warn"]
+__all__ = [
+    "DataError",
+    "FindingWarning",
+    "ModelError",
+    "ProbdlError",
+    "SettingError",
+    "TimeLimitError",
+    "warn",
+]
 
 _HERE = os.path.dirname(__file__)
 
@@ -32,6 +40,10 @@ class DataError(ProbdlError, ValueError):
 
 class SettingError(ProbdlError, ValueError):
     """A method or one of its settings does not exist or is out of range."""
+
+
+class TimeLimitError(ProbdlError, TimeoutError):
+    """The time limit of a fit passed before there was anything to return."""
 
 
 class FindingWarning(UserWarning):

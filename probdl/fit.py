@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import html
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,13 +19,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from probdl import latent, predictive
+from probdl.archive import save
 from probdl.crossvalidation import CrossValidation, cross_validate
 from probdl.diagnostics import Finding, Findings, check_draws
 from probdl.divergence import Divergence, estimate_divergence
 from probdl.errors import ModelError, ProbdlError, SettingError, warn
-from probdl.idata import summary, to_idata, unclashed
+from probdl.idata import summary, to_idata, unclashed, variables
 from probdl.latent import Elbo, LogEvidence, Proposal
-from probdl.program import Program
+from probdl.program import Program, WithoutModel
 from probdl.sites import Structure, data_plate, discover
 from probdl.state import isolated, stream
 
@@ -80,6 +83,7 @@ class Fit:
             shape (chain, draw).
         seed: the seed that repeats this fit.
         proposal: the guide as it was trained, of methods that have one.
+        timings: how long the parts took, in seconds: ``"compile"``, ``"sampling"``, ``"total"`` …
     """
 
     method: Any
@@ -92,6 +96,7 @@ class Fit:
     coords: Mapping[str, Any] = field(default_factory=dict)
     dims: Mapping[str, Sequence[str]] = field(default_factory=dict)
     proposal: Proposal | None = None
+    timings: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def num_chains(self) -> int:
@@ -163,11 +168,13 @@ class Fit:
         """
         return self.to_idata()
 
-    def to_idata(self, *, prior: int | bool = False) -> Any:
+    def to_idata(self, *, prior: int | bool = False, predictive: bool = True) -> Any:
         """Make the ArviZ container; with ``prior`` draws of the prior and its predictive.
 
         Args:
             prior: how many draws; True means 500.
+            predictive: whether to add the log likelihood and the posterior predictive, which have
+                a number for each observation and draw.
         """
         groups: dict[str, Mapping[str, Array]] = {"posterior": self.draws}
         groups["sample_stats"] = {k: self.stats[k] for k in _SAMPLE_STATS if k in self.stats}
@@ -176,7 +183,7 @@ class Fit:
             "log_likelihood": self.log_likelihood,
             "posterior_predictive": self.posterior_predictive,
         }
-        for group, make in makers.items() if observed else ():
+        for group, make in makers.items() if observed and predictive else ():
             try:
                 arrays = make()
             except ProbdlError as error:
@@ -267,7 +274,15 @@ class Fit:
 
     def posterior_predictive(self) -> dict[str, Array]:
         """Draw replicates of the data: ``predict`` at the arguments of the fit."""
+        if stored := self._stored("posterior_predictive"):
+            return stored
         return self._sample(self.program)
+
+    def _stored(self, group: str) -> dict[str, Array]:
+        """Return a group of the container that a fit without its model was loaded with."""
+        if not isinstance(self.program, WithoutModel):
+            return {}
+        return variables(self.idata, group)
 
     def _sample(self, program: Program) -> dict[str, Array]:
         with isolated(stream(self.seed, "predictive")):
@@ -285,6 +300,8 @@ class Fit:
                 f"the latent sites {', '.join(map(repr, self._local))} belong to one row of the "
                 "data each, and are integrated over by fit.log_evidence()."
             )
+        if stored := self._stored("log_likelihood"):
+            return stored
         with isolated(stream(self.seed, "score")):
             points, _ = predictive.log_likelihood(self.program, self.structure, self.tensors())
         self._require(points)
@@ -518,6 +535,35 @@ class Fit:
             [t[rows] if t.ndim and len(t) == size else t for t in self.program.tensors()]
         )
 
+    # -- keeping --------------------------------------------------------------------------
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the fit to a folder; :func:`probdl.load` reads it.
+
+        The folder then holds ``idata.nc``, which ArviZ opens by itself, ``arrays.safetensors``
+        (parameters, stats, the data) and ``fit.json`` (method and settings, seed, versions, where
+        the model comes from and a hash of its source, a fingerprint of the data, timings). Nothing
+        is pickled. A kill at any moment, or a full disk, leaves the fit that was there before, or
+        this one.
+
+        Args:
+            folder: made where it is not there; a fit in it is replaced.
+
+        Returns:
+            The folder.
+
+        Raises:
+            SettingError: the folder cannot be written.
+
+        Example:
+            >>> import numpy as np, probdl, tempfile
+            >>> from probdl.models import normal_normal
+            >>> fit = probdl.infer(normal_normal, np.ones(3), np.zeros(3), method="map", seed=1)
+            >>> sorted(file.name for file in fit.save(tempfile.mkdtemp()).iterdir())
+            ['arrays.safetensors', 'fit.json', 'idata.nc']
+        """
+        return save(self, folder)
+
     # -- judging --------------------------------------------------------------------------
 
     def cross_validate(
@@ -551,24 +597,23 @@ class Fit:
             return Findings(self.findings)
         return Findings([*self.findings, *check_draws(self._posterior, self.num_chains)])
 
-    def __repr__(self) -> str:
+    @property
+    def title(self) -> str:
+        """What this is, in one line."""
         scalars = sum(math.prod(a.shape[2:]) for a in self.draws.values())
         size = (
             "a point estimate"
             if self.is_point
             else f"{self.num_chains} chain{'s' * (self.num_chains > 1)} of {self.num_draws} draws"
         )
+        return f"Fit of '{self.program.name}' by {self.method!r}: {size} of {scalars} scalars"
+
+    def __repr__(self) -> str:
         table = self.summary()
         lines = table.head(_ROWS).to_string().splitlines()
         if len(table) > _ROWS:
             lines.append(f"… and {len(table) - _ROWS} more rows in fit.summary()")
-        return "\n".join(
-            [
-                f"Fit of '{self.program.name}' by {self.method!r}: {size} of {scalars} scalars",
-                *lines,
-                *map(str, self.diagnose()),
-            ]
-        )
+        return "\n".join([self.title, *lines, *map(str, self.diagnose())])
 
     def _repr_html_(self) -> str:
         table = self.summary()

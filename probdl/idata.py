@@ -11,9 +11,11 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xarray as xr
 from numpy.typing import NDArray
 from scipy.stats import uniform
 
@@ -29,15 +31,19 @@ __all__ = [
     "compare",
     "ecdf_band",
     "ess",
+    "labels",
     "loo",
     "pareto_k",
     "plot_ppc",
     "psis",
+    "read",
     "rhat",
     "summary",
     "to_idata",
     "unclashed",
+    "variables",
     "with_exact",
+    "write",
 ]
 
 ARVIZ_1 = int(az.__version__.split(".")[0]) >= 1
@@ -254,6 +260,45 @@ def plot_ppc(idata: Any, **options: Any) -> Any:
         options["num_samples"] = options.pop("num_pp_samples")
     plot: Any = getattr(az, "plot_ppc_dist" if ARVIZ_1 else "plot_ppc")
     return plot(idata, **options)
+
+
+def write(idata: Any, path: Path) -> None:
+    """Write a container as netCDF, which ArviZ and xarray read."""
+    if ARVIZ_1:
+        idata.to_netcdf(path, engine="h5netcdf")
+    else:  # draws do not compress
+        idata.to_netcdf(str(path), engine="h5netcdf", compress=False)
+
+
+def read(path: Path) -> Any:
+    """Read a container from netCDF into memory; the file is closed."""
+    if ARVIZ_1:
+        with xr.open_datatree(path, engine="h5netcdf") as tree:
+            return tree.load()
+    with az.rcparams.rc_context({"data.load": "eager"}):
+        return az.from_netcdf(str(path), engine="h5netcdf")
+
+
+def variables(idata: Any, group: str) -> dict[str, NDArray[Any]]:
+    """Return the arrays of a group by name; none where there is no such group."""
+    found = _dataset(idata, group)
+    return {} if found is None else {str(n): np.asarray(v.values) for n, v in found.items()}
+
+
+def labels(idata: Any) -> dict[str, NDArray[Any]]:
+    """Return the labels along each dimension, by its name."""
+    datasets = [_dataset(idata, group) for group in _groups(idata)]
+    return {str(n): v.values for d in datasets if d is not None for n, v in d.coords.items()}
+
+
+def _groups(idata: Any) -> list[str]:
+    return list(idata.children) if ARVIZ_1 else list(idata.groups())
+
+
+def _dataset(idata: Any, group: str) -> Any:
+    if group not in _groups(idata):
+        return None
+    return idata[group].dataset if ARVIZ_1 else idata[group]
 
 
 @contextmanager

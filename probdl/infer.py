@@ -8,16 +8,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from probdl.errors import FindingWarning, ModelError, SettingError, warn
+from probdl.clock import TimeUp, clock
+from probdl.errors import FindingWarning, ModelError, SettingError, TimeLimitError, warn
 from probdl.fit import Fit
 from probdl.methods import Method, resolve
 from probdl.program import Program, signature
+from probdl.progress import tell
 from probdl.sites import discover
 from probdl.state import isolated
 
 __all__ = ["infer"]
 
-_OWN = ("method", "seed", "coords", "dims", "progress")
+_OWN = ("method", "seed", "coords", "dims", "progress", "time_limit")
 
 
 def infer(
@@ -28,6 +30,7 @@ def infer(
     coords: Mapping[str, Any] | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
     progress: bool | None = None,
+    time_limit: float | None = None,
     **kwargs: Any,
 ) -> Fit:
     r"""Fit a model to data.
@@ -44,6 +47,8 @@ def infer(
         coords: labels along dimensions by name, as in ArviZ. Plates name the dimensions.
         dims: names of dimensions by site, as in ArviZ, where plates do not name them.
         progress: whether to show progress; None shows it on a terminal and in a notebook.
+        time_limit: seconds after which the work ends, and the fit holds what there is by then, as
+            after Ctrl-C; a finding says so. Compiling and a last step are not cut short.
         kwargs: the model's keyword arguments.
 
     Returns:
@@ -53,6 +58,7 @@ def infer(
         ModelError: the model does not run on the arguments, or the method cannot fit it.
         DataError: the data are not finite, or outside the support of their site.
         SettingError: there is no such method, or a setting is out of range.
+        TimeLimitError: the time was up before there was anything to return.
 
     Warns:
         FindingWarning: a check found something that matters; ``fit.diagnose()`` has it in full.
@@ -80,6 +86,9 @@ def infer(
             "model's argument."
         )
     seed = int(seed)
+    real = isinstance(time_limit, numbers.Real) and not isinstance(time_limit, bool)
+    if time_limit is not None and not (real and time_limit > 0):
+        raise SettingError(f"time_limit={time_limit!r} must be seconds above 0, or None.")
     program = Program(model, args, kwargs)
     if program.loader is not None and not chosen.takes_loader:
         raise SettingError(
@@ -88,13 +97,29 @@ def infer(
         )
     if dims or coords:  # before the work, so that a slip does not lose it
         _check_labels(program, dims or {}, coords or {})
-    with isolated(seed):
-        fit = chosen.run(program, seed, progress)
-    fit = replace(fit, coords=dict(coords or {}), dims=dict(dims or {}))
+    with clock(time_limit) as own:
+        try:
+            with isolated(seed):
+                fit = chosen.run(program, seed, progress)
+        except TimeUp:
+            spent = ", ".join(f"{part} {seconds:.3g} s" for part, seconds in own.timings.items())
+            raise TimeLimitError(
+                f"time_limit={time_limit} s passed before there was anything to return "
+                f"({spent or 'in preparation'}). Give it more time, or ask for less (warmup=, "
+                "steps=)."
+            ) from None
+    fit = replace(fit, coords=dict(coords or {}), dims=dict(dims or {}), timings=own.timings)
+    _report(fit, progress)
+    return fit
+
+
+def _report(fit: Fit, progress: bool | None) -> None:
+    """Warn of what matters; where all is well one line says so, if progress is shown."""
     serious = [f for f in fit.diagnose() if f.severity != "info"]
     if serious:
         warn("\n".join(map(str, serious)), FindingWarning)
-    return fit
+    else:
+        tell(f"{fit.title} in {fit.timings['total']:.3g} s: no findings", progress)
 
 
 def _check_labels(

@@ -26,9 +26,12 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
+from torch.utils._pytree import tree_leaves
 
+from probdl.clock import look
 from probdl.density import LogDensity
-from probdl.errors import ModelError
+from probdl.diagnostics import Finding, interrupted
+from probdl.errors import FindingWarning, ModelError, warn
 from probdl.idata import psis
 from probdl.program import Program, Substitute, base_distribution
 from probdl.progress import bar
@@ -156,11 +159,16 @@ class LogEvidence:
 
 
 def propose(
-    program: Program, structure: Structure, proposal: Proposal, count: int
+    program: Program,
+    structure: Structure,
+    proposal: Proposal,
+    count: int,
+    findings: list[Finding] | None = None,
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """Draw the latent sites from a proposal, and score each draw.
 
-    Discrete sites beside continuous ones are summed out exactly.
+    Discrete sites beside continuous ones are summed out exactly. An interruption, which leaves
+    fewer draws, enters the findings.
 
     Returns:
         By site name the draws (count, *shape), and (count,) of log p(z, x) and log q(z), in nats.
@@ -180,7 +188,7 @@ def propose(
             log_p = log_p + node["log_prob"].sum()
         return values | {"log_p": log_p, "log_q": log_q}
 
-    drawn = _over_draws(one, program, count)
+    drawn = _over_draws(one, program, count, findings=findings)
     log_p, log_q = drawn.pop("log_p"), drawn.pop("log_q")
     values = {name.removeprefix("site "): v for name, v in drawn.items()}
     if summed:
@@ -245,6 +253,7 @@ def log_evidence(
         _, log_p, log_q = propose(program, structure, proposal, count)
         ratios = (log_p - log_q).numpy()
     ratios = ratios.astype(np.float64)
+    count = ratios.shape[-1]
     log_mean = np.logaddexp.reduce(ratios, -1) - math.log(count)
     weights = np.exp(ratios - log_mean[..., None])
     error = (
@@ -325,17 +334,35 @@ def _add(parts: dict[str, Tensor], key: str, node: Any, term: Tensor, plate: str
 
 
 def _over_draws(
-    one: Callable[[Tensor], Any], program: Program, count: int, progress: bool | None = False
+    one: Callable[[Tensor], Any],
+    program: Program,
+    count: int,
+    progress: bool | None = False,
+    findings: list[Finding] | None = None,
 ) -> Any:
-    """Evaluate something random ``count`` times, as many at once as memory is used sparingly."""
+    """Evaluate something random ``count`` times, as many at once as memory is used sparingly.
+
+    An interruption that leaves fewer enters the findings, or is a warning where there are none.
+    """
     rows = max((t.numel() for t in program.tensors()), default=1)
     size = min(count, max(1, _ELEMENTS // max(rows, 1)))
     parts = []
     with bar(count, "importance sampling", progress) as shown, torch.no_grad():
-        for start in range(0, count, size):
-            here = min(size, count - start)
-            parts.append(vectorize(one, torch.zeros(here)))
-            shown.update(here)
+        try:
+            for start in range(0, count, size):
+                look()
+                here = min(size, count - start)
+                parts.append(vectorize(one, torch.zeros(here)))
+                shown.update(here)
+        except KeyboardInterrupt as stop:
+            if not parts:
+                raise
+            done = sum(len(tree_leaves(part)[0]) for part in parts)
+            found = interrupted(stop, done, f"{count} draws", "those are used", "of them")
+            if findings is None:
+                warn(str(found), FindingWarning)
+            else:
+                findings.append(found)
     if isinstance(parts[0], Tensor):
         return torch.cat(parts)
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

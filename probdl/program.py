@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import inspect
 import os
 import sysconfig
@@ -30,7 +31,7 @@ from torch.utils.data import DataLoader
 from probdl.errors import DataError, ModelError, ProbdlError
 from probdl.state import evaluation
 
-__all__ = ["Program", "Substitute", "arguments", "where"]
+__all__ = ["Program", "Substitute", "WithoutModel", "arguments", "fingerprint", "runnable", "where"]
 
 T = TypeVar("T")
 
@@ -141,7 +142,7 @@ class Program:
         *,
         dtype: torch.dtype = torch.float64,
     ) -> None:
-        model = _with_forward(model)
+        model = runnable(model)
         self.loader: DataLoader[Any] | None = None
         if len(args) == 1 and isinstance(args[0], DataLoader) and not kwargs:
             self.loader = args[0]
@@ -323,6 +324,52 @@ class Program:
         )
 
 
+def fingerprint(tensors: Sequence[Tensor]) -> str:
+    """Return a hash of data."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(str((tuple(tensor.shape), tensor.dtype)).encode())
+        digest.update(tensor.detach().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+class WithoutModel(Program):
+    """The place of the program in a fit that was loaded without its model: it has only the data.
+
+    Args:
+        name: of the model.
+        arguments: its arguments by name, as they were.
+        dtype: in which the program ran.
+    """
+
+    def __init__(self, name: str, arguments: Mapping[str, Any], dtype: torch.dtype) -> None:
+        self.name = name
+        self.arguments = dict(arguments)
+        self.dtype = dtype
+        self.loader = None
+        self.promote = False
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # copying looks for these
+            raise AttributeError(name)
+        raise ModelError(
+            f"the fit of '{self.name}' was loaded without its model, and this needs it: "
+            "probdl.load(folder, model=...)."
+        )
+
+    def with_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Program:
+        """Raise the error that says that the model is not there."""
+        return self.model
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Program:
+        """Raise the error that says that the model is not there."""
+        return self.model
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Raise the error that says that the model is not there."""
+        return self.model
+
+
 def _first_part(error: Exception) -> str:
     return str(error).split("Trace Shapes:")[0].strip()
 
@@ -408,7 +455,7 @@ def _name(model: Any) -> str:
     )
 
 
-def _with_forward(model: Any) -> Any:
+def runnable(model: Any) -> Any:
     """Take the method `model` of a module that has one, and a `guide` beside it."""
     if isinstance(model, nn.Module) and callable(getattr(model, "guide", None)):
         return getattr(model, "model", model)

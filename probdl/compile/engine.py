@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_flatten
 
+from probdl.clock import timed
 from probdl.compile.emit import Source, emit
 from probdl.compile.native import CompilerError, NativeDensity, differentiable
 from probdl.compile.statements import UnsupportedError
@@ -96,6 +97,13 @@ def choose(
     """
     if engine == "eager":
         return density, []
+    with timed("compile"):
+        return _choose(density, engine, seed, threads, trusted)
+
+
+def _choose(
+    density: LogDensity, engine: str, seed: int, threads: int, trusted: bool
+) -> tuple[Evaluator, list[Finding]]:
     generator = torch.Generator().manual_seed(seed)
     evaluator: Evaluator = density
     try:

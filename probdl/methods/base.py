@@ -6,12 +6,17 @@ import difflib
 import math
 import numbers
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from probdl.errors import SettingError
 from probdl.fit import Fit
+from probdl.latent import Proposal
 from probdl.program import Program
+from probdl.sites import Structure
 
 __all__ = ["METHODS", "Method", "resolve"]
 
@@ -62,6 +67,23 @@ class Method(ABC):
             seed: all randomness derives from it.
         """
         return self.run(program, seed, False)
+
+    def restore(
+        self,
+        program: Program,
+        structure: Structure,
+        saved: Proposal,
+        start: Mapping[str, Tensor],
+    ) -> Proposal | None:
+        """Put a guide that was saved back on a model; None where the method has none.
+
+        Args:
+            program: the model with its data.
+            structure: its sites.
+            saved: the guide's parameters, without its program.
+            start: values of the latent sites, where an automatic guide is made.
+        """
+        return None
 
     def _check_int(self, **least: int) -> None:
         """Check that settings are whole numbers of at least so much."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import tempfile
 from collections.abc import Sequence
@@ -16,20 +15,12 @@ from torch import Tensor
 
 from probdl.compile.step import BLOCK
 from probdl.errors import SettingError
+from probdl.program import fingerprint
 
 __all__ = ["Checkpoint", "checkpoint_of"]
 
 FILE = "checkpoint.pt"
 _VERSION = 1
-
-
-def fingerprint(tensors: Sequence[Tensor]) -> str:
-    """Return a hash of data."""
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(str((tuple(tensor.shape), tensor.dtype)).encode())
-        digest.update(tensor.detach().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def describe(setting: Any) -> str:

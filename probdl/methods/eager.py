@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from pyro.infer.mcmc import HMC, NUTS
 from torch import Tensor
 
+from probdl.clock import look
 from probdl.compile import Evaluator
-from probdl.methods.chains import Chains
+from probdl.methods.chains import Chain, Chains, gather
 from probdl.progress import bar
 
 __all__ = ["HMCKernel", "NUTSKernel", "run"]
@@ -52,7 +53,7 @@ class _Recording:
 
     @contextmanager
     def own_randomness(self) -> Iterator[None]:
-        """Draw from the chain's own generator; the kernels know only the global one."""
+        """Draw from the chain's own generator within; the kernels know only the global one."""
         torch.set_rng_state(self.random_state)
         yield
         self.random_state = torch.get_rng_state()
@@ -69,8 +70,7 @@ class _Recording:
         this: Any = self
         before, diverged = self.gradients, len(this._divergences)
         kept, mean = max(0, this._t - this._warmup_steps), this._mean_accept_prob
-        with self.own_randomness():
-            z = this.sample(this._z_last or this.initial_params)["z"]
+        z = this.sample(this._z_last or this.initial_params)["z"]
         if warm:
             return z.numpy(), {}
         steps = self.gradients - before
@@ -97,7 +97,7 @@ class HMCKernel(_Recording, HMC):
 
 
 def run(
-    kernels: Sequence[Any],
+    kernels: Sequence[Callable[[], Any]],
     *,
     warmup: int,
     draws: int,
@@ -105,36 +105,70 @@ def run(
 ) -> Chains:
     """Warm the kernels up and draw; on Ctrl-C return the draws so far.
 
+    Args:
+        kernels: what makes each of them.
+        warmup: how many transitions adapt.
+        draws: how many are kept.
+        progress: whether to show progress.
+
     Raises:
         KeyboardInterrupt: interrupted before the first draw.
+        ModelError: every chain failed.
     """
-    z = np.empty((len(kernels), draws, kernels[0].dim))
-    records: list[list[dict[str, float]]] = []
+    stop = None
+    chains = [_Chain(make) for make in kernels]
     total = (warmup + draws) * len(kernels)
     with bar(total, "sampling", progress) as progress_bar, pyro.validation_enabled(False):
         try:
-            for kernel in kernels:
-                with kernel.own_randomness():
-                    kernel.setup(warmup)
+            for chain in chains:
+                chain.attempt("setup", warmup)
             for t in range(warmup + draws):
-                record = []
-                for chain, kernel in enumerate(kernels):
-                    point, stats = kernel.transition(warm=t < warmup)
-                    record.append(stats)
-                    if t >= warmup:
-                        z[chain, t - warmup] = point
+                look()
+                for chain in chains:
+                    chain.attempt("transition", t < warmup)
                     progress_bar.update()
-                if t >= warmup:
-                    records.append(record)
-                    diverging = sum(k._divergences != [] for k in kernels)
-                    if diverging and not t % 50:
-                        count = sum(len(k._divergences) for k in kernels)
-                        progress_bar.set_postfix(divergences=count)
-        except KeyboardInterrupt:
-            if not records:
-                raise
-    stats = {
-        name: np.array([[chain[name] for chain in record] for record in records]).T
-        for name in records[0][0]
-    }
-    return Chains(z[:, : len(records)], stats)
+                if not t % 50 and (count := sum(chain.divergences for chain in chains)):
+                    progress_bar.set_postfix(divergences=count)
+                if all(chain.failure for chain in chains):
+                    break
+        except KeyboardInterrupt as error:
+            stop = error
+    return gather([chain.result() for chain in chains], draws, stop)
+
+
+class _Chain:
+    """A kernel with its draws; what it raises ends this chain, and no other."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self.kernel: Any = None
+        self.failure: Exception | None = None
+        self.points: list[NDArray[np.float64]] = []
+        self.records: list[dict[str, float]] = []
+        try:
+            self.kernel = make()
+        except Exception as error:
+            self.failure = error
+
+    @property
+    def divergences(self) -> int:
+        return 0 if self.kernel is None else len(self.kernel._divergences)
+
+    def attempt(self, step: str, *args: Any) -> None:
+        """Have the kernel take a step, unless the chain has failed; keep what is a draw."""
+        if self.failure is not None:
+            return
+        try:
+            with self.kernel.own_randomness():
+                result = getattr(self.kernel, step)(*args)
+        except Exception as error:
+            self.failure = error
+            return
+        if result is not None and result[1]:
+            self.points.append(result[0])
+            self.records.append(result[1])
+
+    def result(self) -> Chain:
+        """Return the chain as far as it came."""
+        names = self.records[0] if self.records else ()
+        stats = {name: np.array([record[name] for record in self.records]) for name in names}
+        return Chain(np.array(self.points), stats, self.failure)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pyro import poutine
 from torch import Tensor, nn
 
+from probdl.clock import look
 from probdl.compile.step import BLOCK, Parameters, choose_step
 from probdl.diagnostics import Finding
 from probdl.errors import ModelError
@@ -341,10 +342,10 @@ class _Run:
                         shown.update(self.done - shown.n)
                         last = self.told[max(0, self.done - BLOCK) : self.done].mean(0)
                         shown.set_postfix(value=f"{last[3]:.3f}", refresh=False)
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as stop:
                 if not self.done:
                     raise
-                self.findings.append(stopped_at(self.done, self.steps))
+                self.findings.append(stopped_at(stop, self.done, self.steps))
 
     def rows(self, start: int) -> Any:
         """Go through minibatches from some number on, epoch after epoch."""
@@ -357,6 +358,7 @@ class _Run:
 
     def advance(self, batches: Sequence[Sequence[Tensor]]) -> bool:
         """Take one step of both players; tell whether all is well."""
+        look()
         if self.player.step is None:
             self.prepare(batches[0])
         t = self.done

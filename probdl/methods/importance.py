@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from probdl.diagnostics import check_weights
 from probdl.errors import ModelError
@@ -19,7 +20,7 @@ from probdl.methods.guides import compare_sites
 from probdl.methods.held import held_params
 from probdl.methods.weighing import FEW, resample, weigh
 from probdl.program import Program
-from probdl.sites import discover
+from probdl.sites import Structure, discover
 
 __all__ = ["Importance"]
 
@@ -87,18 +88,11 @@ class Importance(Method, name="importance"):
                 f"the prior of {', '.join(map(repr, flat))} is flat (ImproperUniform) and cannot "
                 "be sampled. Pass a guide."
             )
-        values = {s.name: s.value for s in structure.of("param")}
-        parameters = {s.name: s.parameter for s in structure.of("param") if s.parameter is not None}
-        if isinstance(self.guide, Fit):
-            assert self.guide.proposal is not None
-            proposal = self.guide.proposal
-        elif self.guide is None:
-            proposal = Proposal(None, values, parameters)
-        else:
-            guide = program.companion(self.guide)
-            proposal = Proposal(guide, values, parameters)
-            compare_sites(program, guide, structure, *proposal.trace(program))
-        weighed = weigh(program, structure, proposal, self.num_samples)
+        proposal = self._proposal(program, structure)
+        if proposal.program is not None and not isinstance(self.guide, Fit):
+            compare_sites(program, proposal.program, structure, *proposal.trace(program))
+        findings = held_params(structure)
+        weighed = weigh(program, structure, proposal, self.num_samples, findings)
         if not np.isfinite(weighed.log_ratios).any():
             raise ModelError(
                 f"none of {self.num_samples} draws of the proposal has a posterior density above "
@@ -111,12 +105,30 @@ class Importance(Method, name="importance"):
         stats = {
             "lp": weighed.lp[chosen.numpy()][None],
             "log_evidence": weighed.log_evidence,
-            "log_evidence_standard_error": weights.std(ddof=1) / math.sqrt(self.num_samples),
+            "log_evidence_standard_error": weights.std(ddof=1) / math.sqrt(len(weights)),
             "pareto_k": weighed.pareto_k,
             "ess": weighed.ess,
             "log_weights": weighed.log_weights,
         }
-        findings = held_params(structure)
         if weighed.ess < self.draws / 10 or weighed.pareto_k > 0.7:
             findings += check_weights(weighed.log_weights, weighed.pareto_k, "the proposal")
         return Fit(self, program, structure, draws, stats, seed, findings, proposal=proposal)
+
+    def _proposal(self, program: Program, structure: Structure) -> Proposal:
+        if isinstance(self.guide, Fit):
+            assert self.guide.proposal is not None
+            return self.guide.proposal
+        values = {s.name: s.value for s in structure.of("param")}
+        parameters = {s.name: s.parameter for s in structure.of("param") if s.parameter is not None}
+        guide = None if self.guide is None else program.companion(self.guide)
+        return Proposal(guide, values, parameters)
+
+    def restore(
+        self,
+        program: Program,
+        structure: Structure,
+        saved: Proposal,
+        start: Mapping[str, Tensor],
+    ) -> Proposal:
+        """Put the proposal back on a model."""
+        return self._proposal(program, structure)

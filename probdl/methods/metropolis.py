@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 from collections.abc import Sequence
@@ -11,13 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from probdl.clock import look
 from probdl.compile import ENGINES, choose
 from probdl.compile.walk import Walk
 from probdl.density import LogDensity
 from probdl.diagnostics import Finding
 from probdl.fit import Fit
 from probdl.methods.base import Method
-from probdl.methods.chains import Chains, posterior_fit, random_start
+from probdl.methods.chains import Chain, Chains, Starts, gather, posterior_fit, random_start
 from probdl.program import Program
 from probdl.progress import bar
 from probdl.sites import discover
@@ -95,11 +97,9 @@ class Metropolis(Method, name="metropolis"):
         density = LogDensity(program, discover(program))
         evaluator, findings = choose(density, self.engine, seed, threads=self.chains)
         seeds = np.random.SeedSequence(seed).generate_state(self.chains, np.uint64)
-        starts = [random_start(density, evaluator, int(s) >> 1).numpy() for s in seeds]
-        chains = [
-            _Chain(self, evaluator, start, int(s)) for start, s in zip(starts, seeds, strict=True)
-        ]
-        stop = threading.Event()
+        starts = Starts(functools.partial(random_start, density, evaluator), int(seeds[0]) >> 1)
+        chains = [_Chain(self, evaluator, starts(int(s) >> 1).numpy(), int(s)) for s in seeds]
+        wake, interruption = threading.Event(), None
         # Native code runs in a thread for each chain; what runs in Python takes turns in one, so
         # that an interrupted run has draws of each.
         native = evaluator.engine == "native"
@@ -109,28 +109,20 @@ class Metropolis(Method, name="metropolis"):
             bar(total, "sampling", progress) as shown,
             ThreadPoolExecutor(len(together)) as pool,
         ):
-            running = [pool.submit(_advance, group, stop) for group in together]
+            running = [pool.submit(_advance, group, wake) for group in together]
             try:
                 while not all(r.done() for r in running):
-                    stop.wait(0.02)
+                    look()
+                    wake.wait(0.02)
                     shown.update(sum(c.done for c in chains) - shown.n)
-            except KeyboardInterrupt:
-                stop.set()
+            except KeyboardInterrupt as error:
+                interruption = error
+                wake.set()
             for r in running:
                 r.result()
-        count = min(chain.done for chain in chains) - self.warmup
-        if count < 1:
-            raise KeyboardInterrupt
-        found = Chains(
-            np.stack([chain.z[:count] for chain in chains]),
-            {
-                name: np.stack([chain.stats[:count, i] for chain in chains])
-                for i, name in enumerate(_Chain.NAMES)
-            },
-        )
-        return posterior_fit(
-            self, density, evaluator, found, seed, [*findings, *_stuck(found, self.chains)]
-        )
+        found = gather([chain.result() for chain in chains], self.draws, interruption)
+        findings += [*starts.findings(), *_stuck(found, self.chains)]
+        return posterior_fit(self, density, evaluator, found, seed, findings)
 
 
 class _Chain:
@@ -151,6 +143,13 @@ class _Chain:
         self.stats = np.empty((method.draws, len(self.NAMES)))
         self.seen: list[Array] = []
         self.done = 0
+        self.failure: Exception | None = None
+
+    def result(self) -> Chain:
+        """Return the chain as far as it came."""
+        count = max(0, self.done - self.method.warmup)
+        stats = {name: self.stats[:count, i] for i, name in enumerate(self.NAMES)}
+        return Chain(self.z[:count], stats, self.failure)
 
     def step(self) -> None:
         """Move on to the next draw, of the warm-up or to be kept."""
@@ -185,13 +184,17 @@ class _Chain:
 
 
 def _advance(chains: Sequence[_Chain], stop: threading.Event) -> None:
-    """Run chains in turn, until all is done or the event is set."""
+    """Run chains in turn, until all is done or the event is set; a failure ends one of them."""
     method = chains[0].method
     for _ in range(method.warmup + method.draws):
         for chain in chains:
             if stop.is_set():
                 return
-            chain.step()
+            if chain.failure is None:
+                try:
+                    chain.step()
+                except Exception as error:
+                    chain.failure = error
 
 
 def _stuck(chains: Chains, count: int) -> list[Finding]:

@@ -14,6 +14,7 @@ import importlib.machinery
 import importlib.util
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,9 @@ from arro3.core import list_flatten
 from numpy.typing import NDArray
 from torch import Tensor
 
+from probdl.clock import time_left, time_up, timed
 from probdl.compile import Evaluator
-from probdl.methods.chains import Chains
+from probdl.methods.chains import Chain, Chains, Starts, gather
 from probdl.progress import bar, shown
 
 __all__ = ["available", "run", "state"]
@@ -71,11 +73,12 @@ def run(
     Raises:
         KeyboardInterrupt: interrupted before each chain had a draw.
     """
+    # Where there is no start, this says why; an error in one of nutpie's threads ends all of them.
+    starts = Starts(start_of, seed)
 
     def start(chain_seed: int) -> NDArray[np.float64]:
-        return start_of(chain_seed).numpy()
+        return starts(chain_seed).numpy()
 
-    start(seed)  # where there is no start, this says why; in nutpie's threads it would be lost
     settings: dict[str, Any] = {
         "num_draws": draws,
         "num_tune": max(warmup, 1),  # nutpie needs one
@@ -88,7 +91,8 @@ def run(
     kind = "Diag" if mass_matrix == "diag" else "LowRank"
     library = _library()
     if library is None or evaluator.engine != "native":
-        return _run_public(dim, evaluator, start, settings, kind, seed, progress)
+        found = _run_public(dim, evaluator, start, settings, kind, seed, progress)
+        return replace(found, findings=[*found.findings, *starts.findings()])
     nuts = getattr(library.PyNutsSettings, kind)(seed % 2**63)
     for name, value in settings.items():
         setattr(nuts, name, value)
@@ -111,12 +115,23 @@ def run(
         cores = min(chains, os.cpu_count() or 1)
         store = library.PyStorage.arrow()
         sampler = library.PySampler.from_pymc(nuts, cores, model, display, store)
-        try:
-            sampler.wait(None)
-        except KeyboardInterrupt:
-            sampler.abort()
+        stop = _wait(sampler)
         tables = sampler.take_results().get_arrow_trace()
-    return _read(*tables, dim=dim)
+    found = _read(*tables, dim=dim, draws=draws, stop=stop)
+    return replace(found, findings=[*found.findings, *starts.findings()])
+
+
+def _wait(sampler: Any) -> KeyboardInterrupt | None:
+    """Wait for nutpie, in the time that is left; return what ended it early."""
+    try:
+        sampler.wait(time_left())
+        return None
+    except TimeoutError:
+        stop: KeyboardInterrupt = time_up()
+    except KeyboardInterrupt as error:
+        stop = error
+    sampler.abort()
+    return stop
 
 
 def available(evaluator: Evaluator) -> bool:
@@ -161,26 +176,22 @@ def _update(progress_bar: Any, text: str) -> None:
     progress_bar.update(done - progress_bar.n)
 
 
-def _read(points: list[Any], stats: list[Any], *, dim: int) -> Chains:
+def _read(
+    points: list[Any],
+    stats: list[Any],
+    *,
+    dim: int,
+    draws: int,
+    stop: KeyboardInterrupt | None,
+) -> Chains:
     """Turn nutpie's tables, one a chain, into arrays; interrupted chains differ in length."""
-    tuning = [int(_numpy(table.column("tuning")).sum()) for table in stats]
-    count = min(table.num_rows - t for table, t in zip(stats, tuning, strict=True))
-    if count < 1:
-        raise KeyboardInterrupt
-    kept = [slice(t, t + count) for t in tuning]
-    z = [
-        _numpy(list_flatten(table.column("z"))).reshape(-1, dim)[rows]
-        for table, rows in zip(points, kept, strict=True)
-    ]
-    return Chains(
-        np.stack(z),
-        {
-            name: np.stack(
-                [_numpy(t.column(theirs))[rows] for t, rows in zip(stats, kept, strict=True)]
-            )
-            for theirs, name in _STATS.items()
-        },
-    )
+    chains = []
+    for point, told in zip(points, stats, strict=True):
+        kept = slice(int(_numpy(told.column("tuning")).sum()), None)
+        z = _numpy(list_flatten(point.column("z"))).reshape(-1, dim)[kept]
+        values = {name: _numpy(told.column(theirs))[kept] for theirs, name in _STATS.items()}
+        chains.append(Chain(z, values))
+    return gather(chains, draws, stop)
 
 
 def _numpy(column: Any) -> NDArray[Any]:
@@ -213,9 +224,10 @@ def _run_public(
         make_initial_point_fn=start,
     )
     options = dict(settings)
-    trace: Any = nutpie.sample(
+    draws = options.pop("num_draws")
+    sampler: Any = nutpie.sample(
         model,
-        draws=options.pop("num_draws"),
+        draws=draws,
         tune=options.pop("num_tune"),
         chains=options.pop("num_chains"),
         cores=1,  # there is one interpreter
@@ -223,6 +235,10 @@ def _run_public(
         low_rank_modified_mass_matrix=kind == "LowRank",
         progress_bar=shown(progress),
         return_raw_trace=True,
+        blocking=False,
         **options,
-    )
-    return _read(*trace.get_arrow_trace(), dim=dim)
+    )._sampler  # its own wait() returns nothing of a run that did not end in time
+    with timed("sampling"):
+        stop = _wait(sampler)
+    tables = sampler.take_results().get_arrow_trace()
+    return _read(*tables, dim=dim, draws=draws, stop=stop)

@@ -208,7 +208,10 @@ def _eager(
     """Run Pyro's kernels, on whichever engine evaluates the density."""
     seeds = np.random.SeedSequence(seed).generate_state(method.chains, np.uint64)
     return eager.run(
-        [kernel(density.dim, evaluator, start, int(s) >> 1, **options) for s in seeds],
+        [
+            functools.partial(kernel, density.dim, evaluator, start, int(s) >> 1, **options)
+            for s in seeds
+        ],
         warmup=method.warmup,
         draws=method.draws,
         progress=progress,

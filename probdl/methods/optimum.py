@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from torch import Tensor
 
+from probdl.clock import look
 from probdl.compile import Evaluator
 from probdl.density import LogDensity
 from probdl.diagnostics import Finding, interrupted
@@ -86,16 +87,16 @@ def maximise(
                 start = density.initial(
                     generator, jitter=i > 0, value_and_grad=evaluator.value_and_grad
                 )
-                found.append(_climb(evaluator, start, steps))
+                end, stop = _climb(evaluator, start, steps)
+                found.append(end)
+                if stop is not None:
+                    raise stop
                 progress.update()
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             if not found:
                 raise
-            findings.append(
-                interrupted(
-                    len(found), f"{starts} starts", "the best of those is returned", "starts"
-                )
-            )
+            of, kept = f"{starts} starts", "the best point found is returned"
+            findings.append(interrupted(stop, len(found), of, kept, "starts"))
     best = max(found, key=lambda end: end.value)
     if dense := density.dim <= DENSE_MAX:
         # Those that L-BFGS left lower may only have been slower to come to the same top.
@@ -189,12 +190,20 @@ class _End(NamedTuple):
     information: Tensor | None = None  # where that step was computed
 
 
-def _climb(evaluator: Evaluator, start: Tensor, steps: int) -> _End:
-    """Run L-BFGS from one start; the best point visited counts, whatever ends the run."""
+def _climb(
+    evaluator: Evaluator, start: Tensor, steps: int
+) -> tuple[_End, KeyboardInterrupt | None]:
+    """Run L-BFGS from one start; the best point visited counts, whatever ends the run.
+
+    Returns:
+        That point, and the interruption if it was one that ended the run.
+    """
     best: tuple[float, Tensor] = (-np.inf, start)
+    stop = None
 
     def objective(x: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         nonlocal best
+        look()
         z = torch.from_numpy(x.copy())
         value, grad = evaluator.value_and_grad(z)
         if not (torch.isfinite(value) and torch.isfinite(grad).all()):
@@ -204,8 +213,15 @@ def _climb(evaluator: Evaluator, start: Tensor, steps: int) -> _End:
         return -float(value), -grad.numpy()
 
     options = {"maxiter": steps, "maxfun": 20 * steps, "ftol": 1e-13, "gtol": 1e-8}
-    result = minimize(objective, start.numpy(), jac=True, method="L-BFGS-B", options=options)
-    return _End(*best, result.status == 0, torch.zeros_like(start), 0.0)
+    done = False
+    try:
+        result = minimize(objective, start.numpy(), jac=True, method="L-BFGS-B", options=options)
+        done = result.status == 0
+    except KeyboardInterrupt as error:
+        if best[0] == -np.inf:
+            raise
+        stop = error
+    return _End(*best, done, torch.zeros_like(start), 0.0), stop
 
 
 def _polish(density: LogDensity, evaluator: Evaluator, end: _End) -> _End:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
 from scipy.optimize import minimize
 
+from probdl.clock import look
 from probdl.compile import ENGINES, Evaluator, choose
 from probdl.density import LogDensity
 from probdl.diagnostics import check_weights, interrupted
@@ -106,12 +107,11 @@ class Pathfinder(Method, name="pathfinder"):
                     )
                     found.append(_sample(evaluator, approximation, self.draws, rng))
                     shown.update()
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as stop:
                 if not found:
                     raise
-                findings.append(
-                    interrupted(len(found), f"{self.paths} paths", "those are used", "of them")
-                )
+                of = f"{self.paths} paths"
+                findings.append(interrupted(stop, len(found), of, "those are used", "of them"))
         z = np.concatenate([s.z for s in found])
         lp = np.concatenate([s.log_p for s in found])
         ratios = lp - np.concatenate([s.log_q for s in found])
@@ -222,6 +222,7 @@ def _path(evaluator: Evaluator, start: Array, steps: int) -> tuple[list[Array], 
     gradients: dict[bytes, Array] = {}
 
     def objective(x: Array) -> tuple[float, Array]:
+        look()
         value, grad = evaluator.value_and_grad(torch.from_numpy(x.copy()))
         if not (torch.isfinite(value) and torch.isfinite(grad).all()):
             return _WALL, np.zeros_like(x)

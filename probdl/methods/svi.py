@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,7 +25,7 @@ from probdl.methods.base import Method
 from probdl.methods.checkpoint import checkpoint_of
 from probdl.methods.guides import check_guide, make_guide
 from probdl.methods.minibatch import Batches, FullData, LoaderBatches, PlateBatches
-from probdl.methods.objective import ELBOS, Objective, resolve_elbo
+from probdl.methods.objective import ELBOS, Objective, Trainable, resolve_elbo
 from probdl.methods.optimizers import SCHEDULES, Training, check_optimizer, check_schedule
 from probdl.methods.training import Plan, train
 from probdl.methods.weighing import FEW, weigh
@@ -206,6 +206,19 @@ class SVI(Method, name="svi"):
             [*outcome.findings, *findings],
             proposal=proposal,
         )
+
+    def restore(
+        self,
+        program: Program,
+        structure: Structure,
+        saved: Proposal,
+        start: Mapping[str, Tensor],
+    ) -> Proposal:
+        """Put a guide that was saved back on a model."""
+        with evaluation(dtype=program.dtype):
+            guide = make_guide(program, structure, self.guide, start)
+            found = Trainable(program, guide, structure)
+        return replace(saved, program=guide, parameters=found.parameters)
 
     # -- before -----------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from probdl.clock import look
 from probdl.compile.adam import NativeAdam
 from probdl.compile.step import BLOCK, Loss, NativeStep, Parameters, Step, choose_step
 from probdl.diagnostics import Finding, interrupted
@@ -88,9 +89,10 @@ class _Best:
     kept: float = math.inf  # the loss at that step
 
 
-def stopped_at(done: int, steps: int) -> Finding:
-    """Tell that Ctrl-C ended a training."""
+def stopped_at(stop: KeyboardInterrupt, done: int, steps: int) -> Finding:
+    """Tell that Ctrl-C or the time limit ended a training."""
     return interrupted(
+        stop,
         done,
         f"{steps} steps",
         "the fit holds the state reached",
@@ -141,6 +143,7 @@ class _Run:
 
     def advance(self, data: Sequence[Tensor]) -> None:
         """Take one step."""
+        look()
         t, plan = self.done, self.plan
         if plan.annealing:
             heat = min(1.0, (t + 1) / plan.annealing)
@@ -205,6 +208,7 @@ class _Run:
 
     def advance_block(self, adam: NativeAdam, data: Sequence[Tensor]) -> None:
         """Take the steps that are left of a block."""
+        look()
         t, plan = self.done, self.plan
         count = min(BLOCK - t % BLOCK, plan.steps - t)
         torch.manual_seed(stream(plan.seed, "block", t // BLOCK))
@@ -322,10 +326,10 @@ class _Run:
                     else:
                         if self.training is not None:
                             self.training.end_epoch()
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as stop:
                 if not self.done:
                     raise
-                self.findings.append(stopped_at(self.done, plan.steps))
+                self.findings.append(stopped_at(stop, self.done, plan.steps))
         if not any(f.check == "loss_not_finite" for f in self.findings):
             self.finish()
         losses = self.losses[: self.done]

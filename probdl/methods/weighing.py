@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from probdl.density import LogDensity
+from probdl.diagnostics import Finding
 from probdl.idata import psis
 from probdl.latent import Proposal, propose
 from probdl.program import Program
@@ -51,12 +52,18 @@ class Weighed:
         return float(np.exp(-np.logaddexp.reduce(2 * self.log_weights)))
 
 
-def weigh(program: Program, structure: Structure, proposal: Proposal, count: int) -> Weighed:
+def weigh(
+    program: Program,
+    structure: Structure,
+    proposal: Proposal,
+    count: int,
+    findings: list[Finding] | None = None,
+) -> Weighed:
     """Draw from a proposal and weigh the draws; discrete sites are summed out exactly.
 
     The program is one in float64, and all its latent sites are shared by the data.
     """
-    values, log_p, log_q = propose(program, structure, proposal, count)
+    values, log_p, log_q = propose(program, structure, proposal, count, findings)
     if structure.of("latent"):
         density = LogDensity(program, structure, jacobian=False)
         values = density.constrain(density.unconstrain(values), deterministic=True)

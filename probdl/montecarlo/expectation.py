@@ -163,14 +163,11 @@ def expectation(
                 shown.update(len(values))
                 if tol is not None and total.groups > 30 and total.reached(tol, control):
                     break
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             if total.groups < 2:
                 raise
-            findings.append(
-                interrupted(
-                    total.count, f"{count:,} samples", "the estimate is of those", "of them"
-                )
-            )
+            of, kept = f"{count:,} samples", "the estimate is of those"
+            findings.append(interrupted(stop, total.count, of, kept, "of them"))
     return total.result(control, tol, findings)
 
 
