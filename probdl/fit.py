@@ -24,6 +24,7 @@ from probdl.crossvalidation import CrossValidation, cross_validate
 from probdl.diagnostics import Finding, Findings, check_draws
 from probdl.divergence import Divergence, estimate_divergence
 from probdl.errors import ModelError, ProbdlError, SettingError, warn
+from probdl.files import write_arrays
 from probdl.idata import summary, to_idata, unclashed, variables
 from probdl.latent import Elbo, LogEvidence, Proposal
 from probdl.program import Program, WithoutModel
@@ -238,7 +239,11 @@ class Fit:
     # -- predicting -----------------------------------------------------------------------
 
     def predict(
-        self, *args: Any, num_samples: int | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        num_samples: int | None = None,
+        out: str | os.PathLike[str] | None = None,
+        **kwargs: Any,
     ) -> dict[str, Array]:
         """Draw from the posterior predictive distribution at new arguments (Eq. 2).
 
@@ -248,6 +253,8 @@ class Fit:
                 samples may be the one argument.
             num_samples: without arguments, how many rows of data to draw; None means as many as
                 the data have.
+            out: a folder; the arrays are written there, each as ``<site>.npy``, a few draws at a
+                time, and returned memory-mapped: predictions that are larger than the memory.
             kwargs: the model's keyword arguments.
 
         Returns:
@@ -256,6 +263,15 @@ class Fit:
 
         Raises:
             ModelError: the model does not run on these arguments.
+            SettingError: the predictions do not fit into memory, or cannot be written.
+
+        Example:
+            >>> import numpy as np, probdl
+            >>> from probdl.models import linear_regression
+            >>> x = np.arange(6.0).reshape(3, 2)
+            >>> fit = probdl.infer(linear_regression, x, np.ones(3), method="laplace", seed=1)
+            >>> fit.predict(np.zeros((5, 2)))["y"].shape
+            (1, 1000, 5)
         """
         if self.method.name == "gan" and len(args) == 1 and isinstance(args[0], int):
             num_samples, args = args[0], ()
@@ -265,12 +281,12 @@ class Fit:
                     f"num_samples={num_samples!r} says how many rows to draw, at least 1, in the "
                     "place of the model's arguments; give one or the other."
                 )
-            return self._sample(self._rows(num_samples))
+            return self._sample(self._rows(num_samples), out)
         if not args and not kwargs:
-            return self.posterior_predictive()
+            return self.posterior_predictive() if out is None else self._sample(self.program, out)
         program = self.program.with_arguments(args, kwargs)
         program.check_finite()
-        return self._sample(program)
+        return self._sample(program, out)
 
     def posterior_predictive(self) -> dict[str, Array]:
         """Draw replicates of the data: ``predict`` at the arguments of the fit."""
@@ -284,14 +300,19 @@ class Fit:
             return {}
         return variables(self.idata, group)
 
-    def _sample(self, program: Program) -> dict[str, Array]:
+    def _sample(
+        self, program: Program, out: str | os.PathLike[str] | None = None
+    ) -> dict[str, Array]:
         with isolated(stream(self.seed, "predictive")):
             draws = self.tensors()
             common = [s.name for s in self.structure.of("discrete") if not any(s.dims)]
             if common:  # one for all the data, so it keeps what the data told of it
                 found = predictive.sample_discrete(self.program, self.structure, draws)
                 draws |= {name: found[name] for name in common}
-            return self._arrays(predictive.sample(program, self.structure, draws))
+            if out is None:
+                return self._arrays(predictive.sample(program, self.structure, draws))
+            parts = predictive.sample_parts(program, self.structure, draws)
+            return write_arrays(out, parts, (self.num_chains, self.num_draws))
 
     def log_likelihood(self) -> dict[str, Array]:
         """Return the pointwise log likelihood, in nats, (chain, draw, *batch shape) by site."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pyro.distributions as dist
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from probdl.errors import ModelError, warn
 from probdl.program import Program, Substitute, base_distribution
 from probdl.sites import Structure
-from probdl.vectorize import vectorize
+from probdl.vectorize import chunks, vectorize
 
 __all__ = [
     "Unobserve",
@@ -34,6 +34,7 @@ __all__ = [
     "log_mean_exp",
     "sample",
     "sample_discrete",
+    "sample_parts",
     "sample_prior",
 ]
 
@@ -69,6 +70,25 @@ def sample(program: Program, structure: Structure, draws: Draws) -> dict[str, Te
     Returns:
         By site name, (n, *shape at these arguments).
     """
+    run, resampled = _predictive(program, structure)
+    values = vectorize(run, dict(draws))
+    _tell_resampled(resampled)
+    return values
+
+
+def sample_parts(
+    program: Program, structure: Structure, draws: Draws
+) -> Iterator[dict[str, Tensor]]:
+    """Yield what ``sample`` returns for some draws at a time, in bounded memory."""
+    run, resampled = _predictive(program, structure)
+    yield from chunks(run, dict(draws))
+    _tell_resampled(resampled)
+
+
+def _predictive(
+    program: Program, structure: Structure
+) -> tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], set[str]]:
+    """Return what predicts at one draw, and the set that the resampled sites will enter."""
     wanted = {s.name for s in structure.of("observed", "deterministic")}
     resampled: set[str] = set()
 
@@ -83,9 +103,7 @@ def sample(program: Program, structure: Structure, draws: Draws) -> dict[str, Te
         resampled.update(substitute.resampled)
         return values
 
-    values = vectorize(run, dict(draws))
-    _tell_resampled(resampled)
-    return values
+    return run, resampled
 
 
 def sample_prior(program: Program, structure: Structure, count: int) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ these. It is run draw by draw, and a warning says so.
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,14 +26,16 @@ import torch
 from torch import Tensor
 from torch.func import functionalize
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from probdl.errors import warn
+from probdl.errors import SettingError, warn
+from probdl.progress import bar
 from probdl.record import record
 
-__all__ = ["vectorize"]
+__all__ = ["chunks", "vectorize"]
 
-_CHUNK_ELEMENTS = 2**24  # of float64 results at a time: 128 MiB, and a few times that in between
+_CHUNK_NUMBERS = 2**25  # made at a time: 256 MiB in float64
 
 
 def _uniform(x: Tensor) -> Tensor:
@@ -101,6 +104,20 @@ def _plain(fn: Callable[[Any], Any], example: Any) -> Callable[[Any], Any]:
     return lambda draw: plain(*tree_flatten(draw)[0])
 
 
+class _Count(TorchDispatchMode):
+    """Count the numbers that operations make, those that are used up on the way included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            self.numbers += sum(x.numel() for x in tree_leaves(result) if isinstance(x, Tensor))
+        return result
+
+
 def vectorize(fn: Callable[[Any], Any], draws: Any) -> Any:
     """Apply ``fn`` to every draw: ``[fn(d) for d in draws]``, stacked, in one pass.
 
@@ -108,37 +125,113 @@ def vectorize(fn: Callable[[Any], Any], draws: Any) -> Any:
     dimension; ``fn`` takes the tree without that dimension and returns a tree of tensors.
     Random numbers that ``fn`` draws differ from draw to draw. No gradient is recorded.
 
+    Raises:
+        SettingError: the result is larger than the memory of the machine.
+
     >>> x = torch.arange(3.0)
     >>> vectorize(lambda d: {"square": d["x"] ** 2}, {"x": x})["square"]
     tensor([0., 1., 4.])
+    """
+    count = len(tree_leaves(draws)[0])
+    result, done = None, 0
+    for part in chunks(fn, draws):
+        size = len(tree_leaves(part)[0])
+        if size == count:
+            return part
+        if result is None:
+            result = _allocate(part, count)
+        for whole, some in zip(tree_leaves(result), tree_leaves(part), strict=True):
+            whole[done : done + size] = some
+        done += size
+    return result
+
+
+def _allocate(part: Any, count: int) -> Any:
+    """Make room for the results of all draws, of which a part is there."""
+    per_draw = sum(x[0].numel() * x.element_size() for x in tree_leaves(part))
+    if count * per_draw > _memory():
+        raise SettingError(
+            f"{count} draws of {per_draw / 2**20:.3g} MiB each take {count * per_draw / 2**30:.3g} "
+            "GiB, more than the memory of this machine. predict(..., out=folder) writes them to "
+            "files; or predict fewer rows at a time."
+        )
+    return tree_map(lambda x: x.new_empty((count, *x.shape[1:])), part)
+
+
+def _memory() -> float:
+    """Return the size of the machine's memory in bytes."""
+    try:
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, ValueError, OSError):  # Windows does not tell this way
+        return math.inf
+
+
+def chunks(fn: Callable[[Any], Any], draws: Any) -> Iterator[Any]:
+    """Yield the results of :func:`vectorize` for some draws at a time, in bounded memory.
+
+    How many at a time depends on all the numbers that one draw makes, not on the machine, so that
+    the random numbers are the same everywhere.
     """
 
     def one(draw: Any) -> Any:
         with _Rewrite():
             return fn(draw)
 
-    leaves = torch.utils._pytree.tree_leaves(draws)
-    count = len(leaves[0])
+    count = len(tree_leaves(draws)[0])
     first = tree_map(lambda x: x[0], draws)
-    with torch.no_grad(), _without_fallback_warnings():
+    with torch.no_grad(), _Count() as made:
         once = fn(first)
-        if count == 1:
-            return tree_map(lambda x: x[None], once)
-        size = sum(x.numel() for x in torch.utils._pytree.tree_leaves(once))
-        chunk = max(1, _CHUNK_ELEMENTS // max(size, 1))
-        mapped: Any = {"randomness": "different", "chunk_size": chunk if chunk < count else None}
-        try:
-            return torch.vmap(one, **mapped)(draws)
-        except Exception:  # whatever vmap cannot follow: try the next way, the last one is safe
-            pass
-        try:
-            return torch.vmap(_plain(one, first), **mapped)(draws)
-        except Exception as error:
-            reason = str(error).splitlines()[0]
-        warn(
-            f"the model cannot be evaluated for all {count} draws at once ({reason}), so it "
-            "runs once a draw, which is slow. Control flow in Python that depends on the value "
-            "of a site is the usual cause: torch.where() instead of `if` lifts it."
-        )
-        each = [fn(tree_map(lambda x, i=i: x[i], draws)) for i in range(count)]
-        return tree_map(lambda *xs: torch.stack(xs), *each)
+    if count == 1:
+        yield tree_map(lambda x: x[None], once)
+        return
+    size = min(count, max(1, _CHUNK_NUMBERS // max(made.numbers, 1)))
+    parts = [tree_map(lambda x, i=i: x[i : i + size], draws) for i in range(0, count, size)]
+    mapped, result = _way(fn, one, first, parts[0])
+    if len(parts) == 1:
+        yield result
+        return
+    with bar(count, "evaluating draws", None) as progress:
+        progress.update(size)
+        yield result
+        for part in parts[1:]:
+            result = mapped(part)
+            progress.update(len(tree_leaves(part)[0]))
+            yield result
+
+
+def _way(
+    fn: Callable[[Any], Any], one: Callable[[Any], Any], first: Any, part: Any
+) -> tuple[Callable[[Any], Any], Any]:
+    """Find a way to map a function, the fastest that works; return it, and what it gives."""
+
+    def quietly(mapped: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def run(draws: Any) -> Any:
+            with torch.no_grad(), _without_fallback_warnings():
+                return mapped(draws)
+
+        return run
+
+    def each(draws: Any) -> Any:
+        count = len(tree_leaves(draws)[0])
+        results = [fn(tree_map(lambda x, i=i: x[i], draws)) for i in range(count)]
+        return tree_map(lambda *xs: torch.stack(xs), *results)
+
+    try:
+        mapped = quietly(torch.vmap(one, randomness="different"))
+        return mapped, mapped(part)
+    except Exception:  # whatever vmap cannot follow: try the next way, the last one is safe
+        pass
+    try:
+        with torch.no_grad(), _without_fallback_warnings():
+            plain = _plain(one, first)
+        mapped = quietly(torch.vmap(plain, randomness="different"))
+        return mapped, mapped(part)
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+    warn(
+        f"the model cannot be evaluated for all draws at once ({reason}), so it runs once a draw, "
+        "which is slow. Control flow in Python that depends on the value of a site is the usual "
+        "cause: torch.where() instead of `if` lifts it."
+    )
+    mapped = quietly(each)
+    return mapped, mapped(part)

@@ -1,0 +1,64 @@
+"""Arrays that are larger than memory, as files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from probdl.errors import SettingError
+
+__all__ = ["write_arrays"]
+
+
+def write_arrays(
+    folder: str | os.PathLike[str], parts: Iterable[Mapping[str, Tensor]], lead: tuple[int, ...]
+) -> dict[str, NDArray[Any]]:
+    """Write arrays that come in parts, each after the other, and return them memory-mapped.
+
+    Args:
+        folder: where ``<name>.npy`` are written; made where it is not there.
+        parts: by name, some rows (n, *shape) at a time.
+        lead: the shape that all rows together have, in the place of their number.
+
+    Raises:
+        SettingError: the files cannot be written.
+    """
+    path = Path(folder)
+    files: dict[str, Any] = {}
+    paths: dict[str, Path] = {}
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            for part in parts:
+                for name, rows in part.items():
+                    array = np.ascontiguousarray(rows.numpy())
+                    if name not in files:
+                        paths[name] = path / f"{quote(name, safe=' []')}.npy"
+                        files[name] = stack.enter_context(paths[name].open("wb"))
+                        _write_header(files[name], array, lead)
+                    files[name].write(array.data)
+    except OSError as error:
+        for name in paths:
+            paths[name].unlink(missing_ok=True)
+        raise SettingError(
+            f"the predictions could not be written to {path}: {error.strerror or error}. Free some "
+            "space, or name another folder."
+        ) from None
+    return {name: np.load(file, mmap_mode="r") for name, file in paths.items()}
+
+
+def _write_header(file: Any, rows: NDArray[Any], lead: tuple[int, ...]) -> None:
+    header = {
+        "descr": np.lib.format.dtype_to_descr(rows.dtype),
+        "fortran_order": False,
+        "shape": (*lead, *rows.shape[1:]),
+    }
+    np.lib.format.write_array_header_1_0(file, header)
