@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,12 @@ import pandas as pd
 from sklearn.datasets import load_breast_cancer
 
 import probdl
+from probdl.demo import EFFECT, LABELS, METHODS, SIGMA, plot_methods, side_by_side
 from probdl.idata import plot_ppc
 from probdl.models import eight_schools, logistic_regression
 
 mpl.use("Agg")
 OUTPUT = Path("output")
-METHODS = ("mle", "map", "laplace", "nuts")
 
 
 def fit_all(model: Callable[..., Any], *data: Any, **options: Any) -> dict[str, probdl.Fit]:
@@ -38,44 +38,6 @@ def fit_all(model: Callable[..., Any], *data: Any, **options: Any) -> dict[str, 
         taken = time.perf_counter() - start
         print(f"{method} ({taken:.2f} s): {fits[method].diagnose()}")
     return fits
-
-
-def side_by_side(fits: Mapping[str, probdl.Fit], *sites: str) -> pd.DataFrame:
-    """Put the estimates of several fits, and their standard errors or sds, beside one another."""
-    columns = {}
-    for name, fit in fits.items():
-        table = fit.summary()
-        table = table[table.index.str.split("[").str[0].isin(sites)]
-        center, spread = ("estimate", "standard_error") if fit.is_point else ("mean", "sd")
-        columns[name, "estimate"], columns[name, "±"] = table[center], table[spread]
-    return pd.DataFrame(columns).round(2)
-
-
-def plot_methods(fits: Mapping[str, probdl.Fit], effect: Any, labels: list[str]) -> None:
-    """Plot what each method says of each school: the estimate, and 95 % around it."""
-    _, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
-    place = np.arange(len(labels))
-    for i, (name, fit) in enumerate(fits.items()):
-        if fit.is_point:
-            center = fit.draws["theta"][0, 0]
-            low, high = fit.stats["ci_low"]["theta"], fit.stats["ci_high"]["theta"]
-        else:
-            draws = fit.draws["theta"].reshape(-1, len(labels))
-            center = draws.mean(0)
-            low, high = np.quantile(draws, [0.025, 0.975], axis=0)
-        at = place + 0.18 * (i - 1.5)
-        axes.vlines(at, low, high, color=f"C{i}", lw=2)
-        axes.plot(at, center, "o", color=f"C{i}", ms=5, label=name)
-    axes.hlines(effect, place - 0.36, place + 0.36, color="k", lw=1, label="observed")
-    axes.set(
-        xticks=place,
-        xticklabels=labels,
-        xlabel="school",
-        ylabel="effect of coaching, points",
-        ylim=(-75, 85),
-        title="One model, one call, four methods: eight schools",
-    )
-    axes.legend(ncols=5, fontsize=9, loc="lower center", frameon=False)
 
 
 def save(name: str) -> None:
@@ -92,10 +54,7 @@ def main() -> None:
     warnings.simplefilter("ignore", probdl.FindingWarning)  # printed below, fit by fit
 
     print("Eight schools: what coaching adds to the score, in points\n")
-    sigma = np.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
-    effect = np.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
-    labels = list("ABCDEFGH")
-    schools = fit_all(eight_schools, sigma, effect, coords={"school": labels})
+    schools = fit_all(eight_schools, SIGMA, EFFECT, coords={"school": LABELS})
     print(f"\n{side_by_side(schools, 'mu', 'tau', 'theta').to_string()}\n")
 
     print("\nBreast cancer: the log odds that a tumour is benign, by standardised measurement\n")
@@ -112,7 +71,7 @@ def main() -> None:
     print(f"Mean log predictive density of the {len(test)} tumours held out, in nats (0 is best)\n")
     print(f"{(scores / len(test)).round(4).to_string()}\n")
 
-    plot_methods(schools, effect, labels)
+    plot_methods(schools, EFFECT, LABELS)
     save("methods")
     az.plot_trace(schools["nuts"].idata, var_names=["mu", "tau"], figsize=(11, 5))
     plt.tight_layout()

@@ -26,6 +26,7 @@ with warnings.catch_warnings():  # 0.23 announces 1.0 on every import
 __all__ = [
     "ARVIZ_1",
     "PARETO_K",
+    "PLOTS",
     "bfmi",
     "chain_rhat",
     "compare",
@@ -34,6 +35,7 @@ __all__ = [
     "labels",
     "loo",
     "pareto_k",
+    "plot",
     "plot_ppc",
     "psis",
     "read",
@@ -299,6 +301,41 @@ def _dataset(idata: Any, group: str) -> Any:
     if group not in _groups(idata):
         return None
     return idata[group].dataset if ARVIZ_1 else idata[group]
+
+
+PLOTS = {  # by kind, the group that it draws
+    "trace": "posterior",
+    "forest": "posterior",
+    "ppc": "posterior_predictive",
+    "rank": "posterior",
+    "energy": "sample_stats",
+    "pair": "posterior",
+}
+
+
+def plot(idata: Any, kind: str, names: Sequence[str] | None = None) -> Any:
+    """Plot a container by one of ArviZ's functions, and return the matplotlib figure.
+
+    Args:
+        idata: the container, with the group that ``PLOTS`` names.
+        kind: one of ``PLOTS``.
+        names: the variables; None is all.
+    """
+    options: dict[str, Any] = {} if names is None or kind == "energy" else {"var_names": [*names]}
+    if kind == "ppc":
+        made = plot_ppc(idata, num_pp_samples=100, **options)
+    else:
+        name = "trace_dist" if ARVIZ_1 and kind == "trace" else kind
+        if kind == "forest":
+            options["combined"] = True
+        if kind == "pair" and not ARVIZ_1:
+            options["divergences"] = "sample_stats" in idata.groups()
+        function: Any = getattr(az, f"plot_{name}")
+        made = function(idata, **options)
+    figure = made.viz["figure"].item() if ARVIZ_1 else np.ravel(made)[0].figure
+    if not ARVIZ_1 and kind != "forest":  # 0.x leaves labels of one row on the titles of the next
+        figure.set_layout_engine("constrained")
+    return figure
 
 
 @contextmanager

@@ -1,0 +1,467 @@
+"""The ``probdl`` command: a thin skin over the public names.
+
+What a command finds goes to standard output, what it says meanwhile to standard error. It ends
+with 0 where all is well, with 1 under ``--strict`` where a finding is an error, with 2 on bad
+input, with 3 on an error that nobody foresaw, and with 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import dataclasses
+import difflib
+import inspect
+import json
+import textwrap
+import time
+import traceback as tracebacks
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import matplotlib as mpl
+import numpy as np
+import torch
+import typer
+import xarray as xr
+from typer.core import TyperCommand
+
+# At the top, though `--help` needs none of it: the package imports torch before it comes to this
+# file, so that imports inside the commands would save nothing.
+import probdl
+from probdl import demo as demonstration
+from probdl.console import aside, counted, finding_records, records, say, show
+from probdl.diagnostics import Findings
+from probdl.errors import DataError, FindingWarning, ModelError, ProbdlError, SettingError
+from probdl.fit import Fit
+from probdl.idata import PLOTS, unclashed
+from probdl.idata import plot as plot_idata
+from probdl.locate import locate, locate_model
+from probdl.methods import METHODS, Method
+from probdl.tabular import bind, read
+
+__all__ = ["app"]
+
+
+class _Command(TyperCommand):
+    """A command that tells an error in one line, and in its exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort):
+            raise
+        except KeyboardInterrupt:
+            typer.echo("interrupted: there was nothing to keep yet", err=True)
+            raise typer.Exit(130) from None
+        except (ProbdlError, OSError) as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(2) from None
+        except Exception as error:
+            typer.echo(f"error: {type(error).__name__}: {error}", err=True)
+            if ctx.parent.params["traceback"]:
+                tracebacks.print_exc()
+            else:
+                typer.echo(f"`probdl --traceback {self.name} …` shows where", err=True)
+            raise typer.Exit(3) from None
+
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Folder = Annotated[Path, typer.Argument(help="The folder of a fit.", show_default=False)]
+Data = Annotated[
+    list[Path] | None,
+    typer.Option(help="Data by name: .csv, .json, .npz or .nc; may be repeated."),
+]
+Drop = Annotated[list[str] | None, typer.Option(help="A column to leave out; may be repeated.")]
+Model = Annotated[str | None, typer.Option(help="file.py:name, where it is not where it was.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors on stderr.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 on findings that are errors.")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"probdl {probdl.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help="Print where an unexpected error came from.")
+    ] = False,
+) -> None:
+    """One call from a Pyro program to its posterior."""
+
+
+@app.command(cls=_Command)
+def infer(
+    model: Annotated[
+        str, typer.Argument(help="file.py:name or package.module:name.", show_default=False)
+    ],
+    data: Data = None,
+    method: Annotated[str, typer.Option(help="A name that `probdl methods` lists.")] = "nuts",
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A setting of the method; repeat."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Repeats a fit.")] = None,
+    time_limit: Annotated[float | None, typer.Option(help="Seconds; keeps what there is.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The folder to save the fit in.")] = None,
+    drop: Drop = None,
+    strict: Strict = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fit a model to data.
+
+    Columns of a table, keys of a JSON object, arrays and variables of files are given to the
+    arguments of the model by name. Columns x[0], x[1], … or x_0, x_1, … make one argument x.
+    After Ctrl-C the fit is that of the draws there are.
+    """
+    chosen = _method(method, setting or [])
+    program = locate_model(model)
+    bound = bind(program, _read(data, drop))
+    if out is not None:
+        _check_folder(out)
+    shapes = ", ".join(f"{n} {np.shape(v)}" for n, v in bound.arguments.items())
+    start = time.perf_counter()
+    say(f"fitting {model} by {chosen!r} to {shapes or 'no data'}", quiet)
+    with aside(quiet, FindingWarning):
+        fit = probdl.infer(
+            program,
+            *bound.args,
+            method=chosen,
+            seed=seed,
+            time_limit=time_limit,
+            progress=False if quiet else None,
+            **bound.kwargs,
+        )
+        findings = fit.diagnose()
+        if out is not None:
+            fit.save(out)
+    seconds = time.perf_counter() - start
+    say(f"done in {seconds:.1f} s, seed {fit.seed}; {counted(findings)}", quiet)
+    for finding in findings:
+        say(str(finding), quiet)
+    if out is not None:
+        say(f"saved to {out}", quiet)
+    table = fit.summary()
+    show(
+        as_json,
+        table,
+        fit=None if out is None else str(out),
+        method=repr(chosen),
+        seed=fit.seed,
+        seconds=seconds,
+        summary=records(table),
+        findings=finding_records(findings),
+    )
+    _judge(findings, strict)
+
+
+@app.command(cls=_Command)
+def summary(folder: Folder, as_json: AsJson = False) -> None:
+    """Print one row for each scalar: mean, sd, interval, effective sample size, R-hat."""
+    with aside(quiet=False):
+        table = probdl.load(folder).summary()
+    show(as_json, table, fit=str(folder), summary=records(table))
+
+
+@app.command(cls=_Command)
+def diagnose(folder: Folder, strict: Strict = False, as_json: AsJson = False) -> None:
+    """Print the findings: what was seen, why it matters, and what to try."""
+    findings = probdl.load(folder).diagnose()
+    show(as_json, findings, fit=str(folder), findings=finding_records(findings))
+    _judge(findings, strict)
+
+
+@app.command(cls=_Command)
+def predict(
+    folder: Folder,
+    out: Annotated[Path, typer.Option(help="predictions.nc or .npz.", show_default=False)],
+    data: Data = None,
+    model: Model = None,
+    drop: Drop = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Draw from the posterior predictive distribution, at new data or at those of the fit.
+
+    The observed arguments may be missing from the new data. Predictions have the dimensions
+    (chain, draw, *shape of the site at the new data).
+    """
+    if out.suffix not in (".nc", ".npz"):
+        raise SettingError(f"--out {out}: predictions are written to .nc or .npz.")
+    with aside(quiet):
+        fit = _load_with_model(folder, model)
+        if data:
+            bound = bind(fit.model, _read(data, drop), optional=_observed(fit))
+            draws = fit.predict(*bound.args, **bound.kwargs)
+        else:
+            draws = fit.predict()
+    predictions = _dataset(fit, draws)
+    if out.suffix == ".nc":
+        predictions.to_netcdf(out, engine="h5netcdf")
+    else:
+        np.savez(out, **draws)
+    variables = {n: dict(array.sizes) for n, array in predictions.items()}
+    show(
+        as_json,
+        "\n".join(f"{n}: {sizes}" for n, sizes in variables.items()) + f"\nwrote {out}",
+        predictions=str(out),
+        variables=variables,
+    )
+
+
+@app.command(cls=_Command)
+def compare(
+    folders: Annotated[list[Path], typer.Argument(help="The folders of fits of the same data.")],
+    refit: Annotated[
+        bool, typer.Option(help="Fit again without the rows where k-hat is high; needs the models.")
+    ] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare fits by leave-one-out cross-validation, the best first."""
+    names = [folder.resolve().name for folder in folders]
+    if len(set(names)) < len(names):  # a/fit and b/fit
+        names = [str(folder) for folder in folders]
+    with aside(quiet):
+        load = _load_with_model if refit else probdl.load
+        fits = {name: load(folder) for name, folder in zip(names, folders, strict=True)}
+        table = probdl.compare(fits, refit=refit, progress=False if quiet else None)
+    if not refit and table["high_k"].any():
+        say("no row was fitted again, which needs the models; --refit does it", quiet)
+    show(as_json, table, comparison=records(table))
+
+
+@app.command(cls=_Command)
+def plot(
+    folder: Folder,
+    kind: Annotated[str, typer.Argument(help=" | ".join(PLOTS), show_default=False)],
+    out: Annotated[Path, typer.Option(help="A .png, .pdf or .svg file.", show_default=False)],
+    site: Annotated[list[str] | None, typer.Option(help="A site to draw; may be repeated.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Draw one of ArviZ's plots."""
+    mpl.use("Agg")
+    if kind not in PLOTS:
+        raise SettingError(f"there is no plot {kind!r}; {_near(kind, PLOTS)}")
+    with aside(quiet=True):
+        fit = probdl.load(folder)
+        _check_plot(fit, kind, site)
+        figure = plot_idata(fit.idata, kind, site)
+    figure.savefig(out, dpi=120, bbox_inches="tight")
+    show(as_json, f"wrote {out}", plot=str(out))
+
+
+@app.command(cls=_Command)
+def methods(
+    name: Annotated[str | None, typer.Argument(help="One of them, in full.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the methods with their settings."""
+    shown = METHODS if name is None else {name.lower(): _method_class(name)}
+    table = {n: (inspect.getdoc(cls) or "", _defaults(cls)) for n, cls in shown.items()}
+    if name is not None:
+        text = "\n".join(doc for doc, _ in table.values())
+    else:
+        text = "\n\n".join(
+            f"{n}: {doc.splitlines()[0]}\n" + _wrapped(f"{k}={v!r}" for k, v in settings.items())
+            for n, (doc, settings) in table.items()
+        )
+    records = [
+        {"name": n, "description": doc if name else doc.splitlines()[0], "settings": settings}
+        for n, (doc, settings) in table.items()
+    ]
+    show(as_json, text, methods=records)
+
+
+@app.command(cls=_Command)
+def doctor(as_json: AsJson = False) -> None:
+    """Tell what the native engine needs, and what is there."""
+    with contextlib.redirect_stdout(None):  # it prints its report by itself
+        report = probdl.doctor()
+    show(as_json, report, **dataclasses.asdict(report))
+
+
+@app.command(cls=_Command)
+def demo(
+    out: Annotated[Path | None, typer.Option(help="A file for the plot, such as demo.png.")] = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fit the eight schools by four methods, and put the estimates side by side."""
+    mpl.use("Agg")
+    fits = {}
+    with aside(quiet, FindingWarning):
+        for name, fit in demonstration.fit_schools(False if quiet else None):
+            fits[name] = fit
+            say(f"{name}: {fit.diagnose()}", quiet)
+    if out is not None:
+        axes = demonstration.plot_methods(fits, demonstration.EFFECT, demonstration.LABELS)
+        axes.figure.savefig(out, dpi=120)
+    table = demonstration.side_by_side(fits, "mu", "tau", "theta")
+    show(
+        as_json,
+        f"{table.to_string()}" + (f"\nwrote {out}" if out else ""),
+        summary={name: records(fit.summary()) for name, fit in fits.items()},
+        findings={name: finding_records(fit.diagnose()) for name, fit in fits.items()},
+        plot=None if out is None else str(out),
+    )
+
+
+# -- reading what was typed ---------------------------------------------------------------------
+
+
+def _method_class(name: str) -> type[Method]:
+    if name.lower() not in METHODS:
+        raise SettingError(f"there is no method {name!r}; {_near(name.lower(), sorted(METHODS))}")
+    return METHODS[name.lower()]
+
+
+def _method(name: str, settings: Sequence[str]) -> Method:
+    """Make the method with settings of the form ``name=value``."""
+    cls = _method_class(name)
+    known = _defaults(cls)
+    given = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise SettingError(f"--set {setting}: write NAME=VALUE, such as draws=2000.")
+        if key not in known:
+            raise SettingError(f"{name} has no setting {key!r}; {_near(key, known)}")
+        given[key] = _value(text)
+    return cls(**given)
+
+
+def _value(text: str) -> Any:
+    """Read a value as JSON or as Python writes it; ``file.py:name`` is that object, else a word."""
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            return parse(text)
+        except (ValueError, SyntaxError):
+            continue
+    return locate(text) if ".py:" in text else text
+
+
+def _defaults(cls: type[Method]) -> dict[str, Any]:
+    return {
+        f.name: None if f.default is dataclasses.MISSING else f.default
+        for f in dataclasses.fields(cls)
+    }
+
+
+def _near(word: str, words: Collection[str]) -> str:
+    near = difflib.get_close_matches(word, words, 1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"{hint}({', '.join(words)})"
+
+
+def _read(paths: Sequence[Path] | None, drop: Sequence[str] | None) -> dict[str, Any]:
+    """Read files of data into one table of names."""
+    values: dict[str, Any] = {}
+    for path in paths or ():
+        new = read(path, drop=drop or ())
+        twice = [name for name in new if name in values]
+        if twice:
+            raise DataError(f"{path} holds {twice[0]!r}, which another file has already.")
+        values |= new
+    return values
+
+
+def _check_folder(out: Path) -> None:
+    """Refuse a place that a fit cannot be saved in, before the work."""
+    if out.exists() and not out.is_dir():
+        raise SettingError(f"--out {out} is a file; a fit is saved in a folder of its own.")
+    if out.is_dir() and any(out.iterdir()) and not (out / "fit.json").exists():
+        raise SettingError(f"--out {out} is a folder that holds something else than a fit.")
+    out.resolve().parent.mkdir(parents=True, exist_ok=True)
+
+
+# -- fits that were saved -----------------------------------------------------------------------
+
+
+def _load_with_model(folder: Path, model: str | None = None) -> Fit:
+    """Load a fit with its model, found where it was unless told where it is."""
+    if model is None:
+        probdl.load(folder)  # tells what is wrong with the folder, before it is read here
+        was = json.loads((folder / "fit.json").read_text(encoding="utf-8"))["model"]
+        if not was["file"] or "<" in was["qualname"] or not Path(was["file"]).is_file():
+            raise ModelError(
+                f"the model {was['name']!r} of {folder} is not to be found where it was "
+                f"({was['file']}). Tell where it is with --model file.py:name."
+            )
+        model = f"{was['file']}:{was['qualname']}"
+    return probdl.load(folder, model=locate_model(model))
+
+
+def _observed(fit: Fit) -> list[str]:
+    """List the arguments that are the observed values of a site."""
+    values = [site.value for site in fit.structure.of("observed")]
+    return [
+        name
+        for name, tensor in fit.program.named_data()
+        if any(tensor.shape == v.shape and torch.equal(tensor, v) for v in values)
+    ]
+
+
+def _dataset(fit: Fit, draws: dict[str, Any]) -> xr.Dataset:
+    """Name the dimensions of predictions after the plates."""
+    sites = {n: [*fit.structure.sites[n].dims] for n in draws}
+    named = unclashed(sites, [*draws]) | {n: [*d] for n, d in fit.dims.items() if n in draws}
+    arrays = {}
+    for name, array in draws.items():
+        axes = range(array.ndim - 2)
+        dims = [(*named[name], *[None] * array.ndim)[i] or f"{name}_dim_{i}" for i in axes]
+        labels = {
+            dim: list(fit.coords[dim])
+            for dim, size in zip(dims, array.shape[2:], strict=True)
+            if len(fit.coords.get(dim, ())) == size
+        }
+        arrays[name] = xr.DataArray(array, dims=("chain", "draw", *dims), coords=labels)
+    return xr.Dataset(arrays, attrs={"inference_library": f"probdl {probdl.__version__}"})
+
+
+def _check_plot(fit: Fit, kind: str, sites: Sequence[str] | None) -> None:
+    """Refuse plots of what a fit does not have."""
+    if fit.is_point:
+        raise SettingError(
+            f"the fit is a point estimate by {fit.method.name}, and has no draws to plot."
+        )
+    group = getattr(fit.idata, PLOTS[kind], None)
+    if group is None or (kind == "energy" and "energy" not in group):
+        raise SettingError(f"the fit by {fit.method.name} has nothing for the plot {kind!r}.")
+    unknown = [name for name in sites or () if name not in group]
+    if unknown and kind != "energy":
+        raise SettingError(f"there is no site {unknown[0]!r}; {_near(unknown[0], [*group])}")
+    scalars = sum(fit.idata.posterior[n][0, 0].size for n in sites or fit.draws)
+    if kind == "pair" and not 2 <= scalars <= 12:
+        raise SettingError(
+            f"a plot of pairs is of 2 to 12 scalars, and these are {scalars}. Name the sites to "
+            "draw with --site."
+        )
+
+
+# -- what is said -------------------------------------------------------------------------------
+
+
+def _judge(findings: Findings, strict: bool) -> None:
+    if strict and any(f.severity == "error" for f in findings):
+        raise typer.Exit(1)
+
+
+def _wrapped(words: Iterable[str]) -> str:
+    return textwrap.fill(", ".join(words), 78, initial_indent="  ", subsequent_indent="  ")

@@ -1,0 +1,225 @@
+"""Data in files, and which of a model's arguments they are."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from numpy.typing import NDArray
+
+from probdl.errors import DataError
+from probdl.program import signature
+
+__all__ = ["bind", "read"]
+
+Values = dict[str, Any]
+
+_NUMBERED = re.compile(r"(.+?)(?:\[(\d+)\]|_(\d+))")
+_ERRORS = (OSError, ValueError, KeyError)  # of readers, on a file that is none of theirs
+
+
+def read(path: str | Path, *, drop: Collection[str] = ()) -> Values:
+    """Read a file of data: what it holds, by name.
+
+    ============  ==============================================================================
+    ``.csv``      a table: the first line names the columns, each an array
+    ``.json``     an object: lists of numbers become arrays, single numbers and words stay so
+    ``.npz``      arrays, as ``numpy.savez`` writes them
+    ``.nc``       the variables of a netCDF file
+    ============  ==============================================================================
+
+    Args:
+        path: the file.
+        drop: what to leave out of it.
+
+    Raises:
+        DataError: the file cannot be read, a cell is empty, or a column holds text.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp(), "data.csv")
+    >>> _ = path.write_text("x,y\\n1.5,1\\n2.5,0\\n")
+    >>> read(path)
+    {'x': array([1.5, 2.5]), 'y': array([1, 0])}
+    """
+    path = Path(path)
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(f"{path}: data are read from files that end in {', '.join(_READERS)}.")
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file.")
+    try:
+        values = reader(path)
+    except DataError:
+        raise
+    except _ERRORS as error:
+        raise DataError(f"{path} cannot be read as {path.suffix[1:]}: {error}") from error
+    unknown = [name for name in drop if name not in values]
+    if unknown:
+        raise DataError(f"{path} has no {_quoted(unknown)} to drop. It has {', '.join(values)}.")
+    return {n: _checked(v, f"{path}: {n!r}") for n, v in values.items() if n not in drop}
+
+
+def bind(
+    model: Callable[..., Any], values: Mapping[str, Any], *, optional: Collection[str] = ()
+) -> inspect.BoundArguments:
+    """Give values to the arguments of a model by name.
+
+    Arguments with defaults may be left out, and so may those in ``optional``, which become None.
+    Where a model has an argument ``x``, and there are columns ``x[0]``, ``x[1]``, … or ``x_0``,
+    ``x_1``, … (numbered from 0, none missing) and no ``x``, they are its columns.
+
+    Args:
+        model: a callable or an ``nn.Module``.
+        values: by name.
+        optional: arguments without a default that may be left out all the same.
+
+    Raises:
+        DataError: an argument is left without a value, or a value without an argument.
+
+    >>> def model(x, y=None): ...
+    >>> bind(model, {"x_0": np.zeros(3), "x_1": np.ones(3)}).kwargs
+    {}
+    >>> bind(model, {"x_0": np.zeros(3), "x_1": np.ones(3)}).args[0].shape
+    (3, 2)
+    """
+    parameters = signature(model).parameters
+    kinds = inspect.Parameter
+    names = {n: p for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    given = _with_matrices(dict(values), names)
+    missing = [
+        n for n, p in names.items() if n not in given and p.default is p.empty and n not in optional
+    ]
+    takes_any = any(p.kind is kinds.VAR_KEYWORD for p in parameters.values())
+    extra = [] if takes_any else [n for n in given if n not in names]
+    if missing or extra:
+        said = []
+        if missing:
+            said.append(f"nothing in the data is called {_quoted(missing)}")
+        if extra:
+            near = difflib.get_close_matches(extra[0], missing or names, 1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            said.append(f"the model has no argument {_quoted(extra)}{hint}")
+        raise DataError(
+            f"{'; '.join(said)}. The model's arguments: {', '.join(names) or 'none'}. "
+            f"In the data: {', '.join(values) or 'nothing'}."
+        )
+    for name in optional:
+        if name in names and name not in given and names[name].default is kinds.empty:
+            given[name] = None
+    named = {n: v for n, v in given.items() if n in names}
+    bound = signature(model).bind_partial()
+    bound.arguments.update({n: named[n] for n in names if n in named})
+    rest = {n: v for n, v in given.items() if n not in names}
+    if rest:
+        bound.arguments[next(n for n, p in parameters.items() if p.kind is kinds.VAR_KEYWORD)] = (
+            rest
+        )
+    return bound
+
+
+def _with_matrices(values: Values, wanted: Iterable[str]) -> Values:
+    """Put numbered columns together, for arguments that have no column of their own."""
+    for name in wanted:
+        if name in values:
+            continue
+        columns = {}
+        for column in values:
+            match = _NUMBERED.fullmatch(column)
+            if match and match[1] == name and column not in wanted:
+                columns[int(match[2] or match[3])] = column
+        if columns and sorted(columns) == list(range(len(columns))):
+            parts = [values.pop(columns[i]) for i in range(len(columns))]
+            values[name] = np.column_stack(parts)
+    return values
+
+
+def _read_csv(path: Path) -> Values:
+    table = pd.read_csv(path, float_precision="round_trip")
+    return {str(name): column for name, column in table.items()}
+
+
+def _read_json(path: Path) -> Values:
+    values = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(values, dict):
+        raise DataError(
+            f"{path} holds a {type(values).__name__}; it should be an object of values by name, "
+            'such as {"x": [1.0, 2.0], "y": [0, 1]}.'
+        )
+    return values
+
+
+def _read_npz(path: Path) -> Values:
+    with np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def _read_netcdf(path: Path) -> Values:
+    with xr.open_dataset(path) as dataset:
+        return {str(name): array.to_numpy() for name, array in dataset.data_vars.items()}
+
+
+_READERS: dict[str, Callable[[Path], Values]] = {
+    ".csv": _read_csv,
+    ".json": _read_json,
+    ".npz": _read_npz,
+    ".nc": _read_netcdf,
+}
+
+
+def _checked(value: Any, what: str) -> Any:
+    """Take what torch can hold; a number by itself is a number, not an array."""
+    if isinstance(value, pd.Series):
+        return _from_column(value, what)
+    if isinstance(value, (list, dict)):
+        value = _from_json(value, what)
+    if not isinstance(value, np.ndarray):
+        return value
+    if value.dtype.kind not in "biuf":
+        raise DataError(
+            f"{what} is of dtype {value.dtype}, and models take numbers. Encode categories as "
+            "integers, and leave out text."
+        )
+    return value if value.ndim else value.item()
+
+
+def _from_column(column: pd.Series, what: str) -> NDArray[Any]:
+    empty = np.flatnonzero(column.isna())
+    if len(empty):
+        raise DataError(
+            f"{what} is empty in row {empty[0] + 1} ({len(empty)} of {len(column)} rows). Fill in "
+            "the value, or leave the row out."
+        )
+    if column.dtype.kind not in "biuf":
+        text = np.flatnonzero(pd.to_numeric(column, errors="coerce").isna())
+        row = text[0] if len(text) else 0
+        raise DataError(
+            f"{what} holds text (row {row + 1}: {column.iloc[row]!r}). Encode categories as "
+            "integers, or leave the column out."
+        )
+    return column.to_numpy()
+
+
+def _from_json(value: Any, what: str) -> NDArray[Any]:
+    if isinstance(value, dict):
+        raise DataError(f"{what} is an object; it should be a number or a list of numbers.")
+    try:
+        array: NDArray[Any] = np.array(value)
+    except ValueError:
+        raise DataError(f"{what} holds lists of different lengths, which make no array.") from None
+    if array.dtype.kind == "O":
+        for index, cell in np.ndenumerate(array):
+            if cell is None:
+                raise DataError(f"{what} has no value (null) at index {list(index)}.")
+    return array
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names))
