@@ -7,24 +7,20 @@ input, with 3 on an error that nobody foresaw, and with 130 after Ctrl-C.
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import dataclasses
-import difflib
 import inspect
-import json
 import textwrap
 import time
 import traceback as tracebacks
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
-import torch
 import typer
-import xarray as xr
 from typer.core import TyperCommand
 
 # At the top, though `--help` needs none of it: the package imports torch before it comes to this
@@ -33,12 +29,13 @@ import probdl
 from probdl import demo as demonstration
 from probdl.console import aside, counted, finding_records, records, say, show
 from probdl.diagnostics import Findings
-from probdl.errors import DataError, FindingWarning, ModelError, ProbdlError, SettingError
-from probdl.fit import Fit
-from probdl.idata import PLOTS, unclashed
+from probdl.errors import DataError, FindingWarning, ProbdlError, SettingError
+from probdl.idata import PLOTS
 from probdl.idata import plot as plot_idata
-from probdl.locate import locate, locate_model
-from probdl.methods import METHODS, Method
+from probdl.locate import locate_model
+from probdl.methods import METHODS
+from probdl.saved import check_plot, load_with_model, observed_arguments, to_dataset
+from probdl.settings import defaults, make_method, method_class, near
 from probdl.tabular import bind, read
 
 __all__ = ["app"]
@@ -78,9 +75,12 @@ app = typer.Typer(
 Folder = Annotated[Path, typer.Argument(help="The folder of a fit.", show_default=False)]
 Data = Annotated[
     list[Path] | None,
-    typer.Option(help="Data by name: .csv, .json, .npz or .nc; may be repeated."),
+    typer.Option(metavar="FILE", help="Data by name: .csv, .json, .npz, .nc; may be repeated."),
 ]
-Drop = Annotated[list[str] | None, typer.Option(help="A column to leave out; may be repeated.")]
+Drop = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="A column of the data to leave out; may be repeated."),
+]
 Model = Annotated[str | None, typer.Option(help="file.py:name, where it is not where it was.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors on stderr.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -114,7 +114,9 @@ def infer(
     method: Annotated[str, typer.Option(help="A name that `probdl methods` lists.")] = "nuts",
     setting: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="A setting of the method; repeat."),
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="A setting of the method; may be repeated."
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Repeats a fit.")] = None,
     time_limit: Annotated[float | None, typer.Option(help="Seconds; keeps what there is.")] = None,
@@ -130,7 +132,7 @@ def infer(
     arguments of the model by name. Columns x[0], x[1], … or x_0, x_1, … make one argument x.
     After Ctrl-C the fit is that of the draws there are.
     """
-    chosen = _method(method, setting or [])
+    chosen = make_method(method, setting or [])
     program = locate_model(model)
     bound = bind(program, _read(data, drop))
     if out is not None:
@@ -173,7 +175,7 @@ def infer(
 
 @app.command(cls=_Command)
 def summary(folder: Folder, as_json: AsJson = False) -> None:
-    """Print one row for each scalar: mean, sd, interval, effective sample size, R-hat."""
+    """Print one row for each scalar of the draws."""
     with aside(quiet=False):
         table = probdl.load(folder).summary()
     show(as_json, table, fit=str(folder), summary=records(table))
@@ -181,7 +183,7 @@ def summary(folder: Folder, as_json: AsJson = False) -> None:
 
 @app.command(cls=_Command)
 def diagnose(folder: Folder, strict: Strict = False, as_json: AsJson = False) -> None:
-    """Print the findings: what was seen, why it matters, and what to try."""
+    """Print the findings, each with what to try."""
     findings = probdl.load(folder).diagnose()
     show(as_json, findings, fit=str(folder), findings=finding_records(findings))
     _judge(findings, strict)
@@ -197,7 +199,7 @@ def predict(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Draw from the posterior predictive distribution, at new data or at those of the fit.
+    """Draw predictions, at new data or at those of the fit.
 
     The observed arguments may be missing from the new data. Predictions have the dimensions
     (chain, draw, *shape of the site at the new data).
@@ -205,13 +207,13 @@ def predict(
     if out.suffix not in (".nc", ".npz"):
         raise SettingError(f"--out {out}: predictions are written to .nc or .npz.")
     with aside(quiet):
-        fit = _load_with_model(folder, model)
+        fit = load_with_model(folder, model)
         if data:
-            bound = bind(fit.model, _read(data, drop), optional=_observed(fit))
+            bound = bind(fit.model, _read(data, drop), optional=observed_arguments(fit))
             draws = fit.predict(*bound.args, **bound.kwargs)
         else:
             draws = fit.predict()
-    predictions = _dataset(fit, draws)
+    predictions = to_dataset(fit, draws)
     if out.suffix == ".nc":
         predictions.to_netcdf(out, engine="h5netcdf")
     else:
@@ -234,17 +236,17 @@ def compare(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compare fits by leave-one-out cross-validation, the best first."""
+    """Compare fits by leave-one-out cross-validation."""
     names = [folder.resolve().name for folder in folders]
     if len(set(names)) < len(names):  # a/fit and b/fit
         names = [str(folder) for folder in folders]
     with aside(quiet):
-        load = _load_with_model if refit else probdl.load
+        load = load_with_model if refit else probdl.load
         fits = {name: load(folder) for name, folder in zip(names, folders, strict=True)}
         table = probdl.compare(fits, refit=refit, progress=False if quiet else None)
     if not refit and table["high_k"].any():
         say("no row was fitted again, which needs the models; --refit does it", quiet)
-    show(as_json, table, comparison=records(table))
+    show(as_json, table.round(3), comparison=records(table))
 
 
 @app.command(cls=_Command)
@@ -252,16 +254,18 @@ def plot(
     folder: Folder,
     kind: Annotated[str, typer.Argument(help=" | ".join(PLOTS), show_default=False)],
     out: Annotated[Path, typer.Option(help="A .png, .pdf or .svg file.", show_default=False)],
-    site: Annotated[list[str] | None, typer.Option(help="A site to draw; may be repeated.")] = None,
+    site: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A site to draw; may be repeated.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Draw one of ArviZ's plots."""
     mpl.use("Agg")
     if kind not in PLOTS:
-        raise SettingError(f"there is no plot {kind!r}; {_near(kind, PLOTS)}")
+        raise SettingError(f"there is no plot {kind!r}; {near(kind, PLOTS)}")
     with aside(quiet=True):
         fit = probdl.load(folder)
-        _check_plot(fit, kind, site)
+        check_plot(fit, kind, site)
         figure = plot_idata(fit.idata, kind, site)
     figure.savefig(out, dpi=120, bbox_inches="tight")
     show(as_json, f"wrote {out}", plot=str(out))
@@ -273,8 +277,8 @@ def methods(
     as_json: AsJson = False,
 ) -> None:
     """List the methods with their settings."""
-    shown = METHODS if name is None else {name.lower(): _method_class(name)}
-    table = {n: (inspect.getdoc(cls) or "", _defaults(cls)) for n, cls in shown.items()}
+    shown = METHODS if name is None else {name.lower(): method_class(name)}
+    table = {n: (inspect.getdoc(cls) or "", defaults(cls)) for n, cls in shown.items()}
     if name is not None:
         text = "\n".join(doc for doc, _ in table.values())
     else:
@@ -303,7 +307,7 @@ def demo(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Fit the eight schools by four methods, and put the estimates side by side."""
+    """Fit eight schools by four methods."""
     mpl.use("Agg")
     fits = {}
     with aside(quiet, FindingWarning):
@@ -311,8 +315,8 @@ def demo(
             fits[name] = fit
             say(f"{name}: {fit.diagnose()}", quiet)
     if out is not None:
-        axes = demonstration.plot_methods(fits, demonstration.EFFECT, demonstration.LABELS)
-        axes.figure.savefig(out, dpi=120)
+        demonstration.plot_methods(fits, demonstration.EFFECT, demonstration.LABELS)
+        plt.gcf().savefig(out, dpi=120)
     table = demonstration.side_by_side(fits, "mu", "tau", "theta")
     show(
         as_json,
@@ -321,53 +325,6 @@ def demo(
         findings={name: finding_records(fit.diagnose()) for name, fit in fits.items()},
         plot=None if out is None else str(out),
     )
-
-
-# -- reading what was typed ---------------------------------------------------------------------
-
-
-def _method_class(name: str) -> type[Method]:
-    if name.lower() not in METHODS:
-        raise SettingError(f"there is no method {name!r}; {_near(name.lower(), sorted(METHODS))}")
-    return METHODS[name.lower()]
-
-
-def _method(name: str, settings: Sequence[str]) -> Method:
-    """Make the method with settings of the form ``name=value``."""
-    cls = _method_class(name)
-    known = _defaults(cls)
-    given = {}
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not equals:
-            raise SettingError(f"--set {setting}: write NAME=VALUE, such as draws=2000.")
-        if key not in known:
-            raise SettingError(f"{name} has no setting {key!r}; {_near(key, known)}")
-        given[key] = _value(text)
-    return cls(**given)
-
-
-def _value(text: str) -> Any:
-    """Read a value as JSON or as Python writes it; ``file.py:name`` is that object, else a word."""
-    for parse in (json.loads, ast.literal_eval):
-        try:
-            return parse(text)
-        except (ValueError, SyntaxError):
-            continue
-    return locate(text) if ".py:" in text else text
-
-
-def _defaults(cls: type[Method]) -> dict[str, Any]:
-    return {
-        f.name: None if f.default is dataclasses.MISSING else f.default
-        for f in dataclasses.fields(cls)
-    }
-
-
-def _near(word: str, words: Collection[str]) -> str:
-    near = difflib.get_close_matches(word, words, 1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"{hint}({', '.join(words)})"
 
 
 def _read(paths: Sequence[Path] | None, drop: Sequence[str] | None) -> dict[str, Any]:
@@ -389,73 +346,6 @@ def _check_folder(out: Path) -> None:
     if out.is_dir() and any(out.iterdir()) and not (out / "fit.json").exists():
         raise SettingError(f"--out {out} is a folder that holds something else than a fit.")
     out.resolve().parent.mkdir(parents=True, exist_ok=True)
-
-
-# -- fits that were saved -----------------------------------------------------------------------
-
-
-def _load_with_model(folder: Path, model: str | None = None) -> Fit:
-    """Load a fit with its model, found where it was unless told where it is."""
-    if model is None:
-        probdl.load(folder)  # tells what is wrong with the folder, before it is read here
-        was = json.loads((folder / "fit.json").read_text(encoding="utf-8"))["model"]
-        if not was["file"] or "<" in was["qualname"] or not Path(was["file"]).is_file():
-            raise ModelError(
-                f"the model {was['name']!r} of {folder} is not to be found where it was "
-                f"({was['file']}). Tell where it is with --model file.py:name."
-            )
-        model = f"{was['file']}:{was['qualname']}"
-    return probdl.load(folder, model=locate_model(model))
-
-
-def _observed(fit: Fit) -> list[str]:
-    """List the arguments that are the observed values of a site."""
-    values = [site.value for site in fit.structure.of("observed")]
-    return [
-        name
-        for name, tensor in fit.program.named_data()
-        if any(tensor.shape == v.shape and torch.equal(tensor, v) for v in values)
-    ]
-
-
-def _dataset(fit: Fit, draws: dict[str, Any]) -> xr.Dataset:
-    """Name the dimensions of predictions after the plates."""
-    sites = {n: [*fit.structure.sites[n].dims] for n in draws}
-    named = unclashed(sites, [*draws]) | {n: [*d] for n, d in fit.dims.items() if n in draws}
-    arrays = {}
-    for name, array in draws.items():
-        axes = range(array.ndim - 2)
-        dims = [(*named[name], *[None] * array.ndim)[i] or f"{name}_dim_{i}" for i in axes]
-        labels = {
-            dim: list(fit.coords[dim])
-            for dim, size in zip(dims, array.shape[2:], strict=True)
-            if len(fit.coords.get(dim, ())) == size
-        }
-        arrays[name] = xr.DataArray(array, dims=("chain", "draw", *dims), coords=labels)
-    return xr.Dataset(arrays, attrs={"inference_library": f"probdl {probdl.__version__}"})
-
-
-def _check_plot(fit: Fit, kind: str, sites: Sequence[str] | None) -> None:
-    """Refuse plots of what a fit does not have."""
-    if fit.is_point:
-        raise SettingError(
-            f"the fit is a point estimate by {fit.method.name}, and has no draws to plot."
-        )
-    group = getattr(fit.idata, PLOTS[kind], None)
-    if group is None or (kind == "energy" and "energy" not in group):
-        raise SettingError(f"the fit by {fit.method.name} has nothing for the plot {kind!r}.")
-    unknown = [name for name in sites or () if name not in group]
-    if unknown and kind != "energy":
-        raise SettingError(f"there is no site {unknown[0]!r}; {_near(unknown[0], [*group])}")
-    scalars = sum(fit.idata.posterior[n][0, 0].size for n in sites or fit.draws)
-    if kind == "pair" and not 2 <= scalars <= 12:
-        raise SettingError(
-            f"a plot of pairs is of 2 to 12 scalars, and these are {scalars}. Name the sites to "
-            "draw with --site."
-        )
-
-
-# -- what is said -------------------------------------------------------------------------------
 
 
 def _judge(findings: Findings, strict: bool) -> None:

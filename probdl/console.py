@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import shutil
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -61,7 +62,8 @@ def show(as_json: bool, text: Any, **result: Any) -> None:
 
 def table_text(table: pd.DataFrame) -> str:
     """Return the first rows of a table as text."""
-    lines = [table.head(_ROWS).to_string()]
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    lines = [table.head(_ROWS).to_string(line_width=width)]
     if len(table) > _ROWS:
         lines.append(f"… and {len(table) - _ROWS} more rows, which --json prints")
     return "\n".join(lines)

@@ -27,7 +27,7 @@ _ERRORS = (OSError, ValueError, KeyError)  # of readers, on a file that is none 
 
 
 def read(path: str | Path, *, drop: Collection[str] = ()) -> Values:
-    """Read a file of data: what it holds, by name.
+    r"""Read a file of data: what it holds, by name.
 
     ============  ==============================================================================
     ``.csv``      a table: the first line names the columns, each an array
@@ -45,7 +45,7 @@ def read(path: str | Path, *, drop: Collection[str] = ()) -> Values:
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp(), "data.csv")
-    >>> _ = path.write_text("x,y\\n1.5,1\\n2.5,0\\n")
+    >>> _ = path.write_text("x,y\n1.5,1\n2.5,0\n")
     >>> read(path)
     {'x': array([1.5, 2.5]), 'y': array([1, 0])}
     """

@@ -1,0 +1,86 @@
+"""Saved fits as the command uses them: with their model, as data sets of predictions, in plots."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import xarray as xr
+
+import probdl
+from probdl.errors import ModelError, SettingError
+from probdl.fit import Fit
+from probdl.idata import PLOTS, unclashed
+from probdl.locate import locate_model
+from probdl.settings import near
+
+__all__ = ["check_plot", "load_with_model", "observed_arguments", "to_dataset"]
+
+
+def load_with_model(folder: Path, model: str | None = None) -> Fit:
+    """Load a fit with its model, found where it was unless ``model`` tells where it is.
+
+    Raises:
+        ModelError: the model is not there any more.
+    """
+    """Load a fit with its model, found where it was unless told where it is."""
+    if model is None:
+        probdl.load(folder)  # tells what is wrong with the folder, before it is read here
+        was = json.loads((folder / "fit.json").read_text(encoding="utf-8"))["model"]
+        if not was["file"] or "<" in was["qualname"] or not Path(was["file"]).is_file():
+            raise ModelError(
+                f"the model {was['name']!r} of {folder} is not to be found where it was "
+                f"({was['file']}). Tell where it is with --model file.py:name."
+            )
+        model = f"{was['file']}:{was['qualname']}"
+    return probdl.load(folder, model=locate_model(model))
+
+
+def observed_arguments(fit: Fit) -> list[str]:
+    """List the arguments that are the observed values of a site."""
+    values = [site.value for site in fit.structure.of("observed")]
+    return [
+        name
+        for name, tensor in fit.program.named_data()
+        if any(tensor.shape == v.shape and torch.equal(tensor, v) for v in values)
+    ]
+
+
+def to_dataset(fit: Fit, draws: dict[str, Any]) -> xr.Dataset:
+    """Name the dimensions of predictions after the plates."""
+    sites = {n: [*fit.structure.sites[n].dims] for n in draws}
+    named = unclashed(sites, [*draws]) | {n: [*d] for n, d in fit.dims.items() if n in draws}
+    arrays = {}
+    for name, array in draws.items():
+        axes = range(array.ndim - 2)
+        dims = [(*named[name], *[None] * array.ndim)[i] or f"{name}_dim_{i}" for i in axes]
+        labels = {
+            dim: list(fit.coords[dim])
+            for dim, size in zip(dims, array.shape[2:], strict=True)
+            if len(fit.coords.get(dim, ())) == size
+        }
+        arrays[name] = xr.DataArray(array, dims=("chain", "draw", *dims), coords=labels)
+    return xr.Dataset(arrays, attrs={"inference_library": f"probdl {probdl.__version__}"})
+
+
+def check_plot(fit: Fit, kind: str, sites: Sequence[str] | None) -> None:
+    """Refuse plots of what a fit does not have."""
+    if fit.is_point:
+        raise SettingError(
+            f"the fit is a point estimate by {fit.method.name}, and has no draws to plot."
+        )
+    group = getattr(fit.idata, PLOTS[kind], None)
+    if group is None or (kind == "energy" and "energy" not in group):
+        raise SettingError(f"the fit by {fit.method.name} has nothing for the plot {kind!r}.")
+    unknown = [name for name in sites or () if name not in group]
+    if unknown and kind != "energy":
+        raise SettingError(f"there is no site {unknown[0]!r}; {near(unknown[0], [*group])}")
+    scalars = sum(fit.idata.posterior[n][0, 0].size for n in sites or fit.draws)
+    if kind == "pair" and not 2 <= scalars <= 12:
+        raise SettingError(
+            f"a plot of pairs is of 2 to 12 scalars, and these are {scalars}. Name the sites to "
+            "draw with --site."
+        )
