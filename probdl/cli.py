@@ -48,7 +48,7 @@ class _Command(TyperCommand):
         """Run the command."""
         try:
             return super().invoke(ctx)
-        except (typer.Exit, typer.Abort):
+        except (typer.Exit, typer.Abort, BrokenPipeError):  # the last is `probdl … | head`
             raise
         except KeyboardInterrupt:
             typer.echo("interrupted: there was nothing to keep yet", err=True)
@@ -217,7 +217,7 @@ def predict(
     if out.suffix == ".nc":
         predictions.to_netcdf(out, engine="h5netcdf")
     else:
-        np.savez(out, **draws)
+        np.savez(out, allow_pickle=False, **draws)
     variables = {n: dict(array.sizes) for n, array in predictions.items()}
     show(
         as_json,

@@ -26,7 +26,6 @@ def load_with_model(folder: Path, model: str | None = None) -> Fit:
     Raises:
         ModelError: the model is not there any more.
     """
-    """Load a fit with its model, found where it was unless told where it is."""
     if model is None:
         probdl.load(folder)  # tells what is wrong with the folder, before it is read here
         was = json.loads((folder / "fit.json").read_text(encoding="utf-8"))["model"]

@@ -1,0 +1,460 @@
+"""The command: what it fits, what it writes, and how it refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import xarray as xr
+from typer.testing import CliRunner
+
+import probdl
+from probdl.cli import app
+from probdl.errors import DataError, ModelError
+from probdl.locate import locate, locate_model
+from probdl.tabular import bind, read
+
+MODEL = """
+import pyro
+import pyro.distributions as dist
+
+
+def normal(y):
+    mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+    with pyro.plate("obs", len(y)):
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+
+def line(x, y=None):
+    slope = pyro.sample("slope", dist.Normal(0.0, 10.0))
+    with pyro.plate("obs", len(x)):
+        pyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
+
+
+def required(x, y):
+    slope = pyro.sample("slope", dist.Normal(0.0, 10.0))
+    with pyro.plate("obs", len(x)):
+        pyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
+
+
+def talks(y):
+    print("a line of the model")
+    normal(y)
+
+
+class Holder:
+    model = staticmethod(line)
+
+
+number = 3
+"""
+Y = [1.0, 2.0, 6.0]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with a file of models and a file of data, to work in."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "my_models.py").write_text(MODEL)
+    (tmp_path / "y.json").write_text(json.dumps({"y": Y}))
+    (tmp_path / "xy.csv").write_text("x,y\n1,2.5\n2,3.5\n3,6.5\n4,7.5\n")
+    yield tmp_path
+    sys.modules.pop("my_models", None)
+    sys.modules.pop("_model_my_models", None)
+
+
+def run(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def good(*words):
+    result = run(*words)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def refused(*words):
+    result = run(*words)
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.stderr
+    return result.stderr
+
+
+def fitted(*words):
+    return json.loads(good("infer", *words, "--json").stdout)
+
+
+# -- fitting ------------------------------------------------------------------------------------
+
+
+def test_the_mle_of_a_normal_mean_is_the_mean(here):
+    found = fitted("my_models.py:normal", "--data", "y.json", "--method", "mle", "--seed", 1)
+    (row,) = found["summary"]
+    assert row["name"] == "mu"
+    assert row["estimate"] == pytest.approx(3.0, abs=1e-6)
+    assert row["standard_error"] == pytest.approx(3**-0.5, rel=1e-5)
+    assert found["seed"] == 1
+    assert found["fit"] is None
+    assert found["findings"] == []
+
+
+def test_standard_output_holds_the_result_alone(here):
+    words = ["infer", "my_models.py:talks", "--data", "y.json", "--method", "mle", "--seed", 1]
+    json.loads(good(*words, "--json").stdout)
+    plain = good(*words)
+    assert "estimate" in plain.stdout
+    assert "a line of the model" not in plain.stdout
+    lines = plain.stderr.splitlines()
+    assert lines[0].startswith("fitting my_models.py:talks by MLE() to y (3,)")
+    assert lines[-1].endswith("seed 1; no findings")
+
+
+def test_quiet_says_nothing(here):
+    words = ["infer", "my_models.py:normal", "--data", "y.json", "--method", "mle", "--quiet"]
+    assert good(*words).stderr == ""
+
+
+def test_settings_are_those_of_the_method(here):
+    words = ["--data", "y.json", "--method", "nuts", "--seed", 1, "--set", "draws=100"]
+    words += ["--set", "warmup=100", "--set", "chains=2", "--set", "mass_matrix=dense"]
+    found = fitted("my_models.py:normal", *words)
+    assert found["method"] == "NUTS(draws=100, warmup=100, chains=2, mass_matrix='dense')"
+    direct = probdl.infer(
+        locate("my_models.py:normal"),
+        np.array(Y),
+        method=probdl.NUTS(draws=100, warmup=100, chains=2, mass_matrix="dense"),
+        seed=1,
+        progress=False,
+    )
+    assert found["summary"][0]["mean"] == direct.summary().loc["mu", "mean"]
+
+
+def test_nan_is_null(here):
+    words = ["my_models.py:normal", "--data", "y.json", "--method", "laplace", "--seed", 1]
+    assert fitted(*words)["summary"][0]["r_hat"] is None  # one chain has no R-hat
+
+
+def test_strict_exits_with_one_where_a_finding_is_an_error(here):
+    (here / "far.py").write_text(
+        "import pyro, pyro.distributions as d\n"
+        "def model():\n"
+        "    x = pyro.sample('x', d.Normal(0.0, 10.0))\n"
+        "    pyro.factor('modes', (-50 * (x.abs() - 8) ** 2))\n"
+    )
+    words = ["infer", "far.py:model", "--seed", 1, "--set", "draws=100", "--set", "warmup=100"]
+    assert run(*words).exit_code == 0
+    result = run(*words, "--strict", "--json")
+    assert result.exit_code == 1
+    assert "error" in {f["severity"] for f in json.loads(result.stdout)["findings"]}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["my_models.py:normal"], "nothing in the data is called 'y'. The model's arguments: y."),
+        (["my_models.py:normal", "--data", "no.csv"], "there is no such file"),
+        (["my_models.py:normal", "--data", "my_models.py"], "files that end in .csv, .json"),
+        (["my_models.py:normal", "--data", "xy.csv"], "no argument 'x'"),
+        (["my_models.py:nornal", "--data", "y.json"], "did you mean 'normal'?"),
+        (["my_model.py:normal", "--data", "y.json"], "Did you mean 'my_models.py'?"),
+        (["my_models.py", "--data", "y.json"], "Write file.py:name"),
+        (["my_models.py:Holder"], "is a class"),
+        (["my_models.py:number"], "is a int, which cannot be called"),
+        (["my_models.py:normal", "--data", "y.json", "--method", "nutz"], "did you mean 'nuts'?"),
+        (["my_models.py:normal", "--data", "y.json", "--set", "drws=5"], "did you mean 'draws'?"),
+        (["my_models.py:normal", "--data", "y.json", "--set", "draws"], "write NAME=VALUE"),
+        (
+            ["my_models.py:normal", "--data", "y.json", "--set", "draws=-1"],
+            "NUTS(draws=-1): draws must be a whole number",
+        ),
+        (["my_models.py:normal", "--data", "y.json", "--seed", "-1"], "seed=-1"),
+        (["my_models.py:normal", "--data", "y.json", "--data", "y.json"], "another file has"),
+        (["my_models.py:normal", "--data", "y.json", "--drop", "z"], "has no 'z' to drop"),
+        (["my_models.py:normal", "--data", "y.json", "--out", "xy.csv"], "is a file"),
+        (["my_models.py:normal", "--data", "y.json", "--out", "."], "something else than a fit"),
+        (["my_models.py:normal", "--sed", "1"], "No such option"),
+    ],
+)
+def test_bad_input_is_refused(here, words, message):
+    assert message in refused("infer", *words)
+
+
+def test_an_unexpected_error_has_a_traceback_only_on_demand(here, monkeypatch):
+    monkeypatch.setattr(probdl, "infer", lambda *_, **__: 1 / 0)
+    words = ["infer", "my_models.py:normal", "--data", "y.json"]
+    plain = run(*words)
+    assert plain.exit_code == 3
+    assert "error: ZeroDivisionError: division by zero\n`probdl --traceback infer" in plain.stderr
+    assert "Traceback" not in plain.stderr
+    assert "Traceback" in run("--traceback", *words).stderr
+
+
+# -- finding models -----------------------------------------------------------------------------
+
+
+def test_models_are_found_by_file_and_by_module(here):
+    assert locate("probdl.models:eight_schools") is probdl.models.eight_schools
+    assert locate(f"{here}/my_models.py:Holder.model").__name__ == "line"
+    (here / "random.py").write_text("def model(): ...")
+    locate("random.py:model")
+    import random  # the standard one is still there
+
+    assert random.random() < 1
+    (here / "uses.py").write_text("from my_models import normal as model")
+    assert locate_model("uses.py:model").__name__ == "normal"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1\nx = (", "broken.py, line 2: SyntaxError"),
+        ("\n\n1 / 0", "broken.py, line 3: ZeroDivisionError"),
+        ("import no_such_module", "line 1: ModuleNotFoundError"),
+    ],
+)
+def test_a_file_that_fails_is_told_by_line(here, text, message):
+    (here / "broken.py").write_text(text)
+    with pytest.raises(ModelError, match=message):
+        locate("broken.py:model")
+    with pytest.raises(ModelError, match="no_module_there"):
+        locate("no_module_there:model")
+
+
+# -- data ---------------------------------------------------------------------------------------
+
+
+def test_all_formats_hold_the_same(tmp_path):
+    table = {"x": np.array([0.1, 1 / 3, 1e-17]), "n": np.array([1, 2, 3])}
+    csv, js, npz, nc = (tmp_path / f"data.{end}" for end in ("csv", "json", "npz", "nc"))
+    rows = (f"{x!r},{n}" for x, n in zip(table["x"].tolist(), table["n"].tolist(), strict=True))
+    csv.write_text("\n".join(["x,n", *rows]))
+    js.write_text(json.dumps({k: v.tolist() for k, v in table.items()}))
+    np.savez(npz, **table)
+    xr.Dataset({k: ("row", v) for k, v in table.items()}).to_netcdf(nc, engine="h5netcdf")
+    for path in (csv, js, npz, nc):
+        found = read(path)
+        assert list(found) == ["x", "n"]
+        for name, values in table.items():
+            np.testing.assert_array_equal(found[name], values)
+            assert found[name].dtype.kind == values.dtype.kind
+    np.savez(npz, k=np.array(3))
+    js.write_text('{"k": 3, "word": "log"}')
+    assert read(npz) == {"k": 3}
+    assert read(js) == {"k": 3, "word": "log"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "x,y\n1,2\n3,\n", "'y' is empty in row 2"),
+        ("a.csv", "x,c\n1,red\n3,blue\n", "'c' holds text .row 1: 'red'.* as integers"),
+        ("a.csv", "x\n1\n2a\n", "'x' holds text .row 2: '2a'"),
+        ("a.csv", "", "cannot be read as csv"),
+        ("a.json", "[1, 2]", "holds a list"),
+        ("a.json", "{", "cannot be read as json"),
+        ("a.json", '{"x": [[1], [1, 2]]}', "different lengths"),
+        ("a.json", '{"x": [1, null]}', r"no value .null. at index \[1\]"),
+        ("a.json", '{"x": ["a"]}', "models take numbers"),
+        ("a.json", '{"x": {"y": 1}}', "is an object"),
+        ("a.npz", "no zip", "cannot be read as npz"),
+        ("a.nc", "no netcdf", "cannot be read as nc"),
+    ],
+)
+def test_unreadable_data_are_refused(tmp_path, name, text, message):
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(DataError, match=message):
+        read(path)
+
+
+def test_columns_are_bound_by_name():
+    def model(x, y=None, *, scale=1.0):
+        raise NotImplementedError
+
+    bound = bind(model, {"scale": 2.0, "x": 1})
+    assert (bound.args, bound.kwargs) == ((1,), {"scale": 2.0})
+    with pytest.raises(DataError, match=r"no argument 'z'.*arguments: x, y, scale. .*data: x, z"):
+        bind(model, {"x": 1, "z": 2})
+    with pytest.raises(DataError, match="nothing in the data is called 'x'"):
+        bind(model, {})
+    assert bind(model, {}, optional=["x"]).args == (None,)
+
+    def open_model(x, **more):
+        raise NotImplementedError
+
+    assert bind(open_model, {"x": 1, "z": 2}).kwargs == {"z": 2}
+
+
+def test_numbered_columns_make_a_matrix():
+    def model(x, y):
+        raise NotImplementedError
+
+    y, one, two = np.zeros(3), np.ones(3), np.full(3, 2.0)
+    for names in (("x[0]", "x[1]"), ("x_0", "x_1")):
+        bound = bind(model, {names[1]: two, "y": y, names[0]: one})
+        np.testing.assert_array_equal(bound.args[0], np.column_stack([one, two]))
+    with pytest.raises(DataError, match="nothing in the data is called 'x'"):
+        bind(model, {"x_0": one, "x_2": two, "y": y})  # one is missing
+
+
+# -- saved fits ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(here):
+    """A fit by Laplace, saved."""
+    words = ["my_models.py:line", "--data", "xy.csv", "--method", "laplace", "--seed", 1]
+    return here, fitted(*words, "--out", "fits/line")
+
+
+def test_a_saved_fit_is_read(saved):
+    here, found = saved
+    assert found["fit"] == "fits/line"
+    read_back = json.loads(good("summary", "fits/line", "--json").stdout)
+    assert read_back["summary"] == found["summary"]
+    assert "slope" in good("summary", "fits/line").stdout
+    diagnosed = json.loads(good("diagnose", "fits/line", "--strict", "--json").stdout)
+    assert diagnosed["findings"] == found["findings"]
+
+
+def test_predictions_at_new_data(saved):
+    here, found = saved
+    (here / "new.csv").write_text("x\n0\n10\n")
+    good("predict", "fits/line", "--data", "new.csv", "--out", "p.nc")
+    with xr.open_dataset("p.nc") as predictions:
+        y = predictions["y"].load()
+    assert y.dims == ("chain", "draw", "obs")
+    assert y.shape == (1, 1000, 2)
+    posterior = (2.5 + 7 + 19.5 + 30) / (30 + 1 / 100)  # slope: mean of its posterior
+    sd = np.sqrt(1 + 100 / (30 + 1 / 100))
+    assert float(y[0, :, 1].mean()) == pytest.approx(10 * posterior, abs=5 * sd / 1000**0.5)
+    good("predict", "fits/line", "--out", "p.npz", "--model", "my_models.py:line")
+    assert np.load("p.npz")["y"].shape == (1, 1000, 4)
+    assert "written to .nc or .npz" in refused("predict", "fits/line", "--out", "p.csv")
+    (here / "my_models.py").rename("moved.py")
+    assert "--model file.py:name" in refused("predict", "fits/line", "--out", "p.nc")
+    good("predict", "fits/line", "--out", "p.nc", "--model", "moved.py:line")
+
+
+def test_observed_arguments_may_be_missing_from_new_data(here):
+    words = ["my_models.py:required", "--data", "xy.csv", "--method", "mle", "--seed", 1]
+    fitted(*words, "--out", "fit")
+    (here / "new.json").write_text('{"x": [1.0, 2.0, 3.0, 4.0, 5.0]}')
+    result = good("predict", "fit", "--data", "new.json", "--out", "p.nc", "--json")
+    assert json.loads(result.stdout)["variables"]["y"] == {"chain": 1, "draw": 1, "obs": 5}
+    (here / "none.json").write_text('{"y": [1.0]}')
+    assert "called 'x'" in refused("predict", "fit", "--data", "none.json", "--out", "p.nc")
+
+
+def test_fits_are_compared(saved):
+    here, _ = saved
+    words = ["my_models.py:line", "--data", "xy.csv", "--method", "importance", "--seed", 1]
+    fitted(*words, "--out", "fits/weighed")
+    result = good("compare", "fits/line", "fits/weighed", "--json")
+    rows = json.loads(result.stdout)["comparison"]
+    assert {row["name"] for row in rows} == {"line", "weighed"}
+    assert "at least two fits" in refused("compare", "fits/line")
+
+
+def test_plots_are_drawn(saved):
+    for kind in ("trace", "forest", "ppc"):
+        good("plot", "fits/line", kind, "--out", f"{kind}.png")
+        image = plt.imread(f"{kind}.png")
+        assert image.shape[0] > 200
+        assert image.std() > 0.01
+        plt.close("all")
+    for words, message in (
+        (["forrest"], "did you mean 'forest'?"),
+        (["energy"], "nothing for the plot 'energy'"),
+        (["pair"], "2 to 12 scalars"),
+        (["trace", "--site", "slop"], "did you mean 'slope'?"),
+    ):
+        assert message in refused("plot", "fits/line", *words, "--out", "no.png")
+    assert not os.path.exists("no.png")
+
+
+def test_a_point_estimate_has_no_draws_to_plot(here):
+    words = ["my_models.py:normal", "--data", "y.json", "--method", "mle", "--seed", 1]
+    fitted(*words, "--out", "fit")
+    assert "point estimate by mle" in refused("plot", "fit", "trace", "--out", "no.png")
+
+
+def test_a_folder_without_a_fit_is_refused(here):
+    for words in (["summary"], ["diagnose"], ["predict", "--out", "p.nc"]):
+        refused(words[0], "nothing", *words[1:])
+
+
+# -- the others ---------------------------------------------------------------------------------
+
+
+def test_the_version():
+    assert good("--version").stdout == f"probdl {probdl.__version__}\n"
+
+
+def test_the_methods_are_listed():
+    listed = json.loads(good("methods", "--json").stdout)["methods"]
+    by_name = {row["name"]: row for row in listed}
+    assert by_name["nuts"]["settings"]["draws"] == 1000
+    assert by_name["nuts"]["description"] == probdl.NUTS.__doc__.splitlines()[0]
+    assert "mle: Maximise the likelihood alone.\n  starts=4" in good("methods").stdout
+    assert "target_accept" in good("methods", "nuts").stdout
+    assert "did you mean 'nuts'?" in refused("methods", "nust")
+
+
+def test_the_doctor_reports():
+    assert "native engine" in good("doctor").stdout
+    assert "C compiler" in json.loads(good("doctor", "--json").stdout)["lines"]
+
+
+def test_the_demo(tmp_path):
+    found = json.loads(good("demo", "--json", "--out", tmp_path / "demo.png").stdout)
+    assert list(found["summary"]) == ["mle", "map", "laplace", "nuts"]
+    effects = {r["name"]: r["estimate"] for r in found["summary"]["mle"]}
+    assert effects["theta[A]"] == pytest.approx(28.0, abs=1e-3)  # its own effect, not pooled
+    assert plt.imread(found["plot"]).shape[1] > 500
+
+
+# -- as a process -------------------------------------------------------------------------------
+
+
+def _start(*words):
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "from probdl.cli import app; app(prog_name='probdl')"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+    )
+
+
+def test_control_c_keeps_what_there_is(here):
+    words = ["--data", "y.json", "--out", "fit", "--set", "draws=50000000"]
+    process = _start("infer", "my_models.py:normal", *words, "--set", "warmup=100")
+    assert process.stderr.readline().startswith("fitting")
+    time.sleep(4)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    assert "(interrupted)" in said
+    assert probdl.load("fit").num_draws > 0
+
+
+def test_control_c_before_there_is_anything(here):
+    (here / "slow.py").write_text(
+        "import sys, time\nprint('started', file=sys.stderr, flush=True)\n"
+        "time.sleep(60)\nmodel = None\n"
+    )
+    process = _start("infer", "slow.py:model")
+    assert process.stderr.readline() == "started\n"
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said == "interrupted: there was nothing to keep yet\n"
