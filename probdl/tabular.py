@@ -142,7 +142,7 @@ def _with_matrices(values: Values, wanted: Iterable[str]) -> Values:
 
 
 def _read_csv(path: Path) -> Values:
-    table = pd.read_csv(path, float_precision="round_trip")
+    table = pd.read_csv(path)
     return {str(name): column for name, column in table.items()}
 
 
