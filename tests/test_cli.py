@@ -439,7 +439,7 @@ calls = 0
 def counted(y):
     global calls
     calls += 1
-    if calls == 2000:  # many draws are done by then
+    if calls == 500:  # many draws are done by then
         print("now", file=sys.stderr, flush=True)
     normal(y)
 """
