@@ -389,7 +389,6 @@ def signature(model: Any) -> inspect.Signature:
             f"the model is a {type(model).__name__}, which cannot be called. Pass a function "
             "with pyro.sample statements or an nn.Module."
         )
-    model = _with_forward(model)
     return inspect.signature(model.forward if isinstance(model, nn.Module) else model)
 
 

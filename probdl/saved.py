@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from probdl.fit import Fit
 from probdl.idata import PLOTS, unclashed
 from probdl.locate import locate_model
 from probdl.settings import near
+from probdl.store import read_index
 
 __all__ = ["check_plot", "load_with_model", "observed_arguments", "to_dataset"]
 
@@ -27,14 +27,18 @@ def load_with_model(folder: Path, model: str | None = None) -> Fit:
         ModelError: the model is not there any more.
     """
     if model is None:
-        probdl.load(folder)  # tells what is wrong with the folder, before it is read here
-        was = json.loads((folder / "fit.json").read_text(encoding="utf-8"))["model"]
-        if not was["file"] or "<" in was["qualname"] or not Path(was["file"]).is_file():
+        was = read_index(folder)[0]["model"]
+        file, parts = was.get("file"), (was.get("qualname") or "<unknown>").split(".")
+        if not file or not Path(file).is_file() or any("<" in part for part in parts):
             raise ModelError(
                 f"the model {was['name']!r} of {folder} is not to be found where it was "
-                f"({was['file']}). Tell where it is with --model file.py:name."
+                f"({file or 'unknown'}). Tell where it is with --model file.py:name."
             )
-        model = f"{was['file']}:{was['qualname']}"
+        # A qualified name is module and name; a module in a package is imported as such.
+        stem = Path(file).stem
+        at = parts.index(stem) if stem in parts else 0
+        place = ".".join(parts[: at + 1]) if at else file
+        model = f"{place}:{'.'.join(parts[at + 1 :])}"
     return probdl.load(folder, model=locate_model(model))
 
 

@@ -16,7 +16,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from probdl.errors import DataError
-from probdl.program import signature
+from probdl.program import runnable, signature
 
 __all__ = ["bind", "read"]
 
@@ -90,7 +90,8 @@ def bind(
     >>> bind(model, {"x_0": np.zeros(3), "x_1": np.ones(3)}).args[0].shape
     (3, 2)
     """
-    parameters = signature(model).parameters
+    taken = signature(runnable(model))
+    parameters = taken.parameters
     kinds = inspect.Parameter
     names = {n: p for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
     given = _with_matrices(dict(values), names)
@@ -115,7 +116,7 @@ def bind(
         if name in names and name not in given and names[name].default is kinds.empty:
             given[name] = None
     named = {n: v for n, v in given.items() if n in names}
-    bound = signature(model).bind_partial()
+    bound = taken.bind_partial()
     bound.arguments.update({n: named[n] for n in names if n in named})
     rest = {n: v for n, v in given.items() if n not in names}
     if rest:
