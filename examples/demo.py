@@ -21,7 +21,7 @@ import pandas as pd
 from sklearn.datasets import load_breast_cancer
 
 import probdl
-from probdl.demo import EFFECT, LABELS, METHODS, SIGMA, plot_methods, side_by_side
+from probdl.command.demo import EFFECT, LABELS, METHODS, SIGMA, plot_methods, side_by_side
 from probdl.idata import plot_ppc
 from probdl.models import eight_schools, logistic_regression
 

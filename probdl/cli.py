@@ -26,17 +26,17 @@ from typer.core import TyperCommand
 # At the top, though `--help` needs none of it: the package imports torch before it comes to this
 # file, so that imports inside the commands would save nothing.
 import probdl
-from probdl import demo as demonstration
-from probdl.console import aside, counted, finding_records, records, say, show
+from probdl.command import demo as demonstration
+from probdl.command.console import aside, counted, finding_records, records, say, show
+from probdl.command.locate import locate_model
+from probdl.command.saved import check_plot, load_with_model, observed_arguments, to_dataset
+from probdl.command.settings import defaults, make_method, method_class, near
+from probdl.command.tabular import bind, read
 from probdl.diagnostics import Findings
 from probdl.errors import DataError, FindingWarning, ProbdlError, SettingError
 from probdl.idata import PLOTS
 from probdl.idata import plot as plot_idata
-from probdl.locate import locate_model
 from probdl.methods import METHODS
-from probdl.saved import check_plot, load_with_model, observed_arguments, to_dataset
-from probdl.settings import defaults, make_method, method_class, near
-from probdl.tabular import bind, read
 
 __all__ = ["app"]
 

@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 import probdl
 from probdl.cli import app
+from probdl.command.locate import locate, locate_model
+from probdl.command.tabular import bind, read
 from probdl.errors import DataError, ModelError
-from probdl.locate import locate, locate_model
-from probdl.tabular import bind, read
 
 MODEL = """
 import pyro

@@ -9,8 +9,8 @@ import json
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from probdl.command.locate import locate
 from probdl.errors import SettingError
-from probdl.locate import locate
 from probdl.methods import METHODS, Method
 
 __all__ = ["defaults", "make_method", "method_class", "near"]

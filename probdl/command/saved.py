@@ -10,11 +10,11 @@ import torch
 import xarray as xr
 
 import probdl
+from probdl.command.locate import locate_model
+from probdl.command.settings import near
 from probdl.errors import ModelError, SettingError
 from probdl.fit import Fit
 from probdl.idata import PLOTS, unclashed
-from probdl.locate import locate_model
-from probdl.settings import near
 from probdl.store import read_index
 
 __all__ = ["check_plot", "load_with_model", "observed_arguments", "to_dataset"]
