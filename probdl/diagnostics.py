@@ -34,6 +34,7 @@ RHAT_FAR = 1.1
 RHAT_STEADY = 1.05  # of the halves of one chain
 GAP = 2.0  # sds of a chain that the means of chains lie apart, where they are at different modes
 ESS_MIN_PER_CHAIN = 100
+MCSE_MAX = 0.1  # of the sd: 100 effective draws (Gelman et al., BDA3, section 10.5)
 BFMI_MIN = 0.3
 WEIGHTS_SHARE_MIN = 0.1  # of the draws; an approximation of some use keeps more
 TREE_SHARE_MAX = 0.01
@@ -147,7 +148,32 @@ def check_draws(posterior: Any, chains: int) -> list[Finding]:
                 tuple(few),
             )
         )
-    return findings
+    return [*findings, *_check_mcse(posterior, set(few))]
+
+
+def _check_mcse(posterior: Any, known: set[str]) -> list[Finding]:
+    """Check the Monte Carlo standard error of means, but for sites whose draws are few anyway."""
+    share: dict[str, float] = {}
+    sds = {n: v.std((0, 1)) for n, v in idata.variables(posterior, "posterior").items()}
+    for name, error in idata.mcse(posterior).items():
+        with np.errstate(all="ignore"):
+            ratio = error / sds[name]
+        if name not in known and np.isfinite(ratio).any():
+            share[name] = float(np.nanmax(ratio))
+    bad = {n: s for n, s in share.items() if s > MCSE_MAX}
+    if not bad:
+        return []
+    name = max(bad, key=lambda n: bad[n])
+    return [
+        Finding(
+            "warning",
+            "mcse",
+            f"the mean of '{name}' is known to {bad[name]:.2g} of its standard deviation only"
+            f"{_others(bad)}; more than {MCSE_MAX} blurs it.",
+            "Draw more. Where tails are so heavy that a mean hardly exists, look at the median.",
+            tuple(bad),
+        )
+    ]
 
 
 def _apart(posterior: Any, names: Mapping[str, Any]) -> list[str]:

@@ -34,6 +34,7 @@ __all__ = [
     "ess",
     "labels",
     "loo",
+    "mcse",
     "pareto_k",
     "plot",
     "plot_ppc",
@@ -158,6 +159,11 @@ def chain_rhat(idata: Any) -> dict[str, NDArray[np.float64]]:
 def ess(idata: Any, kind: str) -> dict[str, NDArray[np.float64]]:
     """Return the effective sample size by variable; ``kind`` is ``"bulk"`` or ``"tail"``."""
     return _arrays(az.ess, idata, method=kind)
+
+
+def mcse(idata: Any) -> dict[str, NDArray[np.float64]]:
+    """Return the Monte Carlo standard error of the mean by variable."""
+    return _arrays(az.mcse, idata, method="mean")
 
 
 def bfmi(energy: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -12,10 +12,11 @@ from probdl.clock import TimeUp, clock
 from probdl.errors import FindingWarning, ModelError, SettingError, TimeLimitError, warn
 from probdl.fit import Fit
 from probdl.methods import Method, resolve
+from probdl.priors import check_prior
 from probdl.program import Program, signature
 from probdl.progress import tell
 from probdl.sites import discover
-from probdl.state import isolated
+from probdl.state import isolated, stream
 
 __all__ = ["infer"]
 
@@ -108,7 +109,16 @@ def infer(
                 f"({spent or 'in preparation'}). Give it more time, or ask for less (warmup=, "
                 "steps=)."
             ) from None
-    fit = replace(fit, coords=dict(coords or {}), dims=dict(dims or {}), timings=own.timings)
+    findings = list(fit.findings)
+    if chosen.uses_prior:
+        findings += check_prior(program, fit.structure, fit.draws, stream(seed, "prior check"))
+    fit = replace(
+        fit,
+        findings=findings,
+        coords=dict(coords or {}),
+        dims=dict(dims or {}),
+        timings=own.timings,
+    )
     _report(fit, progress)
     return fit
 

@@ -30,6 +30,7 @@ class Method(ABC):
 
     name: ClassVar[str]
     takes_loader: ClassVar[bool] = False  # whether a DataLoader may stand for the data
+    uses_prior: ClassVar[bool] = True  # whether the priors of latent sites count
 
     def __init_subclass__(cls, name: str = "", **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

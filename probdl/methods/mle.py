@@ -11,6 +11,7 @@ no parameter changes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from probdl.compile import ENGINES
 from probdl.density import LogDensity
@@ -60,6 +61,8 @@ class MLE(Method, name="mle"):
 
     Source: Casella and Berger, *Statistical Inference*, 2nd ed. (2002), chapters 7 and 10.
     """
+
+    uses_prior: ClassVar[bool] = False
 
     starts: int = 4
     steps: int = 1000

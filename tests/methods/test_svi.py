@@ -346,7 +346,7 @@ def test_a_loss_that_is_not_finite_from_the_start_is_an_error():
 
 
 def test_ctrl_c_returns_what_there_is(interruptible):
-    method = probdl.SVI(steps=50_000_000, draws=50)
+    method = probdl.SVI(steps=5_000_000, draws=50)
     probdl.infer(location, np.ones(5), method=probdl.SVI(steps=100, draws=30), seed=1)  # compiles
     timer = threading.Timer(3.0, _thread.interrupt_main)
     timer.start()
