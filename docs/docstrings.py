@@ -6,6 +6,7 @@ doctest have them.
 
 from __future__ import annotations
 
+import operator
 import re
 import textwrap
 from typing import Any
@@ -37,7 +38,7 @@ def markdown(text: str) -> str:
     + y
     $$
     <BLANKLINE>
-    See [`infer`][probdl.infer], $z$:
+    See [`infer`][probdl.infer.infer], $z$:
     """
     text = EXAMPLE.sub(_example, text)
     text = FORMULA.sub(_formula, text)
@@ -53,10 +54,13 @@ def _formula(match: re.Match[str]) -> str:
 
 
 def _role(match: re.Match[str]) -> str:
+    """Link to what is public, under the name of the module that defines it."""
     name = match[1]
-    if name in probdl.__all__:
-        return f"[`{name}`][probdl.{name}]"
-    return f"[`{name}`][{name}]" if name.startswith("probdl.") else f"`{name}`"
+    try:
+        found = operator.attrgetter(name.removeprefix("probdl."))(probdl)
+    except AttributeError:
+        return f"`{name}`"
+    return f"[`{name}`][{found.__module__}.{found.__qualname__}]"
 
 
 def _example(match: re.Match[str]) -> str:
