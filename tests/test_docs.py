@@ -21,7 +21,10 @@ FENCE = re.compile(
     r"^(?P<indent> *)```python(?P<info>[^\n]*)\n(?P<code>.*?)^(?P=indent)```$", re.M | re.S
 )
 OTHERS = ("PyMC", "Stan")  # marked by title="PyMC"; they are not installed here
-SMALLER = {"README.md": [("torch.rand(1000, 28, 28)", "torch.rand(50, 28, 28)")]}
+SMALLER = {
+    "README.md": [("torch.rand(1000, 28, 28)", "torch.rand(128, 28, 28)")],
+    "docs/coming-from.md": [("num_samples=1000, warmup_steps=1000", "num_samples=20, warmup_steps=20")],
+}
 
 
 class Block(NamedTuple):
