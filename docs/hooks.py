@@ -60,4 +60,6 @@ def _formula(match: re.Match[str]) -> str:
     display = "block" if match[1] == "div" else "inline"
     formula = convert(html.unescape(match["tex"]).strip(), display=display)
     # "log p", not "logp": a name of several letters keeps apart from the letter that follows.
-    return re.sub(r"(<mi>[a-z]{2,}</mi>)(?=<mi>|<mn>|<msub>)", r'\1<mspace width="0.2em"/>', formula)
+    return re.sub(
+        r"(<mi>[a-z]{2,}</mi>)(?=<mi>|<mn>|<msub>)", r'\1<mspace width="0.2em"/>', formula
+    )
