@@ -21,6 +21,7 @@ LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!\w+:|#)([^)\s]+)\)")
 FORMULA = re.compile(
     r'<(div|span) class="arithmatex">\s*\\[\[(](?P<tex>.*?)\\[\])]\s*</\1>', re.DOTALL
 )
+NAME = re.compile(r"(<mi>[a-z]{2,}</mi>)(?=<mi>|<mn>|<msub>)")
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -60,6 +61,4 @@ def _formula(match: re.Match[str]) -> str:
     display = "block" if match[1] == "div" else "inline"
     formula = convert(html.unescape(match["tex"]).strip(), display=display)
     # "log p", not "logp": a name of several letters keeps apart from the letter that follows.
-    return re.sub(
-        r"(<mi>[a-z]{2,}</mi>)(?=<mi>|<mn>|<msub>)", r'\1<mspace width="0.2em"/>', formula
-    )
+    return NAME.sub(r'\1<mspace width="0.2em"/>', formula)

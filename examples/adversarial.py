@@ -31,9 +31,9 @@ def model(x=None, size=1):
 
 
 print("Two samples without a point in common are log 2 = 0.693 nats apart, equal ones 0.\n")
-for steps in (20, 1500):
+for steps in (20, 1200):
     method = probdl.GAN(
-        discriminator=probdl.nn.MLP([2, 64, 64, 1]), loss="hinge", steps=steps,
+        discriminator=probdl.nn.MLP([2, 64, 64, 1]), discriminator_steps=2, steps=steps,
         batch_size=128, ema=0.99,
     )  # fmt: skip
     fit = probdl.infer(model, train, method=method, seed=1)

@@ -26,9 +26,7 @@ print(f"What the fit finds: {fit.diagnose()}\n")
 codes = fit.encode(images)["z"]
 neighbours = KNeighborsClassifier(10).fit(codes[train], label[train])
 right = neighbours.score(codes[test], label[test])
-print(
-    f"The codes, learned without labels, tell the digit: {right:.0%} of {len(label[test])} right."
-)
+print(f"The codes, learned without labels, tell {right:.0%} of {len(label[test])} digits.")
 
 some = images[test][:100]
 noise = some.flatten()[torch.randperm(some.numel())].reshape(some.shape)  # as many pixels are on

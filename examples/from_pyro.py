@@ -49,7 +49,6 @@ for name, script in (("Pyro", BEFORE), ("probdl", AFTER)):
     exec(script, ran)
     print(f"\n{name}, {time.perf_counter() - start:.1f} s:")
     for site in ("intercept", "slope"):
-        print(
-            f"  {site} {float(ran['draws'][site].mean()):.3f} ± {float(ran['draws'][site].std()):.3f}"
-        )
+        draws = ran["draws"][site]
+        print(f"  {site} {float(draws.mean()):.3f} ± {float(draws.std()):.3f}")
     print(f"  prediction at x = 2: {float(ran['new'].mean()):.2f}")

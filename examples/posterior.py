@@ -10,12 +10,10 @@ import pyro.distributions as dist
 
 import probdl
 
-SPEED = "4 4 7 7 8 9 10 10 10 11 11 12 12 12 12 13 13 13 13 14 14 14 14 15 15 15 16 16 17 17 17 18 "
-SPEED += "18 18 18 19 19 19 20 20 20 20 20 22 23 24 24 24 24 25"  # miles an hour
-DISTANCE = (
-    "2 10 4 22 16 10 18 26 34 17 28 14 20 24 28 26 34 34 46 26 36 60 80 20 26 54 32 40 32 40 "
-)
-DISTANCE += "50 42 56 76 84 36 46 68 32 48 52 56 64 66 54 70 92 93 120 85"  # feet
+SPEED = """4 4 7 7 8 9 10 10 10 11 11 12 12 12 12 13 13 13 13 14 14 14 14 15 15 15 16 16 17 17 17 18
+18 18 18 19 19 19 20 20 20 20 20 22 23 24 24 24 24 25"""  # miles an hour
+DISTANCE = """2 10 4 22 16 10 18 26 34 17 28 14 20 24 28 26 34 34 46 26 36 60 80 20 26 54 32 40 32
+40 50 42 56 76 84 36 46 68 32 48 52 56 64 66 54 70 92 93 120 85"""  # feet
 
 
 def model(speed, distance=None):
@@ -37,9 +35,7 @@ at = np.array([10.0, 30.0])  # 30 is beyond the data
 draws = fit.predict(at)["distance"].reshape(-1, 2)
 for where, column in zip(at, draws.T, strict=True):
     low, middle, high = np.quantile(column, [0.05, 0.5, 0.95])
-    print(
-        f"At {where:.0f} mph 9 of 10 cars stop between {low:.0f} and {high:.0f} feet ({middle:.0f})."
-    )
+    print(f"At {where:.0f} mph 9 of 10 cars need {low:.0f} to {high:.0f} feet, half {middle:.0f}.")
 
 inside = np.quantile(fit.posterior_predictive()["distance"], [0.05, 0.95], axis=(0, 1))
 share = np.mean((distance >= inside[0]) & (distance <= inside[1]))

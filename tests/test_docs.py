@@ -24,10 +24,7 @@ SMALLER = {
         ("torch.rand(1000, 28, 28)", "torch.rand(128, 28, 28)"),
         ("fit.log_evidence(x)", "fit.log_evidence(x, num_samples=50)"),
         ("sizes=[10, 100, 1000])", "sizes=[10, 100], replicates=20, workers=1)"),
-        (
-            'calibrate(model, "nuts", (np.zeros(10),))',
-            'calibrate(model, "nuts", (np.zeros(10),), simulations=40, workers=1)',
-        ),
+        ("(np.zeros(10),))", "(np.zeros(10),), simulations=40, workers=1)"),
     ],
     "docs/coming-from.md": [
         ("num_samples=1000, warmup_steps=1000", "num_samples=20, warmup_steps=20")

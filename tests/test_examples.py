@@ -1,0 +1,72 @@
+"""The examples run as they stand, and say what they ought to say."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SCRIPTS = sorted(p for p in EXAMPLES.glob("*.py") if p.stem != "demo")  # `make demo` runs that
+
+
+def run(name, folder):
+    """Run an example in an empty folder, and return what it prints."""
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONIOENCODING": "utf-8",
+        "PYTHONPATH": os.pathsep.join([str(EXAMPLES.parent), os.environ.get("PYTHONPATH", "")]),
+    }
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / f"{name}.py")],
+        capture_output=True, encoding="utf-8", cwd=folder, env=environment, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def numbers(pattern, text):
+    return [float(x) for x in re.findall(pattern, text)]
+
+
+def test_the_examples_are_short():
+    assert len(SCRIPTS) == 5
+    assert all(len(p.read_text(encoding="utf-8").splitlines()) <= 60 for p in SCRIPTS)
+
+
+def test_estimate(tmp_path):
+    mle, map_ = numbers(r"left out: (-[\d.]+) nats", run("estimate", tmp_path))
+    assert -0.3 < mle < map_ < -0.1
+
+
+def test_posterior(tmp_path):
+    said = run("posterior", tmp_path)
+    assert "no findings" in said
+    (inside,) = numbers(r"(\d+)% are inside", said)
+    assert 80 <= inside <= 100  # 90 % of 50, two binomial standard errors of 4 % about it
+
+
+def test_autoencoder(tmp_path):
+    said = run("autoencoder", tmp_path)
+    assert numbers(r"tell (\d+)% of", said)[0] > 70  # by chance 10
+    of_digits, of_noise = numbers(r"(-[\d.]+)(?: nats, of noise|\.\n)", said)
+    assert of_digits > of_noise + 20
+
+
+def test_adversarial(tmp_path):
+    said = run("adversarial", tmp_path)
+    early, late = numbers(r"divergence is ([\d.]+) nats", said)
+    assert late < 0.1 < early
+
+
+def test_from_pyro(tmp_path):
+    said = run("from_pyro", tmp_path)
+    changed = re.findall(r"^[-+].*$", said, re.M)
+    assert 0 < len(changed) <= 12
+    means = numbers(r"(?:intercept|slope) (-?[\d.]+) ±", said)
+    sds = numbers(r"± ([\d.]+)", said)
+    for before, after, sd in zip(means[:2], means[2:], sds[:2], strict=True):
+        # Pyro's 300 draws are worth at least 100: four standard errors of a mean of so many.
+        assert abs(before - after) < 4 * sd / 100**0.5
