@@ -130,5 +130,10 @@ def clear_cache() -> int:
     """Remove all compiled code from the disk; return how many entries there were.
 
     Where it lies, and how much there is, tells :func:`doctor`. It is made again when needed.
+
+    Example:
+        >>> import probdl
+        >>> probdl.clear_cache()    # doctest: +SKIP
+        12
     """
     return cache.clear()

@@ -126,6 +126,14 @@ def plot_reconstructions(
         ax: where to draw; None makes a figure.
         columns: how many images there are in a row.
         kwargs: the model's keyword arguments.
+
+    >>> import torch, probdl
+    >>> from probdl.plots import plot_reconstructions
+    >>> x = (torch.rand(32, 8, 8) < 0.5).float()
+    >>> vae = probdl.models.VAE.mlp((8, 8), latent_dim=2, hidden=16)
+    >>> fit = probdl.infer(vae, x, method=probdl.SVI(steps=100, batch_size=16), seed=1)
+    >>> plot_reconstructions(fit, x[:6], columns=3).get_images()[0].get_array().shape
+    (37, 28)
     """
     means = next(iter(fit.reconstruct(x, *args, **kwargs).values()))
     images = np.asarray(x, dtype=float).reshape(means.shape)
@@ -157,6 +165,14 @@ def plot_latent(
 
     Raises:
         SettingError: the latent space has no such dimensions.
+
+    >>> import torch, probdl
+    >>> from probdl.plots import plot_latent
+    >>> x = (torch.rand(32, 8, 8) < 0.5).float()
+    >>> vae = probdl.models.VAE.mlp((8, 8), latent_dim=2, hidden=16)
+    >>> fit = probdl.infer(vae, x, method=probdl.SVI(steps=100, batch_size=16), seed=1)
+    >>> plot_latent(fit, x).get_xlabel()
+    'z[0]'
     """
     name, codes = next(iter(fit.encode(*args, **kwargs).items()))
     codes = codes.reshape(len(codes), -1)

@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SCRIPTS = sorted(p for p in EXAMPLES.glob("*.py") if p.stem != "demo")  # `make demo` runs that
 
@@ -21,7 +19,8 @@ def run(name, folder):
     }
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / f"{name}.py")],
-        capture_output=True, encoding="utf-8", cwd=folder, env=environment, timeout=300, check=False,
+        capture_output=True, encoding="utf-8", cwd=folder, env=environment, timeout=300,
+        check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
