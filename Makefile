@@ -12,7 +12,7 @@ WORKERS ?= 2
 # What calibration is timed against, in an environment of its own.
 SIMUK := .venv-simuk
 
-.PHONY: demo test test-arviz1 notebooks bench-engine bench-loops bench-svi bench-gan bench-studies lint types check format clean
+.PHONY: demo test test-arviz1 docs notebooks bench-engine bench-loops bench-svi bench-gan bench-studies lint types check format clean
 
 demo: $(STAMP)  ## fit eight schools and a logistic regression on real data, by four methods
 	$(BIN)/python examples/demo.py
@@ -28,6 +28,9 @@ test-arviz1:  ## the ArviZ container under ArviZ 1.x, without torch
 		$(VENV312)/bin/python -m pip install --quiet "arviz>=1,<2" h5netcdf h5py matplotlib pytest && \
 		$(VENV312)/bin/python -m pytest -c tests/torch_free/pytest.ini tests/torch_free; \
 	fi
+
+docs: $(STAMP)  ## the documentation, into site/; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 notebooks: $(STAMP)  ## run all notebooks at full size, and store their outputs
 	$(BIN)/python notebooks/run.py
@@ -69,4 +72,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV312) $(SIMUK) output
+	rm -rf $(VENV) $(VENV312) $(SIMUK) output site
