@@ -21,7 +21,7 @@ def model(x, y=None):
         pyro.sample("y", dist.Normal(intercept + slope * x, 1.0), obs=y)
 
 pyro.set_rng_seed(1)
-mcmc = MCMC(NUTS(model), num_samples=300, warmup_steps=200, disable_progbar=True)
+mcmc = MCMC(NUTS(model), num_samples=200, warmup_steps=100, disable_progbar=True)
 mcmc.run(torch.tensor(x), torch.tensor(y))
 draws = mcmc.get_samples()
 new = Predictive(model, draws)(torch.tensor([2.0]))["y"]
@@ -32,7 +32,7 @@ for old, new in (
     ("import numpy as np, torch, pyro", "import numpy as np, probdl, pyro"),
     ("from pyro.infer import MCMC, NUTS, Predictive\n", ""),
     ("pyro.set_rng_seed(1)\n", ""),
-    ("mcmc = MCMC(NUTS(model), num_samples=300, warmup_steps=200, disable_progbar=True)\n", ""),
+    ("mcmc = MCMC(NUTS(model), num_samples=200, warmup_steps=100, disable_progbar=True)\n", ""),
     ("mcmc.run(torch.tensor(x), torch.tensor(y))", "fit = probdl.infer(model, x, y, seed=1)"),
     ("mcmc.get_samples()", "fit.draws"),
     ('Predictive(model, draws)(torch.tensor([2.0]))["y"]', 'fit.predict(np.array([2.0]))["y"]'),

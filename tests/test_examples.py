@@ -67,5 +67,5 @@ def test_from_pyro(tmp_path):
     means = numbers(r"(?:intercept|slope) (-?[\d.]+) ±", said)
     sds = numbers(r"± ([\d.]+)", said)
     for before, after, sd in zip(means[:2], means[2:], sds[:2], strict=True):
-        # Pyro's 300 draws are worth at least 100: four standard errors of a mean of so many.
-        assert abs(before - after) < 4 * sd / 100**0.5
+        # Pyro's 200 draws are worth at least 70: four standard errors of a mean of so many.
+        assert abs(before - after) < 4 * sd / 70**0.5
