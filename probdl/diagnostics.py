@@ -178,10 +178,10 @@ def _check_mcse(posterior: Any, known: set[str]) -> list[Finding]:
 
 def _apart(posterior: Any, names: Mapping[str, Any]) -> list[str]:
     """List the variables that are steady in each chain, and far apart between some of them."""
-    within = idata.chain_rhat(posterior)
+    within, arrays = idata.chain_rhat(posterior), idata.variables(posterior, "posterior")
     found = []
     for name in names:
-        draws = np.asarray(posterior.posterior[name].values)
+        draws = arrays[name]
         chains = draws.reshape(*draws.shape[:2], -1)
         means, sds = chains.mean(1), chains.std(1)  # (chain, scalar)
         gaps = (means.max(0) - means.min(0)) / np.maximum(sds.max(0), 1e-300)

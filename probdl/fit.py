@@ -122,6 +122,14 @@ class Fit:
         Of draws it is ArviZ's (mean, sd, interval, Monte Carlo standard error, effective sample
         size, R-hat), and ``options`` are those of ``arviz.summary``. Of a point estimate it is
         the estimate with its standard error and Wald interval.
+
+        Example:
+            >>> import numpy as np, probdl
+            >>> from probdl.models import normal_normal
+            >>> sigma, y = np.ones(3), np.array([1.0, 2.0, 3.0])
+            >>> fit = probdl.infer(normal_normal, sigma, y, method="laplace", seed=1)
+            >>> fit.summary().index.tolist()
+            ['mu']
         """
         if not self.is_point:
             return summary(self._posterior, **options)
@@ -166,6 +174,14 @@ class Fit:
         posterior_predictive, observed_data and constant_data. The group that a model cannot
         give (a pointwise log likelihood where a hidden chain ties the data together) is left
         out with a warning. ``to_idata(prior=n)`` adds the prior.
+
+        Example:
+            >>> import numpy as np, probdl
+            >>> from probdl.models import normal_normal
+            >>> sigma, y = np.ones(3), np.array([1.0, 2.0, 3.0])
+            >>> fit = probdl.infer(normal_normal, sigma, y, method="laplace", seed=1)
+            >>> fit.idata.posterior["mu"].dims
+            ('chain', 'draw')
         """
         return self.to_idata()
 
@@ -176,6 +192,14 @@ class Fit:
             prior: how many draws; True means 500.
             predictive: whether to add the log likelihood and the posterior predictive, which have
                 a number for each observation and draw.
+
+        Example:
+            >>> import numpy as np, probdl
+            >>> from probdl.models import normal_normal
+            >>> sigma, y = np.ones(3), np.array([1.0, 2.0, 3.0])
+            >>> fit = probdl.infer(normal_normal, sigma, y, method="laplace", seed=1)
+            >>> fit.to_idata(prior=50).prior["mu"].shape
+            (1, 50)
         """
         groups: dict[str, Mapping[str, Array]] = {"posterior": self.draws}
         groups["sample_stats"] = {k: self.stats[k] for k in _SAMPLE_STATS if k in self.stats}
@@ -289,7 +313,16 @@ class Fit:
         return self._sample(program, out)
 
     def posterior_predictive(self) -> dict[str, Array]:
-        """Draw replicates of the data: ``predict`` at the arguments of the fit."""
+        """Draw replicates of the data: ``predict`` at the arguments of the fit.
+
+        Example:
+            >>> import numpy as np, probdl
+            >>> from probdl.models import normal_normal
+            >>> sigma, y = np.ones(3), np.array([1.0, 2.0, 3.0])
+            >>> fit = probdl.infer(normal_normal, sigma, y, method="laplace", seed=1)
+            >>> fit.posterior_predictive()["y"].shape
+            (1, 1000, 3)
+        """
         if stored := self._stored("posterior_predictive"):
             return stored
         return self._sample(self.program)
@@ -315,7 +348,16 @@ class Fit:
             return write_arrays(out, parts, (self.num_chains, self.num_draws))
 
     def log_likelihood(self) -> dict[str, Array]:
-        """Return the pointwise log likelihood, in nats, (chain, draw, *batch shape) by site."""
+        """Return the pointwise log likelihood, in nats, (chain, draw, *batch shape) by site.
+
+        Example:
+            >>> import numpy as np, probdl
+            >>> from probdl.models import normal_normal
+            >>> sigma, y = np.ones(3), np.array([1.0, 2.0, 3.0])
+            >>> fit = probdl.infer(normal_normal, sigma, y, method="laplace", seed=1)
+            >>> fit.log_likelihood()["y"].shape
+            (1, 1000, 3)
+        """
         if self._local:
             raise ModelError(
                 f"the latent sites {', '.join(map(repr, self._local))} belong to one row of the "
@@ -336,6 +378,15 @@ class Fit:
         Args:
             args: the model's arguments with the observed data; none means those of the fit.
             kwargs: the model's keyword arguments.
+
+        Example:
+            >>> import numpy as np, probdl
+            >>> from probdl.models import normal_normal
+            >>> sigma, y = np.ones(3), np.array([1.0, 2.0, 3.0])
+            >>> fit = probdl.infer(normal_normal, sigma, y, method="laplace", seed=1)
+            >>> score = fit.log_predictive(np.ones(2), np.array([1.0, 20.0]))
+            >>> bool(score.pointwise["y"][0] > score.pointwise["y"][1])
+            True
         """
         program, structure = self._at(args, kwargs)
         if (args or kwargs) and not structure.of("observed", "factor"):
@@ -368,7 +419,16 @@ class Fit:
             )
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the latent and param sites with one leading dimension for all draws."""
+        """Return the latent and param sites with one leading dimension for all draws.
+
+        Example:
+            >>> import numpy as np, probdl
+            >>> from probdl.models import normal_normal
+            >>> sigma, y = np.ones(3), np.array([1.0, 2.0, 3.0])
+            >>> fit = probdl.infer(normal_normal, sigma, y, method="laplace", seed=1)
+            >>> fit.tensors()["mu"].shape
+            torch.Size([1000])
+        """
         count = self.num_chains * self.num_draws
         names = {s.name for s in self.structure.of("latent", "param")}
         held = {
@@ -401,6 +461,14 @@ class Fit:
 
         Raises:
             ModelError: the fit has no guide (it is not by SVI), or the model no data plate.
+
+        Example:
+            >>> import torch, probdl
+            >>> x = (torch.rand(32, 8, 8) < 0.5).float()
+            >>> vae = probdl.models.VAE.mlp((8, 8), latent_dim=2, hidden=16)
+            >>> fit = probdl.infer(vae, x, method=probdl.SVI(steps=100, batch_size=16), seed=1)
+            >>> fit.elbo(x).pointwise.shape
+            (32,)
         """
         program, structure = self._at(args, kwargs)
         with isolated(stream(self.seed, "elbo")):
@@ -428,6 +496,14 @@ class Fit:
         Raises:
             ModelError: the fit has no guide.
 
+        Example:
+            >>> import torch, probdl
+            >>> x = (torch.rand(32, 8, 8) < 0.5).float()
+            >>> vae = probdl.models.VAE.mlp((8, 8), latent_dim=2, hidden=16)
+            >>> fit = probdl.infer(vae, x, method=probdl.SVI(steps=100, batch_size=16), seed=1)
+            >>> fit.log_evidence(x, num_samples=50).pointwise.shape
+            (32,)
+
         Source: Burda, Grosse and Salakhutdinov, "Importance weighted autoencoders" (2016).
         """
         program, structure = self._at(args, kwargs)
@@ -444,6 +520,14 @@ class Fit:
 
         Raises:
             ModelError: the fit has no guide, or no latent site belongs to rows of the data.
+
+        Example:
+            >>> import torch, probdl
+            >>> x = (torch.rand(32, 8, 8) < 0.5).float()
+            >>> vae = probdl.models.VAE.mlp((8, 8), latent_dim=2, hidden=16)
+            >>> fit = probdl.infer(vae, x, method=probdl.SVI(steps=100, batch_size=16), seed=1)
+            >>> fit.encode(x)["z"].shape, fit.encode(x, num_samples=5)["z"].shape
+            ((32, 2), (5, 32, 2))
         """
         self._require_local("encode")
         program, _ = self._at(args, kwargs)
@@ -462,6 +546,14 @@ class Fit:
         Raises:
             ModelError: no latent site belongs to rows of the data.
             SettingError: the codes are of another shape than the site.
+
+        Example:
+            >>> import torch, probdl
+            >>> x = (torch.rand(32, 8, 8) < 0.5).float()
+            >>> vae = probdl.models.VAE.mlp((8, 8), latent_dim=2, hidden=16)
+            >>> fit = probdl.infer(vae, x, method=probdl.SVI(steps=100, batch_size=16), seed=1)
+            >>> fit.decode(torch.zeros(3, 2))["x"].shape
+            (3, 8, 8)
         """
         self._require_local("decode")
         if not isinstance(codes, Mapping):
@@ -484,7 +576,16 @@ class Fit:
         }
 
     def reconstruct(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
-        """Return data as the model sees them: decoded from the mean of their codes."""
+        """Return data as the model sees them: decoded from the mean of their codes.
+
+        Example:
+            >>> import torch, probdl
+            >>> x = (torch.rand(32, 8, 8) < 0.5).float()
+            >>> vae = probdl.models.VAE.mlp((8, 8), latent_dim=2, hidden=16)
+            >>> fit = probdl.infer(vae, x, method=probdl.SVI(steps=100, batch_size=16), seed=1)
+            >>> fit.reconstruct(x[:4])["x"].shape
+            (4, 8, 8)
+        """
         return self.decode(self.encode(*args, **kwargs), *args, **kwargs)
 
     def divergence(self, x: Any, *, steps: int = 2000) -> Divergence:
@@ -501,6 +602,19 @@ class Fit:
 
         Raises:
             ModelError: the fit is not by GAN.
+
+        Example:
+            >>> import torch, pyro, pyro.distributions as dist, probdl
+            >>> generator = torch.nn.Linear(1, 1)
+            >>> def model(x=None, size=1):
+            ...     pyro.module("generator", generator)
+            ...     with pyro.plate("data", len(x) if x is not None else size):
+            ...         z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            ...         pyro.deterministic("x", generator(z), event_dim=1)
+            >>> method = probdl.GAN(discriminator=probdl.nn.MLP([1, 8, 1]), steps=200)
+            >>> fit = probdl.infer(model, torch.randn(500, 1), method=method, seed=1)
+            >>> 0 <= fit.divergence(torch.randn(200, 1), steps=50).value <= 0.6932
+            True
 
         Source: Goodfellow et al., "Generative adversarial nets" (2014), theorem 1.
         """
@@ -525,7 +639,11 @@ class Fit:
     def _guide(self) -> Proposal:
         if self.proposal is None:
             raise ModelError(
-                f"a fit by {self.method.name} has no guide, which this needs. Fit by method='svi'."
+                f"the guide of this fit by {self.method.name}, which this needs, was not loaded: "
+                "probdl.load(folder, model=..., method=...)."
+                if self.method.name in ("svi", "importance")
+                else f"a fit by {self.method.name} has no guide, which this needs. Fit by "
+                "method='svi'."
             )
         return self.proposal
 
@@ -605,11 +723,28 @@ class Fit:
         Raises:
             SettingError: k is not between 2 and the number of rows.
             ModelError: the model has no data plate, or a fit fails.
+
+        Example:
+            >>> import numpy as np, probdl
+            >>> from probdl.models import normal_normal
+            >>> sigma, y = np.ones(3), np.array([1.0, 2.0, 3.0])
+            >>> fit = probdl.infer(normal_normal, sigma, y, method="laplace", seed=1)
+            >>> type(fit.cross_validate(3, workers=1)).__name__
+            'CrossValidation'
         """
         return cross_validate(self, k, workers=workers, progress=progress)
 
     def diagnose(self) -> Findings:
-        """Return all findings: what was seen, why it matters, and what to try."""
+        """Return all findings: what was seen, why it matters, and what to try.
+
+        Example:
+            >>> import numpy as np, probdl
+            >>> from probdl.models import normal_normal
+            >>> sigma, y = np.ones(3), np.array([1.0, 2.0, 3.0])
+            >>> fit = probdl.infer(normal_normal, sigma, y, method="laplace", seed=1)
+            >>> print(fit.diagnose())
+            no findings: no check saw anything wrong
+        """
         return self._all_findings
 
     @cached_property

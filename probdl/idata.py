@@ -56,6 +56,7 @@ if ARVIZ_1:
 else:
     from arviz.stats import ecdf_utils
 
+_SLASH = "∕"  # U+2215: netCDF and DataTree keep the other for themselves
 PARETO_K = 0.7  # from which on importance sampling cannot be trusted
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -98,7 +99,10 @@ def to_idata(
         for name, rank in variables.items()
     }
     if ARVIZ_1:
-        return az.from_dict(filled, dims=named, coords=dict(coords or {}))
+        safe = {g: {_safe(n): a for n, a in arrays.items()} for g, arrays in filled.items()}
+        names = {_safe(n): [_safe(dim) for dim in of] for n, of in named.items()}
+        labelled = {_safe(dim): values for dim, values in (coords or {}).items()}
+        return az.from_dict(safe, dims=names, coords=labelled)
     container: Any = None
     for group, arrays in filled.items():
         # A group at a time, since 0.x wants the dims of each group to fit its arrays.
@@ -270,12 +274,32 @@ def plot_ppc(idata: Any, **options: Any) -> Any:
     return plot(idata, **options)
 
 
+def _safe(name: str) -> str:
+    """Write a slash, as in the names of Pyro's scopes, as one that separates no groups."""
+    return name.replace("/", _SLASH)
+
+
+def _plain(name: Any) -> str:
+    return str(name).replace(_SLASH, "/")
+
+
 def write(idata: Any, path: Path) -> None:
-    """Write a container as netCDF, which ArviZ and xarray read."""
+    """Write a container as netCDF, which ArviZ and xarray read; slashes in names look-alikes."""
     if ARVIZ_1:
         idata.to_netcdf(path, engine="h5netcdf")
     else:  # draws do not compress
-        idata.to_netcdf(str(path), engine="h5netcdf", compress=False)
+        renamed = az.InferenceData(
+            **{
+                group: _dataset(idata, group).rename(_slashes(idata, group))
+                for group in _groups(idata)
+            }
+        )
+        renamed.to_netcdf(str(path), engine="h5netcdf", compress=False)
+
+
+def _slashes(idata: Any, group: str) -> dict[Any, str]:
+    names = [*_dataset(idata, group).variables, *_dataset(idata, group).dims]
+    return {name: _safe(name) for name in names if "/" in str(name)}
 
 
 def read(path: Path) -> Any:
@@ -290,13 +314,13 @@ def read(path: Path) -> Any:
 def variables(idata: Any, group: str) -> dict[str, NDArray[Any]]:
     """Return the arrays of a group by name; none where there is no such group."""
     found = _dataset(idata, group)
-    return {} if found is None else {str(n): np.asarray(v.values) for n, v in found.items()}
+    return {} if found is None else {_plain(n): np.asarray(v.values) for n, v in found.items()}
 
 
 def labels(idata: Any) -> dict[str, NDArray[Any]]:
     """Return the labels along each dimension, by its name."""
     datasets = [_dataset(idata, group) for group in _groups(idata)]
-    return {str(n): v.values for d in datasets if d is not None for n, v in d.coords.items()}
+    return {_plain(n): v.values for d in datasets if d is not None for n, v in d.coords.items()}
 
 
 def _groups(idata: Any) -> list[str]:
@@ -362,4 +386,4 @@ def _arrays(statistic: Any, idata: Any, **options: Any) -> dict[str, NDArray[np.
     with _quiet():
         result = statistic(idata, **options)
     dataset = result.dataset if ARVIZ_1 else result
-    return {str(name): np.asarray(array.values) for name, array in dataset.data_vars.items()}
+    return {_plain(name): np.asarray(array.values) for name, array in dataset.data_vars.items()}

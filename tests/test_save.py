@@ -4,11 +4,16 @@ import json
 
 import arviz as az
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
+import torch
 from pyro.infer.autoguide import AutoNormal
+from torch import nn
+from torch.distributions import constraints
 
 import probdl
-from probdl.models import linear_regression
+from probdl.models import VAE, eight_schools, linear_regression, normal_normal
 
 RNG = np.random.default_rng(3)
 X = RNG.normal(size=(25, 2))
@@ -106,3 +111,196 @@ def test_a_loaded_fit_can_be_saved_again(folder, tmp_path):
     same(once.draws, twice.draws)
     same(once.stats, twice.stats)
     assert twice.predict(NEW)["y"].shape[-1] == 4
+
+
+# -- what cannot be written -----------------------------------------------------------------
+
+
+def network_model(x, net, y=None):
+    scale = pyro.sample("scale", dist.HalfNormal(1.0))
+    with pyro.plate("obs", len(x)):
+        pyro.sample("y", dist.Normal(net(x).squeeze(-1), scale), obs=y)
+
+
+def test_arguments_that_cannot_be_saved_are_asked_for(tmp_path):
+    net = nn.Linear(2, 1)
+    fit = probdl.infer(network_model, X, net, Y, method="map", seed=1)
+    folder = fit.save(tmp_path / "fit")
+    with pytest.raises(probdl.ModelError, match=r"\['net'\] is <torch.nn.*Linear, not saved>"):
+        probdl.load(folder, model=network_model)
+    loaded = probdl.load(folder, X, net, Y, model=network_model)
+    np.testing.assert_array_equal(loaded.predict(NEW, net)["y"], fit.predict(NEW, net)["y"])
+    with pytest.raises(probdl.DataError, match="the data given are not those of the fit"):
+        probdl.load(folder, X + 1, net, Y, model=network_model)
+
+
+def regression(x, y=None):
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    with pyro.plate("obs", len(x)):
+        pyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
+
+
+def guide(x, y=None):
+    loc = pyro.param("loc", torch.tensor(0.0))
+    scale = pyro.param("scale", torch.tensor(1.0), constraint=constraints.positive)
+    pyro.sample("slope", dist.Normal(loc, scale))
+
+
+def test_a_guide_of_ones_own_is_given_again(tmp_path):
+    method = probdl.SVI(guide=guide, steps=100, draws=30)
+    fit = probdl.infer(regression, X[:, 0], Y, method=method, seed=1)
+    folder = fit.save(tmp_path / "fit")
+    without = probdl.load(folder, model=regression)
+    np.testing.assert_array_equal(without.predict(NEW[:, 0])["y"], fit.predict(NEW[:, 0])["y"])
+    assert repr(without.method).startswith("SVI(guide=")
+    with pytest.raises(probdl.ModelError, match=r"probdl.load\(folder, model=..., method=...\)"):
+        without.elbo()
+    again = probdl.load(folder, model=regression, method=method)
+    assert again.elbo().total == fit.elbo().total
+    with pytest.raises(probdl.SettingError, match="is by 'svi', not 'nuts'"):
+        probdl.load(folder, method=probdl.NUTS())
+    with pytest.raises(probdl.SettingError, match="has steps=7"):
+        probdl.load(folder, method=probdl.SVI(guide=guide, steps=7, draws=30))
+
+
+def test_networks_come_back_with_their_weights(tmp_path):
+    x = (torch.rand(60, 6, generator=torch.Generator().manual_seed(0)) < 0.3).float()
+    vae = VAE.mlp((6,), latent_dim=2, hidden=[8])
+    fit = probdl.infer(vae, x, method=probdl.SVI(steps=50, batch_size=20), seed=1)
+    loaded = probdl.load(fit.save(tmp_path / "vae"), model=VAE.mlp((6,), latent_dim=2, hidden=[8]))
+    np.testing.assert_array_equal(loaded.encode()["z"], fit.encode()["z"])
+    np.testing.assert_array_equal(loaded.reconstruct(x)["x"], fit.reconstruct(x)["x"])
+    assert loaded.elbo().total == fit.elbo().total
+    with pytest.raises(probdl.ModelError, match="is not that of the fit"):
+        probdl.load(tmp_path / "vae", model=VAE.mlp((6,), latent_dim=3, hidden=[8]))
+
+
+def test_running_statistics_and_the_mode_come_back(tmp_path):
+    class Generator(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1))
+
+        def forward(self, x):
+            with pyro.plate("rows", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+                return pyro.deterministic("x", self.net(z), event_dim=1)
+
+    torch.manual_seed(0)
+    make = Generator()
+    method = probdl.GAN(discriminator=probdl.nn.MLP([1, 8, 1]), steps=30, batch_size=16)
+    fit = probdl.infer(make, torch.randn(64, 1), method=method, seed=1)
+    loaded = probdl.load(fit.save(tmp_path / "gan"), model=Generator())
+    np.testing.assert_array_equal(loaded.predict(20)["x"], fit.predict(20)["x"])
+    weights = fit.stats["discriminator"].state_dict()
+    assert all(torch.equal(loaded.stats["discriminator"][n], w) for n, w in weights.items())
+
+
+def test_sites_that_differ_are_named(tmp_path, schools):
+    folder = probdl.infer(eight_schools, *schools, method="map", seed=1).save(tmp_path / "fit")
+
+    def other(sigma, y=None):
+        mu = pyro.sample("mu", dist.Normal(torch.zeros(2), 5.0).to_event(1))
+        with pyro.plate("school", len(sigma)):
+            pyro.sample("y", dist.Normal(mu.sum(), sigma), obs=y)
+
+    with pytest.raises(probdl.ModelError) as error:
+        probdl.load(folder, model=other)
+    assert "'mu' is latent of shape () in the fit, and latent of shape (2,)" in str(error.value)
+    assert "'tau' is only in the fit" in str(error.value)
+
+    def third(a, b=None):
+        other(a, b)
+
+    with pytest.raises(probdl.ModelError, match="it does not take sigma, y"):
+        probdl.load(folder, model=third)
+
+
+def test_a_change_of_the_source_is_told(tmp_path):
+    fit = probdl.infer(regression, X[:, 0], Y, method="map", seed=1)
+    folder = fit.save(tmp_path / "fit")
+
+    def changed(x, y=None):
+        slope = pyro.sample("slope", dist.Normal(0.0, 2.0))
+        with pyro.plate("obs", len(x)):
+            pyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
+
+    with pytest.warns(UserWarning, match="the source of the model 'changed' is not what it was"):
+        probdl.load(folder, model=changed)
+
+
+def test_names_with_a_slash_and_odd_data(tmp_path):
+    def model(data, power, label="a"):
+        rate = pyro.sample("a/rate", dist.HalfNormal(1.0))
+        with pyro.plate("obs", len(data["y"])):
+            pyro.sample("a/y", dist.Exponential(rate * power[1]), obs=data["y"])
+
+    args = {"y": np.array([1.0, 2.0, 3.0])}, [np.array([1, 2]), 3.0]
+    fit = probdl.infer(model, *args, method="laplace", seed=1)
+    loaded = probdl.load(fit.save(tmp_path / "fit"), model=model)
+    same(fit.draws, loaded.draws)
+    assert loaded.program.arguments["power"][1] == 3.0
+    np.testing.assert_array_equal(loaded.predict(*args)["a/y"], fit.predict(*args)["a/y"])
+
+
+# -- files ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(tmp_path):
+    fit = probdl.infer(normal_normal, np.ones(3), np.zeros(3), method="map", seed=1)
+    return fit.save(tmp_path / "fit")
+
+
+@pytest.mark.parametrize("name", ["fit.json", "idata.nc", "arrays.safetensors"])
+def test_missing_truncated_and_damaged_files_are_told(saved, name):
+    path = saved / name
+    whole = path.read_bytes()
+    for damaged in (
+        whole[: len(whole) // 2],
+        b"",
+        whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:],
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(probdl.DataError, match=name) as error:
+            probdl.load(saved)
+        assert "save the fit again" in str(error.value)
+    path.unlink()
+    with pytest.raises(probdl.DataError, match=name):
+        probdl.load(saved)
+
+
+def test_a_later_format_is_told(saved):
+    index = json.loads((saved / "fit.json").read_text())
+    (saved / "fit.json").write_text(json.dumps(index | {"format": 99}))
+    with pytest.raises(probdl.DataError, match="of format 99, which a later version"):
+        probdl.load(saved)
+
+
+def test_there_is_no_fit(tmp_path, saved):
+    with pytest.raises(probdl.DataError, match="does not exist"):
+        probdl.load(tmp_path / "nothing")
+    with pytest.raises(probdl.DataError, match=r"holds no fit\.json"):
+        probdl.load(tmp_path)
+    fit = probdl.load(saved)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(probdl.SettingError, match="is a file; a fit is saved as a folder"):
+        fit.save(tmp_path / "file")
+
+
+def test_a_full_disk_loses_no_earlier_fit(saved, monkeypatch):
+    before = {p.name: p.read_bytes() for p in saved.iterdir()}
+    other = probdl.infer(normal_normal, np.ones(4), np.ones(4), method="map", seed=1)
+    for failing in ("write", "save_file"):
+        with monkeypatch.context() as patch:
+            where = probdl.archive.idata if failing == "write" else probdl.archive.safetensors.torch
+
+            def full(*_, **__):
+                raise OSError(28, "No space left on device")
+
+            patch.setattr(where, failing, full)
+            with pytest.raises(probdl.SettingError, match=r"No space left.*is unchanged"):
+                other.save(saved)
+        assert {p.name: p.read_bytes() for p in saved.iterdir()} == before
+    other.save(saved)
+    assert probdl.load(saved).draws["mu"] == other.draws["mu"]

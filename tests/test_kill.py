@@ -1,0 +1,117 @@
+"""A kill at any moment leaves what was there, or what was being written: both load."""
+
+import os
+import random
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+import probdl
+from probdl.methods.checkpoint import Checkpoint
+
+KILLS = 20
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
+
+# One process that has imported and compiled everything is copied, and each copy is killed.
+KILLING = """
+    import os, signal, sys, time
+    print("ready", flush=True)
+    for line in sys.stdin:
+        if (child := os.fork()) == 0:
+            work()
+            os._exit(0)
+        time.sleep(float(line))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        print("killed", flush=True)
+"""
+SAVING = """
+    import sys, numpy as np, probdl
+    from probdl.models import normal_normal
+    y = [np.zeros(20_000), np.ones(20_000)]
+    fits = [probdl.infer(normal_normal, np.ones(20_000), v, method="map", seed=1) for v in y]
+    for fit in (*fits, fits[0]):
+        fit.save(sys.argv[1])
+    def work():
+        while True:
+            for fit in fits:
+                fit.save(sys.argv[1])
+"""
+TRAINING = """
+    import sys, warnings, numpy as np, probdl
+    from probdl.models import normal_normal
+    warnings.simplefilter("ignore")
+    def work(steps=50_000_000):
+        method = probdl.SVI(
+            steps=steps, draws=30, checkpoint=sys.argv[1], every=100, schedule="constant"
+        )
+        probdl.infer(normal_normal, np.ones(4), np.ones(4), method=method, seed=1)
+    work(100)  # compiles, and leaves the first checkpoint
+"""
+
+
+@pytest.fixture
+def kill(tmp_path):
+    """Return what starts some work, and then a call that kills a copy of it after some time."""
+    processes = []
+
+    def start(code):
+        code = textwrap.dedent(code) + textwrap.dedent(KILLING)
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path / "folder")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            text=True,
+        )
+        processes.append(process)
+        assert process.stdout.readline() == "ready\n"
+
+        def after(seconds):
+            process.stdin.write(f"{seconds}\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == "killed\n"
+
+        return after
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def test_a_kill_while_saving_leaves_a_fit(kill, tmp_path):
+    after = kill(SAVING)
+    moments, found = random.Random(0), set()
+    for _ in range(KILLS):
+        after(moments.uniform(0.0, 0.4))
+        fit = probdl.load(tmp_path / "folder")
+        data = fit.idata.observed_data["y"].values
+        assert data.std() == 0
+        assert fit.draws["mu"].item() == pytest.approx(data[0], abs=0.01)  # of one fit, not of two
+        found.add(data[0])
+    assert len(found) == 2  # kills came before and after a commit
+
+
+def test_a_kill_while_training_leaves_a_checkpoint(kill, tmp_path):
+    after = kill(TRAINING)
+    moments, done = random.Random(1), [100]
+    for _ in range(KILLS):
+        after(moments.uniform(0.05, 0.5))
+        done.append(Checkpoint(tmp_path / "folder", 100, {}).read(50_000_000)["done"])
+    assert done == sorted(done)
+    assert len(set(done)) > KILLS / 2  # runs went on where those before them were killed
+    method = probdl.SVI(
+        steps=done[-1] + 100,
+        draws=30,
+        checkpoint=tmp_path / "folder",
+        every=100,
+        schedule="constant",
+    )
+    ones = np.ones(4)
+    fit = probdl.infer(probdl.models.normal_normal, ones, ones, method=method, seed=1)
+    assert len(fit.stats["elbo"]) == done[-1] + 100
+    assert abs(fit.draws["mu"].mean() - 1.0) < 0.5

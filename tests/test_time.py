@@ -1,0 +1,148 @@
+"""A time limit, Ctrl-C and a chain that fails: what there is is returned, and told."""
+
+import time
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+import probdl
+from probdl.clock import TimeUp
+from probdl.methods.chains import Chain, gather
+from probdl.models import normal_normal
+
+pytestmark = pytest.mark.filterwarnings("ignore::probdl.FindingWarning")
+SIGMA, Y = np.ones(3), np.array([1.0, 2.0, 3.0])
+MANY = 10_000_000
+ENDLESS = {
+    "nuts": probdl.NUTS(draws=1_000_000, warmup=50, chains=3),
+    "eager": probdl.NUTS(draws=100_000, warmup=5, chains=2, engine="eager"),
+    "hmc": probdl.HMC(draws=100_000, warmup=5, chains=2),
+    "metropolis": probdl.Metropolis(draws=1_000_000, warmup=50, chains=2, thin=1),
+    "svi": probdl.SVI(steps=MANY, draws=50),
+    "svi_eager": probdl.SVI(steps=MANY, draws=50, engine="eager"),
+    "map": probdl.MAP(starts=MANY),
+    "laplace": probdl.Laplace(starts=MANY, draws=50),
+    "pathfinder": probdl.Pathfinder(paths=MANY, draws=50),
+    "importance": probdl.Importance(num_samples=MANY * 30, draws=50),
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_a_time_limit_returns_what_there_is(name):
+    method = ENDLESS[name]
+    start = time.perf_counter()
+    with pytest.warns(probdl.FindingWarning, match="the time limit of 1.5 s ended the run after"):
+        fit = probdl.infer(normal_normal, SIGMA, Y, method=method, seed=1, time_limit=1.5)
+    assert time.perf_counter() - start < 60  # of hours; what follows the limit is not cut short
+    assert "time_limit" in [f.check for f in fit.diagnose()]
+    assert fit.draws["mu"].size < 1_000_000 * method.__dict__.get("chains", 1)
+    if name not in ("eager", "hmc"):  # which may have had few draws
+        assert fit.draws["mu"].mean() == pytest.approx(2.0, abs=0.5)
+
+
+def test_a_gan_ends_in_time():
+    def generator(x):
+        net = pyro.module("net", probdl.nn.MLP([1, 4, 1]).double())
+        with pyro.plate("rows", len(x)):
+            pyro.deterministic(
+                "x",
+                net(pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))),
+                event_dim=1,
+            )
+
+    method = probdl.GAN(discriminator=probdl.nn.MLP([1, 4, 1]).double(), steps=MANY)
+    with pytest.warns(probdl.FindingWarning, match="the time limit of 2 s ended the run"):
+        fit = probdl.infer(generator, np.zeros((50, 1)), method=method, seed=1, time_limit=2)
+    assert 0 < len(fit.stats["value"]) < MANY
+
+
+def test_a_limit_that_is_not_reached_changes_nothing():
+    method = probdl.NUTS(draws=50, warmup=50, chains=2)
+    one = probdl.infer(normal_normal, SIGMA, Y, method=method, seed=1)
+    two = probdl.infer(normal_normal, SIGMA, Y, method=method, seed=1, time_limit=1000.0)
+    np.testing.assert_array_equal(one.draws["mu"], two.draws["mu"])
+    assert two.diagnose() == one.diagnose()
+    assert {"compile", "sampling", "total"} <= set(two.timings)
+    assert sum(two.timings[part] for part in ("compile", "sampling")) <= two.timings["total"]
+
+
+def test_time_that_is_up_before_there_is_anything_is_an_error():
+    with pytest.raises(probdl.TimeLimitError, match="passed before there was anything") as error:
+        probdl.infer(normal_normal, SIGMA, Y, method="nuts", seed=1, time_limit=1e-9)
+    assert isinstance(error.value, TimeoutError)
+    assert isinstance(error.value, probdl.ProbdlError)
+
+
+@pytest.mark.parametrize("limit", [0, -1.0, "long", True, float("nan")])
+def test_limits_that_are_none(limit):
+    with pytest.raises(probdl.SettingError, match="time_limit"):
+        probdl.infer(normal_normal, SIGMA, Y, seed=1, time_limit=limit)
+
+
+def chain(length, failure=None):
+    return Chain(np.arange(float(length))[:, None], {"lp": np.arange(float(length))}, failure)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "shape"),
+    [
+        ([100, 100, 0, 0], (2, 100)),  # on two cores the others had not begun
+        ([100, 100, 60, 55], (4, 55)),
+        ([100, 100, 60, 45], (2, 100)),
+        ([7, 9, 8], (3, 7)),
+    ],
+)
+def test_of_unequal_chains_the_most_draws_are_kept(lengths, shape):
+    found = gather([chain(n) for n in lengths], 100, TimeUp(1.0))
+    assert found.z.shape == (*shape, 1)
+    assert found.stats["lp"].shape == shape
+    assert [f.check for f in found.findings] == ["time_limit"]
+
+
+def test_a_chain_that_failed_is_left_out_and_told():
+    found = gather([chain(9), chain(4, ValueError("overflow")), chain(9)], 9, None)
+    assert found.z.shape == (2, 9, 1)
+    assert [(f.severity, f.check) for f in found.findings] == [("error", "chain_failed")]
+    assert "1 of 3 chains failed" in found.findings[0].message
+    assert "chain 1 failed after 4 draws: overflow" in found.findings[0].message
+    with pytest.raises(probdl.ModelError, match="every chain failed; chain 0 failed after 0"):
+        gather([chain(0, ValueError("overflow"))], 9, None)
+
+
+def fragile(y):
+    """Fail where the site is large; only what runs in Python can."""
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    if not torch._C._functorch.is_batchedtensor(mu) and float(mu.detach()) > 3.2:
+        raise ValueError("too large for me")
+    pyro.sample("y", dist.Normal(mu, 100.0), obs=y)
+
+
+@pytest.mark.parametrize("kind", [probdl.HMC, probdl.Metropolis])
+def test_a_model_that_fails_now_and_then_loses_only_those_chains(kind):
+    y = torch.tensor(0.0)
+    method = kind(draws=300, warmup=50, chains=6, engine="eager")
+    with pytest.warns(probdl.FindingWarning, match="chains failed and are left out.*too large"):
+        fit = probdl.infer(fragile, y, method=method, seed=2)
+    assert 1 <= fit.num_chains < 6
+    assert fit.num_draws == 300
+    assert abs(fit.draws["mu"]).max() <= 3.2
+
+
+def test_a_chain_without_a_start_of_its_own_begins_where_another_did(monkeypatch):
+    original = probdl.LogDensity.initial
+    calls = []
+
+    def initial(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 8:
+            raise probdl.ModelError("the model 'normal_normal' has no finite log density")
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(probdl.LogDensity, "initial", initial)
+    method = probdl.NUTS(draws=100, warmup=100, chains=4)
+    fit = probdl.infer(normal_normal, SIGMA, Y, method=method, seed=1)
+    assert fit.num_chains == 4
+    assert "starts" in [f.check for f in fit.diagnose()]
