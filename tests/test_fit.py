@@ -1,5 +1,8 @@
 """What a fit tells: predictions, scores, the ArviZ container, its text."""
 
+import subprocess
+import sys
+
 import arviz as az
 import numpy as np
 import pyro
@@ -269,3 +272,38 @@ def test_a_model_without_its_data_is_the_prior():
     assert fit.draws["y"].shape == (2, 300, 8)  # not given, so latent as well
     error = float(az.mcse(fit.idata, var_names="mu")["mu"])
     assert abs(fit.draws["mu"].mean()) < 4 * error
+
+
+def test_predictions_to_files_are_those_in_memory(regression, tmp_path):
+    new = np.random.default_rng(4).normal(size=(7, 2))
+    written = regression.predict(new, out=tmp_path / "predictions")
+    assert isinstance(written["y"], np.memmap)
+    np.testing.assert_array_equal(written["y"], regression.predict(new)["y"])
+    np.testing.assert_array_equal(np.load(tmp_path / "predictions" / "y.npy"), written["y"])
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(probdl.SettingError, match="could not be written to"):
+        regression.predict(new, out=tmp_path / "file")
+
+
+MEMORY = """
+import resource, sys, numpy as np, probdl
+from probdl.models import linear_regression
+x = np.random.default_rng(0).normal(size=(50, 3))
+fit = probdl.infer(linear_regression, x, x.sum(1), method=probdl.Laplace(draws=2000), seed=1)
+rows = np.random.default_rng(1).normal(size=(10_000, 3))
+fit.predict(rows[:10], out=sys.argv[1])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+size = fit.predict(rows, out=sys.argv[1])["y"].nbytes
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(size / 2**20, (after - before) / 2**10)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss differs")
+def test_predictions_to_files_take_bounded_memory(tmp_path):
+    run = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    size, grown = map(float, run.stdout.split())
+    assert size > 150  # MiB of predictions
+    assert grown < 1000  # a part: 256 MiB of all that its draws make, and what is copied of it

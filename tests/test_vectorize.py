@@ -1,11 +1,13 @@
 """Mapping over draws gives what a loop gives."""
 
+import importlib
 import warnings
 
 import pyro.distributions as dist
 import pytest
 import torch
 
+import probdl
 from probdl.state import evaluation
 from probdl.vectorize import vectorize
 
@@ -93,3 +95,29 @@ def test_a_single_draw_and_a_nested_result():
     x = vectorize(lambda d: {"a": d["x"] * 2, "b": torch.ones(2)}, {"x": torch.ones(1, 3)})
     assert x["a"].shape == (1, 3)
     assert x["b"].shape == (1, 2)
+
+
+def test_large_results_come_in_parts_and_are_the_same(monkeypatch):
+    vectorize_module = importlib.import_module("probdl.vectorize")
+    draws = torch.randn(50, generator=torch.Generator().manual_seed(0))
+    fn = lambda d: {"y": d * torch.arange(10.0), "z": (d + torch.arange(10.0)).sum()}  # noqa: E731
+    whole = vectorize(fn, draws)
+    monkeypatch.setattr(vectorize_module, "_CHUNK_NUMBERS", 200)
+    parts = list(vectorize_module.chunks(fn, draws))
+    assert len(parts) > 5
+    again = vectorize(fn, draws)
+    assert torch.equal(whole["y"], again["y"])
+    assert torch.equal(whole["z"], again["z"])
+
+
+def test_parts_draw_different_random_numbers(monkeypatch):
+    monkeypatch.setattr(importlib.import_module("probdl.vectorize"), "_CHUNK_NUMBERS", 300)
+    drawn = vectorize(lambda d: d + torch.randn(20), torch.zeros(40))
+    assert drawn.unique().numel() == 800
+
+
+def test_a_result_larger_than_the_memory_is_refused(monkeypatch):
+    monkeypatch.setattr(importlib.import_module("probdl.vectorize"), "_CHUNK_NUMBERS", 2000)
+    monkeypatch.setattr(importlib.import_module("probdl.vectorize"), "_memory", lambda: 1000.0)
+    with pytest.raises(probdl.SettingError, match=r"100 draws of .* MiB each.*out=folder"):
+        vectorize(lambda d: d + torch.zeros(100), torch.zeros(100))

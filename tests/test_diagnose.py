@@ -1,0 +1,140 @@
+"""Each finding appears where it should, and none where all is well."""
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+import probdl
+from probdl.diagnostics import check_draws
+from probdl.idata import to_idata
+from probdl.models import beta_binomial, linear_regression, normal_normal
+
+RNG = np.random.default_rng(5)
+pytestmark = pytest.mark.filterwarnings("ignore::probdl.FindingWarning")
+
+
+def checks(fit):
+    return [f.check for f in fit.diagnose()]
+
+
+def of_draws(**sites):
+    return {f.check: f for f in check_draws(to_idata({"posterior": sites}), 4)}
+
+
+def test_independent_draws_have_no_finding():
+    assert not of_draws(x=RNG.normal(size=(4, 1000)), y=RNG.standard_t(5, size=(4, 1000, 3)))
+
+
+def test_chains_that_disagree():
+    x = RNG.normal(size=(4, 1000)) + np.array([0.0, 0.0, 0.0, 0.7])[:, None]
+    finding = of_draws(x=x, fine=RNG.normal(size=(4, 1000)))["rhat"]
+    assert finding.sites == ("x",)
+    assert finding.severity == "warning" or "R-hat" in finding.message
+
+
+def test_few_effective_draws():
+    steps = RNG.normal(size=(4, 1000))
+    walk = np.zeros_like(steps)
+    for t in range(1, 1000):  # an autoregression with rho = 0.98 is worth about 1 % of its draws
+        walk[:, t] = 0.98 * walk[:, t - 1] + 0.2 * steps[:, t]
+    found = of_draws(walk=walk, fine=RNG.normal(size=(4, 1000)))
+    assert found["ess"].sites == ("walk",)
+    assert "mcse" not in found  # which would say the same
+
+
+def test_a_mean_that_is_known_badly_though_ranks_mix():
+    # The ranks of one long excursion weigh little, and its values much.
+    x = RNG.normal(size=(4, 1000))
+    x[0, 300:340] += 80.0
+    found = of_draws(x=x, fine=RNG.normal(size=(4, 1000)))
+    assert found["mcse"].sites == ("x",)
+    assert "more than 0.1 blurs it" in found["mcse"].message
+
+
+SIGMA = np.ones(20)
+
+
+def test_a_prior_that_expects_such_data_has_no_conflict():
+    conflicts = 0
+    for seed in range(40):  # data from the prior predictive: each has a chance of 1 % or 2 %
+        rng = np.random.default_rng(seed)
+        y = rng.normal(rng.normal(0.0, 10.0), 1.0, size=20)
+        fit = probdl.infer(normal_normal, SIGMA, y, method="map", seed=seed)
+        conflicts += "prior_conflict" in checks(fit)
+    assert conflicts <= 4  # binomial(40, 0.02) exceeds it once in two thousand
+
+
+def test_data_far_from_the_prior_conflict():
+    y = RNG.normal(200.0, 1.0, size=20)
+    for method in ("map", "laplace", probdl.NUTS(draws=50, warmup=50, chains=1)):
+        fit = probdl.infer(normal_normal, SIGMA, y, method=method, seed=1)
+        (finding,) = [f for f in fit.diagnose() if f.check == "prior_conflict"]
+        assert finding.severity == "warning"
+        assert finding.sites == ("y",)
+        assert f"the mean of 'y' is {y.mean():.4g}, above that of all 200" in finding.message
+    assert "prior_conflict" not in checks(
+        probdl.infer(normal_normal, SIGMA, y, method="mle", seed=1)
+    )
+
+
+def test_data_wider_than_the_prior_expects_conflict_and_narrower_ones_do_not():
+    for scale, conflict in ((30.0, True), (1.0, False), (0.01, False)):
+        y = RNG.normal(0.0, scale, size=20)
+        y -= y.mean()
+        found = checks(probdl.infer(normal_normal, SIGMA, y, method="map", seed=1))
+        assert ("prior_conflict" in found) == conflict
+
+
+def test_counts_are_compared_too():
+    trials = np.full(30, 20)
+    prior = {"a": 200.0, "b": 200.0}  # p near one half
+    fine = probdl.infer(beta_binomial, trials, np.full(30, 10), **prior, method="map", seed=1)
+    assert checks(fine) == []
+    high = probdl.infer(beta_binomial, trials, np.full(30, 19), **prior, method="map", seed=1)
+    assert "prior_conflict" in checks(high)
+
+
+def test_a_site_that_the_data_say_nothing_about():
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+        idle = pyro.sample("idle", dist.Gamma(2.0, 1.0))
+        with pyro.plate("obs", len(y)):
+            pyro.sample("y", dist.Normal(mu + 0.0 * idle, 1.0), obs=y)
+
+    method = probdl.NUTS(draws=500, warmup=300, chains=2)
+    fit = probdl.infer(model, RNG.normal(size=30), method=method, seed=1)
+    (finding,) = [f for f in fit.diagnose() if f.check == "identification"]
+    assert finding.severity == "info"
+    assert finding.sites == ("idle",)
+
+
+def test_flat_priors_and_priors_that_cannot_be_sampled_are_no_matter():
+    def flat(y):
+        mu = pyro.sample("mu", dist.ImproperUniform(dist.constraints.real, (), ()))
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    def broken(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        matrix = torch.eye(2) * (1.2 + mu.clamp(min=-1.1))
+        root = torch.linalg.cholesky(matrix - 0.05 * torch.eye(2))
+        pyro.sample("y", dist.MultivariateNormal(torch.zeros(2), scale_tril=root), obs=y)
+
+    method = probdl.Laplace(draws=50)
+    assert checks(probdl.infer(flat, np.array(1000.0), method=method, seed=1)) == []
+    probdl.infer(broken, np.array([0.5, -0.5]), method=method, seed=1)
+
+
+def test_a_good_fit_says_so_in_one_line(capsys):
+    x = RNG.normal(size=(40, 2))
+    y = x @ [1.0, -1.0] + RNG.normal(size=40)
+    fit = probdl.infer(linear_regression, x, y, seed=1, progress=True)
+    assert fit.diagnose() == ()
+    lines = [line for line in capsys.readouterr().err.splitlines() if "no findings" in line]
+    assert len(lines) == 1
+    assert (
+        "Fit of 'linear_regression' by NUTS(): 4 chains of 1000 draws of 4 scalars in" in lines[0]
+    )
+    probdl.infer(linear_regression, x, y, method="map", seed=1)
+    assert capsys.readouterr().err == ""  # not a terminal
