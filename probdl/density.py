@@ -260,6 +260,10 @@ class LogDensity:
         handlers = self._handlers if enumerated else []
         return self.program.run(read, *handlers, at, parameters=parameters, validate=validate)
 
+    def at(self, z: Tensor, read: Callable[[Trace], T]) -> T:
+        """Run the program at a point (d,), its discrete sites drawn, and read its trace."""
+        return self.run(read, _AtPoint(self, z), enumerated=False)
+
     def __call__(self, z: Tensor) -> Tensor:
         """Evaluate the log density at ``z`` of shape (d,), in nats, as a scalar tensor.
 

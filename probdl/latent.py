@@ -26,16 +26,18 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from torch.utils._pytree import tree_leaves
 
 from probdl.clock import look
 from probdl.density import LogDensity
 from probdl.diagnostics import Finding, interrupted
-from probdl.errors import FindingWarning, ModelError, warn
+from probdl.errors import FindingWarning, ModelError, ProbdlError, warn
 from probdl.idata import psis
 from probdl.program import Program, Substitute, base_distribution
 from probdl.progress import bar
 from probdl.sites import Structure, data_plate
+from probdl.state import evaluation
 from probdl.vectorize import vectorize
 
 __all__ = ["Elbo", "LogEvidence", "Proposal", "decode", "elbo", "encode", "log_evidence", "propose"]
@@ -83,8 +85,14 @@ class Proposal:
     def scores(self, at: Program) -> tuple[Trace, Trace]:
         """Sample as ``trace`` does, and compute all log probabilities."""
         of_guide, of_model = self.trace(at)
-        of_guide.compute_log_prob()
-        of_model.compute_log_prob()
+        try:
+            with evaluation(dtype=at.dtype):  # a draw outside the support has a density of zero
+                of_guide.compute_log_prob()
+                of_model.compute_log_prob()
+        except (ProbdlError, LinAlgError):
+            raise
+        except Exception as error:
+            raise at.explain(error) from None
         return of_guide, of_model
 
 

@@ -10,7 +10,7 @@ import sysconfig
 import textwrap
 import traceback
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
@@ -36,12 +36,28 @@ __all__ = ["Program", "Substitute", "WithoutModel", "arguments", "fingerprint", 
 T = TypeVar("T")
 
 _REQUIRES_GRAD = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
+_ARRAYS = ("Series", "Index", "DataArray")  # of pandas and xarray
 _HERE = os.path.dirname(__file__)
 _LIBRARIES = (
     os.path.dirname(torch.__file__),
     os.path.dirname(pyro.__file__),
     sysconfig.get_path("stdlib"),
 )
+
+
+_CHECK_SHAPES = (
+    "Check that these are the shapes and types that the model expects, and that each plate is as "
+    "long as the sites inside it."
+)
+_ADVICE = {  # by what Pyro and torch say
+    "Multiple sample sites named": "Each site needs a name of its own: f'y{i}' in a loop, or "
+    "better one site in a pyro.plate.",
+    "size cannot be zero": "The data are empty, and a plate needs at least one row.",
+    "Shape mismatch inside plate": "The plate and what is sampled in it differ in length. Where "
+    "one observation is a vector, .to_event(1) says so.",
+    "Can't call numpy() on Tensor that requires grad": "NumPy knows no gradients: use torch's "
+    "function of that name on the values of sites.",
+}
 
 
 class Substitute(Messenger):
@@ -91,8 +107,13 @@ class _Observations(Messenger):
                     f"site '{msg['name']}': the observed value is a {type(value).__name__} that "
                     f"does not convert to a tensor ({error}). Pass a tensor or a numeric array."
                 ) from None
-        # Labels of a Bernoulli are usually integers; torch wants them in floating point.
-        if value.is_floating_point() or isinstance(base_distribution(msg["fn"]), dist.Bernoulli):
+        # Labels of a Bernoulli are usually integers; torch wants them in floating point. It has
+        # no arithmetic of truth values.
+        check_dense(value, f"site '{msg['name']}', the observed data,")
+        truth = value.dtype == torch.bool or isinstance(
+            base_distribution(msg["fn"]), dist.Bernoulli
+        )
+        if value.is_floating_point() or truth:
             value = value.to(self.dtype)
         msg["value"] = value
 
@@ -209,15 +230,15 @@ class Program:
     def _cast_value(self, x: Any) -> Any:
         if isinstance(x, nn.Module):
             return _cast_model(x, self.dtype, {})
-        if isinstance(x, (np.ndarray, np.generic)) or type(x).__name__ == "Series":
-            array = np.asarray(x)
-            if array.dtype.kind not in "biuf":
-                raise DataError(
-                    f"an argument of the model is an array of dtype {array.dtype}, which torch "
-                    "does not hold. Encode categories as integers and leave out text."
-                )
-            x = torch.tensor(array)
+        if isinstance(x, (np.ndarray, np.generic)) or type(x).__name__ in _ARRAYS:
+            x = _from_array(x)
+        if isinstance(x, Iterator):
+            raise DataError(
+                f"an argument of the model is a {type(x).__name__}, which is used up once the "
+                "model has run, and it runs many times. Pass np.array(list(...)) of it."
+            )
         if isinstance(x, Tensor):
+            check_dense(x, "an argument of the model")
             x = x.detach().cpu()
             return x.to(self.dtype) if x.is_floating_point() else x
         return x
@@ -316,11 +337,60 @@ class Program:
             f"{name} {tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}"
             for name, t in self.named_data()
         )
+        odd = [
+            f"{name} a {type(value).__name__}"
+            for name, value in self.arguments.items()
+            if not isinstance(value, (Tensor, type(None), bool, str, int, float, dict, tuple))
+        ]
+        shapes = ", ".join(filter(None, [textwrap.shorten(shapes, 300), *odd]))
         reason = textwrap.shorten(_first_part(error), 300)
+        advice = next((text for sign, text in _ADVICE.items() if sign in reason), _CHECK_SHAPES)
+        if odd:
+            advice += (
+                " Lists, data frames and iterators come to the model as they are: np.asarray() or "
+                ".to_numpy() makes an array of them, which comes as a tensor."
+            )
         return ModelError(
             f"the model '{self.name}' failed{where(error)}: {type(error).__name__}: {reason}. "
-            f"It ran on {shapes or 'no tensors'}. Check that these are the shapes and types "
-            "that the model expects, and that each plate is as long as the sites inside it."
+            f"It ran on {shapes or 'no tensors'}. {advice}"
+        )
+
+
+def _from_array(x: Any) -> Tensor:
+    """Make a tensor of what NumPy reads as an array; it shares no memory with it."""
+    array = np.asarray(x)
+    if np.ma.isMaskedArray(x) and np.ma.getmaskarray(x).any():
+        raise DataError(
+            "an argument of the model is a masked array, and torch has none. Fill it with finite "
+            "numbers, pass the mask beside it, and leave those elements out with poutine.mask."
+        )
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:  # long double
+        array = array.astype(np.float64)
+    if array.dtype.kind not in "biuf":
+        raise DataError(
+            f"an argument of the model is an array of dtype {array.dtype}, which torch "
+            "does not hold. Encode categories as integers and leave out text; "
+            "numbers among objects become an array by .astype(float)."
+        )
+    if array.dtype.kind == "u" and array.dtype.itemsize > 1:  # torch has little arithmetic of them
+        array = array.astype(np.int64)
+    # A copy in the machine's byte order, row by row: torch has no others.
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C", copy=True))
+
+
+def check_dense(tensor: Tensor, what: str) -> None:
+    """Raise DataError where a tensor is of a kind that no density can be computed of."""
+    odd = {
+        "nested": tensor.is_nested,
+        "sparse": tensor.layout != torch.strided,
+        "quantized": tensor.is_quantized,
+        "complex": tensor.is_complex(),
+        "meta": tensor.is_meta,
+    }
+    kinds = [kind for kind, is_so in odd.items() if is_so]
+    if kinds:
+        raise DataError(
+            f"{what} is a {kinds[0]} tensor. Pass a dense one of real numbers, on a device."
         )
 
 
@@ -389,7 +459,19 @@ def signature(model: Any) -> inspect.Signature:
             f"the model is a {type(model).__name__}, which cannot be called. Pass a function "
             "with pyro.sample statements or an nn.Module."
         )
-    return inspect.signature(model.forward if isinstance(model, nn.Module) else model)
+    try:
+        return inspect.signature(model.forward if isinstance(model, nn.Module) else model)
+    except (TypeError, ValueError):
+        raise ModelError(
+            f"{model!r} does not tell what arguments it takes. Pass a function of Python with "
+            "pyro.sample statements or an nn.Module."
+        ) from None
+
+
+def takes(model: Any, name: str) -> bool:
+    """Tell whether a model takes a keyword argument of this name."""
+    parameters = signature(model).parameters
+    return name in parameters or any(p.kind == p.VAR_KEYWORD for p in parameters.values())
 
 
 def base_distribution(fn: Any) -> Any:

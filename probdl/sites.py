@@ -11,6 +11,7 @@ import numpy as np
 import pyro.distributions as dist
 import torch
 from pyro.distributions.hmm import HiddenMarkovModel
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.nn import PyroModule
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
@@ -78,10 +79,30 @@ class Structure:
 class _RandomStart(Messenger):
     """Put each continuous latent site at a uniform(-2, 2) point of its unconstrained space.
 
-    The prior is not sampled: it may be flat, and then it cannot be.
+    The prior is not sampled: it may be flat, and then it cannot be. What is no statement that
+    can be used is refused.
     """
 
+    def _pyro_post_param(self, msg: Any) -> None:
+        start = msg["args"][1] if len(msg["args"]) > 1 else None
+        shape = getattr(start, "shape", None)
+        sliced = msg["kwargs"].get("event_dim") is not None  # by a plate that takes a subsample
+        if shape is not None and msg["value"].shape != shape and not sliced:
+            raise ModelError(
+                f"param '{msg['name']}' has the shape {tuple(msg['value'].shape)} in Pyro's param "
+                f"store, from an earlier run, and starts with {tuple(shape)} in the model. "
+                "pyro.clear_param_store() forgets it."
+            )
+
     def _pyro_sample(self, msg: Any) -> None:
+        if not isinstance(msg["name"], str):
+            raise ModelError(f"the name of a site is {msg['name']!r}; it must be a string.")
+        if not (isinstance(msg["fn"], TorchDistributionMixin) or site_is_subsample(msg)):
+            kind = f"{type(msg['fn']).__module__}.{type(msg['fn']).__name__}"
+            raise ModelError(
+                f"site '{msg['name']}' is drawn from a {kind}. Take a distribution of "
+                "pyro.distributions: `import pyro.distributions as dist`."
+            )
         if msg["is_observed"] or msg["done"] or site_is_subsample(msg):
             return
         if is_discrete(msg["fn"]):
@@ -176,7 +197,7 @@ def _sites(program: Program, trace: Trace) -> Iterable[Site]:
                 raise ModelError(
                     f"plate '{name}' takes a random subsample of {plate.subsample_size} of "
                     f"{plate.size}, which makes the log density random. Leave out "
-                    "subsample_size, or fit by a method that trains on minibatches."
+                    "subsample_size; SVI(batch_size=...) takes minibatches of the whole."
                 )
         elif node["type"] == "sample":
             yield _sample_site(name, node)
@@ -353,6 +374,7 @@ def _check_observed(program: Program, node: Any, other: Any) -> None:
             f"{tuple(fn.event_shape)} ({plates}). {hint} A column of shape (n, 1) where (n,) is "
             "meant, or a plate of another length, is the usual cause."
         )
+    _check_totals(name, base_distribution(fn), value, hint)
     supports = [_elementwise(node["fn"].support) for node in (node, other)]
     try:
         inside, again = (support.check(value) for support, _ in supports)
@@ -378,6 +400,18 @@ def _check_observed(program: Program, node: Any, other: Any) -> None:
         f"site '{name}': {int(outside.sum())} of {outside.numel()} values are outside the support "
         f"of {_name(fn)} (first: {at}). {hint}"
     )
+
+
+def _check_totals(name: str, fn: Any, value: Tensor, hint: str) -> None:
+    """Check that counts add up to the number of trials, which the support leaves open."""
+    if not isinstance(fn, dist.Multinomial):
+        return
+    totals = value.sum(-1)
+    if (totals != fn.total_count).any():
+        raise DataError(
+            f"site '{name}': the counts of a Multinomial add up to its total_count, "
+            f"{fn.total_count}, and here to {sorted(set(totals.reshape(-1).tolist()))[:5]}. {hint}"
+        )
 
 
 def _elementwise(support: Any) -> tuple[Any, int]:

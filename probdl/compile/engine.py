@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_flatten
 from probdl.clock import timed
 from probdl.compile.emit import Source, emit
 from probdl.compile.native import CompilerError, NativeDensity, differentiable
+from probdl.compile.probe import probe
 from probdl.compile.statements import UnsupportedError
 from probdl.compile.trace import Traced, UntraceableError, trace
 from probdl.compile.verify import MismatchError, verify
@@ -52,6 +53,7 @@ _REMEDIES: dict[type[Exception], str] = {
 class _Compiled:
     traced: Traced
     source: Source
+    findings: tuple[Finding, ...]
 
 
 # By model, then by the shapes of its arguments and the kind of density. A model that is gone
@@ -80,9 +82,15 @@ class GraphDensity:
 
 
 def choose(
-    density: LogDensity, engine: str, seed: int, *, threads: int = 1, trusted: bool = False
+    density: LogDensity,
+    engine: str,
+    seed: int,
+    *,
+    threads: int = 1,
+    trusted: bool = False,
+    gradient: bool = True,
 ) -> tuple[Evaluator, list[Finding]]:
-    """Return what evaluates the density, and a finding where that is not native code.
+    """Return what evaluates the density, and findings: where that is not native code, and why.
 
     Args:
         density: the density.
@@ -91,28 +99,36 @@ def choose(
         threads: how many threads will call it at once.
         trusted: whether code that this model has from other data need not be verified again, since
             nothing but the data has changed.
+        gradient: whether the method needs the gradient.
 
     Raises:
-        ModelError: the engine must be native, and cannot be; or the density is finite nowhere.
+        ModelError: the engine must be native, and cannot be; the density is finite nowhere, random,
+            or without a gradient.
     """
-    if engine == "eager":
-        return density, []
     with timed("compile"):
-        return _choose(density, engine, seed, threads, trusted)
+        return _choose(density, engine, seed, threads, trusted, gradient)
 
 
 def _choose(
-    density: LogDensity, engine: str, seed: int, threads: int, trusted: bool
+    density: LogDensity, engine: str, seed: int, threads: int, trusted: bool, gradient: bool
 ) -> tuple[Evaluator, list[Finding]]:
     generator = torch.Generator().manual_seed(seed)
     evaluator: Evaluator = density
+    findings: list[Finding] = []
+    if (again := _remembered(density)) is not None:
+        findings = list(again.findings)
+    elif not trusted:
+        findings = probe(density, density.initial(generator), gradient=gradient)
+    if engine == "eager":
+        return density, findings
+    generator = torch.Generator().manual_seed(seed)
     try:
         if (known := _recall(density, generator, threads, trusted)) is not None:
-            return known, []
+            return known, findings
         points = _points(density, generator, POINTS)
         traced = trace(density, points[0])
         try:
-            return _compile(density, traced, points, threads), []
+            return _compile(density, traced, points, threads, findings), findings
         except (UnsupportedError, CompilerError):
             if engine == "auto":
                 evaluator = _graph_if_faster(density, traced, points)
@@ -126,22 +142,27 @@ def _choose(
             "engine='auto' takes another in its place."
         )
     return evaluator, [
+        *findings,
         Finding(
             "warning",
             "engine",
             f"the model '{density.program.name}' runs on the {evaluator.engine} engine, which is "
             f"slow, and not on the native one: {why}.",
             remedy,
-        )
+        ),
     ]
+
+
+def _remembered(density: LogDensity) -> _Compiled | None:
+    key = _key(density)
+    return _known.get(density.program.model, {}).get(key) if key is not None else None
 
 
 def _recall(
     density: LogDensity, generator: torch.Generator, threads: int, trusted: bool
 ) -> NativeDensity | None:
     """Take the code that this model had on other data; None if there is none that is right."""
-    key = _key(density)
-    known = _known.get(density.program.model, {}).get(key) if key is not None else None
+    known = _remembered(density)
     arrays = known.traced.arrays(density.program.tensors()) if known is not None else None
     if known is None or arrays is None:
         return None
@@ -155,7 +176,9 @@ def _recall(
     return compiled
 
 
-def _compile(density: LogDensity, traced: Traced, points: Tensor, threads: int) -> NativeDensity:
+def _compile(
+    density: LogDensity, traced: Traced, points: Tensor, threads: int, findings: Sequence[Finding]
+) -> NativeDensity:
     source = emit(traced.density, density.dim)
     if source.statements > MAX_STATEMENTS:
         raise UnsupportedError(
@@ -166,7 +189,9 @@ def _compile(density: LogDensity, traced: Traced, points: Tensor, threads: int) 
     verify(compiled, density, points)
     key = _key(density)
     if key is not None and traced.reads_data:
-        _known.setdefault(density.program.model, {})[key] = _Compiled(traced, source)
+        _known.setdefault(density.program.model, {})[key] = _Compiled(
+            traced, source, tuple(findings)
+        )
     return compiled
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import math
 import numbers
-from abc import ABC, abstractmethod
+from abc import ABCMeta, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
@@ -24,8 +25,57 @@ METHODS: dict[str, type[Method]] = {}
 """The methods by name; a class that derives from ``Method`` enters itself."""
 
 
+PYRO_NAMES = {
+    "num_samples": "draws",
+    "warmup_steps": "warmup",
+    "num_warmup": "warmup",
+    "tune": "warmup",
+    "num_chains": "chains",
+    "lr": "learning_rate",
+    "optim": "optimizer",
+    "loss": "elbo",
+    "num_steps": "steps",
+    "num_iterations": "steps",
+    "num_epochs": "epochs",
+    "target_accept_prob": "target_accept",
+    "max_tree_depth": "max_treedepth",
+    "max_plate_nesting": "",
+    "full_mass": "mass_matrix",
+    "init_strategy": "init",
+    "jit_compile": "engine",
+}
+"""What Pyro (and others) call a setting, and what it is called here."""
+
+
+def setting_named(name: str) -> str:
+    """Translate Pyro's name of a setting; a name of ours stays as it is."""
+    return PYRO_NAMES.get(name) or name
+
+
+class _Checked(ABCMeta):
+    """Tell of a setting that a method does not have, and which one may be meant."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        settings = [p for p in inspect.signature(cls.__init__).parameters if p != "self"]  # type: ignore[misc]
+        if inspect.isabstract(cls):
+            raise SettingError(f"{cls.__name__} is what methods have in common; take one of them.")
+        if len(args) > len(settings):
+            raise SettingError(f"{cls.__name__} takes {len(settings)} settings, not {len(args)}.")
+        for name in kwargs:
+            if name not in settings:
+                meant = PYRO_NAMES.get(name)
+                if meant in settings:
+                    hint = f"Here it is called {meant}"
+                elif near := difflib.get_close_matches(name, settings, 1):
+                    hint = f"Did you mean {near[0]}"
+                else:
+                    hint = f"It has {', '.join(settings)}"
+                raise SettingError(f"{cls.__name__} has no setting {name!r}. {hint}.")
+        return super().__call__(*args, **kwargs)
+
+
 @dataclass(frozen=True, repr=False)
-class Method(ABC):
+class Method(metaclass=_Checked):
     """How inference is done: settings only, checked when they are made, and one operation."""
 
     name: ClassVar[str]

@@ -6,18 +6,32 @@ import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import pyro.distributions as dist
+import torch
 from pyro import poutine
 from pyro.infer import autoguide
 from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.distributions import biject_to
 
 from probdl.errors import ModelError, SettingError
-from probdl.program import Program
-from probdl.sites import Structure
+from probdl.program import Program, base_distribution
+from probdl.sites import Site, Structure
 
-__all__ = ["GUIDES", "check_guide", "compare_sites", "make_guide", "no_guide", "own_guide"]
+__all__ = [
+    "GUIDES",
+    "check_guide",
+    "check_values",
+    "compare_sites",
+    "make_guide",
+    "no_guide",
+    "own_guide",
+]
+
+_FAR = 10.0  # how far out on R^n the support of a guide's site is tried
+_POINTS = 20
 
 GUIDES: dict[str, type[AutoGuide]] = {
     "normal": autoguide.AutoNormal,
@@ -89,6 +103,60 @@ def make_guide(
     return program.companion(guide(model, **options), copied=False)
 
 
+def check_values(guide: Program, structure: Structure, of_guide: Trace) -> None:
+    """Check that a guide's values are such as the model's sites can have.
+
+    Raises:
+        ModelError: a site has another shape or a wider support than in the model, or is observed.
+    """
+    nodes: dict[str, Any] = of_guide.nodes  # type: ignore[assignment]
+    for name, node in nodes.items():
+        if node["type"] != "sample" or site_is_subsample(node):
+            continue
+        if node["is_observed"]:
+            unscored = isinstance(base_distribution(node["fn"]), dist.Unit)
+            if unscored or node["infer"].get("_deterministic"):
+                continue
+            raise ModelError(
+                f"the guide '{guide.name}' observes the site '{name}'. A guide samples the latent "
+                "sites and nothing else: leave out obs=, and the site, there."
+            )
+        site = structure.sites.get(name)
+        if site is None or site.kind != "latent":
+            continue
+        if tuple(node["value"].shape) != site.shape:
+            raise ModelError(
+                f"site '{name}' has the shape {tuple(node['value'].shape)} in the guide "
+                f"'{guide.name}' and {site.shape} in the model. Give the guide's parameters the "
+                "shape of the site, and put it into the same plates."
+            )
+        if not _within(node, site):
+            raise ModelError(
+                f"site '{name}' ~ {type(base_distribution(node['fn'])).__name__} in the guide "
+                f"'{guide.name}' takes values outside the support of {site.distribution} in the "
+                "model. Take a distribution with the model's support: LogNormal or Gamma for what "
+                "is positive, Beta for what is between 0 and 1."
+            )
+
+
+def _within(node: Any, site: Site) -> bool:
+    """Tell whether a guide's values of a site lie in the model's support of it."""
+    if site.transform is None:  # a support that moves with other sites
+        return True
+    x = node["value"].detach()
+    if not isinstance(base_distribution(node["fn"]), dist.Delta):
+        try:
+            transform = biject_to(node["fn"].support)
+        except NotImplementedError:
+            return True
+        shape = (_POINTS, *transform.inverse_shape(node["fn"].shape()))
+        generator = torch.Generator().manual_seed(0)
+        far = torch.empty(shape, dtype=x.dtype).uniform_(-_FAR, _FAR, generator=generator)
+        x = transform(far)
+    again = site.transform(site.transform.inv(x))  # the way back and forth ends in the support
+    return bool(((again - x).abs() <= 1e-3 * (1 + x.abs())).all())
+
+
 def compare_sites(
     program: Program, guide: Program, structure: Structure, of_guide: Trace, of_model: Trace
 ) -> None:
@@ -97,6 +165,7 @@ def compare_sites(
     Raises:
         ModelError: it does not; the message names both sets.
     """
+    check_values(guide, structure, of_guide)
     in_model, in_guide = _latent(of_model), _latent(of_guide)
     summed = {s.name for s in structure.of("discrete")} - in_guide
     if in_model - summed == in_guide:

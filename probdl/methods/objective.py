@@ -30,7 +30,8 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from probdl.methods.guides import compare_sites
+from probdl.errors import ProbdlError
+from probdl.methods.guides import check_values, compare_sites
 from probdl.program import Program
 from probdl.sites import Structure, own_parameter
 
@@ -122,7 +123,12 @@ class Trainable:
 
     def _find_parameters(self) -> list[str]:
         """Run both programs once, and list the parameters that they meet or hold."""
-        self.traces(())  # automatic guides make their parameters when they are first run
+        try:
+            self.traces(())  # automatic guides make their parameters when they are first run
+        except ProbdlError:
+            raise
+        except Exception as error:
+            raise self.guide.explain(error) from None
         found: dict[str, Tensor] = {}
         with poutine.trace(param_only=True) as capture:
             self.traces(())
@@ -158,6 +164,8 @@ class Trainable:
         swap = self.swap(values)
         with self.program.replaced(swap):
             of_guide = poutine.trace(guide).get_trace(*program.args, **program.kwargs)
+            if data is None:  # a minibatch has other shapes
+                check_values(self.guide, self.structure, of_guide)
             replayed: Any = poutine.replay(model, trace=of_guide)
             if self.structure.of("discrete"):
                 first = -1 - self.structure.plate_depth

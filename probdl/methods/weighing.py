@@ -67,7 +67,8 @@ def weigh(
     if structure.of("latent"):
         density = LogDensity(program, structure, jacobian=False)
         values = density.constrain(density.unconstrain(values), deterministic=True)
-    ratios = (log_p - log_q).to(torch.float64).nan_to_num(nan=-math.inf).numpy()
+    ratios = (log_p - log_q).to(torch.float64).numpy()
+    ratios = np.where(np.isnan(ratios), -np.inf, ratios)
     if count < FEW:
         log_weights, k = ratios - np.logaddexp.reduce(ratios), math.nan
     else:
