@@ -5,21 +5,25 @@ from __future__ import annotations
 import numbers
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
-from probdl.clock import TimeUp, clock
+from probdl.clock import Clock, TimeUp, clock
+from probdl.diagnostics import Finding
 from probdl.errors import FindingWarning, ModelError, SettingError, TimeLimitError, warn
 from probdl.fit import Fit
-from probdl.methods import Method, resolve
+from probdl.methods import METHODS, Method, resolve
+from probdl.methods.base import PYRO_NAMES, setting_named
 from probdl.priors import check_prior
-from probdl.program import Program, signature
+from probdl.program import Program, runnable, signature, takes
 from probdl.progress import tell
 from probdl.sites import discover
 from probdl.state import isolated, stream
 
 __all__ = ["infer"]
 
+_SETTINGS = {f.name for kind in METHODS.values() for f in fields(kind)} | set(PYRO_NAMES)
+_SEEDS = 2**63  # torch's generators take no more
 _OWN = ("method", "seed", "coords", "dims", "progress", "time_limit")
 
 
@@ -78,9 +82,11 @@ def infer(
     chosen = resolve(method)
     if seed is None:
         seed = secrets.randbits(32)
-    elif isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or seed < 0:
-        raise SettingError(f"seed={seed!r}: seed must be a whole number of at least 0, or None.")
-    clash = [name for name in _OWN if name in signature(model).parameters]
+    elif isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or not 0 <= seed < _SEEDS:
+        raise SettingError(
+            f"seed={seed!r}: seed must be a whole number of at least 0 and below 2**63, or None."
+        )
+    clash = [name for name in _OWN if name in signature(runnable(model)).parameters]
     if clash:
         raise ModelError(
             f"the model has the argument {clash[0]!r}, which infer() takes for itself. Rename the "
@@ -90,37 +96,50 @@ def infer(
     real = isinstance(time_limit, numbers.Real) and not isinstance(time_limit, bool)
     if time_limit is not None and not (real and time_limit > 0):
         raise SettingError(f"time_limit={time_limit!r} must be seconds above 0, or None.")
+    misplaced = [name for name in kwargs if name in _SETTINGS and not takes(model, name)]
+    if misplaced:
+        name = misplaced[0]
+        raise SettingError(
+            f"{name}= is a setting of a method, and was given to infer(). Pass it to the method: "
+            f"method=probdl.{type(chosen).__name__}({setting_named(name)}=...)."
+        )
     program = Program(model, args, kwargs)
     if program.loader is not None and not chosen.takes_loader:
         raise SettingError(
             f"method {chosen.name!r} needs all the data at once, and a DataLoader was given. Pass "
             "the data themselves, or fit by method='svi'."
         )
-    if dims or coords:  # before the work, so that a slip does not lose it
-        _check_labels(program, dims or {}, coords or {})
+    if progress not in (None, True, False):
+        raise SettingError(f"progress={progress!r}: progress must be True, False or None.")
+    if dims is not None or coords is not None:  # before the work, so that a slip does not lose it
+        _check_labels(program, {} if dims is None else dims, {} if coords is None else coords)
     with clock(time_limit) as own:
-        try:
-            with isolated(seed):
-                fit = chosen.run(program, seed, progress)
-        except TimeUp:
-            spent = ", ".join(f"{part} {seconds:.3g} s" for part, seconds in own.timings.items())
-            raise TimeLimitError(
-                f"time_limit={time_limit} s passed before there was anything to return "
-                f"({spent or 'in preparation'}). Give it more time, or ask for less (warmup=, "
-                "steps=)."
-            ) from None
-    findings = list(fit.findings)
+        fit = _run(chosen, program, seed, progress, own)
+    findings = [*fit.findings, *_no_data(program, fit)]
     if chosen.uses_prior:
         findings += check_prior(program, fit.structure, fit.draws, stream(seed, "prior check"))
     fit = replace(
         fit,
         findings=findings,
+        timings=own.timings,
         coords=dict(coords or {}),
         dims=dict(dims or {}),
-        timings=own.timings,
     )
     _report(fit, progress)
     return fit
+
+
+def _run(method: Method, program: Program, seed: int, progress: bool | None, own: Clock) -> Fit:
+    """Run the method; where the time is up too early, say what it went into."""
+    try:
+        with isolated(seed):
+            return method.run(program, seed, progress)
+    except TimeUp:
+        spent = ", ".join(f"{part} {seconds:.3g} s" for part, seconds in own.timings.items())
+        raise TimeLimitError(
+            f"time_limit={own.limit} s passed before there was anything to return "
+            f"({spent or 'in preparation'}). Give it more time, or ask for less (warmup=, steps=)."
+        ) from None
 
 
 def _report(fit: Fit, progress: bool | None) -> None:
@@ -132,10 +151,41 @@ def _report(fit: Fit, progress: bool | None) -> None:
         tell(f"{fit.title} in {fit.timings['total']:.3g} s: no findings", progress)
 
 
+def _no_data(program: Program, fit: Fit) -> list[Finding]:
+    """Tell that nothing was observed, where an argument was left out that may have been it."""
+    left_out = [
+        name
+        for name, parameter in program.signature.parameters.items()
+        if parameter.default is None and program.arguments.get(name) is None
+    ]
+    if not left_out or fit.structure.of("observed", "factor") or fit.structure.of("param"):
+        return []
+    return [
+        Finding(
+            "warning",
+            "no_data",
+            f"no site is observed, so this is the prior: {', '.join(map(repr, left_out))} of "
+            f"'{program.name}' was left out.",
+            "Pass the data to infer(), after the model.",
+        )
+    ]
+
+
 def _check_labels(
     program: Program, dims: Mapping[str, Sequence[str]], coords: Mapping[str, Any]
 ) -> None:
     """Check that dims name what the model has, and that coords are as long as their dims."""
+    for what, given in (("dims", dims), ("coords", coords)):
+        if not isinstance(given, Mapping):
+            raise SettingError(
+                f"{what} is a {type(given).__name__}; it must be a dict, such as "
+                f"{what}={{'school': ['A', 'B']}}."
+            )
+    for label, labels in coords.items():
+        if not hasattr(labels, "__len__"):
+            raise SettingError(
+                f"coords[{label!r}] = {labels!r} must be a list of labels, one for each index."
+            )
     sites = discover(program).sites
     data = dict(program.named_data())
     shapes = {name: tuple(t.shape) for name, t in data.items()}
@@ -146,7 +196,8 @@ def _check_labels(
                 f"dims names {name!r}, which the model does not have. Its sites and data are "
                 f"{', '.join(sorted(shapes))}."
             )
-        if isinstance(axes, str) or len(axes) > len(shapes[name]):
+        listed = isinstance(axes, Sequence) and not isinstance(axes, str)
+        if not listed or len(axes) > len(shapes[name]):
             raise SettingError(
                 f"dims[{name!r}] = {axes!r} must be a list of at most {len(shapes[name])} names: "
                 f"{name!r} has the shape {shapes[name]}."

@@ -78,9 +78,10 @@ class Importance(Method, name="importance"):
     def run(self, program: Program, seed: int, progress: bool | None) -> Fit:
         """Weigh draws of the proposal."""
         structure = discover(program)
-        if not structure.of("latent", "discrete"):
+        if not structure.of("latent"):  # discrete sites are summed out, so they have no draws
             raise ModelError(
-                f"the model '{program.name}' has no latent site to draw. Fit by method='mle'."
+                f"the model '{program.name}' has no continuous latent site to draw. Fit by "
+                "method='mle' where it has parameters."
             )
         flat = [s.name for s in structure.of("latent") if s.flat]
         if flat and self.guide is None:

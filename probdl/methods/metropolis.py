@@ -95,7 +95,9 @@ class Metropolis(Method, name="metropolis"):
     def run(self, program: Program, seed: int, progress: bool | None) -> Fit:
         """Fit the program by Metropolis."""
         density = LogDensity(program, discover(program))
-        evaluator, findings = choose(density, self.engine, seed, threads=self.chains)
+        evaluator, findings = choose(
+            density, self.engine, seed, threads=self.chains, gradient=False
+        )
         seeds = np.random.SeedSequence(seed).generate_state(self.chains, np.uint64)
         starts = Starts(functools.partial(random_start, density, evaluator), int(seeds[0]) >> 1)
         chains = [_Chain(self, evaluator, starts(int(s) >> 1).numpy(), int(s)) for s in seeds]

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from probdl.clock import time_left, time_up, timed
 from probdl.compile import Evaluator
+from probdl.errors import ModelError
 from probdl.methods.chains import Chain, Chains, Starts, gather
 from probdl.progress import bar, shown
 
@@ -130,8 +131,19 @@ def _wait(sampler: Any) -> KeyboardInterrupt | None:
         stop: KeyboardInterrupt = time_up()
     except KeyboardInterrupt as error:
         stop = error
+    except RuntimeError as error:  # nutpie refuses a gradient of zero, among others
+        raise ModelError(
+            f"the sampler could not start: {_innermost(error)}. Nothing that a site changes seems "
+            "to reach the density (a flat prior without data has none). Give the data to "
+            "pyro.sample(..., obs=...), or a prior that is not flat."
+        ) from None
     sampler.abort()
     return stop
+
+
+def _innermost(error: RuntimeError) -> str:
+    lines = [line.strip() for line in str(error).splitlines()]
+    return (lines[3] if len(lines) > 3 else lines[0]).rstrip(".")
 
 
 def available(evaluator: Evaluator) -> bool:
