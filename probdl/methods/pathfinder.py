@@ -97,11 +97,12 @@ class Pathfinder(Method, name="pathfinder"):
         structure = discover(program)
         density = LogDensity(program, structure)
         evaluator, findings = choose(density, self.engine, seed)
-        seeds = np.random.SeedSequence(seed).spawn(self.paths)
+        seeds = np.random.SeedSequence(seed)
         found: list[_Sampled] = []
         with bar(self.paths, "finding paths", progress) as shown:
             try:
-                for each in seeds:
+                for _ in range(self.paths):
+                    (each,) = seeds.spawn(1)
                     approximation, rng = _best_normal(
                         density, evaluator, each, self.steps, self.num_samples
                     )
