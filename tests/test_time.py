@@ -1,5 +1,6 @@
 """A time limit, Ctrl-C and a chain that fails: what there is is returned, and told."""
 
+import threading
 import time
 
 import numpy as np
@@ -33,14 +34,15 @@ ENDLESS = {
 @pytest.mark.parametrize("name", ENDLESS)
 def test_a_time_limit_returns_what_there_is(name):
     method = ENDLESS[name]
+    probdl.infer(normal_normal, SIGMA, Y, method="map", seed=1)  # what is loaded once is loaded
     start = time.perf_counter()
-    with pytest.warns(probdl.FindingWarning, match="the time limit of 1.5 s ended the run after"):
+    with pytest.warns(probdl.FindingWarning, match=r"the time limit of 1\.5 s ended the run after"):
         fit = probdl.infer(normal_normal, SIGMA, Y, method=method, seed=1, time_limit=1.5)
     assert time.perf_counter() - start < 60  # of hours; what follows the limit is not cut short
     assert "time_limit" in [f.check for f in fit.diagnose()]
     assert fit.draws["mu"].size < 1_000_000 * method.__dict__.get("chains", 1)
-    if name not in ("eager", "hmc"):  # which may have had few draws
-        assert fit.draws["mu"].mean() == pytest.approx(2.0, abs=0.5)
+    if name not in ("eager", "hmc", "svi", "svi_eager"):  # which may not have come far
+        assert fit.draws["mu"].mean() == pytest.approx(1.5, abs=0.5)
 
 
 def test_a_gan_ends_in_time():
@@ -55,7 +57,7 @@ def test_a_gan_ends_in_time():
 
     method = probdl.GAN(discriminator=probdl.nn.MLP([1, 4, 1]).double(), steps=MANY)
     with pytest.warns(probdl.FindingWarning, match="the time limit of 2 s ended the run"):
-        fit = probdl.infer(generator, np.zeros((50, 1)), method=method, seed=1, time_limit=2)
+        fit = probdl.infer(generator, np.zeros((64, 1)), method=method, seed=1, time_limit=2)
     assert 0 < len(fit.stats["value"]) < MANY
 
 
@@ -112,32 +114,31 @@ def test_a_chain_that_failed_is_left_out_and_told():
         gather([chain(0, ValueError("overflow"))], 9, None)
 
 
-def fragile(y):
-    """Fail where the site is large; only what runs in Python can."""
-    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
-    if not torch._C._functorch.is_batchedtensor(mu) and float(mu.detach()) > 3.2:
-        raise ValueError("too large for me")
-    pyro.sample("y", dist.Normal(mu, 100.0), obs=y)
-
-
 @pytest.mark.parametrize("kind", [probdl.HMC, probdl.Metropolis])
-def test_a_model_that_fails_now_and_then_loses_only_those_chains(kind):
-    y = torch.tensor(0.0)
-    method = kind(draws=300, warmup=50, chains=6, engine="eager")
-    with pytest.warns(probdl.FindingWarning, match="chains failed and are left out.*too large"):
-        fit = probdl.infer(fragile, y, method=method, seed=2)
-    assert 1 <= fit.num_chains < 6
-    assert fit.num_draws == 300
-    assert abs(fit.draws["mu"]).max() <= 3.2
+def test_a_model_that_fails_once_loses_only_that_chain(kind):
+    calls = []
+
+    def fragile(y):
+        calls.append(1)
+        if len(calls) == 800:
+            raise ValueError("a rare case")
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    method = kind(draws=300, warmup=50, chains=4, engine="eager")
+    with pytest.warns(probdl.FindingWarning, match=r"1 of 4 chains failed.*a rare case"):
+        fit = probdl.infer(fragile, torch.tensor(1.0), method=method, seed=2)
+    assert (fit.num_chains, fit.num_draws) == (3, 300)
+    assert fit.draws["mu"].mean() == pytest.approx(0.5, abs=0.3)
 
 
 def test_a_chain_without_a_start_of_its_own_begins_where_another_did(monkeypatch):
     original = probdl.LogDensity.initial
-    calls = []
+    failed = []
 
     def initial(self, *args, **kwargs):
-        calls.append(1)
-        if len(calls) == 8:
+        if threading.current_thread() is not threading.main_thread() and not failed:
+            failed.append(1)  # in one of nutpie's threads
             raise probdl.ModelError("the model 'normal_normal' has no finite log density")
         return original(self, *args, **kwargs)
 
@@ -145,4 +146,4 @@ def test_a_chain_without_a_start_of_its_own_begins_where_another_did(monkeypatch
     method = probdl.NUTS(draws=100, warmup=100, chains=4)
     fit = probdl.infer(normal_normal, SIGMA, Y, method=method, seed=1)
     assert fit.num_chains == 4
-    assert "starts" in [f.check for f in fit.diagnose()]
+    assert "1 chain found no start" in str(fit.diagnose())

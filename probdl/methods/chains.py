@@ -114,14 +114,14 @@ class Starts:
 
     def findings(self) -> list[Finding]:
         """Tell which chains had no start of their own."""
-        if not self.failures:
+        count = len(self.failures)
+        if not count:
             return []
         return [
             Finding(
                 "warning",
                 "starts",
-                f"{len(self.failures)} chains found no start of their own and began where another "
-                f"did, so that agreement between chains proves less. {self.failures[0]}",
+                f"{count} chain{'s' * (count > 1)} found no start and began where another did, so that agreement between chains proves less. {self.failures[0]}",
             )
         ]
 

@@ -427,7 +427,7 @@ class _Run:
                     "done": self.done,
                     "engine": self.engine,
                     "weights": list(self.good[1]),
-                    "told": torch.from_numpy(self.told),
+                    "told": torch.from_numpy(self.told[: self.done]),
                     "buffers": list(self.losses[0].buffers),
                     "training": [self.opponent.training.state(), self.player.training.state()],
                 }

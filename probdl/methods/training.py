@@ -273,7 +273,7 @@ class _Run:
                 "over": self.over,
                 "engine": next(iter(self.steps.values())).engine,
                 "flat": self.parameters.flat,
-                "losses": torch.from_numpy(self.losses),
+                "losses": torch.from_numpy(self.losses[: self.done]),
                 "buffers": list(self.loss.buffers),
                 "training": training.state(),
                 "best": [best.flat, best.loss, best.error, best.step, best.improved, best.kept],
