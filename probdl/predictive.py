@@ -24,7 +24,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
 from probdl.errors import ModelError, warn
-from probdl.program import Program, Substitute, base_distribution
+from probdl.program import Program, Substitute, base_distribution, is_deterministic
 from probdl.sites import Structure
 from probdl.vectorize import chunks, vectorize
 
@@ -50,7 +50,7 @@ class Unobserve(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         fn, value = msg["fn"], msg["value"]
-        if not msg["is_observed"] or msg["infer"].get("_deterministic"):
+        if not msg["is_observed"] or is_deterministic(msg):
             return
         if isinstance(base_distribution(fn), dist.Unit):
             return

@@ -481,6 +481,18 @@ def base_distribution(fn: Any) -> Any:
     return fn
 
 
+def is_deterministic(msg: Any) -> bool:
+    """Tell whether a site only records a value: ``pyro.deterministic``, or what a reparam leaves.
+
+    Pyro's reparameterisations put an observed Delta in the place of the site, without its density.
+    """
+    if msg["infer"].get("_deterministic"):
+        return True
+    fn = msg["fn"]
+    unscored = isinstance(fn, MaskedDistribution) and fn._mask is False
+    return bool(msg["is_observed"]) and unscored and isinstance(base_distribution(fn), dist.Delta)
+
+
 def check_finite(tensor: Tensor, what: str) -> None:
     """Raise DataError, with the first index, where a tensor holds NaN or infinite values."""
     bad = ~torch.isfinite(tensor)

@@ -21,7 +21,13 @@ from torch.distributions import Transform, biject_to, constraints, transform_to
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from probdl.errors import DataError, ModelError
-from probdl.program import Program, base_distribution, check_finite, format_index
+from probdl.program import (
+    Program,
+    base_distribution,
+    check_finite,
+    format_index,
+    is_deterministic,
+)
 from probdl.state import isolated
 
 __all__ = [
@@ -246,7 +252,7 @@ def _sample_site(name: str, node: Any) -> Site:
     fn, value = node["fn"], node["value"]
     kind: Kind
     transform = None
-    if node["infer"].get("_deterministic"):
+    if is_deterministic(node):
         kind = "deterministic"
     elif node["is_observed"]:
         kind = "factor" if isinstance(base_distribution(fn), dist.Unit) else "observed"

@@ -123,7 +123,8 @@ def vectorize(fn: Callable[[Any], Any], draws: Any) -> Any:
 
     ``draws`` is a pytree (tensor, or dict of tensors) whose leaves share their leading
     dimension; ``fn`` takes the tree without that dimension and returns a tree of tensors.
-    Random numbers that ``fn`` draws differ from draw to draw. No gradient is recorded.
+    A tree without leaves is one draw. Random numbers that ``fn`` draws differ from draw to draw. No
+    gradient is recorded.
 
     Raises:
         SettingError: the result is larger than the memory of the machine.
@@ -132,7 +133,7 @@ def vectorize(fn: Callable[[Any], Any], draws: Any) -> Any:
     >>> vectorize(lambda d: {"square": d["x"] ** 2}, {"x": x})["square"]
     tensor([0., 1., 4.])
     """
-    count = len(tree_leaves(draws)[0])
+    count = len(tree_leaves(draws)[0]) if tree_leaves(draws) else 1
     result, done = None, 0
     for part in chunks(fn, draws):
         size = len(tree_leaves(part)[0])
@@ -177,7 +178,7 @@ def chunks(fn: Callable[[Any], Any], draws: Any) -> Iterator[Any]:
         with _Rewrite():
             return fn(draw)
 
-    count = len(tree_leaves(draws)[0])
+    count = len(tree_leaves(draws)[0]) if tree_leaves(draws) else 1
     first = tree_map(lambda x: x[0], draws)
     with torch.no_grad(), _Count() as made:
         once = fn(first)

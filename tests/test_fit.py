@@ -9,6 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.reparam import LocScaleReparam
 from scipy import stats
 from scipy.special import logsumexp
 
@@ -289,7 +290,8 @@ MEMORY = """
 import resource, sys, numpy as np, probdl
 from probdl.models import linear_regression
 x = np.random.default_rng(0).normal(size=(50, 3))
-fit = probdl.infer(linear_regression, x, x.sum(1), method=probdl.Laplace(draws=2000), seed=1)
+y = np.random.default_rng(2).normal(size=50)
+fit = probdl.infer(linear_regression, x, y, method=probdl.Laplace(draws=2000), seed=1)
 rows = np.random.default_rng(1).normal(size=(10_000, 3))
 fit.predict(rows[:10], out=sys.argv[1])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -307,3 +309,22 @@ def test_predictions_to_files_take_bounded_memory(tmp_path):
     size, grown = map(float, run.stdout.split())
     assert size > 150  # MiB of predictions
     assert grown < 1000  # a part: 256 MiB of all that its draws make, and what is copied of it
+
+
+def test_a_reparameterised_site_is_drawn_and_not_data(schools):
+    def centred(sigma, y=None):
+        mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+        tau = pyro.sample("tau", dist.HalfCauchy(5.0))
+        with pyro.plate("school", len(sigma)):
+            theta = pyro.sample("theta", dist.Normal(mu, tau))
+            pyro.sample("y", dist.Normal(theta, sigma), obs=y)
+
+    model = pyro.poutine.reparam(centred, config={"theta": LocScaleReparam(0.0)})
+    method = probdl.NUTS(draws=300, warmup=300, chains=2)
+    fit = probdl.infer(model, *schools, method=method, seed=1)
+    d = fit.draws
+    np.testing.assert_allclose(
+        d["theta"], d["mu"][..., None] + d["tau"][..., None] * d["theta_decentered"]
+    )
+    assert list(fit.idata.observed_data) == ["y"]
+    assert list(fit.idata.log_likelihood) == ["y"]

@@ -199,3 +199,22 @@ def test_scores_repeat_and_leave_the_random_generator_alone(fit, x):
     first, second = (fit.log_predictive(x).pointwise["data"] for _ in range(2))
     np.testing.assert_array_equal(first, second)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_model_whose_only_parameters_are_the_guides():
+    def model(x):
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        weight = pyro.param("weight", torch.tensor(0.1, dtype=torch.float64))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("z", dist.Normal(weight * x, 0.5**0.5))
+
+    x = np.random.default_rng(0).normal(0.0, 2**0.5, size=200)
+    method = probdl.SVI(guide=guide, steps=1000, batch_size=50)
+    fit = probdl.infer(model, x, method=method, seed=1)
+    assert fit.draws["weight"].item() == pytest.approx(0.5, abs=0.03)  # E[z | x] = x / 2
+    np.testing.assert_allclose(fit.encode()["z"], fit.draws["weight"].item() * x)
+    assert fit.predict(np.zeros(5))["x"].shape == (1, 1, 5)

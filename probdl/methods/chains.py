@@ -121,7 +121,8 @@ class Starts:
             Finding(
                 "warning",
                 "starts",
-                f"{count} chain{'s' * (count > 1)} found no start and began where another did, so that agreement between chains proves less. {self.failures[0]}",
+                f"{count} chain{'s' * (count > 1)} found no start and began where another did, so "
+                f"that agreement between chains proves less. {self.failures[0]}",
             )
         ]
 

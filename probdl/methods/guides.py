@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from probdl.errors import ModelError, SettingError
-from probdl.program import Program, base_distribution
+from probdl.program import Program, base_distribution, is_deterministic
 from probdl.sites import Site, Structure
 
 __all__ = [
@@ -115,7 +115,7 @@ def check_values(guide: Program, structure: Structure, of_guide: Trace) -> None:
             continue
         if node["is_observed"]:
             unscored = isinstance(base_distribution(node["fn"]), dist.Unit)
-            if unscored or node["infer"].get("_deterministic"):
+            if unscored or is_deterministic(node):
                 continue
             raise ModelError(
                 f"the guide '{guide.name}' observes the site '{name}'. A guide samples the latent "

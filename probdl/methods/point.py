@@ -61,7 +61,8 @@ def point_fit(
         }
     if optimum.information is not None:
         parts = curvature(optimum.information, optimum.z)
-        flat = _flat(density, optimum.z, parts, method)
+        told = any(f.check == "no_maximum" for f in findings)
+        flat = _flat(density, optimum.z, parts, method, told)
         if any(f.check == "flat" for f in flat):  # it says all that this would
             findings = [f for f in findings if f.check != "not_identified"]
         findings += flat
@@ -84,15 +85,20 @@ _REMEDIES = {
 }
 
 
-def _flat(density: LogDensity, z: Tensor, parts: Curvature, method: Method) -> list[Finding]:
-    """Tell along which parameters the density does not change at all."""
+def _flat(
+    density: LogDensity, z: Tensor, parts: Curvature, method: Method, told: bool
+) -> list[Finding]:
+    """Tell along which parameters the density does not change at all.
+
+    ``told`` is whether the optimiser has said already that there is no maximum.
+    """
     findings = []
     what = "likelihood" if method.name == "mle" else "posterior density"
     # A coordinate far out on R^d that no longer matters is a site at the edge of its support.
     # A coordinate without bounds that got there was driven there: starts are within 2.
     far = parts.unmoved & (z.abs() > FAR)
     endless = far & density.unconstrained_mask
-    if endless.any():
+    if endless.any() and not told:
         findings.append(no_maximum(_pick(density.labels, endless)))
     edge = far & ~endless
     if edge.any():

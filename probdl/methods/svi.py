@@ -323,7 +323,8 @@ class SVI(Method, name="svi"):
         """Draw from the guide, and judge the draws by their importance weights."""
         latent = [s.name for s in structure.of("latent")]
         if not latent or set(latent) & set(proposal.local):
-            return {s.name: s.value.numpy()[None, None] for s in structure.of("param")}, {}, []
+            fitted = {s.name: s.value for s in structure.of("param")} or proposal.values
+            return {name: v.numpy()[None, None] for name, v in fitted.items()}, {}, []
         if program.dtype != torch.float64:
             program = program.to(torch.float64)
             structure = discover(program).with_values(proposal.values)
