@@ -34,7 +34,6 @@ RHAT_FAR = 1.1
 RHAT_STEADY = 1.05  # of the halves of one chain
 GAP = 2.0  # sds of a chain that the means of chains lie apart, where they are at different modes
 ESS_MIN_PER_CHAIN = 100
-MCSE_MAX = 0.1  # of the sd: 100 effective draws (Gelman et al., BDA3, section 10.5)
 BFMI_MIN = 0.3
 WEIGHTS_SHARE_MIN = 0.1  # of the draws; an approximation of some use keeps more
 TREE_SHARE_MAX = 0.01
@@ -148,11 +147,15 @@ def check_draws(posterior: Any, chains: int) -> list[Finding]:
                 tuple(few),
             )
         )
-    return [*findings, *_check_mcse(posterior, set(few))]
+    return [*findings, *_check_mcse(posterior, set(few), least**-0.5)]
 
 
-def _check_mcse(posterior: Any, known: set[str]) -> list[Finding]:
-    """Check the Monte Carlo standard error of means, but for sites whose draws are few anyway."""
+def _check_mcse(posterior: Any, known: set[str], most: float) -> list[Finding]:
+    """Check the Monte Carlo standard errors of means, as shares of the standard deviation.
+
+    The limit is the error that as many independent draws have as the ESS should be at least. Means
+    of heavy tails can exceed it where ranks mix well. Sites known for few draws are left out.
+    """
     share: dict[str, float] = {}
     sds = {n: v.std((0, 1)) for n, v in idata.variables(posterior, "posterior").items()}
     for name, error in idata.mcse(posterior).items():
@@ -160,7 +163,7 @@ def _check_mcse(posterior: Any, known: set[str]) -> list[Finding]:
             ratio = error / sds[name]
         if name not in known and np.isfinite(ratio).any():
             share[name] = float(np.nanmax(ratio))
-    bad = {n: s for n, s in share.items() if s > MCSE_MAX}
+    bad = {n: s for n, s in share.items() if s > most}
     if not bad:
         return []
     name = max(bad, key=lambda n: bad[n])
@@ -168,8 +171,8 @@ def _check_mcse(posterior: Any, known: set[str]) -> list[Finding]:
         Finding(
             "warning",
             "mcse",
-            f"the mean of '{name}' is known to {bad[name]:.2g} of its standard deviation only"
-            f"{_others(bad)}; more than {MCSE_MAX} blurs it.",
+            f"the mean of '{name}' has a Monte Carlo standard error of {bad[name]:.2g} standard "
+            f"deviations{_others(bad)}; more than {most:.2g} blurs it.",
             "Draw more. Where tails are so heavy that a mean hardly exists, look at the median.",
             tuple(bad),
         )

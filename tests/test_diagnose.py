@@ -45,12 +45,15 @@ def test_few_effective_draws():
 
 
 def test_a_mean_that_is_known_badly_though_ranks_mix():
-    # The ranks of one long excursion weigh little, and its values much.
+    # The ESS of ranks hardly notices that each chain makes one short excursion far out, on which
+    # mean and standard deviation hang.
     x = RNG.normal(size=(4, 1000))
-    x[0, 300:340] += 80.0
+    for chain in range(4):
+        x[chain, 200 * chain + 100 :][:20] += 1e4
     found = of_draws(x=x, fine=RNG.normal(size=(4, 1000)))
+    assert found.keys() == {"mcse"}
     assert found["mcse"].sites == ("x",)
-    assert "more than 0.1 blurs it" in found["mcse"].message
+    assert "more than 0.05 blurs it" in found["mcse"].message
 
 
 SIGMA = np.ones(20)
@@ -60,7 +63,7 @@ def test_a_prior_that_expects_such_data_has_no_conflict():
     conflicts = 0
     for seed in range(40):  # data from the prior predictive: each has a chance of 1 % or 2 %
         rng = np.random.default_rng(seed)
-        y = rng.normal(rng.normal(0.0, 10.0), 1.0, size=20)
+        y = rng.normal(rng.normal(0.0, 1.0), 1.0, size=20)
         fit = probdl.infer(normal_normal, SIGMA, y, method="map", seed=seed)
         conflicts += "prior_conflict" in checks(fit)
     assert conflicts <= 4  # binomial(40, 0.02) exceeds it once in two thousand
@@ -80,7 +83,7 @@ def test_data_far_from_the_prior_conflict():
 
 
 def test_data_wider_than_the_prior_expects_conflict_and_narrower_ones_do_not():
-    for scale, conflict in ((30.0, True), (1.0, False), (0.01, False)):
+    for scale, conflict in ((30.0, True), (1.0, False), (0.1, False)):
         y = RNG.normal(0.0, scale, size=20)
         y -= y.mean()
         found = checks(probdl.infer(normal_normal, SIGMA, y, method="map", seed=1))
@@ -121,7 +124,7 @@ def test_flat_priors_and_priors_that_cannot_be_sampled_are_no_matter():
         root = torch.linalg.cholesky(matrix - 0.05 * torch.eye(2))
         pyro.sample("y", dist.MultivariateNormal(torch.zeros(2), scale_tril=root), obs=y)
 
-    method = probdl.Laplace(draws=50)
+    method = probdl.Laplace(draws=500)
     assert checks(probdl.infer(flat, np.array(1000.0), method=method, seed=1)) == []
     probdl.infer(broken, np.array([0.5, -0.5]), method=method, seed=1)
 

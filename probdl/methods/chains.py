@@ -52,7 +52,7 @@ def gather(chains: Sequence[Chain], draws: int, stop: KeyboardInterrupt | None) 
         stop: what ended the run early, if anything did.
 
     Raises:
-        ModelError: every chain failed.
+        ModelError: every chain failed, or there are no draws.
         KeyboardInterrupt: interrupted before the first draw.
     """
     findings = []
@@ -75,7 +75,7 @@ def gather(chains: Sequence[Chain], draws: int, stop: KeyboardInterrupt | None) 
     sizes = [(i + 1) * length for i, length in enumerate(lengths)]
     count = lengths[max(range(len(sizes)), key=lambda i: (sizes[i], i))]
     if count < 1:
-        raise stop if stop is not None else KeyboardInterrupt
+        raise stop if stop is not None else ModelError("the sampler returned no draws.")
     kept = [chain for chain in sound if len(chain.z) >= count]
     if stop is not None and (count < draws or len(kept) < len(sound)):
         few = f" of {len(kept)} of the {len(chains)} chains" if len(kept) < len(chains) else ""

@@ -237,7 +237,7 @@ def _run_public(
     )
     options = dict(settings)
     draws = options.pop("num_draws")
-    sampler: Any = nutpie.sample(
+    background: Any = nutpie.sample(
         model,
         draws=draws,
         tune=options.pop("num_tune"),
@@ -249,7 +249,8 @@ def _run_public(
         return_raw_trace=True,
         blocking=False,
         **options,
-    )._sampler  # its own wait() returns nothing of a run that did not end in time
+    )
+    sampler = background._sampler  # the wait() around it gives nothing of a run that ends early
     with timed("sampling"):
         stop = _wait(sampler)
     tables = sampler.take_results().get_arrow_trace()

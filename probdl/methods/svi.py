@@ -31,7 +31,7 @@ from probdl.methods.training import Plan, train
 from probdl.methods.weighing import FEW, weigh
 from probdl.program import Program
 from probdl.sites import Structure, data_plate, discover
-from probdl.state import evaluation
+from probdl.state import evaluation, stream
 
 __all__ = ["SVI"]
 
@@ -195,6 +195,7 @@ class SVI(Method, name="svi"):
             "engine": outcome.engine,
             "params": {name: value.numpy() for name, value in params.items()},
         }
+        torch.manual_seed(stream(seed, "draws"))  # the same after a run that was taken up again
         draws, more, findings = self._draws(program, structure, proposal, guide)
         return Fit(
             self,

@@ -186,7 +186,7 @@ REFUSED = {
     "sums of truth values": lambda x: ((x > -9) + (x > -8)) * x,
     "bytes": lambda x: ((x > 0).byte() - 1) * x,
     "strides over a view": lambda x: (x * 1)[2:].as_strided((2,), (1,), 3) * x[:2],
-    "bits": lambda x: x.detach().view(torch.int64) / 2**60 * x,
+    "bits": lambda x: (x.detach().view(torch.int64) > 2**62).double() + x,
     "single precision": lambda x: x.mean(dtype=torch.float32).double() * x,
     "drawn at random": _drawn,
 }
