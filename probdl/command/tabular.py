@@ -192,6 +192,8 @@ def _checked(value: Any, what: str) -> Any:
 
 
 def _from_column(column: pd.Series, what: str) -> NDArray[Any]:
+    if not len(column):
+        raise DataError(f"{what} has no rows: the table has a first line of names and no more.")
     empty = np.flatnonzero(column.isna())
     if len(empty):
         raise DataError(
