@@ -6,6 +6,7 @@ doctest have them.
 
 from __future__ import annotations
 
+import inspect
 import operator
 import re
 import textwrap
@@ -59,6 +60,8 @@ def _role(match: re.Match[str]) -> str:
     try:
         found = operator.attrgetter(name.removeprefix("probdl."))(probdl)
     except AttributeError:
+        return f"`{name}`"
+    if not (inspect.isfunction(found) or inspect.isclass(found)):  # a module of the same name
         return f"`{name}`"
     return f"[`{name}`][{found.__module__}.{found.__qualname__}]"
 

@@ -34,9 +34,12 @@ def on_files(files: Any, config: Any) -> Any:
             files.append(File.generated(config, place, abs_src_path=str(path)))
             continue
         text = path.read_text(encoding="utf-8")
-        files.append(File.generated(config, place, content=LINK.sub(_reachable(source), text)))
+        content = LINK.sub(_reachable(source), text).replace("](docs/", "](")
+        files.append(File.generated(config, place, content=content))
         for _, _, target in LINK.findall(text):
             found = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
+            if found.startswith("docs/"):  # is a page of the site already
+                continue
             if (ROOT / found).is_file() and files.get_file_from_path(found) is None:
                 wanted[found] = found
     return files

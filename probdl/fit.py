@@ -292,8 +292,9 @@ class Fit:
         Example:
             >>> import numpy as np, probdl
             >>> from probdl.models import linear_regression
-            >>> x = np.arange(6.0).reshape(3, 2)
-            >>> fit = probdl.infer(linear_regression, x, np.ones(3), method="laplace", seed=1)
+            >>> x = np.random.default_rng(0).normal(size=(30, 2))
+            >>> y = np.random.default_rng(1).normal(size=30)
+            >>> fit = probdl.infer(linear_regression, x, y, method="laplace", seed=1)
             >>> fit.predict(np.zeros((5, 2)))["y"].shape
             (1, 1000, 5)
         """

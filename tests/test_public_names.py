@@ -23,6 +23,7 @@ RETURNED = (
     "Method",
     "ModelError",
     "SettingError",
+    "TimeLimitError",
     "TwoSample",
 )
 
