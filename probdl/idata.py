@@ -288,13 +288,8 @@ def write(idata: Any, path: Path) -> None:
     if ARVIZ_1:
         idata.to_netcdf(path, engine="h5netcdf")
     else:  # draws do not compress
-        renamed = az.InferenceData(
-            **{
-                group: _dataset(idata, group).rename(_slashes(idata, group))
-                for group in _groups(idata)
-            }
-        )
-        renamed.to_netcdf(str(path), engine="h5netcdf", compress=False)
+        groups = {g: _dataset(idata, g).rename(_slashes(idata, g)) for g in _groups(idata)}
+        az.InferenceData(**groups).to_netcdf(str(path), engine="h5netcdf", compress=False)
 
 
 def _slashes(idata: Any, group: str) -> dict[Any, str]:
@@ -359,7 +354,7 @@ def plot(idata: Any, kind: str, names: Sequence[str] | None = None) -> Any:
         if kind == "forest":
             options["combined"] = True
         if kind == "pair" and not ARVIZ_1:
-            options["divergences"] = "sample_stats" in idata.groups()
+            options["divergences"] = "diverging" in variables(idata, "sample_stats")
         function: Any = getattr(az, f"plot_{name}")
         made = function(idata, **options)
     figure = made.viz["figure"].item() if ARVIZ_1 else np.ravel(made)[0].figure

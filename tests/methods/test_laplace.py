@@ -37,8 +37,8 @@ def test_a_posterior_with_heavier_tails_has_a_high_pareto_k():
 
 def test_an_approximation_that_is_much_too_wide_is_told(schools):
     # The mode of log tau is where there is little mass.
+    method = probdl.Laplace(draws=10_000)
     with pytest.warns(probdl.FindingWarning, match=r"Pareto k-hat of its importance ratios"):
-        method = probdl.Laplace(draws=10_000)
         fit = probdl.infer(eight_schools, *schools, method=method, seed=1)
     assert fit.stats["pareto_k"] > 0.7
 

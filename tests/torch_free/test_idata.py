@@ -151,3 +151,42 @@ def test_r_hat_of_one_chain_looks_at_its_halves():
     assert found["a"].shape == (2,)
     assert found["a"].max() < 1.1
     assert found["b"].min() > 1.5
+
+
+def test_a_container_is_written_and_read(container, tmp_path):
+    path = tmp_path / "idata.nc"
+    idata.write(container, path)
+    again = idata.read(path)
+    path.unlink()  # it is in memory, and the file is closed
+    for group in ("posterior", "sample_stats", "log_likelihood", "observed_data"):
+        before, after = idata.variables(container, group), idata.variables(again, group)
+        assert set(before) == set(after)
+        for name, array in before.items():
+            np.testing.assert_array_equal(after[name], array)
+    assert again.posterior["theta"].dims == container.posterior["theta"].dims
+    assert list(idata.labels(again)["school"]) == list(idata.labels(container)["school"])
+    assert idata.variables(again, "warmup_posterior") == {}
+
+
+def test_names_with_a_slash_are_kept(tmp_path):
+    made = idata.to_idata(
+        {"posterior": {"outer/x": THETA}, "observed_data": {"outer/y": np.zeros(3)}},
+        dims={"outer/x": ["outer/plate"]},
+    )
+    idata.write(made, tmp_path / "idata.nc")
+    for each in (made, idata.read(tmp_path / "idata.nc")):
+        np.testing.assert_array_equal(idata.variables(each, "posterior")["outer/x"], THETA)
+        assert "outer/plate" in idata.labels(each)
+        assert list(idata.rhat(each)) == ["outer/x"]
+
+
+def test_the_monte_carlo_error_of_independent_draws(container):
+    error = idata.mcse(container)["theta"]
+    np.testing.assert_allclose(error, THETA.std((0, 1)) / 1000**0.5, rtol=0.2)
+
+
+@pytest.mark.parametrize("kind", idata.PLOTS)
+def test_every_plot_is_drawn(container, kind, tmp_path):
+    figure = idata.plot(container, kind, ["mu", "theta"] if kind not in ("ppc", "energy") else None)
+    figure.savefig(tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 5000
