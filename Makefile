@@ -12,7 +12,7 @@ WORKERS ?= 2
 # What calibration is timed against, in an environment of its own.
 SIMUK := .venv-simuk
 
-.PHONY: demo test test-arviz1 docs notebooks bench-engine bench-loops bench-svi bench-gan bench-studies lint types check format clean
+.PHONY: demo test test-arviz1 docs notebooks bench-engine bench-loops bench-svi bench-gan bench-studies bench-predict lint types check format clean
 
 demo: $(STAMP)  ## fit eight schools and a logistic regression on real data, by four methods
 	$(BIN)/python examples/demo.py
@@ -51,6 +51,9 @@ bench-studies: $(STAMP)  ## studies and calibration, PyMC and simuk beside; writ
 	test -x $(SIMUK)/bin/python || $(PYTHON) -m venv $(SIMUK)
 	$(SIMUK)/bin/python -m pip install --quiet pymc simuk nutpie || echo "PyMC and simuk are not to be had"
 	PROBDL_CACHE="$$(mktemp -d)" $(BIN)/python -m benchmarks.studies
+
+bench-predict: $(STAMP)  ## memory of a large prediction; writes benchmarks/results/
+	$(BIN)/python -m benchmarks.predict
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
