@@ -33,7 +33,7 @@ __all__ = ["check_prior"]
 PRIOR_DRAWS = 200  # the data are beyond all of them with probability 1 % if they are such draws
 _NUMBERS = 2**23  # that the check may draw; beyond, the data are too many for one after each fit
 _SCALARS = 500  # of a site that are compared with their prior
-_SAME = 0.05  # of the test that posterior and prior are one distribution
+_SAME = 0.01  # of the test that posterior and prior are one distribution
 
 Array = NDArray[Any]
 
