@@ -57,7 +57,8 @@ def raw(compiled: NativeDensity, z: torch.Tensor) -> Callable[[], Any]:
         ctypes.c_void_p(compiled.user),
     )
     function = compiled._function
-    return lambda: (function(*arguments), point)  # the point must live as long as the call
+    # What the pointers point to must live as long as the call.
+    return lambda: (function(*arguments), point, grad, value)
 
 
 def measure(model: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, Any]:

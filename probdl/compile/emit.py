@@ -20,10 +20,12 @@ from torch import Tensor, fx
 from probdl.compile.handlers import EXACT, HANDLERS, VIEWS, reduction
 from probdl.compile.loops import Access, Element, contiguous, copy, nest, shifted
 from probdl.compile.operations import ALLOCATIONS, CONSTANTS, POINTWISE, REDUCTIONS, literal
+from probdl.compile.rows import RowPass, row_passes
 from probdl.compile.schedule import place, schedule
 from probdl.compile.statements import (
     Buffer,
     Builder,
+    ByRows,
     Statement,
     UnsupportedError,
     Value,
@@ -97,6 +99,10 @@ class _Emitter(Builder):
         super().__init__()
         self.dim = dim
         self.values: dict[fx.Node, Any] = {}
+        self.passes: list[list[str]] = []  # C functions
+        self.own: dict[Buffer, tuple[int, int]] = {}  # within a pass over rows: see RowPass
+        self.rows: tuple[str, str] | None = None
+        self.ways: dict[Statement, ByRows] = {}
         arrays = 0
         for node in graph.nodes:
             if node.op == "placeholder":
@@ -195,7 +201,8 @@ class _Emitter(Builder):
     # -- writing --------------------------------------------------------------------------
 
     def source(self) -> Source:
-        groups = schedule(self.statements)
+        statements, passes = row_passes(self.statements)
+        groups = schedule([*statements, *map(self.row_statement, passes)])
         self.offsets, work = place(groups)
         parts: list[list[str]] = [[]]
         for group in groups:
@@ -205,8 +212,11 @@ class _Emitter(Builder):
             parts[-1] += lines
         signature = "const double *restrict z, const double *const *restrict d, double *restrict w"
         text = [files("probdl.compile").joinpath("prelude.h").read_text()]
+        for i, lines in enumerate(self.passes):
+            more = "ptrdiff_t first, ptrdiff_t last, double *restrict own"
+            text += [f"static void pass{i}({signature}, {more}) {{", *lines, "}"]
         for i, lines in enumerate(parts):
-            text += [f"static void part{i}({signature}) {{", *lines, "}"]
+            text += [f"static void part{i}({signature}, uint64_t threads) {{", *lines, "}"]
         text += [
             "int64_t logp(uint64_t dim, const double *z, double *grad, double *value,"
             " const void *user) {",
@@ -218,7 +228,7 @@ class _Emitter(Builder):
         text += (
             [f"double w[{max(work, 1)}];"] if on_stack else [_ACQUIRE.replace("WORK", str(work))]
         )
-        text += [f"part{i}(z, d, w);" for i in range(len(parts))]
+        text += [f"part{i}(z, d, w, bound->threads);" for i in range(len(parts))]
         grad, value = self.grad, self.value
         text += copy(
             grad.access, ((1,), 0), (self.dim,), self.reader(grad.buffer), lambda i: f"grad[{i}]"
@@ -239,6 +249,9 @@ class _Emitter(Builder):
             return lambda at: literal(buffer)
         if buffer.producer is None:
             return lambda at: f"{buffer.name}[{at}]"
+        if buffer in self.own:
+            start, row = self.own[buffer]
+            return lambda at: f"own[{start} + {at}{f' - {row} * lo' if row else ''}]"
         offset = self.offsets[buffer]
         return lambda at: f"w[{shifted(at, offset)}]"
 
@@ -247,6 +260,8 @@ class _Emitter(Builder):
         if first.key is None:
             names = [self.reader(v.buffer) for v in first.operands]
             names += [self.reader(b) for b in first.outputs]
+            if self.rows is not None:
+                return ["{", *self.ways[first].write(*names, *self.rows), "}"]
             return ["{", *first.write(*names), "}"]
         return self.scalars(group) if math.prod(shape_of(first.key)) == 1 else self.loop(group)
 
@@ -307,15 +322,63 @@ class _Emitter(Builder):
                     lines.append(REDUCTIONS[statement.total][1].format(statement.name, expression))
                     continue
                 lines.append(f"const double {statement.name} = {expression};")
-                if statement.outputs[0] in self.offsets:
+                if statement.outputs[0] in self.offsets or statement.outputs[0] in self.own:
                     lines.append(f"{self.reader(statement.outputs[0])(at[-1])} = {statement.name};")
             return lines
 
         before += [f"double {s.name} = {REDUCTIONS[s.total][0]};" for s in group if s.total]
         clause = f" reduction(+ : {', '.join(sums)})" if sums else ""
-        loops = nest(shape, accesses, write, clause if plain_sums else None)
-        after = [f"{self.reader(s.outputs[0])('0')} = {s.name};" for s in group if s.total]
+        loops = nest(shape, accesses, write, clause if plain_sums else None, rows=self.rows)
+        sign = "=" if self.rows is None else "+="
+        after = [f"{self.reader(s.outputs[0])('0')} {sign} {s.name};" for s in group if s.total]
         return ["{", *before, *loops, *after, "}"]
+
+    def row_statement(self, row_pass: RowPass) -> Statement:
+        """Return the statement that a pass over rows is to the others."""
+        statement = Statement(
+            0,
+            None,
+            row_pass.reads,
+            [*row_pass.gives, row_pass.memory],
+            lambda *_: self.row_pass(row_pass),
+        )
+        for buffer in statement.outputs:
+            buffer.producer = statement
+        return statement
+
+    def row_pass(self, row_pass: RowPass) -> list[str]:
+        """Write a pass over rows as a function, and the code that calls it."""
+        self.own, self.rows, self.ways = row_pass.own, ("lo", "hi"), row_pass.ways
+        groups = [line for group in row_pass.groups for line in self.group(group)]
+        self.own, self.rows = {}, None
+        block = row_pass.block
+        self.passes.append(
+            [
+                f"for (ptrdiff_t i = 0; i < {row_pass.totals}; i++) own[i] = 0.0;",
+                f"for (ptrdiff_t lo = first; lo < last; lo += {block}) {{",
+                f"const ptrdiff_t hi = lo + {block} < last ? lo + {block} : last;",
+                *groups,
+                "}",
+            ]
+        )
+        memory, size = self.reader(row_pass.memory), row_pass.size
+        lines = [
+            f"over_rows((Rows){{pass{len(self.passes) - 1}, z, d, w, {row_pass.rows}, "
+            f"{row_pass.chunks}, &{memory('0')}, {size}, 0}}, threads);"
+        ]
+        for buffer, (start, row) in row_pass.own.items():
+            if row:
+                continue
+            total = self.reader(buffer)
+            lines += [
+                f"for (ptrdiff_t i = 0; i < {buffer.size}; i++) {{",
+                "double sum = 0.0;",
+                f"for (ptrdiff_t c = 0; c < {row_pass.chunks}; c++)",
+                f"sum += {memory(f'{size} * c + {start} + i')};",
+                f"{total('i')} = sum;",
+                "}",
+            ]
+        return ["{", *lines, "}"]
 
 
 _ACQUIRE = """uint64_t slot = 0;

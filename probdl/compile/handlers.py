@@ -10,7 +10,15 @@ from torch import Tensor
 
 from probdl.compile.loops import Access, Element, contiguous, copy, nest
 from probdl.compile.operations import REDUCTIONS, literal
-from probdl.compile.statements import Builder, UnsupportedError, Value, empty, squeezed
+from probdl.compile.statements import (
+    Builder,
+    ByRows,
+    UnsupportedError,
+    Value,
+    empty,
+    reach,
+    squeezed,
+)
 
 __all__ = ["EXACT", "HANDLERS", "VIEWS", "reduction"]
 
@@ -53,27 +61,28 @@ def reduction(e: Builder, op: Any, x: Value, dims: Any = None, keepdim: bool = F
     offset = int(outer.storage_offset())
     along = contiguous(sizes[:k])
 
-    def write(source: Element, target: Element) -> list[str]:
-        if inner_first:
-            clause = " reduction(+ : sum)" if op is aten.sum else None
-            return nest(
-                sizes[:k],
-                [(tuple(strides[:k]), offset), (along, 0)],
-                lambda at: [
-                    f"double sum = {start};",
-                    *nest(
-                        sizes[k:],
-                        [(tuple(strides[k:]), 0)],
-                        lambda inner: [step.format("sum", source(f"{at[0]} + {inner[0]}"))],
-                        clause,
-                        "j",
-                    ),
-                    f"{target(at[1])} = sum;",
-                ],
-                None,
-            )
-        fill = nest(sizes[:k], [(along, 0)], lambda at: [f"{target(at[0])} = {start};"], "")
-        return fill + nest(
+    def inside_first(source: Element, target: Element, rows: Any = None) -> list[str]:
+        clause = " reduction(+ : sum)" if op is aten.sum else None
+        return nest(
+            sizes[:k],
+            [(tuple(strides[:k]), offset), (along, 0)],
+            lambda at: [
+                f"double sum = {start};",
+                *nest(
+                    sizes[k:],
+                    [(tuple(strides[k:]), 0)],
+                    lambda inner: [step.format("sum", source(f"{at[0]} + {inner[0]}"))],
+                    clause,
+                    "j",
+                ),
+                f"{target(at[1])} = sum;",
+            ],
+            None,
+            rows=rows,
+        )
+
+    def added(source: Element, target: Element, rows: Any = None) -> list[str]:
+        return nest(
             sizes[k:],
             [(tuple(strides[k:]), offset)],
             lambda outer_at: nest(
@@ -84,9 +93,28 @@ def reduction(e: Builder, op: Any, x: Value, dims: Any = None, keepdim: bool = F
                 "j",
             ),
             None,
+            rows=rows,
         )
 
-    return e.statement(None, [x], [e.shape], write)[0]
+    def write(source: Element, target: Element) -> list[str]:
+        if inner_first:
+            return inside_first(source, target)
+        fill = nest(sizes[:k], [(along, 0)], lambda at: [f"{target(at[0])} = {start};"], "")
+        return fill + added(source, target)
+
+    by_rows = []
+    first = next(i for i, n in enumerate(shape) if n != 1)
+    if first in kept or op is aten.sum:
+        some = added if first in axes else inside_first
+        by_rows = [
+            ByRows(
+                shape[first],
+                first in axes,
+                (reach(x.layout, first),),
+                lambda source, target, *rows: some(source, target, rows),
+            )
+        ]
+    return e.statement(None, [x], [e.shape], write, by_rows=by_rows)[0]
 
 
 def _assembled(e: Builder, base: Value | float, pieces: Sequence[tuple[Tensor, Value]]) -> Value:
@@ -332,19 +360,35 @@ def _product(e: Builder, a: Value, b: Value) -> Value:
     b_access = (tuple(right.stride()[:-2]), int(right.storage_offset()))
     to = tuple(s * m * n for s in contiguous(batch))
 
-    def lines(*names: Element) -> list[str]:
+    def code(names: Sequence[Element], at: Sequence[str], m: Any, k: Any, add: int) -> str:
         x, y, z = names
-        return nest(
-            batch,
-            [a_access, b_access, (to, 0)],
-            lambda at: [
-                f"multiply({m}, {n}, {k}, &{x(at[0])}, {ar}, {ac}, "
-                f"&{y(at[1])}, {br}, {bc}, &{z(at[2])});"
-            ],
-            None,
+        return (
+            f"multiply({m}, {n}, {k}, &{x(at[0])}, {ar}, {ac}, &{y(at[1])}, {br}, {bc}, "
+            f"&{z(at[2])}, {add});"
         )
 
-    return e.statement(None, [e.in_memory(a), e.in_memory(b)], [shape], lines)[0]
+    def lines(*names: Element) -> list[str]:
+        accesses = [a_access, b_access, (to, 0)]
+        return nest(batch, accesses, lambda at: [code(names, at, m, k, 0)], None)
+
+    def some_rows(*given: Any) -> list[str]:
+        *names, first, last = given
+        at = [f"{a_access[1]} + {ar} * {first}", str(b_access[1]), f"{n} * {first}"]
+        return [code(names, at, f"{last} - {first}", k, 0)]
+
+    def some_terms(*given: Any) -> list[str]:
+        *names, first, last = given
+        at = [f"{a_access[1]} + {ac} * {first}", f"{b_access[1]} + {br} * {first}", "0"]
+        return [code(names, at, m, f"{last} - {first}", 1)]
+
+    by_rows = []
+    if not batch:
+        whole = reach(right, 0)[1] + br * (k - 1)
+        by_rows = [
+            ByRows(m, False, (reach(left, 0), (0, whole)), some_rows),
+            ByRows(k, True, (reach(left, 1), reach(right, 0)), some_terms),
+        ]
+    return e.statement(None, [e.in_memory(a), e.in_memory(b)], [shape], lines, by_rows=by_rows)[0]
 
 
 def _cholesky(

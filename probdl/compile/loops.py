@@ -35,6 +35,7 @@ def nest(
     body: Callable[[list[str]], list[str]],
     pragma: str | None,
     index: str = "i",
+    rows: tuple[str, str] | None = None,
 ) -> list[str]:
     """Write a nest of loops over a shape, as few as the strides allow.
 
@@ -44,9 +45,12 @@ def nest(
         body: takes the C index into each tensor, returns lines.
         pragma: the clause of ``omp simd`` on the innermost loop; None for no such pragma.
         index: how to name the loop variables; a nest inside another needs another name.
+        rows: C names of the first index of the first dimension and of the one after the last,
+            where not all are wanted.
     """
     dims = [d for d, n in enumerate(shape) if n != 1]
     sizes = [shape[d] for d in dims]
+    first = sizes[0] if sizes else 1
     strides = [[a[0][d] for d in dims] for a in accesses]
     d = len(sizes) - 2
     while d >= 0:
@@ -70,7 +74,10 @@ def nest(
     if not sizes:
         return ["{", *lines, "}"]
     for k in range(len(sizes) - 1, -1, -1):
-        loop = f"for (ptrdiff_t {names[k]} = 0; {names[k]} < {sizes[k]}; {names[k]}++) {{"
+        lowest, end = "0", str(sizes[k])
+        if rows is not None and k == 0:
+            lowest, end = (f"{sizes[0] // first} * {name}" for name in rows)
+        loop = f"for (ptrdiff_t {names[k]} = {lowest}; {names[k]} < {end}; {names[k]}++) {{"
         lines = [loop, *lines, "}"]
         if k == len(sizes) - 1 and pragma is not None:
             lines.insert(0, f"#pragma omp simd{pragma}")

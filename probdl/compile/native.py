@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 _FLAGS = (
-    "-x", "c", "-std=gnu11", "-fPIC", "-shared", "-w",
+    "-x", "c", "-std=gnu11", "-fPIC", "-shared", "-w", "-pthread",
     "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math",
 )  # fmt: skip
 
@@ -145,6 +145,7 @@ class _Bound(ctypes.Structure):
         ("work", ctypes.c_void_p),
         ("busy", ctypes.c_void_p),
         ("slots", ctypes.c_uint64),
+        ("threads", ctypes.c_uint64),
     )
 
 
@@ -188,6 +189,7 @@ class NativeDensity:
             self._work_pointers.ctypes.data,
             self._busy.ctypes.data,
             slots,
+            max(1, torch.get_num_threads() // threads),
         )
         self.user = ctypes.addressof(self._bound)
 

@@ -1,6 +1,7 @@
 /* What the generated code stands on. The declarations replace math.h: with the `simd` attribute
    gcc turns calls in loops into the vector functions of libmvec, which math.h offers only under
    -ffast-math, and that would break NaN and infinity. */
+#include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -118,15 +119,17 @@ static void solve_triangular(size_t n, size_t m, const double *a, ptrdiff_t ar, 
   }
 }
 
-/* c (m, n), row-major, gets the product of a (m, k) and b (k, n), given by their strides. The
-   order of the loops is the one whose inner loop runs along memory. */
+/* c (m, n), row-major, gets the product of a (m, k) and b (k, n), given by their strides, added to
+   what it is if `add` says so. The order of the loops is the one whose inner loop runs along
+   memory. */
 static inline __attribute__((always_inline)) void multiply(
     size_t m, size_t n, size_t k, const double *a, ptrdiff_t ar, ptrdiff_t ac, const double *b,
-    ptrdiff_t br, ptrdiff_t bc, double *c) {
+    ptrdiff_t br, ptrdiff_t bc, double *restrict c, int add) {
   if (n > 1 && bc == 1) {
     for (size_t i = 0; i < m; i++) {
       double *ci = c + i * n;
-      for (size_t j = 0; j < n; j++) ci[j] = 0.0;
+      if (!add)
+        for (size_t j = 0; j < n; j++) ci[j] = 0.0;
       for (size_t p = 0; p < k; p++) {
         const double factor = a[i * ar + p * ac];
         const double *bp = b + p * br;
@@ -139,10 +142,11 @@ static inline __attribute__((always_inline)) void multiply(
       double sum = 0.0;
 #pragma omp simd reduction(+ : sum)
       for (size_t p = 0; p < k; p++) sum += a[i * ar + p * ac] * b[p * br];
-      c[i] = sum;
+      c[i] = add ? c[i] + sum : sum;
     }
   } else if (n == 1 && ar == 1 && ac != 1) {
-    for (size_t i = 0; i < m; i++) c[i] = 0.0;
+    if (!add)
+      for (size_t i = 0; i < m; i++) c[i] = 0.0;
     for (size_t p = 0; p < k; p++) {
       const double factor = b[p * br];
       const double *ap = a + p * ac;
@@ -154,7 +158,7 @@ static inline __attribute__((always_inline)) void multiply(
     for (size_t i = 0; i < m; i++) {
       double sum = 0.0;
       for (size_t p = 0; p < k; p++) sum += a[i * ar + p * ac] * b[p * br];
-      c[i] = sum;
+      c[i] = add ? c[i] + sum : sum;
     }
   } else {
     for (size_t i = 0; i < m; i++)
@@ -162,18 +166,58 @@ static inline __attribute__((always_inline)) void multiply(
         double sum = 0.0;
 #pragma omp simd reduction(+ : sum)
         for (size_t p = 0; p < k; p++) sum += a[i * ar + p * ac] * b[p * br + j * bc];
-        c[i * n + j] = sum;
+        c[i * n + j] = add ? c[i * n + j] + sum : sum;
       }
   }
 }
 
-/* What is bound to one set of data: its arrays, and the work space of each thread. */
+/* What is bound to one set of data: its arrays, the work space of each thread that may call, and
+   how many threads a call may use. */
 typedef struct {
   const double *const *data;
   double *const *work;
   uint32_t *busy;
   uint64_t slots;
+  uint64_t threads;
 } Bound;
+
+/* A pass over many rows, in chunks. Each chunk has memory of its own, where its totals come first,
+   so that the result does not depend on how many threads share the chunks out. */
+typedef void Pass(const double *restrict z, const double *const *restrict d, double *restrict w,
+                  ptrdiff_t first, ptrdiff_t last, double *restrict own);
+typedef struct {
+  Pass *pass;
+  const double *z;
+  const double *const *d;
+  double *w;
+  ptrdiff_t rows;
+  ptrdiff_t chunks;
+  double *own;
+  ptrdiff_t size;
+  ptrdiff_t next;
+} Rows;
+
+static void *take_chunks(void *given) {
+  Rows *r = given;
+  for (;;) {
+    const ptrdiff_t c = __atomic_fetch_add(&r->next, 1, __ATOMIC_RELAXED);
+    if (c >= r->chunks) return 0;
+    r->pass(r->z, r->d, r->w, r->rows * c / r->chunks, r->rows * (c + 1) / r->chunks,
+            r->own + r->size * c);
+  }
+}
+
+enum { MOST_THREADS = 64 };
+
+static inline void over_rows(Rows r, uint64_t threads) {
+  pthread_t others[MOST_THREADS];
+  uint64_t started = 0;
+  while (started + 1 < threads && started + 1 < (uint64_t)r.chunks && started < MOST_THREADS &&
+         !pthread_create(others + started, 0, take_chunks, &r))
+    started++;
+  take_chunks(&r);
+  while (started) pthread_join(others[--started], 0);
+}
 
 /* The sampler keeps points of R^d; they become the values of the sites afterwards, all at once. */
 int64_t expand(uint64_t dim, uint64_t expanded, const double *z, double *out, const void *user) {

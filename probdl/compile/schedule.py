@@ -27,10 +27,13 @@ REUSED = 512  # numbers from which on memory is worth using twice
 def schedule(statements: Sequence[Statement]) -> list[list[Statement]]:
     """Order the statements so that those of one shape come together, as far as they can."""
     waiting = [0] * len(statements)
+    for i, statement in enumerate(statements):
+        statement.index, statement.consumers = i, []
+    own = set(statements)
     for statement in statements:
         for value in statement.operands:
             producer = value.buffer.producer if isinstance(value.buffer, Buffer) else None
-            if producer is not None:
+            if producer in own:
                 waiting[statement.index] += 1
                 producer.consumers.append((statement, _aligned(value, producer, statement)))
     ready: dict[Any, list[int]] = defaultdict(list)

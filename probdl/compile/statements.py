@@ -15,11 +15,13 @@ from probdl.errors import ProbdlError
 __all__ = [
     "Buffer",
     "Builder",
+    "ByRows",
     "Statement",
     "UnsupportedError",
     "Value",
     "empty",
     "is_shape",
+    "reach",
     "shape_of",
     "squeezed",
     "squeezed_access",
@@ -57,6 +59,25 @@ class Value:
         return tuple(self.layout.stride()), int(self.layout.storage_offset())
 
 
+@dataclass(frozen=True)
+class ByRows:
+    """How a statement can be computed some rows of its operands at a time.
+
+    Attributes:
+        rows: how many there are.
+        total: whether each part adds to the whole result; else each makes its own rows of it.
+        reads: of each operand, the numbers from one row to the next, and the last that is read
+            beyond the start of a row; (0, …) where a part reads what other parts read too.
+        write: takes the operands, the result, and C expressions of the first row and of the one
+            after the last; returns code, which adds to the result if that is a total.
+    """
+
+    rows: int
+    total: bool
+    reads: tuple[tuple[int, int], ...]
+    write: Callable[..., list[str]]
+
+
 @dataclass(eq=False)
 class Statement:
     """An operation that computes something."""
@@ -67,6 +88,7 @@ class Statement:
     outputs: list[Buffer]
     write: Callable[..., Any]  # loops: operand names to an expression; else code
     total: Any = None  # the operation, of a reduction to one number
+    by_rows: tuple[ByRows, ...] = ()  # of a statement with code of its own
     consumers: list[tuple[Statement, bool]] = field(default_factory=list)
     group: int = -1
 
@@ -99,11 +121,14 @@ class Builder:
         shapes: Sequence[Sequence[int]],
         write: Callable[..., Any],
         total: Any = None,
+        by_rows: Sequence[ByRows] = (),
     ) -> list[Value]:
         """Add a statement; return its results, each in a contiguous buffer of its own."""
         layouts = [empty(shape) for shape in shapes]
         buffers = [Buffer("", layout.numel()) for layout in layouts]
-        statement = Statement(len(self.statements), key, list(operands), buffers, write, total)
+        statement = Statement(
+            len(self.statements), key, list(operands), buffers, write, total, tuple(by_rows)
+        )
         for buffer in buffers:
             buffer.producer = statement
         self.statements.append(statement)
@@ -164,6 +189,13 @@ def is_shape(key: Any) -> bool:
 def shape_of(key: Any) -> tuple[int, ...]:
     """Return the shape that statements of a key loop over."""
     return tuple(n for n in key if isinstance(n, int))
+
+
+def reach(layout: Tensor, dim: int) -> tuple[int, int]:
+    """Tell how rows along a dimension lie in memory: see ``ByRows.reads``."""
+    others = zip(layout.stride(), layout.shape, strict=True)
+    last = sum(step * (n - 1) for d, (step, n) in enumerate(others) if d != dim)
+    return int(layout.stride(dim)), int(layout.storage_offset()) + last
 
 
 def squeezed_access(value: Value) -> Access:
