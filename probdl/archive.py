@@ -44,10 +44,15 @@ def save(fit: Any, folder: str | os.PathLike[str]) -> Path:
         index,
         {
             IDATA: lambda to: idata.write(container, to),
-            ARRAYS: lambda to: safetensors.torch.save_file(arrays, to),
+            ARRAYS: lambda to: _write_arrays(arrays, to),
         },
     )
     return path
+
+
+def _write_arrays(arrays: dict[str, Tensor], path: Path) -> None:
+    # safetensors' own files are for their owner's eyes only, and its errors are no OSErrors.
+    path.write_bytes(safetensors.torch.save(arrays))
 
 
 def describe(fit: Any, arrays: dict[str, Tensor]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ no torch: arrays go in.
 from __future__ import annotations
 
 import copy
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,10 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import h5netcdf
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 from scipy.stats import uniform
+from xarray.backends import H5NetCDFStore
 
 with warnings.catch_warnings():  # 0.23 announces 1.0 on every import
     warnings.simplefilter("ignore", FutureWarning)
@@ -285,11 +288,13 @@ def _plain(name: Any) -> str:
 
 def write(idata: Any, path: Path) -> None:
     """Write a container as netCDF, which ArviZ and xarray read; slashes in names look-alikes."""
-    if ARVIZ_1:
-        idata.to_netcdf(path, engine="h5netcdf")
-    else:  # draws do not compress
-        groups = {g: _dataset(idata, g).rename(_slashes(idata, g)) for g in _groups(idata)}
-        az.InferenceData(**groups).to_netcdf(str(path), engine="h5netcdf", compress=False)
+    # In memory first: where a disk is full HDF5 itself does not raise, it ends the process.
+    buffer = io.BytesIO()
+    with h5netcdf.File(buffer, "w") as file:
+        for group in _groups(idata):
+            named = _dataset(idata, group).rename(_slashes(idata, group))
+            named.dump_to_store(H5NetCDFStore(file, group=group, mode="a"))
+    path.write_bytes(buffer.getbuffer())
 
 
 def _slashes(idata: Any, group: str) -> dict[Any, str]:

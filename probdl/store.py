@@ -56,10 +56,11 @@ def replace_folder(
     except BaseException as error:
         for path in new:
             path.unlink(missing_ok=True)
-        if isinstance(error, OSError):
+        if isinstance(error, (OSError, RuntimeError)):  # the latter of HDF5
+            why = getattr(error, "strerror", None) or error
             kept = " The fit that was there is unchanged." if (folder / INDEX).exists() else ""
             raise SettingError(
-                f"the fit could not be saved in {folder}: {error.strerror or error}.{kept} Free "
+                f"the fit could not be saved in {folder}: {why}.{kept} Free "
                 "some space, or save it in another folder."
             ) from None
         raise
