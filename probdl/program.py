@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import inspect
 import os
@@ -36,6 +37,7 @@ __all__ = ["Program", "Substitute", "WithoutModel", "arguments", "fingerprint", 
 T = TypeVar("T")
 
 _REQUIRES_GRAD = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
+_INT_MAX = np.iinfo(np.int64).max
 _ARRAYS = ("Series", "Index", "DataArray")  # of pandas and xarray
 _HERE = os.path.dirname(__file__)
 _LIBRARIES = (
@@ -223,22 +225,24 @@ class Program:
                 "the data as the model's own arguments; one that is only observed needs the "
                 "default None to be left out in predictions."
             ) from None
-        bound.arguments = tree_map(self._cast_value, dict(bound.arguments))
+        for name, value in bound.arguments.items():
+            cast = functools.partial(self._cast_value, what=f"argument '{name}' of the model")
+            bound.arguments[name] = tree_map(cast, value)
         self.args, self.kwargs = bound.args, bound.kwargs
         self.arguments: dict[str, Any] = dict(bound.arguments)
 
-    def _cast_value(self, x: Any) -> Any:
+    def _cast_value(self, x: Any, what: str) -> Any:
         if isinstance(x, nn.Module):
             return _cast_model(x, self.dtype, {})
         if isinstance(x, (np.ndarray, np.generic)) or type(x).__name__ in _ARRAYS:
-            x = _from_array(x)
+            x = _from_array(x, what)
         if isinstance(x, Iterator):
             raise DataError(
-                f"an argument of the model is a {type(x).__name__}, which is used up once the "
+                f"{what} is a {type(x).__name__}, which is used up once the "
                 "model has run, and it runs many times. Pass np.array(list(...)) of it."
             )
         if isinstance(x, Tensor):
-            check_dense(x, "an argument of the model")
+            check_dense(x, what)
             x = x.detach().cpu()
             return x.to(self.dtype) if x.is_floating_point() else x
         return x
@@ -356,23 +360,28 @@ class Program:
         )
 
 
-def _from_array(x: Any) -> Tensor:
+def _from_array(x: Any, what: str) -> Tensor:
     """Make a tensor of what NumPy reads as an array; it shares no memory with it."""
     array = np.asarray(x)
     if np.ma.isMaskedArray(x) and np.ma.getmaskarray(x).any():
         raise DataError(
-            "an argument of the model is a masked array, and torch has none. Fill it with finite "
+            f"{what} is a masked array, and torch has none. Fill it with finite "
             "numbers, pass the mask beside it, and leave those elements out with poutine.mask."
         )
     if array.dtype.kind == "f" and array.dtype.itemsize > 8:  # long double
         array = array.astype(np.float64)
     if array.dtype.kind not in "biuf":
         raise DataError(
-            f"an argument of the model is an array of dtype {array.dtype}, which torch "
+            f"{what} is an array of dtype {array.dtype}, which torch "
             "does not hold. Encode categories as integers and leave out text; "
             "numbers among objects become an array by .astype(float)."
         )
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:  # torch has little arithmetic of them
+        if array.size and array.max() > _INT_MAX:
+            raise DataError(
+                f"{what} holds the whole number {array.max()}, and torch holds none of 2**63 and "
+                "more. Count from another origin, or pass it as floating point."
+            )
         array = array.astype(np.int64)
     # A copy in the machine's byte order, row by row: torch has no others.
     return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C", copy=True))

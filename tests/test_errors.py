@@ -219,6 +219,14 @@ def test_text_among_the_data():
     assert "array of dtype <U1" in message
 
 
+def test_whole_numbers_beyond_those_of_torch():
+    large = np.array([1, 2**64 - 1], dtype=np.uint64)
+    message = message_of(probdl.DataError, normal_normal, np.ones(2), large)
+    assert "argument 'y' of the model holds the whole number 18446744073709551615" in message
+    with pytest.raises(probdl.DataError, match="argument 'sigma'"):
+        probdl.infer(normal_normal, {"a": np.uint64(2**63)}, np.ones(2))
+
+
 def test_not_a_model():
     assert "cannot be called" in message_of(probdl.ModelError, "eight_schools", Y)
 
