@@ -74,7 +74,7 @@ def _import(name: str) -> ModuleType:
         sys.path.insert(0, os.getcwd())
     try:
         return importlib.import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _failed(name, error) from error
 
 
@@ -96,17 +96,22 @@ def _run_file(path: Path) -> ModuleType:
     sys.modules[name] = module  # dataclasses in the file look themselves up there
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise _failed(str(path), error) from error
     return module
 
 
-def _failed(place: str, error: Exception) -> ModelError:
+def _failed(place: str, error: BaseException) -> ModelError:
     """Say in one line what went wrong in a file, and at which of its lines."""
     frames = traceback.extract_tb(error.__traceback__)
     at = next((f.lineno for f in reversed(frames) if f.filename.endswith(place)), None)
     if isinstance(error, SyntaxError):
         at = error.lineno
     line = f", line {at}" if at else ""
+    if isinstance(error, SystemExit):
+        return ModelError(
+            f"{place}{line}: it ends the program (sys.exit) before its names are known. Put what "
+            "is for running it as a script under `if __name__ == '__main__':`."
+        )
     return ModelError(f"{place}{line}: {type(error).__name__}: {error}")
