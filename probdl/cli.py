@@ -31,9 +31,9 @@ from probdl.command.console import aside, counted, finding_records, records, say
 from probdl.command.locate import locate_model
 from probdl.command.saved import check_plot, load_with_model, observed_arguments, to_dataset
 from probdl.command.settings import defaults, make_method, method_class, near
-from probdl.command.tabular import bind, read
+from probdl.command.tabular import bind, read_all
 from probdl.diagnostics import Findings
-from probdl.errors import DataError, FindingWarning, ProbdlError, SettingError
+from probdl.errors import FindingWarning, ProbdlError, SettingError
 from probdl.idata import PLOTS
 from probdl.idata import plot as plot_idata
 from probdl.methods import METHODS
@@ -329,14 +329,7 @@ def demo(
 
 def _read(paths: Sequence[Path] | None, drop: Sequence[str] | None) -> dict[str, Any]:
     """Read files of data into one table of names."""
-    values: dict[str, Any] = {}
-    for path in paths or ():
-        new = read(path, drop=drop or ())
-        twice = [name for name in new if name in values]
-        if twice:
-            raise DataError(f"{path} holds {twice[0]!r}, which another file has already.")
-        values |= new
-    return values
+    return read_all(paths or (), drop=drop or ())
 
 
 def _check_folder(out: Path) -> None:

@@ -1,5 +1,6 @@
 """The command: what it fits, what it writes, and how it refuses."""
 
+import contextlib
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 import probdl
 from probdl.cli import app
 from probdl.command.locate import locate, locate_model
-from probdl.command.tabular import bind, read
+from probdl.command.tabular import bind, read, read_all
 from probdl.errors import DataError, ModelError
 
 MODEL = """
@@ -216,6 +217,7 @@ def test_models_are_found_by_file_and_by_module(here):
         ("x = 1\nx = (", "broken.py, line 2: SyntaxError"),
         ("\n\n1 / 0", "broken.py, line 3: ZeroDivisionError"),
         ("import no_such_module", "line 1: ModuleNotFoundError"),
+        ("import sys\nsys.exit()", "line 2: it ends the program"),
     ],
 )
 def test_a_file_that_fails_is_told_by_line(here, text, message):
@@ -262,7 +264,15 @@ def test_all_formats_hold_the_same(tmp_path):
         ("a.json", '{"x": [1, null]}', r"no value .null. at index \[1\]"),
         ("a.json", '{"x": ["a"]}', "models take numbers"),
         ("a.json", '{"x": {"y": 1}}', "is an object"),
+        ("a.csv", "x,y\n1,2,3\n4,5,6\n", "more cells than its first line has names"),
+        ("a.csv", "x,y\n1,2\n4,5,6\n", "cannot be read as csv"),
+        ("a.csv", f"x\n1\n{2**70}\n", "'x' holds 1180591620717411303424, and whole numbers"),
+        ("a.json", f'{{"x": [1, {2**70}]}}', "'x' holds 1180591620717411303424"),
+        ("a.json", f'{{"x": {2**70}}}', "'x' holds 1180591620717411303424"),
+        ("a.json", '{"x": ' + "[" * 100_000 + "]" * 100_000 + "}", "cannot be read as json"),
         ("a.npz", "no zip", "cannot be read as npz"),
+        ("a.npz", "PK\x03\x04 and no more", "cannot be read as npz"),
+        ("a.npz", "", "cannot be read as npz"),
         ("a.nc", "no netcdf", "cannot be read as nc"),
     ],
 )
@@ -271,6 +281,26 @@ def test_unreadable_data_are_refused(tmp_path, name, text, message):
     path.write_text(text)
     with pytest.raises(DataError, match=message):
         read(path)
+
+
+@pytest.mark.parametrize("place", range(30, 900, 60))
+def test_damaged_arrays_are_refused_or_read(tmp_path, place):
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, x=np.random.default_rng(1).normal(size=100))
+    data = path.read_bytes()
+    path.write_bytes(data[:place] + bytes([data[place] ^ 85]) + data[place + 1 :])
+    with contextlib.suppress(DataError):
+        assert read(path)["x"].shape == (100,)
+
+
+def test_a_name_is_dropped_from_the_files_that_have_it(tmp_path):
+    (tmp_path / "a.csv").write_text("x,id\n1,one\n")
+    (tmp_path / "b.csv").write_text("y,id\n2,two\n")
+    (tmp_path / "c.csv").write_text("z\n3\n")
+    paths = [tmp_path / name for name in ("a.csv", "b.csv", "c.csv")]
+    assert [*read_all(paths, drop=["id"])] == ["x", "y", "z"]
+    with pytest.raises(DataError, match="have no 'ID' to drop, only x, id, y, z"):
+        read_all(paths, drop=["id", "ID"])
 
 
 def test_columns_are_bound_by_name():

@@ -6,6 +6,9 @@ import difflib
 import inspect
 import json
 import re
+import warnings
+import zipfile
+import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,12 +21,22 @@ from numpy.typing import NDArray
 from probdl.errors import DataError
 from probdl.program import runnable, signature
 
-__all__ = ["bind", "read"]
+__all__ = ["bind", "read", "read_all"]
 
 Values = dict[str, Any]
 
 _NUMBERED = re.compile(r"(.+?)(?:\[(\d+)\]|_(\d+))")
-_ERRORS = (OSError, ValueError, KeyError)  # of readers, on a file that is none of theirs
+_WHOLE = re.compile(r"\s*[+-]?\d{1,4000}\s*")  # Python converts no more digits than 4300
+_ERRORS = (  # of readers, on a file that is none of theirs or that is damaged
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    EOFError,
+    RecursionError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def read(path: str | Path, *, drop: Collection[str] = ()) -> Values:
@@ -41,7 +54,8 @@ def read(path: str | Path, *, drop: Collection[str] = ()) -> Values:
         drop: what to leave out of it.
 
     Raises:
-        DataError: the file cannot be read, a cell is empty, or a column holds text.
+        DataError: the file cannot be read, a cell is empty, a column holds text, or there is
+            nothing of that name to leave out.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp(), "data.csv")
@@ -49,22 +63,45 @@ def read(path: str | Path, *, drop: Collection[str] = ()) -> Values:
     >>> read(path)
     {'x': array([1.5, 2.5]), 'y': array([1, 0])}
     """
-    path = Path(path)
+    return read_all([path], drop=drop)
+
+
+def read_all(paths: Iterable[str | Path], *, drop: Collection[str] = ()) -> Values:
+    """Read several files of data into one; what is left out may be in any of them.
+
+    Raises:
+        DataError: as in `read`; or two files hold something of one name.
+    """
+    values: Values = {}
+    files = [(Path(path), _raw(Path(path))) for path in paths]
+    for path, held in files:
+        kept = {n: v for n, v in held.items() if n not in drop}
+        if twice := [name for name in kept if name in values]:
+            raise DataError(f"{path} holds {twice[0]!r}, which another file has already.")
+        values |= {n: _checked(v, f"{path}: {n!r}") for n, v in kept.items()}
+    names = list(dict.fromkeys(name for _, held in files for name in held))
+    if files and (unknown := [name for name in drop if name not in names]):
+        have = "has" if len(files) == 1 else "have"
+        raise DataError(
+            f"{' and '.join(str(path) for path, _ in files)} {have} no "
+            f"{_quoted(unknown)} to drop, only {', '.join(names) or 'nothing'}."
+        )
+    return values
+
+
+def _raw(path: Path) -> Values:
+    """Read what a file holds, as it is."""
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise DataError(f"{path}: data are read from files that end in {', '.join(_READERS)}.")
     if not path.is_file():
         raise DataError(f"{path}: there is no such file.")
     try:
-        values = reader(path)
+        return reader(path)
     except DataError:
         raise
     except _ERRORS as error:
         raise DataError(f"{path} cannot be read as {path.suffix[1:]}: {error}") from error
-    unknown = [name for name in drop if name not in values]
-    if unknown:
-        raise DataError(f"{path} has no {_quoted(unknown)} to drop. It has {', '.join(values)}.")
-    return {n: _checked(v, f"{path}: {n!r}") for n, v in values.items() if n not in drop}
 
 
 def bind(
@@ -143,7 +180,16 @@ def _with_matrices(values: Values, wanted: Iterable[str]) -> Values:
 
 
 def _read_csv(path: Path) -> Values:
-    table = pd.read_csv(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        try:
+            # False, since pandas takes what the header does not name for labels of the rows.
+            table = pd.read_csv(path, index_col=False)
+        except pd.errors.ParserWarning:
+            raise DataError(
+                f"{path} has rows with more cells than its first line has names. Name every "
+                "column there; a number with a comma in it needs quotes or a point."
+            ) from None
     return {str(name): column for name, column in table.items()}
 
 
@@ -182,6 +228,7 @@ def _checked(value: Any, what: str) -> Any:
     if isinstance(value, (list, dict)):
         value = _from_json(value, what)
     if not isinstance(value, np.ndarray):
+        _refuse_large([value], what)
         return value
     if value.dtype.kind not in "biuf":
         raise DataError(
@@ -201,6 +248,7 @@ def _from_column(column: pd.Series, what: str) -> NDArray[Any]:
             "the value, or leave the row out."
         )
     if column.dtype.kind not in "biuf":
+        _refuse_large(column, what)
         text = np.flatnonzero(pd.to_numeric(column, errors="coerce").isna())
         row = text[0] if len(text) else 0
         raise DataError(
@@ -218,10 +266,22 @@ def _from_json(value: Any, what: str) -> NDArray[Any]:
     except ValueError:
         raise DataError(f"{what} holds lists of different lengths, which make no array.") from None
     if array.dtype.kind == "O":
+        _refuse_large(array.ravel(), what)
         for index, cell in np.ndenumerate(array):
             if cell is None:
                 raise DataError(f"{what} has no value (null) at index {list(index)}.")
     return array
+
+
+def _refuse_large(cells: Iterable[Any], what: str) -> None:
+    """Refuse whole numbers that no 64 bits hold, which would come as text or objects."""
+    for cell in cells:
+        whole = isinstance(cell, int) or (isinstance(cell, str) and _WHOLE.fullmatch(cell))
+        if whole and not -(2**63) <= int(cell) < 2**63:
+            raise DataError(
+                f"{what} holds {cell}, and whole numbers must be at least -2**63 and below 2**63. "
+                "With a decimal point or an exponent it is a floating-point number."
+            )
 
 
 def _quoted(names: Iterable[str]) -> str:
