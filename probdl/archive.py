@@ -21,7 +21,7 @@ from probdl.errors import SettingError, warn
 from probdl.packing import pack
 from probdl.program import Program, WithoutModel, fingerprint
 from probdl.sites import Structure
-from probdl.store import replace_folder
+from probdl.store import folder_named, replace_folder
 
 __all__ = ["ARRAYS", "IDATA", "save", "source_of"]
 
@@ -33,7 +33,7 @@ _LARGE = 2**28  # numbers in a group that can be made again: 2 GiB
 
 def save(fit: Any, folder: str | os.PathLike[str]) -> Path:
     """Write a fit to a folder, see ``Fit.save``."""
-    path = Path(folder)
+    path = folder_named(folder)
     if path.exists() and not path.is_dir():
         raise SettingError(f"{path} is a file; a fit is saved as a folder. Give another name.")
     arrays: dict[str, Tensor] = {}

@@ -16,7 +16,7 @@ from torch import Tensor
 from probdl import idata
 from probdl.archive import ARRAYS, IDATA, source_of
 from probdl.diagnostics import Finding
-from probdl.errors import DataError, ModelError, SettingError, warn
+from probdl.errors import DataError, ModelError, ProbdlError, SettingError, warn
 from probdl.fit import Fit
 from probdl.latent import Proposal
 from probdl.methods import METHODS, Method
@@ -24,7 +24,7 @@ from probdl.packing import Opaque, opaque_parts, unpack
 from probdl.program import Program, WithoutModel, fingerprint, runnable, signature
 from probdl.sites import Site, Structure, discover
 from probdl.state import isolated
-from probdl.store import read_index
+from probdl.store import folder_named, read_index
 
 __all__ = ["load"]
 
@@ -99,25 +99,28 @@ def load(
         >>> again.predict(np.array([4.0]))["y"].shape
         (1, 1000, 1)
     """
-    path = Path(folder)
+    path = folder_named(folder)
+    if method is not None and not isinstance(method, Method):
+        raise SettingError(
+            f"method={method!r} is a {type(method).__name__}; pass the method with the settings of "
+            "the fit, such as probdl.SVI(guide=guide)."
+        )
     index, files = read_index(path)
+    if model is None and (args or kwargs):
+        raise SettingError("load() was given data, which it takes for a model only: model=.")
     try:
         arrays = safetensors.torch.load_file(files[ARRAYS])
         container = idata.read(files[IDATA])
         stored = _Stored(path, index, arrays, container)
         fit = stored.without_model(method)
-    except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
-        if isinstance(error, SettingError):
-            raise
+        return fit if model is None else stored.with_model(fit, model, args, kwargs)
+    except ProbdlError:
+        raise
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OSError) as error:
         raise DataError(
             f"the fit in {path} does not hold what a fit does ({type(error).__name__}: {error}). "
             "It was written by another program, or an early version; save the fit again."
         ) from None
-    if model is None:
-        if args or kwargs:
-            raise SettingError("load() was given data, which it takes for a model only: model=.")
-        return fit
-    return stored.with_model(fit, model, args, kwargs)
 
 
 class _Stored:

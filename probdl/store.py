@@ -17,11 +17,26 @@ from typing import Any
 
 from probdl.errors import DataError, SettingError
 
-__all__ = ["FORMAT", "read_index", "replace_folder"]
+__all__ = ["FORMAT", "folder_named", "read_index", "replace_folder"]
 
 INDEX = "fit.json"
 FORMAT = 1  # of the folder; a later one is refused
 _NEW, _COMMIT = ".new", ".commit"
+
+
+def folder_named(name: Any) -> Path:
+    """Return the path of a folder that a user named.
+
+    Raises:
+        SettingError: it is no path.
+    """
+    try:
+        path = os.fspath(name)
+    except TypeError:
+        path = ""
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise SettingError(f"{name!r} names no folder. Pass a path, such as 'fits/first'.")
+    return Path(path)
 
 
 def replace_folder(
@@ -78,7 +93,7 @@ def read_index(folder: Path) -> tuple[dict[str, Any], dict[str, Path]]:
     path = committed if pending else folder / INDEX
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         what = "is not a folder" if folder.is_file() else f"holds no {INDEX}"
         what = what if folder.exists() else "does not exist"
         raise DataError(
@@ -96,11 +111,14 @@ def read_index(folder: Path) -> tuple[dict[str, Any], dict[str, Path]]:
     if index.pop("sha256", None) != _digest(index):
         raise DataError(f"{path} does not hold what was written: its checksum differs. {_AGAIN}")
     paths = {}
-    for name, told in index["files"].items():
-        paths[name] = folder / name
-        if pending and (folder / (name + _NEW)).exists():
-            paths[name] = folder / (name + _NEW)
-        _check(paths[name], told)
+    try:
+        for name, told in index["files"].items():
+            paths[name] = folder / name
+            if pending and (folder / (name + _NEW)).exists():
+                paths[name] = folder / (name + _NEW)
+            _check(paths[name], told)
+    except (KeyError, TypeError, AttributeError):
+        raise DataError(f"{path} does not tell what files there are. {_AGAIN}") from None
     return index, paths
 
 
@@ -122,7 +140,12 @@ def _finish(folder: Path) -> None:
     committed = folder / (INDEX + _COMMIT)
     if not committed.exists():
         return
-    for name in json.loads(committed.read_text(encoding="utf-8"))["files"]:
+    try:
+        names = [*json.loads(committed.read_text(encoding="utf-8"))["files"]]
+    except (ValueError, KeyError, TypeError):  # damaged; what it named cannot be known
+        committed.unlink()
+        return
+    for name in names:
         if (new := folder / (name + _NEW)).exists():
             os.replace(new, folder / name)
     os.replace(committed, folder / INDEX)

@@ -1,5 +1,6 @@
 """A saved fit comes back as it was, with its model and without, from any method."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -289,6 +290,51 @@ def test_there_is_no_fit(tmp_path, saved):
     (tmp_path / "file").write_text("x")
     with pytest.raises(probdl.SettingError, match="is a file; a fit is saved as a folder"):
         fit.save(tmp_path / "file")
+
+
+@pytest.mark.parametrize("name", [None, 5, "", "a\0b", b"fit"])
+def test_what_names_no_folder_is_refused(saved, name):
+    fit = probdl.load(saved)
+    for call in (fit.save, probdl.load):
+        with pytest.raises(probdl.SettingError, match="names no folder"):
+            call(name)
+
+
+def test_a_file_is_no_folder(saved):
+    with pytest.raises(probdl.DataError, match="is not a folder"):
+        probdl.load(saved / "fit.json")
+
+
+def test_the_method_is_given_with_its_settings(saved):
+    for method in ("map", probdl.MAP):
+        with pytest.raises(probdl.SettingError, match="pass the method with the settings"):
+            probdl.load(saved, method=method)
+
+
+@pytest.mark.parametrize("text", ["garbage", "[]", "{}", '{"files": 3}'])
+def test_a_damaged_commit_is_told_and_can_be_replaced(saved, text):
+    fit = probdl.load(saved)
+    (saved / "fit.json.commit").write_text(text)
+    with pytest.raises(probdl.DataError):
+        probdl.load(saved)
+    fit.save(saved)
+    assert probdl.load(saved).draws["mu"] == fit.draws["mu"]
+
+
+@pytest.mark.parametrize("key", ["files", "data", "sites", "model", "proposal", "modules", "draws"])
+@pytest.mark.parametrize("value", [3, [1], {"a": 1}, None, "x"])
+def test_an_index_with_odd_contents_is_told(saved, key, value):
+    index = json.loads((saved / "fit.json").read_text())
+    if index[key] == value:
+        return
+    del index["sha256"]
+    index |= {key: value}
+    whole = index | {"sha256": probdl.store._digest(index)}
+    (saved / "fit.json").write_text(json.dumps(whole))
+    with contextlib.suppress(probdl.DataError):  # what plays no part here may be anything
+        fit = probdl.load(saved, model=normal_normal)
+        assert key in ("proposal", "modules", "model")
+        assert fit.predict()["y"].shape == (1, 1, 3)
 
 
 FULL_DISK = """
