@@ -82,6 +82,16 @@ class Structure:
         return replace(self, sites=self.sites | sites)
 
 
+def _check_name(name: str) -> None:
+    """Refuse names under which ArviZ cannot hold draws, or no file can."""
+    if name in ("chain", "draw"):
+        raise ModelError(
+            f"a site is named '{name}', as ArviZ names a dimension of all draws. Rename it."
+        )
+    if not name or "\0" in name:
+        raise ModelError(f"the name of a site is {name!r}. Give it one of letters.")
+
+
 class _RandomStart(Messenger):
     """Put each continuous latent site at a uniform(-2, 2) point of its unconstrained space.
 
@@ -90,6 +100,7 @@ class _RandomStart(Messenger):
     """
 
     def _pyro_post_param(self, msg: Any) -> None:
+        _check_name(msg["name"])
         start = msg["args"][1] if len(msg["args"]) > 1 else None
         shape = getattr(start, "shape", None)
         sliced = msg["kwargs"].get("event_dim") is not None  # by a plate that takes a subsample
@@ -103,6 +114,8 @@ class _RandomStart(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if not isinstance(msg["name"], str):
             raise ModelError(f"the name of a site is {msg['name']!r}; it must be a string.")
+        if not site_is_subsample(msg):
+            _check_name(msg["name"])
         if not (isinstance(msg["fn"], TorchDistributionMixin) or site_is_subsample(msg)):
             kind = f"{type(msg['fn']).__module__}.{type(msg['fn']).__name__}"
             raise ModelError(

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import probdl
+from probdl.methods import METHODS
 from probdl.models import beta_binomial, gamma_poisson, linear_regression, normal_normal
 
 X = np.arange(12.0).reshape(6, 2)
@@ -225,6 +226,26 @@ def test_whole_numbers_beyond_those_of_torch():
     assert "argument 'y' of the model holds the whole number 18446744073709551615" in message
     with pytest.raises(probdl.DataError, match="argument 'sigma'"):
         probdl.infer(normal_normal, {"a": np.uint64(2**63)}, np.ones(2))
+
+
+@pytest.mark.parametrize("name", ["nuts", "hmc", "metropolis", "laplace", "pathfinder", "svi"])
+def test_draws_that_no_memory_holds(name):
+    method = METHODS[name](draws=100_000_000_000)
+    message = message_of(probdl.SettingError, normal_normal, np.ones(2), np.ones(2), method=method)
+    assert "draws=100000000000" in message
+    assert "GiB of memory. Ask for fewer." in message
+
+
+@pytest.mark.parametrize("name", ["chain", "draw", "", "a\0b"])
+def test_names_that_no_container_holds(name):
+    def latent(y):
+        pyro.sample("y", dist.Normal(pyro.sample(name, dist.Normal(0.0, 1.0)), 1.0), obs=y)
+
+    def param(y):
+        pyro.sample("y", dist.Normal(pyro.param(name, torch.zeros(())), 1.0), obs=y)
+
+    for model in (latent, param):
+        assert repr(name) in message_of(probdl.ModelError, model, torch.ones(()), method="mle")
 
 
 def test_not_a_model():

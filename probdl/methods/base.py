@@ -6,6 +6,7 @@ import difflib
 import inspect
 import math
 import numbers
+import os
 from abc import ABCMeta, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -161,9 +162,35 @@ class Method(metaclass=_Checked):
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 self._refuse(setting, f"must be one of {', '.join(map(repr, words))}{hint}")
 
+    def _check_memory(self, structure: Structure) -> None:
+        """Check that the draws can be held, since native code ends the process where they cannot.
+
+        Raises:
+            SettingError: they need more than the memory of the machine.
+        """
+        told = {name: getattr(self, name, 0) for name in ("draws", "num_samples", "warmup")}
+        runs = getattr(self, "chains", getattr(self, "paths", 1))
+        scalars = sum(math.prod(site.shape) for site in structure.of("latent"))
+        needed = 8 * scalars * runs * (max(told["draws"], told["num_samples"]) + told["warmup"])
+        if needed > (there := _memory()):
+            settings = ", ".join(f"{name}={value}" for name, value in told.items() if value)
+            raise SettingError(
+                f"{type(self).__name__}({settings}): the draws of {scalars} numbers each take "
+                f"{needed / 2**30:.3g} GiB, and this machine has {there / 2**30:.3g} GiB of "
+                "memory. Ask for fewer."
+            )
+
     def _refuse(self, setting: str, rule: str) -> None:
         value = getattr(self, setting)
         raise SettingError(f"{type(self).__name__}({setting}={value!r}): {setting} {rule}.")
+
+
+def _memory() -> int:
+    """Return the bytes of memory of this machine; where it does not tell, what is large."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return 2**36
 
 
 def resolve(method: str | Method | type[Method]) -> Method:

@@ -78,6 +78,7 @@ class Importance(Method, name="importance"):
     def run(self, program: Program, seed: int, progress: bool | None) -> Fit:
         """Weigh draws of the proposal."""
         structure = discover(program)
+        self._check_memory(structure)
         if not structure.of("latent"):  # discrete sites are summed out, so they have no draws
             raise ModelError(
                 f"the model '{program.name}' has no continuous latent site to draw. Fit by "

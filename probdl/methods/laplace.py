@@ -73,6 +73,7 @@ class Laplace(Method, name="laplace"):
     def run(self, program: Program, seed: int, progress: bool | None) -> Fit:
         """Fit the program by a normal density at the mode."""
         structure = discover(program)
+        self._check_memory(structure)
         density = LogDensity(program, structure)
         generator = torch.Generator().manual_seed(seed)
         if density.dim > DENSE_MAX:

@@ -94,7 +94,9 @@ class Metropolis(Method, name="metropolis"):
 
     def run(self, program: Program, seed: int, progress: bool | None) -> Fit:
         """Fit the program by Metropolis."""
-        density = LogDensity(program, discover(program))
+        structure = discover(program)
+        self._check_memory(structure)
+        density = LogDensity(program, structure)
         evaluator, findings = choose(
             density, self.engine, seed, threads=self.chains, gradient=False
         )

@@ -94,7 +94,9 @@ class NUTS(Method, name="nuts"):
 
     def run(self, program: Program, seed: int, progress: bool | None) -> Fit:
         """Fit the program by NUTS."""
-        density = LogDensity(program, discover(program))
+        structure = discover(program)
+        self._check_memory(structure)
+        density = LogDensity(program, structure)
         evaluator, findings = choose(density, self.engine, seed, threads=self.chains)
 
         def start(chain_seed: int) -> Tensor:
@@ -181,7 +183,9 @@ class HMC(Method, name="hmc"):
 
     def run(self, program: Program, seed: int, progress: bool | None) -> Fit:
         """Fit the program by HMC."""
-        density = LogDensity(program, discover(program))
+        structure = discover(program)
+        self._check_memory(structure)
+        density = LogDensity(program, structure)
         evaluator, findings = choose(density, self.engine, seed)
         kernel = {
             "target_accept_prob": self.target_accept,

@@ -95,6 +95,7 @@ class Pathfinder(Method, name="pathfinder"):
     def run(self, program: Program, seed: int, progress: bool | None) -> Fit:
         """Fit the program by Pathfinder."""
         structure = discover(program)
+        self._check_memory(structure)
         density = LogDensity(program, structure)
         evaluator, findings = choose(density, self.engine, seed)
         seeds = np.random.SeedSequence(seed)

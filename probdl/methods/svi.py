@@ -153,6 +153,7 @@ class SVI(Method, name="svi"):
         if dtype != torch.float64:
             program = program.to(dtype)
         structure = discover(program)
+        self._check_memory(structure)
         batches = self._batches(program, structure)
         with evaluation(dtype=dtype):
             guide = make_guide(
