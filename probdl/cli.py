@@ -29,7 +29,13 @@ import probdl
 from probdl.command import demo as demonstration
 from probdl.command.console import aside, counted, finding_records, records, say, show
 from probdl.command.locate import locate_model
-from probdl.command.saved import check_plot, load_with_model, observed_arguments, to_dataset
+from probdl.command.saved import (
+    check_plot,
+    load_with_model,
+    observed_arguments,
+    to_dataset,
+    write_npz,
+)
 from probdl.command.settings import defaults, make_method, method_class, near
 from probdl.command.tabular import bind, read_all
 from probdl.diagnostics import Findings
@@ -217,7 +223,7 @@ def predict(
     if out.suffix == ".nc":
         predictions.to_netcdf(out, engine="h5netcdf")
     else:
-        np.savez(out, allow_pickle=False, **draws)
+        write_npz(out, draws)
     variables = {n: dict(array.sizes) for n, array in predictions.items()}
     show(
         as_json,

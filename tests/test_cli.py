@@ -382,6 +382,23 @@ def test_observed_arguments_may_be_missing_from_new_data(here):
     assert "called 'x'" in refused("predict", "fit", "--data", "none.json", "--out", "p.nc")
 
 
+def test_odd_names_of_sites(here):
+    (here / "odd.py").write_text(
+        "import pyro, pyro.distributions as dist\n"
+        "def model(y):\n"
+        "    mu = pyro.sample('a/b', dist.Normal(0.0, 1.0).expand([2]).to_event(1))\n"
+        "    pyro.sample('file', dist.Normal(mu.sum(), 1.0), obs=y)\n"
+    )
+    (here / "one.json").write_text('{"y": 1.0}')
+    words = ["odd.py:model", "--data", "one.json", "--method", "laplace", "--seed", 1]
+    fitted(*words, "--out", "fit")
+    good("predict", "fit", "--out", "p.npz")
+    assert np.load("p.npz")["file"].shape == (1, 1000)
+    for kind in ("trace", "pair"):
+        good("plot", "fit", kind, "--site", "a/b", "--out", "p.png")
+    assert "a/b" in refused("plot", "fit", "trace", "--site", "a", "--out", "p.png")
+
+
 @pytest.mark.usefixtures("saved")
 def test_fits_are_compared():
     words = ["my_models.py:line", "--data", "xy.csv", "--method", "importance", "--seed", 1]

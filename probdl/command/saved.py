@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import xarray as xr
 
@@ -14,10 +16,10 @@ from probdl.command.locate import locate_model
 from probdl.command.settings import near
 from probdl.errors import ModelError, SettingError
 from probdl.fit import Fit
-from probdl.idata import PLOTS, unclashed
+from probdl.idata import PLOTS, unclashed, variables
 from probdl.store import read_index
 
-__all__ = ["check_plot", "load_with_model", "observed_arguments", "to_dataset"]
+__all__ = ["check_plot", "load_with_model", "observed_arguments", "to_dataset", "write_npz"]
 
 
 def load_with_model(folder: Path, model: str | None = None) -> Fit:
@@ -69,6 +71,14 @@ def to_dataset(fit: Fit, draws: dict[str, Any]) -> xr.Dataset:
     return xr.Dataset(arrays, attrs={"inference_library": f"probdl {probdl.__version__}"})
 
 
+def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Write arrays as ``numpy.savez`` does, which takes no array of the name ``file``."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
+
+
 def check_plot(fit: Fit, kind: str, sites: Sequence[str] | None) -> None:
     """Refuse plots of what a fit does not have."""
     if fit.is_point:
@@ -78,10 +88,11 @@ def check_plot(fit: Fit, kind: str, sites: Sequence[str] | None) -> None:
     group = getattr(fit.idata, PLOTS[kind], None)
     if group is None or (kind == "energy" and "energy" not in group):
         raise SettingError(f"the fit by {fit.method.name} has nothing for the plot {kind!r}.")
-    unknown = [name for name in sites or () if name not in group]
+    held = variables(fit.idata, PLOTS[kind])
+    unknown = [name for name in sites or () if name not in held]
     if unknown and kind != "energy":
-        raise SettingError(f"there is no site {unknown[0]!r}; {near(unknown[0], [*group])}")
-    scalars = sum(fit.idata.posterior[n][0, 0].size for n in sites or fit.draws)
+        raise SettingError(f"there is no site {unknown[0]!r}; {near(unknown[0], [*held])}")
+    scalars = sum(fit.draws[n][0, 0].size for n in sites or fit.draws) if kind == "pair" else 0
     if kind == "pair" and not 2 <= scalars <= 12:
         raise SettingError(
             f"a plot of pairs is of 2 to 12 scalars, and these are {scalars}. Name the sites to "
