@@ -34,6 +34,7 @@ RHAT_FAR = 1.1
 RHAT_STEADY = 1.05  # of the halves of one chain
 GAP = 2.0  # sds of a chain that the means of chains lie apart, where they are at different modes
 ESS_MIN_PER_CHAIN = 100
+DRAWS_MIN = 4  # ArviZ computes none of them from fewer
 BFMI_MIN = 0.3
 WEIGHTS_SHARE_MIN = 0.1  # of the draws; an approximation of some use keeps more
 TREE_SHARE_MAX = 0.01
@@ -95,6 +96,17 @@ def check_draws(posterior: Any, chains: int) -> list[Finding]:
         posterior: the ArviZ container.
         chains: how many chains it holds.
     """
+    count = idata.num_draws(posterior)
+    if count < DRAWS_MIN:
+        return [
+            Finding(
+                "error",
+                "too_few_draws",
+                f"{count} draws a chain are too few to tell whether the chains agree, and how much "
+                f"the draws are worth: R-hat and the effective sample size need {DRAWS_MIN}.",
+                f"Draw at least {10 * ESS_MIN_PER_CHAIN} a chain (draws=).",
+            )
+        ]
     findings = []
     if chains > 1:
         rhat = idata.rhat(posterior)

@@ -38,6 +38,7 @@ __all__ = [
     "labels",
     "loo",
     "mcse",
+    "num_draws",
     "pareto_k",
     "plot",
     "plot_ppc",
@@ -105,14 +106,16 @@ def to_idata(
         safe = {g: {_safe(n): a for n, a in arrays.items()} for g, arrays in filled.items()}
         names = {_safe(n): [_safe(dim) for dim in of] for n, of in named.items()}
         labelled = {_safe(dim): values for dim, values in (coords or {}).items()}
-        return az.from_dict(safe, dims=names, coords=labelled)
+        with _quiet():  # of more chains than draws
+            return az.from_dict(safe, dims=names, coords=labelled)
     container: Any = None
     for group, arrays in filled.items():
         # A group at a time, since 0.x wants the dims of each group to fit its arrays.
         lead = 0 if "data" in group else 2
         fitting = {n: named[n][: np.ndim(array) - lead] for n, array in arrays.items()}
         one: dict[str, Any] = {group: arrays}
-        part = az.from_dict(**one, dims=fitting, coords=dict(coords or {}))
+        with _quiet():
+            part = az.from_dict(**one, dims=fitting, coords=dict(coords or {}))
         if container is None:
             container = part
         else:
@@ -146,6 +149,11 @@ def summary(idata: Any, **options: Any) -> Any:
 def rhat(idata: Any) -> dict[str, NDArray[np.float64]]:
     """Return the rank-normalised split R-hat by variable, each of the variable's shape."""
     return _arrays(az.rhat, idata)
+
+
+def num_draws(idata: Any) -> int:
+    """Return how many draws a chain has."""
+    return int(idata.posterior.sizes["draw"])
 
 
 def chain_rhat(idata: Any) -> dict[str, NDArray[np.float64]]:
@@ -351,7 +359,10 @@ def plot(idata: Any, kind: str, names: Sequence[str] | None = None) -> Any:
         kind: one of ``PLOTS``.
         names: the variables; None is all.
     """
-    options: dict[str, Any] = {} if names is None or kind == "energy" else {"var_names": [*names]}
+    options: dict[str, Any] = {}
+    if names is not None and kind != "energy":
+        held = _dataset(idata, PLOTS[kind])
+        options["var_names"] = [name if name in held else _safe(name) for name in names]
     if kind == "ppc":
         made = plot_ppc(idata, num_pp_samples=100, **options)
     else:

@@ -34,6 +34,16 @@ def test_chains_that_disagree():
     assert finding.severity == "warning" or "R-hat" in finding.message
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_too_few_draws_for_any_diagnostic(count, recwarn):
+    found = of_draws(x=RNG.normal(size=(4, count)))
+    assert found.keys() == {"too_few_draws"}
+    assert found["too_few_draws"].severity == "error"
+    assert f"{count} draws a chain are too few" in found["too_few_draws"].message
+    assert not [w for w in recwarn if "chains" in str(w.message)]
+    assert "too_few_draws" not in of_draws(x=RNG.normal(size=(4, 4)))
+
+
 def test_few_effective_draws():
     steps = RNG.normal(size=(4, 1000))
     walk = np.zeros_like(steps)
