@@ -45,6 +45,19 @@ def test_a_time_limit_returns_what_there_is(name):
         assert fit.draws["mu"].mean() == pytest.approx(1.5, abs=0.5)
 
 
+@pytest.mark.parametrize("paths", [1, 3])
+def test_the_draws_of_a_path_end_in_time(paths):
+    method = probdl.Pathfinder(paths=paths, draws=5_000_000)
+    start = time.perf_counter()
+    with pytest.warns(
+        probdl.FindingWarning, match=r"after 1 of \d paths; their \d+ draws are used"
+    ):
+        fit = probdl.infer(normal_normal, SIGMA, Y, method=method, seed=1, time_limit=1)
+    assert time.perf_counter() - start < 20
+    assert 25 <= fit.num_draws < 5_000_000
+    assert fit.draws["mu"].mean() == pytest.approx(1.5, abs=0.5)
+
+
 def test_a_gan_ends_in_time():
     def generator(x):
         net = pyro.module("net", probdl.nn.MLP([1, 4, 1]).double())

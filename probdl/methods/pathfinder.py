@@ -38,6 +38,8 @@ Array = NDArray[np.float64]
 
 _HISTORY = 6  # updates that the inverse Hessian is made of, as in the paper
 _CURVED = 1e12  # an update is left out where the curvature along it is beyond this
+_LEAST = 25  # draws; k-hat is fitted to a tail of a fifth
+_BLOCK = 10_000  # draws made at once, between which the time may be up
 _TRIES = 5  # paths that may fail before there is none
 _WALL = 1e30  # stands for minus the log density where it is not finite
 
@@ -89,7 +91,7 @@ class Pathfinder(Method, name="pathfinder"):
     engine: str = "auto"
 
     def __post_init__(self) -> None:
-        self._check_int(draws=25, paths=1, steps=1, num_samples=1)
+        self._check_int(draws=_LEAST, paths=1, steps=1, num_samples=1)
         self._check_choice(engine=ENGINES)
 
     def run(self, program: Program, seed: int, progress: bool | None) -> Fit:
@@ -107,20 +109,25 @@ class Pathfinder(Method, name="pathfinder"):
                     approximation, rng = _best_normal(
                         density, evaluator, each, self.steps, self.num_samples
                     )
-                    found.append(_sample(evaluator, approximation, self.draws, rng))
+                    found.append(_sample(evaluator, approximation, self.draws, rng, least=_LEAST))
+                    if (early := found[-1].stop) is not None:
+                        raise early
                     shown.update()
             except KeyboardInterrupt as stop:
                 if not found:
                     raise
                 of = f"{self.paths} paths"
-                findings.append(interrupted(stop, len(found), of, "those are used", "of them"))
+                drawn = sum(len(s.z) for s in found)
+                kept = f"their {drawn} draws are used"
+                findings.append(interrupted(stop, len(found), of, kept, "draws"))
         z = np.concatenate([s.z for s in found])
         lp = np.concatenate([s.log_p for s in found])
         ratios = lp - np.concatenate([s.log_q for s in found])
         log_weights, pareto_k = psis(ratios)
-        chosen = torch.arange(self.draws)
+        count = min(self.draws, len(z))
+        chosen = torch.arange(count)
         if len(found) > 1:
-            chosen = resample(log_weights, self.draws, torch.Generator().manual_seed(seed))
+            chosen = resample(log_weights, count, torch.Generator().manual_seed(seed))
         values = density.constrain(torch.from_numpy(z)[chosen][None], deterministic=True)
         stats: dict[str, Any] = {
             "lp": lp[chosen.numpy()][None],
@@ -179,6 +186,7 @@ class _Sampled:
     z: Array
     log_p: Array
     log_q: Array
+    stop: KeyboardInterrupt | None = None  # what ended it early
 
     @property
     def elbo(self) -> float:
@@ -187,11 +195,30 @@ class _Sampled:
 
 
 def _sample(
-    evaluator: Evaluator, normal: _Normal, count: int, rng: np.random.Generator
+    evaluator: Evaluator,
+    normal: _Normal,
+    count: int,
+    rng: np.random.Generator,
+    *,
+    least: int | None = None,
 ) -> _Sampled:
-    z, log_q = normal.draw(count, rng)
-    log_p = np.array([float(evaluator.value_and_grad(torch.from_numpy(x))[0]) for x in z])
-    return _Sampled(z, np.where(np.isfinite(log_p), log_p, -np.inf), log_q)
+    """Draw so many; where the time is up, what there is if that is at least ``least``."""
+    blocks: list[tuple[Array, Array]] = []
+    scores: list[float] = []
+    early = None
+    try:
+        for first in range(0, count, _BLOCK):
+            blocks.append(normal.draw(min(_BLOCK, count - first), rng))
+            for x in blocks[-1][0]:
+                look()
+                scores.append(float(evaluator.value_and_grad(torch.from_numpy(x))[0]))
+    except KeyboardInterrupt as stop:
+        if least is None or len(scores) < least:
+            raise
+        early = stop
+    z, log_q = (np.concatenate(parts)[: len(scores)] for parts in zip(*blocks, strict=True))
+    log_p = np.array(scores)
+    return _Sampled(z, np.where(np.isfinite(log_p), log_p, -np.inf), log_q, early)
 
 
 def _best_normal(
@@ -251,6 +278,7 @@ def _normals(points: list[Array], gradients: list[Array]) -> list[_Normal]:
     alpha = np.ones(len(points[0])) if points else np.empty(0)
     updates: deque[tuple[Array, Array]] = deque(maxlen=_HISTORY)
     for i in range(1, len(points)):
+        look()
         s, y = points[i] - points[i - 1], gradients[i - 1] - gradients[i]
         curvature = float(s @ y)
         if curvature > 0 and float(y @ y) / curvature < _CURVED:
