@@ -11,11 +11,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from probdl.errors import DataError, SettingError
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["FORMAT", "folder_named", "read_index", "replace_folder"]
 
@@ -52,9 +58,20 @@ def replace_folder(
     Raises:
         SettingError: the folder cannot be made or written; what it held is unchanged.
     """
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(_alone(folder))
+        except OSError as error:
+            raise _failed(folder, error) from None
+        _replace(folder, index, writers)
+
+
+def _replace(
+    folder: Path, index: Mapping[str, Any], writers: Mapping[str, Callable[[Path], None]]
+) -> None:
     new: list[Path] = []
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         _finish(folder)
         files = {}
         for name, write in writers.items():
@@ -72,14 +89,37 @@ def replace_folder(
         for path in new:
             path.unlink(missing_ok=True)
         if isinstance(error, (OSError, RuntimeError)):  # the latter of HDF5
-            why = getattr(error, "strerror", None) or error
-            kept = " The fit that was there is unchanged." if (folder / INDEX).exists() else ""
-            raise SettingError(
-                f"the fit could not be saved in {folder}: {why}.{kept} Free "
-                "some space, or save it in another folder."
-            ) from None
+            raise _failed(folder, error) from None
         raise
     _finish(folder)
+
+
+def _failed(folder: Path, error: Exception) -> SettingError:
+    why = getattr(error, "strerror", None) or error
+    kept = " The fit that was there is unchanged." if (folder / INDEX).exists() else ""
+    return SettingError(
+        f"the fit could not be saved in {folder}: {why}.{kept} Free some space, or save it in "
+        "another folder."
+    )
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait until nobody else writes into a folder, and keep others waiting meanwhile.
+
+    The lock is the system's, on the folder itself: it leaves no file, and a kill ends it. Where
+    there is none (on Windows, on some network disks), two at a time get in each other's way.
+    """
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def read_index(folder: Path) -> tuple[dict[str, Any], dict[str, Path]]:

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 
 import arviz as az
 import numpy as np
@@ -335,6 +336,21 @@ def test_an_index_with_odd_contents_is_told(saved, key, value):
         fit = probdl.load(saved, model=normal_normal)
         assert key in ("proposal", "modules", "model")
         assert fit.predict()["y"].shape == (1, 1, 3)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no locks on folders")
+def test_two_that_save_into_one_folder_wait_for_each_other(tmp_path):
+    fits = [
+        probdl.infer(normal_normal, np.ones(3), np.full(3, v), method="map", seed=1)
+        for v in (0.0, 1.0)
+    ]
+    for fit in fits:
+        fit.save(tmp_path / "first")
+    with ThreadPoolExecutor(4) as pool:
+        for saving in [pool.submit(fits[i % 2].save, tmp_path / "fit") for i in range(40)]:
+            saving.result()
+    assert probdl.load(tmp_path / "fit").draws["mu"] in [fit.draws["mu"] for fit in fits]
+    assert len([*(tmp_path / "fit").iterdir()]) == 3
 
 
 FULL_DISK = """
