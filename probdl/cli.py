@@ -13,7 +13,7 @@ import inspect
 import textwrap
 import time
 import traceback as tracebacks
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +21,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import typer
+from matplotlib.backend_bases import FigureCanvasBase
 from typer.core import TyperCommand
 
 # At the top, though `--help` needs none of it: the package imports torch before it comes to this
@@ -39,10 +40,11 @@ from probdl.command.saved import (
 from probdl.command.settings import defaults, make_method, method_class, near
 from probdl.command.tabular import bind, read_all
 from probdl.diagnostics import Findings
-from probdl.errors import FindingWarning, ProbdlError, SettingError
+from probdl.errors import DataError, FindingWarning, ProbdlError, SettingError
 from probdl.idata import PLOTS
 from probdl.idata import plot as plot_idata
 from probdl.methods import METHODS
+from probdl.program import runnable, signature
 
 __all__ = ["app"]
 
@@ -140,7 +142,7 @@ def infer(
     """
     chosen = make_method(method, setting or [])
     program = locate_model(model)
-    bound = bind(program, _read(data, drop))
+    bound = _bound(program, data, drop, probdl.infer)
     if out is not None:
         _check_folder(out)
     shapes = ", ".join(f"{n} {np.shape(v)}" for n, v in bound.arguments.items())
@@ -180,17 +182,20 @@ def infer(
 
 
 @app.command(cls=_Command)
-def summary(folder: Folder, as_json: AsJson = False) -> None:
+def summary(folder: Folder, quiet: Quiet = False, as_json: AsJson = False) -> None:
     """Print one row for each scalar of the draws."""
-    with aside(quiet=False):
+    with aside(quiet):
         table = probdl.load(folder).summary()
     show(as_json, table, fit=str(folder), summary=records(table))
 
 
 @app.command(cls=_Command)
-def diagnose(folder: Folder, strict: Strict = False, as_json: AsJson = False) -> None:
+def diagnose(
+    folder: Folder, strict: Strict = False, quiet: Quiet = False, as_json: AsJson = False
+) -> None:
     """Print the findings, each with what to try."""
-    findings = probdl.load(folder).diagnose()
+    with aside(quiet):
+        findings = probdl.load(folder).diagnose()
     show(as_json, findings, fit=str(folder), findings=finding_records(findings))
     _judge(findings, strict)
 
@@ -210,12 +215,12 @@ def predict(
     The observed arguments may be missing from the new data. Predictions have the dimensions
     (chain, draw, *shape of the site at the new data).
     """
-    if out.suffix not in (".nc", ".npz"):
-        raise SettingError(f"--out {out}: predictions are written to .nc or .npz.")
+    _check_file(out, "predictions", (".nc", ".npz"))
     with aside(quiet):
         fit = load_with_model(folder, model)
         if data:
-            bound = bind(fit.model, _read(data, drop), optional=observed_arguments(fit))
+            observed = observed_arguments(fit)
+            bound = _bound(fit.model, data, drop, fit.predict, optional=observed)
             draws = fit.predict(*bound.args, **bound.kwargs)
         else:
             draws = fit.predict()
@@ -263,14 +268,17 @@ def plot(
     site: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="A site to draw; may be repeated.")
     ] = None,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Draw one of ArviZ's plots."""
     mpl.use("Agg")
     if kind not in PLOTS:
         raise SettingError(f"there is no plot {kind!r}; {near(kind, PLOTS)}")
-    with aside(quiet=True):
+    _check_picture(out)
+    with aside(quiet):
         fit = probdl.load(folder)
+    with aside(quiet=True):  # of matplotlib's
         check_plot(fit, kind, site)
         figure = plot_idata(fit.idata, kind, site)
     figure.savefig(out, dpi=120, bbox_inches="tight")
@@ -280,6 +288,7 @@ def plot(
 @app.command(cls=_Command)
 def methods(
     name: Annotated[str | None, typer.Argument(help="One of them, in full.")] = None,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """List the methods with their settings."""
@@ -300,7 +309,7 @@ def methods(
 
 
 @app.command(cls=_Command)
-def doctor(as_json: AsJson = False) -> None:
+def doctor(quiet: Quiet = False, as_json: AsJson = False) -> None:
     """Tell what the native engine needs, and what is there."""
     with contextlib.redirect_stdout(None):  # it prints its report by itself
         report = probdl.doctor()
@@ -315,6 +324,8 @@ def demo(
 ) -> None:
     """Fit eight schools by four methods."""
     mpl.use("Agg")
+    if out is not None:
+        _check_picture(out)
     fits = {}
     with aside(quiet, FindingWarning):
         for name, fit in demonstration.fit_schools(False if quiet else None):
@@ -333,9 +344,43 @@ def demo(
     )
 
 
-def _read(paths: Sequence[Path] | None, drop: Sequence[str] | None) -> dict[str, Any]:
-    """Read files of data into one table of names."""
-    return read_all(paths or (), drop=drop or ())
+def _bound(
+    model: Any,
+    paths: Sequence[Path] | None,
+    drop: Sequence[str] | None,
+    call: Callable[..., Any],
+    optional: Sequence[str] = (),
+) -> inspect.BoundArguments:
+    """Read files of data, and give what they hold to the arguments of a model, for a call."""
+    known = signature(runnable(model)).parameters
+    bound = bind(model, read_all(paths or (), drop=drop or (), also=known), optional=optional)
+    taken = inspect.signature(call).parameters
+    if clash := [name for name in bound.kwargs if name in taken and name not in known]:
+        raise DataError(
+            f"the data have {clash[0]!r}, which {call.__name__}() takes for itself, so that a "
+            f"model with **{_rest(known)} cannot have it. Rename it in the file, or leave it out "
+            f"by --drop {clash[0]}."
+        )
+    return bound
+
+
+def _rest(parameters: Mapping[str, inspect.Parameter]) -> str:
+    return next(name for name, p in parameters.items() if p.kind is p.VAR_KEYWORD)
+
+
+def _check_picture(out: Path) -> None:
+    known = FigureCanvasBase.get_supported_filetypes()
+    _check_file(out, "plots", [f".{ending}" for ending in known])
+
+
+def _check_file(out: Path, what: str, endings: Sequence[str]) -> None:
+    """Refuse a file that cannot be written, before the work, and make its folder."""
+    if out.suffix not in endings:
+        last = f"{', '.join(endings[:-1])} or {endings[-1]}"
+        raise SettingError(f"--out {out}: {what} are written to {last}.")
+    if out.is_dir():
+        raise SettingError(f"--out {out} is a folder; give the name of a file.")
+    out.resolve().parent.mkdir(parents=True, exist_ok=True)
 
 
 def _check_folder(out: Path) -> None:

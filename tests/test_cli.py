@@ -382,6 +382,50 @@ def test_observed_arguments_may_be_missing_from_new_data(here):
     assert "called 'x'" in refused("predict", "fit", "--data", "none.json", "--out", "p.nc")
 
 
+def test_a_name_of_a_column_that_infer_takes_for_itself(here):
+    (here / "open.py").write_text(
+        "import pyro, pyro.distributions as dist\n"
+        "def model(y, **rest):\n"
+        "    pyro.sample('y', dist.Normal(pyro.sample('mu', dist.Normal(0., 1.)), 1.), obs=y)\n"
+    )
+    for name in ("seed", "method", "time_limit", "progress", "model", "coords"):
+        (here / "table.json").write_text(json.dumps({"y": 1.0, name: 3}))
+        words = ["open.py:model", "--data", "table.json", "--method", "laplace"]
+        told = refused("infer", *words)
+        assert f"the data have '{name}', which infer() takes for itself" in told
+        assert f"--drop {name}" in told
+        good("infer", *words, "--drop", name)
+
+
+def test_coordinates_are_read_where_an_argument_is_called_so(here):
+    y = xr.DataArray([2.5, 3.5, 6.5], dims="x", coords={"x": [1.0, 2.0, 3.0]}, name="y")
+    y.to_dataset().to_netcdf(here / "xy.nc", engine="h5netcdf")
+    words = ["--data", "xy.nc", "--method", "mle", "--seed", 1]
+    (row,) = fitted("my_models.py:line", *words)["summary"]
+    assert row["estimate"] == pytest.approx(29 / 14, rel=1e-4)
+    good("infer", "my_models.py:normal", *words)  # which has no x, and is given none
+
+
+def test_where_nothing_can_be_written_is_told_before_the_work(saved):
+    here, _ = saved
+    (here / "folder.png").mkdir()
+    for words, message in (
+        (["plot", "fits/line", "trace", "--out", "a.xyz"], "plots are written to"),
+        (["plot", "fits/line", "trace", "--out", "folder.png"], "is a folder"),
+        (["demo", "--out", "a"], "plots are written to"),
+        (["predict", "nowhere", "--out", "a.csv"], "predictions are written to .nc or .npz"),
+    ):
+        assert message in refused(*words)
+    good("predict", "fits/line", "--out", "new/folder/p.npz")
+    good("plot", "fits/line", "forest", "--out", "new/folder/too/a.pdf", "--quiet")
+    assert (here / "new/folder/too/a.pdf").exists()
+
+
+def test_every_command_can_be_quiet(saved):
+    for words in (["summary", "fits/line"], ["diagnose", "fits/line"], ["methods"], ["doctor"]):
+        assert good(*words, "--quiet").stderr == ""
+
+
 def test_odd_names_of_sites(here):
     (here / "odd.py").write_text(
         "import pyro, pyro.distributions as dist\n"

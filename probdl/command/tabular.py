@@ -66,14 +66,21 @@ def read(path: str | Path, *, drop: Collection[str] = ()) -> Values:
     return read_all([path], drop=drop)
 
 
-def read_all(paths: Iterable[str | Path], *, drop: Collection[str] = ()) -> Values:
-    """Read several files of data into one; what is left out may be in any of them.
+def read_all(
+    paths: Iterable[str | Path], *, drop: Collection[str] = (), also: Collection[str] = ()
+) -> Values:
+    """Read several files of data into one.
+
+    Args:
+        paths: the files.
+        drop: what to leave out; it may be in any of them.
+        also: what to read of a netCDF file though it is a coordinate, and no variable.
 
     Raises:
         DataError: as in `read`; or two files hold something of one name.
     """
     values: Values = {}
-    files = [(Path(path), _raw(Path(path))) for path in paths]
+    files = [(Path(path), _raw(Path(path), also)) for path in paths]
     for path, held in files:
         kept = {n: v for n, v in held.items() if n not in drop}
         if twice := [name for name in kept if name in values]:
@@ -89,7 +96,7 @@ def read_all(paths: Iterable[str | Path], *, drop: Collection[str] = ()) -> Valu
     return values
 
 
-def _raw(path: Path) -> Values:
+def _raw(path: Path, also: Collection[str]) -> Values:
     """Read what a file holds, as it is."""
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
@@ -97,7 +104,7 @@ def _raw(path: Path) -> Values:
     if not path.is_file():
         raise DataError(f"{path}: there is no such file.")
     try:
-        return reader(path)
+        return reader(path, also)
     except DataError:
         raise
     except _ERRORS as error:
@@ -179,7 +186,7 @@ def _with_matrices(values: Values, wanted: Iterable[str]) -> Values:
     return values
 
 
-def _read_csv(path: Path) -> Values:
+def _read_csv(path: Path, _also: Collection[str]) -> Values:
     with warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)
         try:
@@ -193,7 +200,7 @@ def _read_csv(path: Path) -> Values:
     return {str(name): column for name, column in table.items()}
 
 
-def _read_json(path: Path) -> Values:
+def _read_json(path: Path, _also: Collection[str]) -> Values:
     values = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(values, dict):
         raise DataError(
@@ -203,17 +210,18 @@ def _read_json(path: Path) -> Values:
     return values
 
 
-def _read_npz(path: Path) -> Values:
+def _read_npz(path: Path, _also: Collection[str]) -> Values:
     with np.load(path, allow_pickle=False) as arrays:
         return dict(arrays)
 
 
-def _read_netcdf(path: Path) -> Values:
+def _read_netcdf(path: Path, also: Collection[str]) -> Values:
     with xr.open_dataset(path) as dataset:
-        return {str(name): array.to_numpy() for name, array in dataset.data_vars.items()}
+        names = [*dataset.data_vars, *(name for name in dataset.coords if name in also)]
+        return {str(name): dataset[name].to_numpy() for name in names}
 
 
-_READERS: dict[str, Callable[[Path], Values]] = {
+_READERS: dict[str, Callable[[Path, Collection[str]], Values]] = {
     ".csv": _read_csv,
     ".json": _read_json,
     ".npz": _read_npz,
