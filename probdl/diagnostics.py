@@ -1,9 +1,11 @@
 """Checks on a fit; each returns findings: what was seen, why it matters, what to try.
 
-The statistics are ArviZ's, the thresholds those of Vehtari, Gelman, Simpson, Carpenter and
+The statistics are ArviZ's. Most thresholds are those of Vehtari, Gelman, Simpson, Carpenter and
 Bürkner, "Rank-normalization, folding, and localization: an improved R-hat", Bayesian Analysis
-16 (2021), of Betancourt, "A conceptual introduction to Hamiltonian Monte Carlo" (2017), and of
-Vehtari, Simpson, Gelman, Yao and Gabry, "Pareto smoothed importance sampling", JMLR 25 (2024).
+16(2) (2021), of Betancourt, "Diagnosing suboptimal cotangent disintegrations in Hamiltonian Monte
+Carlo", arXiv:1604.00695 (2016), and "A conceptual introduction to Hamiltonian Monte Carlo",
+arXiv:1701.02434 (2017), and of Vehtari, Simpson, Gelman, Yao and Gabry, "Pareto smoothed importance
+sampling", JMLR 25(72) (2024). Those that are ours say so where they stand.
 """
 
 from __future__ import annotations
@@ -29,15 +31,25 @@ __all__ = [
     "interrupted",
 ]
 
-RHAT_MAX = 1.01
+RHAT_MAX = 1.01  # Vehtari et al. (2021)
+# Ours: the limit before theirs (Gelman et al., "Bayesian Data Analysis"). What fails even that is
+# an error, and no matter of a somewhat longer run.
 RHAT_FAR = 1.1
-RHAT_STEADY = 1.05  # of the halves of one chain
-GAP = 2.0  # sds of a chain that the means of chains lie apart, where they are at different modes
-ESS_MIN_PER_CHAIN = 100
+# Of the halves of one chain. Ours: above RHAT_MAX, since it is of one chain alone, and noisier.
+RHAT_STEADY = 1.05
+# Sds of a chain that the means of chains lie apart, where they are at different modes. Ours: of two
+# normal densities of one sd, the sum has two modes only where their means are further apart.
+GAP = 2.0
+ESS_MIN_PER_CHAIN = 100  # Vehtari et al. (2021): 50 for each half of a chain
 DRAWS_MIN = 4  # ArviZ computes none of them from fewer
-BFMI_MIN = 0.3
-WEIGHTS_SHARE_MIN = 0.1  # of the draws; an approximation of some use keeps more
+BFMI_MIN = 0.3  # defined by Betancourt (2016), the value by Betancourt (2017); ArviZ advises it too
+# Of the draws, by their weights. Ours: where nine in ten count for nothing, the approximation is of
+# little use, though k-hat may pass.
+WEIGHTS_SHARE_MIN = 0.1
+# Of the transitions. Ours: the draws are valid all the same, and a few of them slow no chain.
 TREE_SHARE_MAX = 0.01
+# Of the transitions. Ours: each divergence is told, and more than this are an error.
+DIVERGING_MAX = 0.01
 
 Severity = Literal["info", "warning", "error"]
 Array = NDArray[Any]
@@ -214,7 +226,7 @@ def check_energy(stats: Mapping[str, Any]) -> list[Finding]:
     if count:
         findings.append(
             Finding(
-                "error" if count > 0.01 * diverging.size else "warning",
+                "error" if count > DIVERGING_MAX * diverging.size else "warning",
                 "divergences",
                 f"{count} of {diverging.size} transitions diverged: the sampler could not follow "
                 "the density there, and the draws may leave that region out.",
@@ -255,13 +267,14 @@ def check_tree(stats: Mapping[str, Any], max_treedepth: int) -> list[Finding]:
     ]
 
 
-def check_weights(log_weights: Array, k: float, what: str) -> list[Finding]:
+def check_weights(log_weights: Array, k: float, what: str, first: str = "") -> list[Finding]:
     """Check draws of an approximation by their importance weights.
 
     Args:
         log_weights: the logs of the weights, normalised.
         k: the Pareto k-hat of the ratios they were made of: how heavy their tail is.
         what: the approximation, for the message.
+        first: what to try before another method.
     """
     share = float(np.exp(-np.logaddexp.reduce(2 * log_weights))) / len(log_weights)
     if k > idata.PARETO_K:
@@ -278,7 +291,7 @@ def check_weights(log_weights: Array, k: float, what: str) -> list[Finding]:
             "pareto_k" if k > idata.PARETO_K else "weights",
             f"{what} does not match the posterior: {seen}. Its draws, and what is computed of "
             "them, are those of another distribution.",
-            "Fit by method='nuts', which makes no such approximation.",
+            f"{first} Fit by method='nuts', which makes no such approximation.".lstrip(),
         )
     ]
 

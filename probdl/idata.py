@@ -61,7 +61,9 @@ else:
     from arviz.stats import ecdf_utils
 
 _SLASH = "∕"  # U+2215: netCDF and DataTree keep the other for themselves
-PARETO_K = 0.7  # from which on importance sampling cannot be trusted
+# From which on importance sampling cannot be trusted: Vehtari, Simpson, Gelman, Yao and Gabry,
+# "Pareto smoothed importance sampling", JMLR 25(72) (2024).
+PARETO_K = 0.7
 
 Arrays = Mapping[str, NDArray[Any]]
 Dims = Mapping[str, Sequence[str | None]]

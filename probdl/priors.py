@@ -30,10 +30,14 @@ from probdl.state import isolated
 
 __all__ = ["check_prior"]
 
-PRIOR_DRAWS = 200  # the data are beyond all of them with probability 1 % if they are such draws
+# The thresholds are ours; the papers name none.
+# The data are beyond all of so many with probability 2 / 201, about 1 %, if they are such draws.
+PRIOR_DRAWS = 200
 _NUMBERS = 2**23  # that the check may draw; beyond, the data are too many for one after each fit
 _SCALARS = 500  # of a site that are compared with their prior
-_SAME = 0.01  # of the test that posterior and prior are one distribution
+# The level of the test that posterior and prior are one distribution: that often, for each of its
+# scalars, a site of which the data say nothing passes for one of which they do.
+_SAME = 0.01
 
 Array = NDArray[Any]
 

@@ -341,4 +341,5 @@ class SVI(Method, name="svi"):
             "log_weights": weighed.log_weights[None],
             "log_evidence": weighed.log_evidence,
         }
-        return draws, more, check_weights(weighed.log_weights, weighed.pareto_k, "the guide")
+        first = "Train for more steps, or take a guide that can come nearer (guide='lowrank')."
+        return draws, more, check_weights(weighed.log_weights, weighed.pareto_k, "the guide", first)

@@ -26,8 +26,10 @@ from probdl.state import stream
 
 __all__ = ["Outcome", "Plan", "stopped_at", "train"]
 
-_SHORT = 2.0  # standard errors by which the end may fall short of the best block
-_RISING = 4.0  # standard errors from which a rise near the end is one
+_SHORT = 2.0  # standard errors by which the end may fall short of the best block; ours, about 95 %
+# Standard errors from which a rise near the end is one. Ours: successive losses are correlated, so
+# that their standard error is taken too small.
+_RISING = 4.0
 
 
 @dataclass(frozen=True)
