@@ -11,8 +11,10 @@ VENV312 := .venv-arviz1
 WORKERS ?= 2
 # What calibration is timed against, in an environment of its own.
 SIMUK := .venv-simuk
+# NumPyro, PyMC and PyStan.
+PEERS := .venv-peers
 
-.PHONY: demo test test-arviz1 docs notebooks bench-engine bench-loops bench-svi bench-gan bench-studies bench-predict lint types check format clean
+.PHONY: demo test test-arviz1 docs notebooks bench bench-peers bench-scaling bench-references bench-engine bench-loops bench-svi bench-gan bench-studies bench-predict lint types check format clean
 
 demo: $(STAMP)  ## fit eight schools and a logistic regression on real data, by four methods
 	$(BIN)/python examples/demo.py
@@ -34,6 +36,26 @@ docs: $(STAMP)  ## the documentation, into site/; warnings are errors
 
 notebooks: $(STAMP)  ## run all notebooks at full size, and store their outputs
 	$(BIN)/python notebooks/run.py
+
+bench: bench-peers bench-scaling  ## against Pyro, NumPyro, PyMC and Stan; needs PROBDL_SHARED
+
+$(PEERS)/.installed:
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet numpyro pymc nutpie pystan "matplotlib<3.11"
+	touch $@
+
+bench-peers: $(STAMP) $(PEERS)/.installed  ## NUTS on ten tasks; writes benchmarks/results/
+	$(BIN)/python -m benchmarks.peers
+
+bench-scaling: $(STAMP) $(PEERS)/.installed  ## gradients over rows and predictors
+	$(BIN)/python -m benchmarks.peers.scaling
+
+bench-references: $(STAMP) $(PEERS)/.installed  ## long runs of Stan where there is no reference
+	mkdir -p output
+	for task in hierarchical_logistic bayesian_network; do \
+		$(BIN)/python -c "import sys, numpy; from benchmarks.peers.tasks import load; numpy.savez(f'output/{sys.argv[1]}.npz', **load(sys.argv[1]).data())" $$task; \
+	done
+	$(PEERS)/bin/python -m benchmarks.peers.references output
 
 bench-engine: $(STAMP)  ## how fast the native engine is; writes benchmarks/results/
 	$(BIN)/python -m benchmarks.engine
@@ -75,4 +97,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV312) $(SIMUK) output site
+	rm -rf $(VENV) $(VENV312) $(SIMUK) $(PEERS) output site

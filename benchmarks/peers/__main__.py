@@ -1,0 +1,119 @@
+"""Every system on every task, one after the other: ``python -m benchmarks.peers [TASK ...]``.
+
+Each runs in a process of its own, with a cache of its own, and probdl then once more in a fresh
+process that finds the cache. Needs PROBDL_SHARED; the peers are in an environment of their own.
+Writes results/peers.json, peers.md and peers.png; tasks not named keep their results.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.parts import run
+from benchmarks.peers.judge import judge
+from benchmarks.peers.report import write
+from benchmarks.peers.systems import SYSTEMS
+from benchmarks.peers.tasks import TASKS, load
+
+ROOT = Path(__file__).parents[2]
+PEERS = ROOT / ".venv-peers" / "bin" / "python"
+TIMEOUT_S, PYRO_TIMEOUT_S = 600, 240
+
+
+class TooLongError(RuntimeError):
+    """A process was not done in time."""
+
+
+def measure(task: str) -> dict[str, Any]:
+    """Run all systems on a task; one that fails gives its error."""
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "data.npz"
+        np.savez(data, **load(task).data())
+        rows = {}
+        for system in SYSTEMS:
+            rows[system] = _row(system, task, data, Path(folder) / system)
+            print(task, system, rows[system], flush=True)
+    return rows
+
+
+def _row(system: str, task: str, data: Path, folder: Path) -> dict[str, Any]:
+    cache = folder / "cache"
+    cache.mkdir(parents=True)
+    try:
+        if system == "pyro":
+            return _pyro(task, data, folder, cache)
+        row = _child(system, task, data, folder / "first", cache)
+        row["runs"] = []
+        for file in sorted((folder / "first").glob("draws_*.npz")):
+            with np.load(file) as held:
+                row["runs"].append(judge(task, dict(held)))
+        if system == "probdl":  # NumPyro and nutpie keep nothing; Stan's is first_s - compile_s
+            again = _child(system, task, data, folder / "again", cache, "--once")
+            row["cached_first_s"] = again["first_s"]
+    except (RuntimeError, ValueError) as error:
+        return {"error": str(error)}
+    return row
+
+
+def _pyro(task: str, data: Path, folder: Path, cache: Path) -> dict[str, Any]:
+    """Run Pyro with its compiler, or without where that takes too long on a long loop."""
+    try:
+        return _child("pyro", task, data, folder / "first", cache, timeout=PYRO_TIMEOUT_S)
+    except TooLongError:
+        return _child("pyro", task, data, folder / "eager", cache, "--eager")
+
+
+def _child(
+    system: str,
+    task: str,
+    data: Path,
+    out: Path,
+    cache: Path,
+    *options: str,
+    timeout: float = TIMEOUT_S,
+) -> dict[str, Any]:
+    """Run one process to its end, and return its timings."""
+    out.mkdir()
+    python = str(PEERS) if system not in ("probdl", "pyro") else sys.executable
+    arguments = [system, task, str(data), str(out), *options]
+    try:
+        done = subprocess.run(
+            [python, "-m", "benchmarks.peers.child", *arguments],
+            cwd=ROOT,
+            env=os.environ | _caches(cache),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+    except FileNotFoundError:
+        raise RuntimeError("not installed") from None
+    except subprocess.TimeoutExpired:
+        raise TooLongError(f"not done after {timeout} s") from None
+    if done.returncode:
+        last = (done.stderr.strip() or "nothing was said").splitlines()[-1]
+        raise RuntimeError(f"exit status {done.returncode}: {last[:300]}")
+    return json.loads((out / "timings.json").read_text())
+
+
+def _caches(folder: Path) -> dict[str, str]:
+    """Return what tells each system to keep its compiled code there; NumPyro keeps none."""
+    return {
+        "PROBDL_CACHE": str(folder / "probdl"),
+        "XDG_CACHE_HOME": str(folder),  # httpstan
+        "PYTENSOR_FLAGS": f"base_compiledir={folder / 'pytensor'}",
+        "NUMBA_CACHE_DIR": str(folder / "numba"),
+    }
+
+
+if __name__ == "__main__":
+    run("peers", {task: partial(measure, task) for task in TASKS}, write)

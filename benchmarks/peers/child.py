@@ -1,0 +1,75 @@
+"""One system on one task, in a process of its own.
+
+``python -m benchmarks.peers.child SYSTEM TASK DATA.npz OUT_FOLDER [--once | --eager]``, from the
+root of the repository; ``--eager`` is Pyro without its compiler. Writes timings.json, and the draws
+of each run by parameter as draws_0.npz and so on.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import resource
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.peers.systems import PACKAGES
+from benchmarks.peers.tasks import load
+
+REPEATS = 3
+ENOUGH_S = 60.0  # after which no repeat starts, if there has been one
+
+
+def sampled(system: Any, task: Any, data: dict[str, np.ndarray], out: Path, once: bool) -> Any:
+    """Time a first call, and calls with other seeds that have nothing to compile."""
+    sample = system.start(task, data)
+    begin = time.perf_counter()
+    seconds, gradients, compile_s = [], [], None
+    for run in range(1 if once else 1 + REPEATS):
+        if run > 1 and time.perf_counter() - begin > ENOUGH_S:
+            break
+        start = time.perf_counter()
+        found = sample(run + 1)
+        seconds.append(time.perf_counter() - start)
+        gradients.append(found.gradients)
+        compile_s = found.compile_s if run == 0 else compile_s
+        parameters = {k: v.astype(np.float64) for k, v in task.parameters(found.draws).items()}
+        np.savez(out / f"draws_{run}.npz", **parameters)
+    first_s, sampling_s = seconds[0], seconds[1:]
+    if compile_s is None and sampling_s:
+        compile_s = max(first_s - float(np.median(sampling_s)), 0.0)
+    return {
+        "first_s": first_s,
+        "sampling_s": sampling_s,
+        "compile_s": compile_s,
+        "gradients": gradients,
+    }
+
+
+def peak_mib() -> float:
+    """Return the most memory that this process, or one that it started, has used."""
+    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return max(resource.getrusage(w).ru_maxrss for w in who) / 1024
+
+
+def main(name: str, task_name: str, file: str, folder: str, *options: str) -> None:
+    task, out = load(task_name), Path(folder)
+    with np.load(file) as held:
+        data = dict(held)
+    system = importlib.import_module(f"benchmarks.peers.systems.{name}")
+    if name == "pyro":
+        result = system.cost(task, data, jit="--eager" not in options)
+    else:
+        result = sampled(system, task, data, out, "--once" in options)
+    result["peak_mib"] = peak_mib()
+    result["versions"] = {package: version(package) for package in PACKAGES[name]}
+    (out / "timings.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,68 @@
+"""Judges draws: their effective sample size, and whether they are right.
+
+A run is right where every parameter has an R-hat of at most 1.05, its mean is within a few
+standard errors of the reference's, and its standard deviation within 10 % of the reference's, or
+within as many of its own standard errors where these are larger. "A few" is 4; with hundreds of
+parameters it is more, so that a right run is called wrong by chance less than once in a thousand.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import arviz as az
+import numpy as np
+from scipy import stats
+
+from benchmarks.peers import posteriordb
+from benchmarks.peers.tasks import load
+
+REFERENCES = Path(__file__).parent / "references"
+FALSE_ALARM = 1e-3
+MAX_RHAT = 1.05
+
+
+def reference(task: str) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+    """Return the known statistics by parameter, and of how many draws each is worth."""
+    name = load(task).REFERENCE
+    if name is None:
+        known = json.loads((REFERENCES / f"{task}.json").read_text())["reference"]
+        return known, {k: v["n"] for k, v in known.items()}
+    content = posteriordb.content(name)
+    return content["reference"], dict.fromkeys(content["reference"], content["n_draws"])
+
+
+def limit(count: int) -> float:
+    """Return how many standard errors a mean may be off, among as many parameters."""
+    return max(4.0, float(stats.norm.isf(FALSE_ALARM / 2 / count)))
+
+
+def judge(task: str, draws: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Compare draws by parameter, (chain, draw), with the reference."""
+    known, worth = reference(task)
+    if set(known) != set(draws):
+        raise ValueError(f"{task} has the parameters {sorted(draws)}, not {sorted(known)}")
+    allowed = limit(len(known))
+    ess, rhat, z, off, right = [], [], {}, {}, True
+    for name, facts in known.items():
+        found = draws[name]
+        ess.append(float(az.ess(found, method="bulk")))
+        rhat.append(float(az.rhat(found)))
+        error = np.hypot(float(az.mcse(found, method="mean")), facts["sd"] / worth[name] ** 0.5)
+        z[name] = float(abs(found.mean() - facts["mean"]) / error)
+        off[name] = abs(float(found.std()) / facts["sd"] - 1)
+        spread = max(0.1, allowed * float(az.mcse(found, method="sd")) / facts["sd"])
+        # Written so that what is not a number is wrong.
+        right &= bool(z[name] <= allowed and off[name] <= spread and rhat[-1] <= MAX_RHAT)
+    return {
+        "min_ess": float(min(ess)),
+        "max_rhat": float(max(rhat)),
+        "worst_z": max(z.values()),
+        "worst_parameter": max(z, key=z.__getitem__),
+        "worst_sd": max(off.values()),
+        "limit": allowed,
+        "right": right,
+    }

@@ -1,0 +1,209 @@
+"""Gradients of a logistic regression over rows and predictors, against what the machine allows.
+
+``python -m benchmarks.peers.scaling``: writes results/scaling.json, scaling.md and scaling.png.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from benchmarks.parts import RESULTS, run
+from benchmarks.peers.gradients import SYSTEMS
+from benchmarks.peers.report import LABELS, MARKERS
+
+ROOT = Path(__file__).parents[2]
+PEERS = ROOT / ".venv-peers" / "bin" / "python"
+ROWS = [10**3, 10**4, 10**5, 10**6]
+PREDICTORS = [10, 30, 100, 300, 1000]
+FIXED = 20, 10_000  # predictors where the rows vary, rows where the predictors do
+TIMEOUT_S = 300
+NAMES = LABELS | {"numpyro": "NumPyro (JAX)", "pymc": "PyMC (numba)", "probdl": "probdl"}
+STYLES = MARKERS | {"numpyro": MARKERS["numpyro_vectorized"]}
+
+
+def gradient(system: str, rows: int, predictors: int, threads: int | None = None) -> Any:
+    """Time a gradient in a process of its own; an error is told."""
+    python = sys.executable if system == "probdl" else str(PEERS)
+    more = {} if threads is None else {"PROBDL_BENCH_THREADS": str(threads)}
+    try:
+        done = subprocess.run(
+            [python, "-m", "benchmarks.peers.gradients", system, str(rows), str(predictors)],
+            cwd=ROOT,
+            env=os.environ | more,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=True,
+        )
+        return json.loads(done.stdout.splitlines()[-1])["seconds"]
+    except FileNotFoundError:
+        return "not installed"
+    except subprocess.TimeoutExpired:
+        return f"not done after {TIMEOUT_S} s"
+    except subprocess.CalledProcessError as error:
+        return (error.stderr.strip().splitlines() or ["failed"])[-1][:200]
+
+
+def sweep(sizes: list[tuple[int, int]]) -> list[dict[str, Any]]:
+    """Time a gradient of every system at every size, the systems next to each other."""
+    found = []
+    for rows, predictors in sizes:
+        times = {s: gradient(s, rows, predictors) for s in SYSTEMS}
+        times["probdl_one_thread"] = gradient("probdl", rows, predictors, threads=1)
+        found.append({"rows": rows, "predictors": predictors, "seconds": times})
+        print(found[-1], flush=True)
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Measure what the machine can do: reading memory (a dot product), multiplying (a product)."""
+    a, b = np.ones(2**26), np.ones(2**26)  # 1 GiB together, more than any cache
+    square = np.random.default_rng(0).normal(size=(1500, 1500))
+    limits = {}
+    for threads in (1, os.cpu_count() or 1):
+        with threadpool_limits(threads):
+            limits[str(threads)] = {
+                "bytes_per_s": 2 * a.nbytes / _best(lambda: a @ b),
+                "flops_per_s": 2 * 1500**3 / _best(lambda: square @ square),
+            }
+    return limits
+
+
+def _best(call: Callable[[], Any], rounds: int = 9) -> float:
+    call()
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def cost(rows: int, predictors: int) -> tuple[float, float]:
+    """Return the bytes and the flops that a gradient needs at the least.
+
+    Each row is read once: its predictors and its class, in double precision. Each number of it is
+    multiplied and added twice, for the linear predictor and for the gradient; the exponential,
+    the logarithm and what is around them are some 60 operations a row.
+    """
+    return 8.0 * rows * (predictors + 1), rows * (4.0 * predictors + 60)
+
+
+def bound(limits: dict[str, Any], rows: int, predictors: int) -> float:
+    """Return the least seconds a gradient can take with all cores: the roofline."""
+    best = limits[max(limits, key=int)]
+    moved, computed = cost(rows, predictors)
+    return max(moved / best["bytes_per_s"], computed / best["flops_per_s"])
+
+
+def write(results: dict[str, Any]) -> None:
+    """Write the page and the plot."""
+    limits = results["machine"]
+    lines = [
+        "# A gradient of the logistic regression, and what the machine allows",
+        "",
+        f"Made by `make bench-scaling`. Data of n rows and p predictors: p = {FIXED[0]} where n "
+        f"varies, n = {FIXED[1]:,} where p does. Value and gradient in double precision, all "
+        "cores, the best of several rounds; Stan's from the difference of a long and a short run "
+        "of its sampler, on the one core that a chain has.",
+        "",
+        "## The cost on paper",
+        "",
+        "With X of n rows and p columns in memory, a gradient must read 8 n (p + 1) bytes and "
+        "compute some n (4 p + 60) operations: X β, then Xᵀ (σ(X β) − y), and an exponential and "
+        "a logarithm a row. That is half an operation a byte where p is large. So where X does "
+        "not fit the cache, reading it once is the limit, and a system that computes X β for all "
+        "rows and then goes over X again takes at least twice that. probdl writes both products "
+        "and what is between them as one loop over blocks of rows that stay in the cache, and "
+        "threads share the blocks.",
+        "",
+        "| threads | memory read, GB/s | matrix product, Gflop/s |",
+        "| ---: | ---: | ---: |",
+        *(
+            f"| {k} | {v['bytes_per_s'] / 1e9:.1f} | {v['flops_per_s'] / 1e9:.0f} |"
+            for k, v in limits.items()
+        ),
+        "",
+        "*Limit*: the larger of bytes over bandwidth and operations over peak, with all cores. A "
+        "system can be below it where X fits a cache, which is faster than memory.",
+        "",
+    ]
+    columns = [*SYSTEMS, "probdl_one_thread"]
+    heads = [*(NAMES[s] for s in SYSTEMS), "probdl, one thread"]
+    for part in ("rows", "predictors"):
+        lines += [
+            f"## Over {part}",
+            "",
+            f"| n | p | limit, µs | {' | '.join(f'{h}, µs' for h in heads)} "
+            "| ours / best peer | limit / ours |",
+            "| ---: " * (5 + len(heads)) + "|",
+        ]
+        for row in results[part]:
+            times = row["seconds"]
+            peers = [times[s] for s in SYSTEMS[1:] if isinstance(times[s], float)]
+            least = bound(limits, row["rows"], row["predictors"])
+            ours = times["probdl"]
+            cells = [
+                f"{times[c] * 1e6:,.1f}" if isinstance(times[c], float) else times[c]
+                for c in columns
+            ]
+            lines.append(
+                f"| {row['rows']:,} | {row['predictors']} | {least * 1e6:,.1f} "
+                f"| {' | '.join(cells)} | {ours / min(peers):.2f} | {least / ours:.2f} |"
+            )
+        lines.append("")
+    lines += ["![Gradients over rows and predictors](scaling.png)", ""]
+    (RESULTS / "scaling.md").write_text("\n".join(lines))
+    _plot(results)
+
+
+def _plot(results: dict[str, Any]) -> None:
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True, layout="constrained")
+    for axis, part in zip(axes, ("rows", "predictors"), strict=True):
+        sizes = [row[part] for row in results[part]]
+        for system in SYSTEMS:
+            points = [
+                (size, row["seconds"][system] / (row["rows"] * row["predictors"]) * 1e9)
+                for size, row in zip(sizes, results[part], strict=True)
+                if isinstance(row["seconds"][system], float)
+            ]
+            colour, marker = STYLES[system]
+            marker = "o" if marker == "|" else marker
+            axis.plot(*zip(*points, strict=True), marker, ls="-", color=colour, label=NAMES[system])
+        least = [
+            bound(results["machine"], row["rows"], row["predictors"])
+            / (row["rows"] * row["predictors"])
+            * 1e9
+            for row in results[part]
+        ]
+        axis.plot(sizes, least, "k--", lw=1, label="limit: memory read once, or peak")
+        axis.set(xscale="log", yscale="log", xlabel=f"{part} (others fixed)")
+    axes[0].set_xlabel(f"rows n, at {FIXED[0]} predictors")
+    axes[1].set_xlabel(f"predictors p, at {FIXED[1]:,} rows")
+    axes[0].set_ylabel("ns a gradient and number of X")
+    axes[0].legend(fontsize=8, frameon=False)
+    figure.savefig(RESULTS / "scaling.png", dpi=130)
+
+
+if __name__ == "__main__":
+    run(
+        "scaling",
+        {
+            "machine": machine,
+            "rows": functools.partial(sweep, [(n, FIXED[0]) for n in ROWS]),
+            "predictors": functools.partial(sweep, [(FIXED[1], p) for p in PREDICTORS]),
+        },
+        write,
+    )

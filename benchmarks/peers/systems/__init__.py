@@ -1,0 +1,40 @@
+"""The systems, one file each.
+
+A system's module has ``start(task, data)``, which returns a sampler: called with a seed, it draws
+4 chains of 1,000 draws after 1,000 of warm-up, at default settings otherwise. The first call
+compiles what there is to compile; later calls use it again. Pyro is too slow for that, and has
+``cost(task, data)`` instead: how long a gradient takes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+CHAINS, DRAWS, WARMUP, CORES = 4, 1000, 1000, 2
+# By system, the packages whose versions the results name.
+PACKAGES = {
+    "probdl": ("probdl", "torch", "nutpie"),
+    "pyro": ("pyro-ppl", "torch"),
+    "numpyro_vectorized": ("numpyro", "jax"),
+    "numpyro_parallel": ("numpyro", "jax"),
+    "pymc": ("pymc", "nutpie", "numba"),
+    "stan": ("pystan", "httpstan"),
+}
+SYSTEMS = tuple(PACKAGES)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What one call returns.
+
+    Attributes:
+        draws: by site, (chain, draw, *shape).
+        gradients: how many the draws after warm-up took, all chains together.
+        compile_s: how long this call compiled, where the system does it as a step of its own.
+    """
+
+    draws: dict[str, np.ndarray]
+    gradients: int
+    compile_s: float | None = None

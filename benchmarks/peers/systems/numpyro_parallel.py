@@ -1,0 +1,9 @@
+"""NumPyro with ``chain_method="parallel"``."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from benchmarks.peers.systems import numpyro
+
+start = partial(numpyro.start, chain_method="parallel")

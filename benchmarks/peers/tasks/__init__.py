@@ -1,0 +1,48 @@
+"""The tasks, one file each, written natively for every system.
+
+A task's module has
+    REFERENCE: the file of the reference posterior, or None where a long run of Stan is it;
+    data(): arrays by name, read or made once and handed to every system;
+    pyro(data), numpyro(data): a model and its arguments;
+    pymc(data): a ``pm.Model``;
+    STAN, stan(data): a program and its data;
+    parameters(draws): scalars (chain, draw) by the reference's names, from draws by site.
+
+Priors, supports and names of sites are the same in all. A system is imported where it is used,
+for no environment has them all.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from types import ModuleType
+
+import numpy as np
+
+TASKS = (
+    "eight_schools",
+    "kidscore_interaction",
+    "arK",
+    "garch11",
+    "hmm_example",
+    "low_dim_gauss_mix",
+    "gp_regr",
+    "diamonds",
+    "hierarchical_logistic",
+    "bayesian_network",
+)
+
+
+def load(name: str) -> ModuleType:
+    return importlib.import_module(f"benchmarks.peers.tasks.{name}")
+
+
+def scalars(draws: Mapping[str, np.ndarray], *sites: str) -> dict[str, np.ndarray]:
+    """Split draws of sites into scalars (chain, draw), named as in Stan: ``beta[1]``."""
+    result = {}
+    for site in sites:
+        for index in np.ndindex(*draws[site].shape[2:]):
+            label = ",".join(str(i + 1) for i in index)
+            result[f"{site}[{label}]" if label else site] = draws[site][(..., *index)]
+    return result
