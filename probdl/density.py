@@ -22,7 +22,14 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from probdl.errors import ModelError, ProbdlError
 from probdl.program import Program
-from probdl.sites import Site, Structure, bijection, discover, scalar_labels
+from probdl.sites import (
+    Site,
+    Structure,
+    bijection,
+    discover,
+    scalar_labels,
+    unconstrained_shape,
+)
 from probdl.vectorize import vectorize
 
 __all__ = ["Block", "LogDensity"]
@@ -209,7 +216,7 @@ class LogDensity:
     def _transform_shape(site: Site) -> torch.Size:
         if site.transform is None:  # a support that moves: an interval, and those keep the shape
             return torch.Size(site.shape)
-        return site.transform.inverse_shape(torch.Size(site.shape))
+        return unconstrained_shape(site.transform, site.shape)
 
     def _enumerate(self) -> None:
         """Sum the discrete sites out by Pyro's parallel enumeration."""

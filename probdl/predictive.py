@@ -16,6 +16,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.distributions.util import broadcast_shape
 from pyro.infer import config_enumerate, infer_discrete
 from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree, contract_to_tensor
@@ -54,7 +55,7 @@ class Unobserve(Messenger):
             return
         if isinstance(base_distribution(fn), dist.Unit):
             return
-        batch = torch.broadcast_shapes(value.shape[: value.ndim - fn.event_dim], fn.batch_shape)
+        batch = broadcast_shape(value.shape[: value.ndim - fn.event_dim], fn.batch_shape)
         msg["fn"] = fn if batch == fn.batch_shape else fn.expand(batch)
         msg["is_observed"], msg["value"], msg["done"] = False, None, False
 

@@ -41,6 +41,10 @@ class ControlFlowError(ProbdlError, RuntimeError):
 class _Recorder(TorchDispatchMode):
     """Append each operation that is dispatched to a graph."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else torch imports its compiler, which takes a second
+
     def __init__(
         self, inputs: Sequence[Tensor], decompositions: Mapping[Any, Callable[..., Any]]
     ) -> None:

@@ -12,6 +12,7 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions.hmm import HiddenMarkovModel
 from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.distributions.util import broadcast_shape
 from pyro.nn import PyroModule
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
@@ -38,6 +39,7 @@ __all__ = [
     "discover",
     "own_parameter",
     "scalar_labels",
+    "unconstrained_shape",
 ]
 
 _TRIES = 100
@@ -127,7 +129,7 @@ class _RandomStart(Messenger):
         if is_discrete(msg["fn"]):
             return
         transform = bijection(msg["fn"], msg["name"])
-        shape = transform.inverse_shape(msg["fn"].shape())
+        shape = unconstrained_shape(transform, msg["fn"].shape())
         msg["value"] = transform(torch.empty(shape).uniform_(-2.0, 2.0))
 
 
@@ -157,6 +159,13 @@ def bijection(fn: Any, name: str) -> Transform:
             f"bijection from R^n in torch ({fn.support}). Write the site through one that has: a "
             "covariance as LKJCholesky times scales, a point on a sphere as a normalised normal."
         ) from None
+
+
+def unconstrained_shape(transform: Transform, shape: Sequence[int]) -> torch.Size:
+    """Return the shape of a point of R^n that becomes a value of a shape."""
+    if transform.domain.event_dim == 0 == transform.codomain.event_dim:
+        return torch.Size(shape)  # so says torch too, but it imports SymPy for it, half a second
+    return transform.inverse_shape(torch.Size(shape))
 
 
 def discover(program: Program) -> Structure:
@@ -331,10 +340,8 @@ def _unmasked(node: Any) -> Tensor:
 def _count(node: Any, batch: torch.Size) -> int:
     mask = _unmasked(node)
     try:
-        return int(
-            mask.expand(torch.broadcast_shapes(batch, mask.shape, node["fn"].batch_shape)).sum()
-        )
-    except RuntimeError:  # data that do not fit, of which _check_observed tells more
+        return int(mask.expand(broadcast_shape(batch, mask.shape, node["fn"].batch_shape)).sum())
+    except (RuntimeError, ValueError):  # data that do not fit, of which _check_observed tells more
         return 0
 
 
@@ -363,7 +370,7 @@ def _without_moving_transform(site: Site, other: Site) -> Site:
     """Drop the transform of a latent site whose support moves with the values of other sites."""
     if site.kind != "latent" or site.transform is None or other.transform is None:
         return site
-    z = torch.zeros(site.transform.inverse_shape(torch.Size(site.shape)), dtype=torch.float64)
+    z = torch.zeros(unconstrained_shape(site.transform, site.shape), dtype=torch.float64)
     if torch.equal(site.transform(z), other.transform(z)):
         return site
     return replace(site, transform=None)
@@ -380,11 +387,11 @@ def _check_observed(program: Program, node: Any, other: Any) -> None:
     batch = value.shape[: value.ndim - fn.event_dim]
     plates = ", ".join(f"plate '{f.name}' of size {f.size}" for f in _frames(node)) or "no plate"
     try:
-        both = torch.broadcast_shapes(batch, fn.batch_shape)
+        both = broadcast_shape(batch, fn.batch_shape)
         event_fits = value.shape[value.ndim - fn.event_dim :] == fn.event_shape or isinstance(
             base_distribution(fn), HiddenMarkovModel
         )  # those take series of any length where their parameters do not vary in time
-    except RuntimeError:
+    except ValueError:
         both, event_fits = None, True
     if both is None or both not in (batch, fn.batch_shape) or not event_fits:
         raise DataError(
@@ -412,7 +419,7 @@ def _check_observed(program: Program, node: Any, other: Any) -> None:
         )
     index = tuple(outside.nonzero()[0].tolist())
     event = value.shape[value.ndim - fn.event_dim + supports[0][1] :]
-    example = value.expand(torch.broadcast_shapes(value.shape, outside.shape + event))[index]
+    example = value.expand(broadcast_shape(value.shape, outside.shape + event))[index]
     shown = example.item() if example.numel() == 1 else example.tolist()
     at = f"index {format_index(index)} = {shown}" if index else f"{shown}"
     raise DataError(

@@ -107,6 +107,10 @@ def _plain(fn: Callable[[Any], Any], example: Any) -> Callable[[Any], Any]:
 class _Count(TorchDispatchMode):
     """Count the numbers that operations make, those that are used up on the way included."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else torch imports its compiler, which takes a second
+
     def __init__(self) -> None:
         super().__init__()
         self.numbers = 0

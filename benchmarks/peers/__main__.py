@@ -26,7 +26,7 @@ from benchmarks.peers.tasks import TASKS, load
 
 ROOT = Path(__file__).parents[2]
 PEERS = ROOT / ".venv-peers" / "bin" / "python"
-TIMEOUT_S, PYRO_TIMEOUT_S = 600, 240
+TIMEOUT_S, PYRO_TIMEOUT_S = 600, 120
 
 
 class TooLongError(RuntimeError):
@@ -59,7 +59,7 @@ def _row(system: str, task: str, data: Path, folder: Path) -> dict[str, Any]:
         if system == "probdl":  # NumPyro and nutpie keep nothing; Stan's is first_s - compile_s
             again = _child(system, task, data, folder / "again", cache, "--once")
             row["cached_first_s"] = again["first_s"]
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, OSError) as error:
         return {"error": str(error)}
     return row
 

@@ -29,18 +29,20 @@ def sampled(system: Any, task: Any, data: dict[str, np.ndarray], out: Path, once
     """Time a first call, and calls with other seeds that have nothing to compile."""
     sample = system.start(task, data)
     begin = time.perf_counter()
-    seconds, gradients, compile_s = [], [], None
+    sampling_s, gradients, first_s, compile_s = [], [], 0.0, None
     for run in range(1 if once else 1 + REPEATS):
         if run > 1 and time.perf_counter() - begin > ENOUGH_S:
             break
         start = time.perf_counter()
         found = sample(run + 1)
-        seconds.append(time.perf_counter() - start)
+        seconds = time.perf_counter() - start
         gradients.append(found.gradients)
-        compile_s = found.compile_s if run == 0 else compile_s
+        if run == 0:
+            first_s, compile_s = seconds, found.compile_s
+        else:
+            sampling_s.append(seconds if found.sampling_s is None else found.sampling_s)
         parameters = {k: v.astype(np.float64) for k, v in task.parameters(found.draws).items()}
         np.savez(out / f"draws_{run}.npz", **parameters)
-    first_s, sampling_s = seconds[0], seconds[1:]
     if compile_s is None and sampling_s:
         compile_s = max(first_s - float(np.median(sampling_s)), 0.0)
     return {

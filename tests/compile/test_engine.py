@@ -417,3 +417,18 @@ def test_doctor_tells_what_is_missing(capsys, monkeypatch):
     report = probdl.doctor()
     assert not report.healthy
     assert "install gcc or clang" in capsys.readouterr().out
+
+
+def test_a_first_fit_waits_for_no_import_of_torchs_compiler_or_of_sympy():
+    code = """if True:
+        import sys
+        import numpy as np, probdl
+        from probdl.models import eight_schools
+        method = probdl.NUTS(draws=20, warmup=20, chains=1)
+        probdl.infer(eight_schools, np.ones(3), np.arange(3.0), method=method, seed=1)
+        print(*sorted({"torch._dynamo", "sympy"} & {*sys.modules}))
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == []

@@ -32,9 +32,11 @@ class Sample:
     Attributes:
         draws: by site, (chain, draw, *shape).
         gradients: how many the draws after warm-up took, all chains together.
+        sampling_s: how long warm-up and draws took, where the call does more than that.
         compile_s: how long this call compiled, where the system does it as a step of its own.
     """
 
     draws: dict[str, np.ndarray]
     gradients: int
+    sampling_s: float | None = None
     compile_s: float | None = None

@@ -51,6 +51,8 @@ def start(
             compiled = jax.jit(run).lower(key).compile()
             compile_s = time.perf_counter() - begin
         draws, steps = jax.block_until_ready(compiled(key))
-        return Sample({k: np.asarray(v) for k, v in draws.items()}, int(steps.sum()), compile_s)
+        return Sample(
+            {k: np.asarray(v) for k, v in draws.items()}, int(steps.sum()), compile_s=compile_s
+        )
 
     return sample

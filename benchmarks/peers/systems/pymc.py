@@ -35,6 +35,6 @@ def start(task: ModuleType, data: dict[str, np.ndarray]) -> Callable[[int], Samp
             progress_bar=False,
         )
         draws = {str(k): v.to_numpy() for k, v in trace.posterior.data_vars.items()}
-        return Sample(draws, int(trace.sample_stats["n_steps"].sum()), compile_s)
+        return Sample(draws, int(trace.sample_stats["n_steps"].sum()), compile_s=compile_s)
 
     return sample

@@ -31,8 +31,10 @@ def start(task: ModuleType, data: dict[str, np.ndarray]) -> Callable[[int], Samp
             begin = time.perf_counter()
             posterior = stan.build(task.STAN, data=given, random_seed=seed)
             compile_s = time.perf_counter() - begin
+            begin = time.perf_counter()
             fit = posterior.sample(num_chains=CHAINS, num_samples=DRAWS, num_warmup=WARMUP)
-        return Sample(by_site(fit), int(fit["n_leapfrog__"].sum()), compile_s)
+            sampling_s = time.perf_counter() - begin
+        return Sample(by_site(fit), int(fit["n_leapfrog__"].sum()), sampling_s, compile_s)
 
     return sample
 
