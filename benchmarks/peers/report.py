@@ -37,8 +37,9 @@ NOTES = f"""\
 All systems: {CHAINS} chains of {DRAWS:,} draws after {WARMUP:,} of warm-up, default settings \
 otherwise, {CORES} cores, a fresh process each with an empty cache. *First call*: from the call to \
 the posterior, after imports, compilation included. *Cached*: the same in a second process that \
-finds what the first left on disk, for probdl only. *Sampling*: later calls with other seeds (the \
-median), warm-up included; for probdl the whole call with its checks. *ESS*: ArviZ's bulk \
+finds what the first left on disk, for probdl only. *Sampling*: later calls with other seeds \
+(the median), warm-up included; for probdl all but compiling and the diagnosis of the draws, \
+which the peers do not make, and which *first call* and *cached* contain. *ESS*: ArviZ's bulk \
 effective sample size, of the parameter where it is least. *Gradients*: of the draws after \
 warm-up, all chains. *Peak*: memory of the largest process, the C++ compiler's for PyStan.
 
@@ -51,7 +52,7 @@ peer.
 *Pyro* takes milliseconds a gradient, so a gradient is timed within NUTS, and the rest computed: \
 Pyro's ESS per second is NumPyro's ESS per gradient (it is the same algorithm) × {CORES} cores / \
 seconds a gradient. That leaves warm-up out, in Pyro's favour. Where `jit_compile=True` was not \
-done compiling after four minutes, the gradient is one without it."""
+done compiling after two minutes, the gradient is one without it."""
 
 
 def per_second(system: str, rows: Rows) -> float | None:
