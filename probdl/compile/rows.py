@@ -29,6 +29,7 @@ __all__ = ["RowPass", "row_passes"]
 
 FEWEST = 64  # rows that make a pass
 LEAST = 2**17  # numbers read, below which all of them stay in the cache anyway
+PER_TOTAL = 64  # numbers read for each of the totals, and more
 CHUNK = 2**20  # numbers read, for which a thread is worth starting
 CHUNKS = 32
 CACHE = 2**15  # numbers that a block of rows may take: a quarter of a common second-level cache
@@ -80,7 +81,7 @@ def row_passes(statements: Sequence[Statement]) -> tuple[list[Statement], list[R
     for statement, level in _levels(statements, ways).items():
         if statement in ways:
             members[level].append(statement)
-    taken = [some for some in members.values() if sum(map(_work, some)) >= LEAST]
+    taken = [some for some in members.values() if _pays(some, ways)]
     inside = {s for some in taken for s in some}
     return (
         [s for s in statements if s not in inside],
@@ -94,7 +95,7 @@ def _heaviest(statements: Sequence[Statement]) -> int | None:
     for statement in statements:
         for way in _ways(statement):
             if way.rows >= FEWEST:
-                work[way.rows] += _work(statement)
+                work[way.rows] += _work(statement, way)
     best = max(work, key=lambda rows: (work[rows], rows), default=None)
     return best if best is not None and work[best] >= LEAST else None
 
@@ -118,10 +119,18 @@ def _reads(value: Value, shape: tuple[int, ...]) -> tuple[int, int]:
     return strides[0], start + sum(step * (n - 1) for step, n in others)
 
 
-def _work(statement: Statement) -> int:
+def _work(statement: Statement, way: ByRows) -> int:
+    """Return how many numbers are read in rows."""
     if is_shape(statement.key):
         return math.prod(statement.key)
-    return sum(value.layout.numel() for value in statement.operands)
+    reads = zip(statement.operands, way.reads, strict=True)
+    return sum(value.layout.numel() for value, (step, _) in reads if step)
+
+
+def _pays(members: Sequence[Statement], ways: dict[Statement, ByRows]) -> bool:
+    """Tell whether the rows are many, also beside the totals, which each block adds to."""
+    totals = sum(s.outputs[0].size for s in members if ways[s].total)
+    return sum(_work(s, ways[s]) for s in members) >= max(LEAST, PER_TOTAL * totals)
 
 
 def _levels(statements: Sequence[Statement], ways: dict[Statement, ByRows]) -> dict[Statement, int]:
@@ -181,7 +190,8 @@ def _make(
     for buffer, length in lengths.items():
         own[buffer] = (end, length)
         end += length * block
-    chunks = max(1, min(CHUNKS, sum(map(_work, members)) // CHUNK))
+    work = sum(_work(s, ways[s]) for s in members)
+    chunks = max(1, min(CHUNKS, work // CHUNK))
     size = -(-end // 8) * 8 + 8  # chunks of different threads share no line of the cache
     memory = Buffer("", size * chunks)
     reads = [v for s in members for v in s.operands if _producer(v) not in inside]
