@@ -23,7 +23,7 @@ from arro3.core import list_flatten
 from numpy.typing import NDArray
 from torch import Tensor
 
-from probdl.clock import time_left, time_up, timed
+from probdl.clock import look, time_left, time_up, timed
 from probdl.compile import Evaluator
 from probdl.errors import ModelError
 from probdl.methods.chains import Chain, Chains, Starts, gather
@@ -76,6 +76,7 @@ def run(
     """
     # Where there is no start, this says why; an error in one of nutpie's threads ends all of them.
     starts = Starts(start_of, seed)
+    look()  # small models are done before a wait of no time ends
 
     def start(chain_seed: int) -> NDArray[np.float64]:
         return starts(chain_seed).numpy()
