@@ -22,7 +22,7 @@ from probdl.compile.statements import (
     Statement,
     Value,
     is_shape,
-    squeezed_access,
+    reach,
 )
 
 __all__ = ["RowPass", "row_passes"]
@@ -107,16 +107,11 @@ def _ways(statement: Statement) -> tuple[ByRows, ...]:
         return statement.by_rows
     if not is_shape(key) or not key or statement.total not in (None, torch.ops.aten.sum):
         return ()
-    reads = tuple(_reads(value, key) for value in statement.operands)
+    reads = tuple(
+        reach(value.layout.squeeze(), 0) if isinstance(value.buffer, Buffer) else (0, 0)
+        for value in statement.operands
+    )
     return (ByRows(key[0], statement.total is not None, reads, lambda *_: []),)
-
-
-def _reads(value: Value, shape: tuple[int, ...]) -> tuple[int, int]:
-    if not isinstance(value.buffer, Buffer):
-        return 0, 0
-    strides, start = squeezed_access(value)
-    others = zip(strides[1:], shape[1:], strict=True)
-    return strides[0], start + sum(step * (n - 1) for step, n in others)
 
 
 def _work(statement: Statement, way: ByRows) -> int:
@@ -140,7 +135,7 @@ def _levels(statements: Sequence[Statement], ways: dict[Statement, ByRows]) -> d
         way = ways.get(statement)
         level = 0
         for i, value in enumerate(statement.operands):
-            producer = _producer(value)
+            producer = value.producer
             if producer is None:
                 continue
             goes_along = way is not None and _same_rows(producer, ways, way.reads[i])
@@ -194,13 +189,9 @@ def _make(
     chunks = max(1, min(CHUNKS, work // CHUNK))
     size = -(-end // 8) * 8 + 8  # chunks of different threads share no line of the cache
     memory = Buffer("", size * chunks)
-    reads = [v for s in members for v in s.operands if _producer(v) not in inside]
+    reads = [v for s in members for v in s.operands if v.producer not in inside]
     gives = [s.outputs[0] for s in members if ways[s].total or s.outputs[0] in wanted | kept]
     return RowPass(rows, block, chunks, groups, ways, own, totals, size, memory, reads, gives)
-
-
-def _producer(value: Value) -> Statement | None:
-    return value.buffer.producer if isinstance(value.buffer, Buffer) else None
 
 
 def _widths(members: Sequence[Statement], inside: set[Statement], rows: int) -> dict[Any, int]:

@@ -32,8 +32,8 @@ def schedule(statements: Sequence[Statement]) -> list[list[Statement]]:
     own = set(statements)
     for statement in statements:
         for value in statement.operands:
-            producer = value.buffer.producer if isinstance(value.buffer, Buffer) else None
-            if producer in own:
+            producer = value.producer
+            if producer is not None and producer in own:
                 waiting[statement.index] += 1
                 producer.consumers.append((statement, _aligned(value, producer, statement)))
     ready: dict[Any, list[int]] = defaultdict(list)

@@ -54,6 +54,11 @@ class Value:
         return Value(self.buffer, layout)
 
     @property
+    def producer(self) -> Statement | None:
+        """The statement that computes it; None for what is given."""
+        return self.buffer.producer if isinstance(self.buffer, Buffer) else None
+
+    @property
     def access(self) -> Access:
         """How a loop over the shape runs along it."""
         return tuple(self.layout.stride()), int(self.layout.storage_offset())
