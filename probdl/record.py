@@ -22,7 +22,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from probdl.errors import ProbdlError
 
-__all__ = ["ControlFlowError", "Recording", "record"]
+__all__ = ["ControlFlowError", "DispatchMode", "Recording", "record"]
 
 aten = torch.ops.aten
 
@@ -38,12 +38,16 @@ class ControlFlowError(ProbdlError, RuntimeError):
     """Python looked at the value of a tensor that is an input, or depends on one."""
 
 
-class _Recorder(TorchDispatchMode):
-    """Append each operation that is dispatched to a graph."""
+class DispatchMode(TorchDispatchMode):
+    """A mode for whose sake torch does not import its compiler, which takes a second."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # else torch imports its compiler, which takes a second
+        return False
+
+
+class _Recorder(DispatchMode):
+    """Append each operation that is dispatched to a graph."""
 
     def __init__(
         self, inputs: Sequence[Tensor], decompositions: Mapping[Any, Callable[..., Any]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,15 @@ from pyro.nn.module import _Context
 from threadpoolctl import ThreadpoolController
 from torch.distributions import Distribution
 
-__all__ = ["evaluation", "isolated", "one_blas_thread", "stream"]
+__all__ = ["evaluation", "isolated", "machine_memory", "one_blas_thread", "stream"]
+
+
+def machine_memory(*, unknown: float) -> float:
+    """Return the bytes of memory of this machine, or ``unknown`` where it does not tell."""
+    try:
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, ValueError, OSError):  # Windows does not tell this way
+        return unknown
 
 
 @functools.cache

@@ -16,7 +16,6 @@ these. It is run draw by draw, and a warning says so.
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,12 +25,12 @@ import torch
 from torch import Tensor
 from torch.func import functionalize
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from probdl.errors import SettingError, warn
 from probdl.progress import bar
-from probdl.record import record
+from probdl.record import DispatchMode, record
+from probdl.state import machine_memory
 
 __all__ = ["chunks", "vectorize"]
 
@@ -104,12 +103,8 @@ def _plain(fn: Callable[[Any], Any], example: Any) -> Callable[[Any], Any]:
     return lambda draw: plain(*tree_flatten(draw)[0])
 
 
-class _Count(TorchDispatchMode):
+class _Count(DispatchMode):
     """Count the numbers that operations make, those that are used up on the way included."""
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # else torch imports its compiler, which takes a second
 
     def __init__(self) -> None:
         super().__init__()
@@ -154,21 +149,13 @@ def vectorize(fn: Callable[[Any], Any], draws: Any) -> Any:
 def _allocate(part: Any, count: int) -> Any:
     """Make room for the results of all draws, of which a part is there."""
     per_draw = sum(x[0].numel() * x.element_size() for x in tree_leaves(part))
-    if count * per_draw > _memory():
+    if count * per_draw > machine_memory(unknown=math.inf):
         raise SettingError(
             f"{count} draws of {per_draw / 2**20:.3g} MiB each take {count * per_draw / 2**30:.3g} "
             "GiB, more than the memory of this machine. predict(..., out=folder) writes them to "
             "files; or predict fewer rows at a time."
         )
     return tree_map(lambda x: x.new_empty((count, *x.shape[1:])), part)
-
-
-def _memory() -> float:
-    """Return the size of the machine's memory in bytes."""
-    try:
-        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (AttributeError, ValueError, OSError):  # Windows does not tell this way
-        return math.inf
 
 
 def chunks(fn: Callable[[Any], Any], draws: Any) -> Iterator[Any]:

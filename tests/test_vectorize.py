@@ -118,6 +118,8 @@ def test_parts_draw_different_random_numbers(monkeypatch):
 
 def test_a_result_larger_than_the_memory_is_refused(monkeypatch):
     monkeypatch.setattr(importlib.import_module("probdl.vectorize"), "_CHUNK_NUMBERS", 2000)
-    monkeypatch.setattr(importlib.import_module("probdl.vectorize"), "_memory", lambda: 1000.0)
+    monkeypatch.setattr(
+        importlib.import_module("probdl.vectorize"), "machine_memory", lambda unknown: 1000.0
+    )
     with pytest.raises(probdl.SettingError, match=r"100 draws of .* MiB each.*out=folder"):
         vectorize(lambda d: d + torch.zeros(100), torch.zeros(100))

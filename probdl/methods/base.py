@@ -6,7 +6,6 @@ import difflib
 import inspect
 import math
 import numbers
-import os
 from abc import ABCMeta, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -19,6 +18,7 @@ from probdl.fit import Fit
 from probdl.latent import Proposal
 from probdl.program import Program
 from probdl.sites import Structure
+from probdl.state import machine_memory
 
 __all__ = ["METHODS", "Method", "resolve"]
 
@@ -172,7 +172,7 @@ class Method(metaclass=_Checked):
         runs = getattr(self, "chains", getattr(self, "paths", 1))
         scalars = sum(math.prod(site.shape) for site in structure.of("latent"))
         needed = 8 * scalars * runs * (max(told["draws"], told["num_samples"]) + told["warmup"])
-        if needed > (there := _memory()):
+        if needed > (there := machine_memory(unknown=2**36)):
             settings = ", ".join(f"{name}={value}" for name, value in told.items() if value)
             raise SettingError(
                 f"{type(self).__name__}({settings}): the draws of {scalars} numbers each take "
@@ -183,14 +183,6 @@ class Method(metaclass=_Checked):
     def _refuse(self, setting: str, rule: str) -> None:
         value = getattr(self, setting)
         raise SettingError(f"{type(self).__name__}({setting}={value!r}): {setting} {rule}.")
-
-
-def _memory() -> int:
-    """Return the bytes of memory of this machine; where it does not tell, what is large."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        return 2**36
 
 
 def resolve(method: str | Method | type[Method]) -> Method:
