@@ -13,7 +13,8 @@ import pyro.distributions as dist
 import torch
 
 from probdl.models import eight_schools, logistic_regression
-from tests.reference.posteriors import POSTERIORS, gaussian_process, read
+from tests.reference.files import read
+from tests.reference.posteriors import POSTERIORS, gaussian_process
 
 RNG = np.random.default_rng(0)
 

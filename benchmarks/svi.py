@@ -37,7 +37,8 @@ from probdl.plots import plot_images, plot_latent, plot_reconstructions
 from probdl.program import Program
 from probdl.sites import discover
 from probdl.state import evaluation, isolated
-from tests.reference.posteriors import POSTERIORS, read, scalars
+from tests.reference.files import read, scalars
+from tests.reference.posteriors import POSTERIORS
 
 RESULTS = Path(__file__).parent / "results"
 EPOCHS = 200

@@ -31,8 +31,8 @@ def reference(task: str) -> tuple[dict[str, dict[str, float]], dict[str, float]]
     if name is None:
         known = json.loads((REFERENCES / f"{task}.json").read_text())["reference"]
         return known, {k: v["n"] for k, v in known.items()}
-    content = posteriordb.content(name)
-    return content["reference"], dict.fromkeys(content["reference"], content["n_draws"])
+    _, known, count = posteriordb.content(name)
+    return known, dict.fromkeys(known, count)
 
 
 def limit(count: int) -> float:

@@ -5,7 +5,6 @@ torch and Pyro are imported where they are used, for the peers' environment has 
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,15 +12,16 @@ from typing import Any
 
 import numpy as np
 
+from tests.reference.files import read
 
-def content(name: str) -> dict[str, Any]:
+
+def content(name: str) -> tuple[dict[str, np.ndarray], dict[str, Any], int]:
     """Read the file of a posterior, from the folder that PROBDL_SHARED names."""
-    file = Path(os.environ["PROBDL_SHARED"]) / "posteriordb" / f"{name}.json"
-    return json.loads(file.read_text())
+    return read(Path(os.environ["PROBDL_SHARED"]) / "posteriordb", name)
 
 
 def data(name: str) -> dict[str, np.ndarray]:
-    return {k: np.asarray(v) for k, v in content(name)["data"].items()}
+    return content(name)[0]
 
 
 def program(

@@ -13,7 +13,8 @@ import torch
 
 import probdl
 from probdl import idata
-from tests.reference.posteriors import POSTERIORS, read, scalars
+from tests.reference.files import read, scalars
+from tests.reference.posteriors import POSTERIORS
 
 NAMES = [
     "eight_schools-eight_schools_noncentered",

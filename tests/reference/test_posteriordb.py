@@ -9,7 +9,8 @@ import pytest
 
 import probdl
 from probdl.idata import to_idata
-from tests.reference.posteriors import POSTERIORS, read, scalars
+from tests.reference.files import read, scalars
+from tests.reference.posteriors import POSTERIORS
 
 NUTS = probdl.NUTS(draws=2000, warmup=1000, chains=4, engine="native")
 # Its 26 parameters are so correlated that a diagonal matrix takes 250 steps a draw.

