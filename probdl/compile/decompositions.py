@@ -1,7 +1,7 @@
 """Formulas that take apart the operations that have no C form, in terms of some that have.
 
 Most are torch's own. Those below are of operations that torch counts among its core and keeps
-whole.
+whole, and of common ones whose formulas in torch would import its compiler, which takes a second.
 """
 
 from __future__ import annotations
@@ -40,20 +40,52 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         aten.index.Tensor: _index,
         aten.index_put.default: _index_put,
         aten.index_select.default: _index_select,
+        aten.addcdiv.default: lambda x, a, b, *, value=1: x + value * (a / b),
+        aten.addcmul.default: lambda x, a, b, *, value=1: x + value * (a * b),
         aten.leaky_relu.default: lambda x, slope=0.01: torch.where(x > 0, x, x * slope),
         aten.linalg_vector_norm.default: _norm,
+        aten.logit.default: _logit,
+        aten.logsumexp.default: _logsumexp,
         aten.max.default: lambda x: x.amax(_all(x)),
         aten.mean.default: lambda x, dtype=None: _mean(x, dtype=dtype),
         aten.mean.dim: _mean,
         aten.min.default: lambda x: x.amin(_all(x)),
+        aten.ones.default: lambda size, **options: torch.full(size, 1.0, **_typed(options)),
         aten.repeat.default: _repeat,
+        aten.softplus.default: _softplus,
+        aten.std.correction: lambda x, dim=None, **options: _var(x, dim, **options).sqrt(),
+        aten.trace.default: lambda x: x.diagonal().sum(),
         aten.var.correction: _var,
+        aten.zeros.default: lambda size, **options: torch.full(size, 0.0, **_typed(options)),
     }
 
 
 def _all(x: Tensor, dim: Any = None) -> list[int]:
     """List the dimensions meant; none given means all."""
     return [dim] if isinstance(dim, int) else list(dim or range(x.ndim))
+
+
+def _typed(options: dict[str, Any]) -> dict[str, Any]:
+    """Name the dtype that torch takes where none is given."""
+    return options | {"dtype": options.get("dtype") or torch.get_default_dtype()}
+
+
+def _logit(x: Tensor, eps: float | None = None) -> Tensor:
+    x = x if eps is None else x.clamp(eps, 1 - eps)
+    return (x / (1 - x)).log()
+
+
+def _logsumexp(x: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
+    dims = _all(x, dim)
+    top = x.amax(dims, keepdim=True)
+    top = top.masked_fill(top.abs() == math.inf, 0.0)
+    total = (x - top).exp().sum(dims, keepdim=keepdim).log()
+    return total + (top if keepdim else top.squeeze(dims))
+
+
+def _softplus(x: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
+    scaled = x * beta
+    return torch.where(scaled > threshold, x, scaled.exp().log1p() / beta)
 
 
 def _mean(x: Tensor, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Tensor:
