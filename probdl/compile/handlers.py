@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,8 +11,9 @@ import torch
 from torch import Tensor
 
 from probdl.compile.loops import Access, Element, contiguous, copy, nest
-from probdl.compile.operations import REDUCTIONS, literal
+from probdl.compile.operations import POINTWISE, REDUCTIONS, literal
 from probdl.compile.statements import (
+    FEW,
     Builder,
     ByRows,
     UnsupportedError,
@@ -23,6 +26,11 @@ from probdl.compile.statements import (
 __all__ = ["EXACT", "HANDLERS", "VIEWS", "reduction"]
 
 aten = torch.ops.aten
+
+_JOINED = {
+    aten.sum: aten.add, aten.prod: aten.mul, aten.amax: aten.maximum, aten.amin: aten.minimum,
+    aten.any: aten.logical_or, aten.all: aten.logical_and,
+}  # fmt: skip
 
 
 def reduction(e: Builder, op: Any, x: Value, dims: Any = None, keepdim: bool = False) -> Value:
@@ -51,6 +59,15 @@ def reduction(e: Builder, op: Any, x: Value, dims: Any = None, keepdim: bool = F
             key if kind == "sum" else (*key, kind), [x], [e.shape], lambda v: v, total=op
         )[0]
     kept = [i for i in range(len(shape)) if i not in axes]
+    if 0 < math.prod(shape[d] for d in axes) <= FEW:
+        parts = _slices(x, list(axes))
+        begin = [REDUCTIONS[op][0]] if op in (aten.any, aten.all) else []  # makes truth values
+        result = e.elementwise(
+            lambda *names: functools.reduce(POINTWISE[_JOINED[op]], [*begin, *names]),
+            parts,
+            tuple(parts[0].layout.shape),
+        )
+        return result.like(result.layout.view(e.shape))
     start, step = REDUCTIONS[op]
     outer = x.layout.permute(*kept, *sorted(axes))
     sizes, strides = tuple(outer.shape), outer.stride()
@@ -115,6 +132,14 @@ def reduction(e: Builder, op: Any, x: Value, dims: Any = None, keepdim: bool = F
             )
         ]
     return e.statement(None, [x], [e.shape], write, by_rows=by_rows)[0]
+
+
+def _slices(x: Value, dims: Sequence[int]) -> list[Value]:
+    """Take a tensor apart along dimensions, which the parts no longer have."""
+    parts = [x.layout]
+    for d in sorted(dims, reverse=True):
+        parts = [piece for part in parts for piece in part.unbind(d)]
+    return [x.like(part) for part in parts]
 
 
 def _assembled(e: Builder, base: Value | float, pieces: Sequence[tuple[Tensor, Value]]) -> Value:
@@ -317,6 +342,11 @@ def _extreme(sign: str) -> Callable[..., list[Value]]:
         dim %= len(shape)
         others = [n for d, n in enumerate(shape) if d != dim]
         result = tuple(1 if d == dim else n for d, n in enumerate(shape) if d != dim or keepdim)
+        if 0 < shape[dim] <= FEW:
+            return [
+                v.like(v.layout.unsqueeze(dim) if keepdim else v.layout)
+                for v in _extreme_of_few(e, sign, _slices(x, [dim]))
+            ]
         strides = list(x.layout.stride())
         step = strides.pop(dim)
         access = (tuple(strides), int(x.layout.storage_offset()))
@@ -347,6 +377,34 @@ def _extreme(sign: str) -> Callable[..., list[Value]]:
     return write
 
 
+def _extreme_of_few(e: Builder, sign: str, parts: Sequence[Value]) -> list[Value]:
+    """Return the extreme element of some tensors, and in which it is first; NaN is extreme."""
+    join = POINTWISE[aten.maximum if sign == ">" else aten.minimum]
+    shape = tuple(parts[0].layout.shape)
+    found, place = parts[0], Value(0.0, empty(()).expand(shape))
+    for k, part in enumerate(parts[1:], 1):
+        place = e.elementwise(
+            lambda v, f, p, k=k: f"({v} {sign} {f} || ({v} != {v} && {f} == {f}) ? {k}.0 : {p})",
+            [part, found, place],
+            shape,
+        )
+        found = e.elementwise(join, [part, found], shape)
+    return [found, place]
+
+
+def _product_of_few(e: Builder, left: Value, right: Value) -> Value:
+    """Multiply matrices (…, m, k) and (…, k, n) as a sum of k outer products."""
+    parts = [*_slices(left, [left.layout.ndim - 1]), *_slices(right, [right.layout.ndim - 2])]
+    k = left.layout.shape[-1]
+    columns = [x.like(x.layout.unsqueeze(-1)) for x in parts[:k]]
+    rows = [x.like(x.layout.unsqueeze(-2)) for x in parts[k:]]
+    return e.elementwise(
+        lambda *xs: f"({' + '.join(f'{a} * {b}' for a, b in zip(xs[:k], xs[k:], strict=True))})",
+        [*columns, *rows],
+        e.shape,
+    )
+
+
 def _product(e: Builder, a: Value, b: Value) -> Value:
     """Multiply matrices (…, m, k) and (…, k, n); vectors get the dimension they lack."""
     shape = e.shape
@@ -354,6 +412,8 @@ def _product(e: Builder, a: Value, b: Value) -> Value:
     right = b.layout if b.layout.ndim > 1 else b.layout[:, None]
     *batch, m, k = left.shape
     n = right.shape[-1]
+    if batch and 0 < k <= FEW:
+        return _product_of_few(e, a, b)
     ar, ac = left.stride()[-2:]
     br, bc = right.stride()[-2:]
     a_access = (tuple(left.stride()[:-2]), int(left.storage_offset()))

@@ -17,6 +17,7 @@ import torch
 
 from probdl.compile.schedule import schedule
 from probdl.compile.statements import (
+    MANY,
     Buffer,
     ByRows,
     Statement,
@@ -28,7 +29,6 @@ from probdl.compile.statements import (
 __all__ = ["RowPass", "row_passes"]
 
 FEWEST = 64  # rows that make a pass
-LEAST = 2**17  # numbers read, below which all of them stay in the cache anyway
 PER_TOTAL = 64  # numbers read for each of the totals, and more
 CHUNK = 2**20  # numbers read, for which a thread is worth starting
 CHUNKS = 32
@@ -97,7 +97,7 @@ def _heaviest(statements: Sequence[Statement]) -> int | None:
             if way.rows >= FEWEST:
                 work[way.rows] += _work(statement, way)
     best = max(work, key=lambda rows: (work[rows], rows), default=None)
-    return best if best is not None and work[best] >= LEAST else None
+    return best if best is not None and work[best] >= MANY else None
 
 
 def _ways(statement: Statement) -> tuple[ByRows, ...]:
@@ -125,7 +125,7 @@ def _work(statement: Statement, way: ByRows) -> int:
 def _pays(members: Sequence[Statement], ways: dict[Statement, ByRows]) -> bool:
     """Tell whether the rows are many, also beside the totals, which each block adds to."""
     totals = sum(s.outputs[0].size for s in members if ways[s].total)
-    return sum(_work(s, ways[s]) for s in members) >= max(LEAST, PER_TOTAL * totals)
+    return sum(_work(s, ways[s]) for s in members) >= max(MANY, PER_TOTAL * totals)
 
 
 def _levels(statements: Sequence[Statement], ways: dict[Statement, ByRows]) -> dict[Statement, int]:

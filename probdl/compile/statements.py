@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,8 @@ from probdl.compile.loops import Access
 from probdl.errors import ProbdlError
 
 __all__ = [
+    "FEW",
+    "MANY",
     "Buffer",
     "Builder",
     "ByRows",
@@ -26,6 +29,9 @@ __all__ = [
     "squeezed",
     "squeezed_access",
 ]
+
+FEW = 8  # numbers that become one expression, or a loop that is short
+MANY = 2**17  # numbers that are read, from which on passes over rows pay; fewer stay in the cache
 
 
 class UnsupportedError(ProbdlError, RuntimeError):
@@ -172,8 +178,35 @@ class Builder:
             if n > 1 and not any(v.layout.stride(d) for v in expanded):
                 small[d] = 1
                 expanded = [v.like(v.layout.narrow(d, 0, 1)) for v in expanded]
+        # In the order of memory, as torch has it: loops of one order can be one loop.
+        order = _memory_order(small, expanded)
+        if order is not None:
+            small = [small[d] for d in order]
+            expanded = [v.like(v.layout.permute(order)) for v in expanded]
         (result,) = self.statement(squeezed(small), expanded, [small], expression)
+        if order is not None:
+            result = result.like(result.layout.permute(sorted(order, key=order.__getitem__)))
         return result.like(result.layout.expand(shape))
+
+
+def _memory_order(shape: Sequence[int], operands: Sequence[Value]) -> list[int] | None:
+    """Order the dimensions by the strides of the first operand that varies along all of them.
+
+    Where there is none, short loops go outside, so that a long one can use vectors; but not where
+    rows are so many that they are taken in passes, for which they must come first. None means
+    that the order is as it should be.
+    """
+    dims = [d for d, n in enumerate(shape) if n != 1]
+    if len(dims) < 2:
+        return None
+    short = FEW if math.prod(shape) < MANY else 1
+    order = sorted(dims, key=lambda d: shape[d] > short)
+    for value in operands:
+        strides = value.layout.stride()
+        if all(strides[d] for d in dims):
+            order = sorted(dims, key=lambda d: -strides[d])
+            break
+    return None if order == dims else [*order, *(d for d, n in enumerate(shape) if n == 1)]
 
 
 def empty(shape: Sequence[int]) -> Tensor:

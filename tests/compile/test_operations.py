@@ -71,6 +71,18 @@ FUNCTIONS = {
     "extremes with places": lambda x: torch.outer(x, x.exp()).max(1)[0],
     "log-sum-exp": lambda x: torch.logsumexp(torch.outer(x, x), 1) + torch.logsumexp(x, 0),
     "softmax": lambda x: torch.softmax(x, 0) * torch.log_softmax(torch.outer(x, x), 1),
+    "extremes of few": lambda x: torch.outer(x, x[:3]).max(1)[0] * x + x.view(3, 2).min(1)[0].sum(),
+    "reductions of few": lambda x: (
+        torch.outer(x, x[:3]).sum(1) * x.view(2, 3).amax(0, keepdim=True).sum()
+        + x.view(3, 2).prod(1)[0]
+        + torch.outer(x, x[:3]).amin(1) * (x.view(2, 3) > 0).any(0).sum()
+        * (x.view(3, 2) < 9).all(1, keepdim=True)[0]
+    ),
+    "reductions of many": lambda x: (
+        (wide := torch.outer(x, x @ WIDE)).sum(1) * wide.amax(1) * wide.amin(1, keepdim=True)
+        + wide.T.sum(0) * (1 + wide / 9).prod(1) + wide.max(1)[0] * wide.T.min(0)[0]
+        + (wide > 0).any(1) * x + (wide < 99).all(1) * x
+    ),
     "cumulative": lambda x: x.cumsum(0) * x + torch.outer(x, x).cumsum(1)[0] + x.cumprod(0),
     "norms": lambda x: x.norm() + torch.outer(x, x).norm(dim=1),
     "long sums": lambda x: (x @ WIDE).exp().sum() + ((x @ WIDE) ** 2).mean(),
@@ -84,6 +96,15 @@ FUNCTIONS = {
     # linear algebra
     "products of matrices": lambda x: (MATRIX @ x).exp().mean() * MATRIX.T @ (MATRIX @ x),
     "matrix times matrix": lambda x: (torch.outer(x, x) @ WIDE)[:, :4] @ MATRIX[:4, :],
+    "batches of small matrices": lambda x: torch.bmm(
+        torch.outer(x, x[:4]).view(6, 2, 2), MATRIX.reshape(-1)[:24].view(6, 2, 2)
+    ),
+    "batches of larger matrices": lambda x: torch.bmm(
+        (x @ WIDE).view(2, 2, 10), (x.exp() @ WIDE).view(2, 10, 2)
+    ),
+    "orders of memory": lambda x: (
+        (x[:, None] * x[:2].exp()) * torch.outer(x[:2], x).T + MATRIX.T[:, :2]
+    ),
     "batches of matrices": lambda x: torch.bmm(x[:, None, None] * MATRIX[:6, None], MATRIX[None].mT
                                                .expand(6, 6, 7)).sum(1),
     "dot": lambda x: torch.dot(x, x**2),
