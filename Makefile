@@ -14,7 +14,7 @@ SIMUK := .venv-simuk
 # NumPyro, PyMC and PyStan.
 PEERS := .venv-peers
 
-.PHONY: demo test test-arviz1 docs notebooks bench bench-peers bench-scaling bench-references bench-engine bench-loops bench-svi bench-gan bench-studies bench-predict lint types check format clean
+.PHONY: demo test test-arviz1 docs notebooks bench bench-peers bench-scaling bench-references bench-mass bench-engine bench-loops bench-svi bench-gan bench-studies bench-predict lint types check format clean
 
 demo: $(STAMP)  ## fit eight schools and a logistic regression on real data, by four methods
 	$(BIN)/python examples/demo.py
@@ -56,6 +56,9 @@ bench-references: $(STAMP) $(PEERS)/.installed  ## long runs of Stan where there
 		$(BIN)/python -c "import sys, numpy; from benchmarks.peers.tasks import load; numpy.savez(f'output/{sys.argv[1]}.npz', **load(sys.argv[1]).data())" $$task; \
 	done
 	$(PEERS)/bin/python -m benchmarks.peers.references output
+
+bench-mass: $(STAMP)  ## what NUTS's mass matrix gains and costs; needs PROBDL_SHARED
+	$(BIN)/python -m benchmarks.mass_matrix
 
 bench-engine: $(STAMP)  ## how fast the native engine is; writes benchmarks/results/
 	$(BIN)/python -m benchmarks.engine

@@ -166,8 +166,8 @@ def check_draws(posterior: Any, chains: int) -> list[Finding]:
                 "ess",
                 f"'{name}' has an effective sample size of {few[name]:.0f}{_others(few)}; below "
                 f"{least} ({ESS_MIN_PER_CHAIN} a chain) R-hat and quantiles are too noisy.",
-                "Draw more; where sites are strongly correlated, NUTS(mass_matrix='low_rank') or "
-                "another parameterisation helps more.",
+                "Draw more; where sites are strongly correlated, another parameterisation helps "
+                "more, or NUTS(mass_matrix='low_rank') if it was not that.",
                 tuple(few),
             )
         )
@@ -261,8 +261,8 @@ def check_tree(stats: Mapping[str, Any], max_treedepth: int) -> list[Finding]:
             "tree_depth",
             f"{share:.0%} of the transitions reached max_treedepth={max_treedepth}: they stop "
             "short, and the chain mixes slowly. The draws stay valid.",
-            "Use mass_matrix='low_rank', bring the sites to a similar scale (standardise the "
-            "data), or raise max_treedepth.",
+            "Bring the sites to a similar scale (standardise the data), use "
+            "mass_matrix='low_rank' if it was not that, or raise max_treedepth.",
         )
     ]
 

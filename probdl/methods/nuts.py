@@ -25,7 +25,8 @@ from probdl.sites import discover
 
 __all__ = ["HMC", "NUTS"]
 
-_MASS_MATRICES = ("diag", "low_rank", "dense")
+_MASS_MATRICES = ("auto", "diag", "low_rank", "dense")
+_FEW = 50  # coordinates, whose correlations take half a second to learn (`make bench-mass`)
 _INITS = ("random", "pathfinder")
 
 
@@ -52,8 +53,11 @@ class NUTS(Method, name="nuts"):
         target_accept: the acceptance rate that the step size is adapted to; higher means
             smaller steps, slower and safer.
         max_treedepth: a trajectory has at most 2**max_treedepth - 1 steps.
-        mass_matrix: ``"diag"``; ``"low_rank"``, which adds the few directions that matter most; or
-            ``"dense"``, for strongly correlated posteriors of moderate d. (nutpie has low-rank
+        mass_matrix: ``"diag"``; ``"low_rank"``, which adds the directions along which the variance
+            is four times what the diagonal says, or a quarter; ``"dense"``, which has every
+            direction; or ``"auto"``, low-rank where d is at most 50 and diagonal above. Where
+            sites are strongly correlated, that gives up to hundreds of times more effective draws;
+            but the warm-up takes longer, by seconds where d is hundreds. (nutpie has low-rank
             matrices, of which a dense one is that with every direction; Pyro has dense ones only.)
         init: where chains start: ``"random"``, uniform(-2, 2) on R^d, or ``"pathfinder"``, at a
             draw of a path of :class:`Pathfinder` each, which shortens the way where the posterior
@@ -83,7 +87,7 @@ class NUTS(Method, name="nuts"):
     chains: int = 4
     target_accept: float = 0.8
     max_treedepth: int = 10
-    mass_matrix: str = "diag"
+    mass_matrix: str = "auto"
     init: str = "random"
     engine: str = "auto"
 
@@ -98,6 +102,9 @@ class NUTS(Method, name="nuts"):
         self._check_memory(structure)
         density = LogDensity(program, structure)
         evaluator, findings = choose(density, self.engine, seed, threads=self.chains)
+        mass_matrix = self.mass_matrix
+        if mass_matrix == "auto":
+            mass_matrix = "low_rank" if density.dim <= _FEW else "diag"
 
         def start(chain_seed: int) -> Tensor:
             if self.init == "pathfinder":
@@ -108,7 +115,7 @@ class NUTS(Method, name="nuts"):
             kernel = {
                 "target_accept_prob": self.target_accept,
                 "max_tree_depth": self.max_treedepth,
-                "full_mass": self.mass_matrix != "diag",
+                "full_mass": mass_matrix != "diag",
             }
             chains = _eager(
                 self, eager.NUTSKernel, kernel, density, evaluator, start, seed, progress
@@ -125,7 +132,7 @@ class NUTS(Method, name="nuts"):
                 chains=self.chains,
                 target_accept=self.target_accept,
                 max_treedepth=self.max_treedepth,
-                mass_matrix=self.mass_matrix,
+                mass_matrix=mass_matrix,
                 seed=seed,
                 progress=progress,
             )

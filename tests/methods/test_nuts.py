@@ -29,13 +29,22 @@ def correlated():
     "method",
     [
         probdl.NUTS(draws=600, warmup=300, chains=2),
+        probdl.NUTS(draws=600, warmup=300, chains=2, mass_matrix="diag"),
         probdl.NUTS(draws=600, warmup=300, chains=2, mass_matrix="low_rank"),
         probdl.NUTS(draws=600, warmup=300, chains=2, mass_matrix="dense"),
         probdl.NUTS(draws=600, warmup=300, chains=2, mass_matrix="dense", engine="eager"),
         probdl.HMC(draws=1000, warmup=300, chains=2),
         probdl.HMC(draws=1000, warmup=300, chains=2, engine="eager"),
     ],
-    ids=["nuts", "nuts-low-rank", "nuts-dense", "nuts-dense-eager", "hmc", "hmc-eager"],
+    ids=[
+        "nuts",
+        "nuts-diag",
+        "nuts-low-rank",
+        "nuts-dense",
+        "nuts-dense-eager",
+        "hmc",
+        "hmc-eager",
+    ],
 )
 def test_a_correlated_normal(method):
     fit = probdl.infer(correlated, method=method, seed=5)
@@ -112,10 +121,27 @@ def test_short_trajectories_are_told(engine):
         cov = torch.tensor([[1.0, 0.9999], [0.9999, 1.0]])
         pyro.sample("x", dist.MultivariateNormal(torch.zeros(2), cov))
 
-    method = probdl.NUTS(draws=100, warmup=100, chains=1, max_treedepth=2, engine=engine)
+    method = probdl.NUTS(
+        draws=100, warmup=100, chains=1, max_treedepth=2, mass_matrix="diag", engine=engine
+    )
     with pytest.warns(probdl.FindingWarning, match="reached max_treedepth=2"):
         fit = probdl.infer(model, method=method, seed=1)
     assert fit.stats["reached_max_treedepth"].mean() > 0.5
+
+
+@pytest.mark.parametrize("engine", ["native", "eager"])
+def test_few_coordinates_have_their_correlations_learnt(engine):
+    def model():
+        cov = torch.tensor([[1.0, 0.999], [0.999, 1.0]])
+        pyro.sample("x", dist.MultivariateNormal(torch.zeros(2), cov))
+
+    steps = {}
+    for matrix in ("auto", "diag"):
+        method = probdl.NUTS(draws=200, warmup=200, chains=1, mass_matrix=matrix, engine=engine)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", probdl.FindingWarning)
+            steps[matrix] = probdl.infer(model, method=method, seed=1).stats["n_steps"].mean()
+    assert steps["auto"] < 8 < 20 < steps["diag"]
 
 
 def test_chains_in_two_modes_do_not_agree():

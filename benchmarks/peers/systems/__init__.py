@@ -20,6 +20,7 @@ PACKAGES = {
     "numpyro_vectorized": ("numpyro", "jax"),
     "numpyro_parallel": ("numpyro", "jax"),
     "pymc": ("pymc", "nutpie", "numba"),
+    "pymc_low_rank": ("pymc", "nutpie", "numba"),
     "stan": ("pystan", "httpstan"),
 }
 SYSTEMS = tuple(PACKAGES)

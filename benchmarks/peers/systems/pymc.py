@@ -1,4 +1,4 @@
-"""PyMC, its model compiled by numba and sampled by nutpie."""
+"""PyMC, its model compiled by numba and sampled by nutpie, whose default matrix is diagonal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ import nutpie
 from benchmarks.peers.systems import CHAINS, CORES, DRAWS, WARMUP, Sample
 
 
-def start(task: ModuleType, data: dict[str, np.ndarray]) -> Callable[[int], Sample]:
+def start(
+    task: ModuleType, data: dict[str, np.ndarray], low_rank: bool = False
+) -> Callable[[int], Sample]:
     import pymc  # noqa: F401 - here, so that no task's import of it is timed
 
     compiled: Any = None
@@ -32,6 +34,7 @@ def start(task: ModuleType, data: dict[str, np.ndarray]) -> Callable[[int], Samp
             chains=CHAINS,
             cores=CORES,
             seed=seed,
+            low_rank_modified_mass_matrix=low_rank,
             progress_bar=False,
         )
         draws = {str(k): v.to_numpy() for k, v in trace.posterior.data_vars.items()}
