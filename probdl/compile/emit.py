@@ -30,6 +30,7 @@ from probdl.compile.statements import (
     UnsupportedError,
     Value,
     empty,
+    laid_out,
     shape_of,
     squeezed_access,
 )
@@ -108,7 +109,7 @@ class _Emitter(Builder):
             if node.op == "placeholder":
                 name = "z" if node.name == "z" else f"d[{arrays}]"
                 arrays += node.name != "z"
-                layout = empty(node.meta["val"].shape)
+                layout = laid_out(empty(node.meta["val"].shape))
                 self.values[node] = Value(Buffer(name, layout.numel()), layout)
             elif node.op == "output":
                 grad, value = (self.values[n] for n in node.args[0])

@@ -579,7 +579,7 @@ def _index(e: Builder, x: Value, indices: Sequence[Value | None]) -> Value:
             shape,
             [*accesses, (contiguous(shape), 0)],
             lambda at: [*place(of_indices, at), f"{target(at[-1])} = {source('p')};"],
-            None,
+            "",
         )
 
     return e.statement(None, [x, *used], [shape], lines)[0]
@@ -639,7 +639,7 @@ def _gather(e: Builder, x: Value, dim: int, index: Value, **_: Any) -> Value:
             shape,
             [*accesses, (contiguous(shape), 0)],
             lambda at: [*place(of_index, at), f"{target(at[2])} = {source('p')};"],
-            None,
+            "",
         )
 
     return e.statement(None, [x, index], [shape], lines)[0]

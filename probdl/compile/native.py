@@ -22,6 +22,7 @@ from torch import Tensor
 
 from probdl.compile import cache
 from probdl.compile.emit import Source
+from probdl.compile.statements import laid_out
 from probdl.errors import ProbdlError
 
 __all__ = [
@@ -179,10 +180,10 @@ class NativeDensity:
         self.expand = ctypes.cast(library.expand, ctypes.c_void_p).value
         slots = threads if source.work else 0
         # All that the code points to is owned here.
-        self._arrays = [np.ascontiguousarray(a.to(torch.float64).numpy()) for a in arrays]
+        self._arrays = [laid_out(a.to(torch.float64)) for a in arrays]
         self._work = [np.empty(source.work) for _ in range(slots)]
         self._busy = np.zeros(max(slots, 1), np.uint32)
-        self._data_pointers = np.array([a.ctypes.data for a in self._arrays] or [0], np.uintp)
+        self._data_pointers = np.array([a.data_ptr() for a in self._arrays] or [0], np.uintp)
         self._work_pointers = np.array([a.ctypes.data for a in self._work] or [0], np.uintp)
         self._bound = _Bound(
             self._data_pointers.ctypes.data,

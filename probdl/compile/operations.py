@@ -87,7 +87,7 @@ POINTWISE: dict[Any, Callable[..., str]] = {
     aten.abs: _function("fabs"),
     aten.sgn: _sign,
     aten.sign: _sign,
-    aten.sigmoid: lambda x: f"(1.0 / (1.0 + exp(-{x})))",
+    aten.sigmoid: _function("sigmoid"),
     aten.lgamma: _function("log_gamma"),
     aten.digamma: _function("digamma"),
     aten.round: _function("nearbyint"),

@@ -35,6 +35,12 @@ double erf(double) VECTOR_235, erfc(double) VECTOR_235, atan2(double, double) VE
 double sqrt(double), fabs(double), floor(double), ceil(double), trunc(double), nearbyint(double);
 double fmod(double, double), lgamma_r(double, int *);
 
+/* By exp(-|x|), which log-sigmoid has too: where both are computed, compilers take it once. */
+static inline double sigmoid(double x) {
+  const double e = exp(-fabs(x));
+  return (x < 0.0 ? e : 1.0) / (1.0 + e);
+}
+
 /* A NaN in either operand comes through, as in torch. */
 static inline double at_least(double a, double b) { return (a >= b || a != a) ? a : b; }
 static inline double at_most(double a, double b) { return (a <= b || a != a) ? a : b; }

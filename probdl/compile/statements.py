@@ -24,6 +24,7 @@ __all__ = [
     "Value",
     "empty",
     "is_shape",
+    "laid_out",
     "reach",
     "shape_of",
     "squeezed",
@@ -212,6 +213,17 @@ def _memory_order(shape: Sequence[int], operands: Sequence[Value]) -> list[int] 
 def empty(shape: Sequence[int]) -> Tensor:
     """Return the layout of a tensor without gaps."""
     return torch.empty(tuple(shape), device="meta", dtype=torch.float64)
+
+
+def laid_out(x: Tensor) -> Tensor:
+    """Return an array as the code expects it in memory: without gaps, row by row.
+
+    A matrix of few columns lies column by column, so that loops over its rows can use vectors; but
+    not where its rows are so many that they are taken in passes.
+    """
+    if x.ndim == 2 and 1 < x.shape[1] <= FEW < x.shape[0] and x.numel() < MANY:
+        return x.T.contiguous().T
+    return x.contiguous()
 
 
 def squeezed(shape: Sequence[int]) -> tuple[int, ...]:

@@ -22,7 +22,7 @@ from torch import Tensor, fx
 from probdl.compile.emit import emit, is_view
 from probdl.compile.engine import MAX_STATEMENTS
 from probdl.compile.native import NativeDensity
-from probdl.compile.statements import UnsupportedError
+from probdl.compile.statements import UnsupportedError, laid_out
 from probdl.compile.trace import UntraceableError, trace_function
 from probdl.compile.verify import MismatchError
 from probdl.diagnostics import Finding
@@ -234,9 +234,11 @@ class NativeStep:
         assert arrays is not None
         self._traced = traced
         self._data: Sequence[Tensor] | None = data
-        self._arrays = [a.to(torch.float64).contiguous().clone() for a in arrays]
+        self._arrays = [laid_out(a.to(torch.float64)).clone() for a in arrays]
         self._draw = _Noise(traced.draw) if traced.draw is not None else None
-        self._noise = [x[0].clone() for x in self._draw(1)] if self._draw is not None else []
+        self._noise = (
+            [laid_out(x[0]).clone() for x in self._draw(1)] if self._draw is not None else []
+        )
         self._block: list[Tensor] = []
         self._left = 0
         self._size = BLOCK

@@ -102,6 +102,10 @@ FUNCTIONS = {
     "batches of larger matrices": lambda x: torch.bmm(
         (x @ WIDE).view(2, 2, 10), (x.exp() @ WIDE).view(2, 10, 2)
     ),
+    "data of few columns": lambda x: (
+        (WIDE.T[:, :3] @ x[:3]).exp() * WIDE.T[:, 4] + (WIDE.T[:, :3] * x[3]).sum(1)
+        + WIDE.T[:, :3].contiguous().reshape(-1)[:40] * x[5]
+    ),
     "orders of memory": lambda x: (
         (x[:, None] * x[:2].exp()) * torch.outer(x[:2], x).T + MATRIX.T[:, :2]
     ),

@@ -67,8 +67,8 @@ ESTIMATORS = {
 }
 
 
-def step_of(model, guide, elbo, particles, engine="auto"):
-    program = Program(model, (Y,))
+def step_of(model, guide, elbo, particles, engine="auto", args=(Y,)):
+    program = Program(model, args)
     structure = discover(program)
     companion = program.companion(guide)
     estimator = resolve_elbo(elbo, particles, structure)
@@ -128,6 +128,27 @@ def test_every_step_draws_anew(engine):
     for lag in (1, BLOCK):
         r = np.corrcoef(losses[lag:], losses[:-lag])[0, 1]
         assert abs(r) < 4 / np.sqrt(len(losses) - lag)
+
+
+def test_minibatches_of_few_columns_are_read_anew():
+    def line(x, y):
+        w = pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        with pyro.plate("obs", len(x)):
+            pyro.sample("y", dist.Normal(x @ w, 1.0), obs=y)
+
+    def at_a_point(x, y):
+        w = pyro.param("point", torch.ones(3))
+        pyro.sample("w", dist.Delta(w).to_event(1))
+
+    with isolated(1), evaluation():
+        batches = [(torch.randn(40, 3), torch.randn(40)) for _ in range(2)]
+        step, *_ = step_of(line, at_a_point, "trace", 1, "native", batches[0])
+        step.begin_block()
+        found = [step(batch) for batch in [*batches, batches[0]]]
+    w = dist.Normal(torch.zeros(3).double(), 1.0).log_prob(torch.ones(3).double()).sum()
+    for loss, (x, y) in zip(found, [*batches, batches[0]], strict=True):
+        known = w + dist.Normal(x.sum(1), 1.0).log_prob(y).sum()
+        assert loss == pytest.approx(-float(known), rel=1e-9)
 
 
 def test_adam_in_c_is_that_of_torch():
