@@ -2,7 +2,8 @@
 
 Each runs in a process of its own, with a cache of its own, and probdl then once more in a fresh
 process that finds the cache. Needs PROBDL_SHARED; the peers are in an environment of their own.
-Writes results/peers.json, peers.md and peers.png; tasks not named keep their results.
+Writes results/peers.json, peers.md and peers.png; tasks not named keep their results, as do the
+systems that PROBDL_BENCH_SYSTEMS, if it is set, does not name.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.parts import run
+from benchmarks.parts import RESULTS, run
 from benchmarks.peers.judge import judge
 from benchmarks.peers.report import write
 from benchmarks.peers.systems import SYSTEMS
@@ -26,6 +27,7 @@ from benchmarks.peers.tasks import TASKS, load
 
 ROOT = Path(__file__).parents[2]
 PEERS = ROOT / ".venv-peers" / "bin" / "python"
+CHOSEN = os.environ.get("PROBDL_BENCH_SYSTEMS", "").split()
 TIMEOUT_S, PYRO_TIMEOUT_S = 600, 120
 
 
@@ -38,11 +40,18 @@ def measure(task: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data.npz"
         np.savez(data, **load(task).data())
-        rows = {}
-        for system in SYSTEMS:
+        rows = _held(task)
+        for system in CHOSEN or SYSTEMS:
             rows[system] = _row(system, task, data, Path(folder) / system)
             print(task, system, rows[system], flush=True)
     return rows
+
+
+def _held(task: str) -> dict[str, Any]:
+    """Return the results there are of systems that are not to be run."""
+    held = RESULTS / "peers.json"
+    rows = json.loads(held.read_text()).get(task, {}) if CHOSEN and held.exists() else {}
+    return {system: row for system, row in rows.items() if system not in CHOSEN}
 
 
 def _row(system: str, task: str, data: Path, folder: Path) -> dict[str, Any]:
@@ -56,7 +65,7 @@ def _row(system: str, task: str, data: Path, folder: Path) -> dict[str, Any]:
         for file in sorted((folder / "first").glob("draws_*.npz")):
             with np.load(file) as held:
                 row["runs"].append(judge(task, dict(held)))
-        if system == "probdl":  # NumPyro and nutpie keep nothing; Stan's is first_s - compile_s
+        if system == "probdl":
             again = _child(system, task, data, folder / "again", cache, "--once")
             row["cached_first_s"] = again["first_s"]
     except (RuntimeError, ValueError, OSError) as error:

@@ -1,15 +1,20 @@
 """How long one gradient of a logistic regression takes, in a process of its own.
 
 ``python -m benchmarks.peers.gradients SYSTEM ROWS PREDICTORS`` prints the seconds as JSON. Each
-system gets the model that its users write for it, a start at zero, and both cores.
+system gets the model that its users write for it, and all cores; Stan's chain has one. It is timed
+without the Python around it: probdl's and nutpie's compiled functions are called by their address,
+as the sampler calls them, JAX's in a compiled loop where that is faster, and Stan tells the time of
+its sampler.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -20,6 +25,7 @@ import numpy as np
 SYSTEMS = ("probdl", "numpyro", "pymc", "stan")
 SCALE = 2.5
 ROUND_S = 0.1  # a round of calls lasts so long, or one call does
+ENOUGH_S = 1.0  # of Stan's sampling
 
 STAN = """
 data {
@@ -62,10 +68,18 @@ def best(call: Callable[[], Any], rounds: int = 7) -> float:
     return min(times)
 
 
+def _called(address: int, user: int, dim: int) -> Callable[[], Any]:
+    """Return a call of ``logp(dim, z, grad, value, user)`` at zero."""
+    point, grad, value = np.zeros(dim), np.empty(dim), np.empty(())
+    function = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_uint64, *[ctypes.c_void_p] * 4)(address)
+    pointers = (point.ctypes.data, grad.ctypes.data, value.ctypes.data, user)
+    # What the pointers point to must live as long as the call.
+    return lambda: (function(dim, *pointers), point, grad, value)
+
+
 def probdl(x: np.ndarray, y: np.ndarray) -> float:
     import torch
 
-    from benchmarks.engine import raw
     from probdl import LogDensity
     from probdl.compile import choose
     from probdl.models import logistic_regression
@@ -73,7 +87,7 @@ def probdl(x: np.ndarray, y: np.ndarray) -> float:
     torch.set_num_threads(int(os.environ.get("PROBDL_BENCH_THREADS", torch.get_num_threads())))
     density = LogDensity.from_model(logistic_regression, (x, y.astype(float)))
     compiled, _ = choose(density, "native", 0)
-    return best(raw(compiled, torch.zeros(density.dim, dtype=torch.float64)))
+    return best(_called(compiled.address, compiled.user, density.dim))
 
 
 def numpyro(x: np.ndarray, y: np.ndarray) -> float:
@@ -96,39 +110,44 @@ def numpyro(x: np.ndarray, y: np.ndarray) -> float:
     start = initialize_model(jax.random.key(0), model, model_args=arrays)
     evaluate = jax.jit(jax.value_and_grad(start.potential_fn))
     point = jax.tree.map(jnp.zeros_like, start.param_info.z)
-    return best(lambda: jax.block_until_ready(evaluate(point)))
+    alone = best(lambda: jax.block_until_ready(evaluate(point)))
+    times = max(1, min(1000, int(ROUND_S / alone)))
+
+    def move(_: int, at: Any) -> Any:  # hardly, but each gradient waits for the one before
+        value, gradient = jax.value_and_grad(start.potential_fn)(at)
+        return jax.tree.map(lambda a, g: a - 1e-12 * (g + value), at, gradient)
+
+    loop = jax.jit(lambda at: jax.lax.fori_loop(0, times, move, at))
+    return min(alone, best(lambda: jax.block_until_ready(loop(point))) / times)
 
 
 def pymc(x: np.ndarray, y: np.ndarray) -> float:
+    import nutpie
     import pymc as pm
 
     with pm.Model() as model:
         intercept = pm.Normal("intercept", 0.0, SCALE)
         beta = pm.Normal("beta", 0.0, SCALE, shape=x.shape[-1])
         pm.Bernoulli("y", logit_p=intercept + x @ beta, observed=y)
-    evaluate = model.logp_dlogp_function(ravel_inputs=True, mode="NUMBA")
-    evaluate.set_extra_values({})
-    point = np.zeros(1 + x.shape[-1])
-    return best(lambda: evaluate(point))
+    compiled = nutpie.compile_pymc_model(model, backend="numba")
+    user = compiled.user_data.ctypes.data
+    return best(_called(compiled.compiled_logp_func.address, user, compiled.n_dim))
 
 
 def stan(x: np.ndarray, y: np.ndarray) -> float:
-    """Sample twice, one run longer than the other: the rest, which moves the data, is the same."""
+    """Divide the time of Stan's sampler, in its own words, by the gradients that it took."""
     import stan
 
     given = {"N": len(y), "K": x.shape[-1], "x": x, "y": y}
-    short, more = 20, max(20, min(3000, int(2e8 / x.size / 10)))
-    found = []
+    draws, seconds, gradients = 20, 0.0, 0
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-        posterior = stan.build(STAN, data=given, random_seed=1)
-        for draws in (short, short + more):
-            start = time.perf_counter()
-            fit = posterior.sample(
-                num_chains=1, num_warmup=100, num_samples=draws, save_warmup=True
-            )
-            found.append((time.perf_counter() - start, fit["n_leapfrog__"].sum()))
-    (one, few), (other, many) = found
-    return float((other - one) / (many - few))
+        while seconds < ENOUGH_S:
+            posterior = stan.build(STAN, data=given, random_seed=draws)
+            fit = posterior.sample(num_chains=1, num_warmup=100, num_samples=draws)
+            (found,) = re.findall(rb"([\d.]+) seconds \(Sampling\)", fit.stan_outputs[0])
+            seconds, gradients = float(found), int(fit["n_leapfrog__"].sum())
+            draws *= 5
+    return seconds / gradients
 
 
 def main(system: str, rows: str, predictors: str) -> None:

@@ -19,6 +19,7 @@ PACKAGES = {
     "pyro": ("pyro-ppl", "torch"),
     "numpyro_vectorized": ("numpyro", "jax"),
     "numpyro_parallel": ("numpyro", "jax"),
+    "numpyro_dense": ("numpyro", "jax"),
     "pymc": ("pymc", "nutpie", "numba"),
     "pymc_low_rank": ("pymc", "nutpie", "numba"),
     "stan": ("pystan", "httpstan"),

@@ -23,12 +23,12 @@ numpyro.set_host_device_count(CHAINS)  # before anything starts JAX
 
 
 def start(
-    task: ModuleType, data: dict[str, np.ndarray], chain_method: str
+    task: ModuleType, data: dict[str, np.ndarray], chain_method: str, dense: bool = False
 ) -> Callable[[int], Sample]:
     model, args = task.numpyro(data)
     jax.devices()  # starting JAX is part of its import
     mcmc = MCMC(
-        NUTS(model),
+        NUTS(model, dense_mass=dense),
         num_warmup=WARMUP,
         num_samples=DRAWS,
         num_chains=CHAINS,

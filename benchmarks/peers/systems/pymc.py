@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import nutpie
+from threadpoolctl import threadpool_limits
 
 from benchmarks.peers.systems import CHAINS, CORES, DRAWS, WARMUP, Sample
 
@@ -27,16 +28,17 @@ def start(
             begin = time.perf_counter()
             compiled = nutpie.compile_pymc_model(task.pymc(data), backend="numba")
             compile_s = time.perf_counter() - begin
-        trace = nutpie.sample(
-            compiled,
-            draws=DRAWS,
-            tune=WARMUP,
-            chains=CHAINS,
-            cores=CORES,
-            seed=seed,
-            low_rank_modified_mass_matrix=low_rank,
-            progress_bar=False,
-        )
+        with threadpool_limits(1):  # the chains have the cores; BLAS would start threads in each
+            trace = nutpie.sample(
+                compiled,
+                draws=DRAWS,
+                tune=WARMUP,
+                chains=CHAINS,
+                cores=CORES,
+                seed=seed,
+                low_rank_modified_mass_matrix=low_rank,
+                progress_bar=False,
+            )
         draws = {str(k): v.to_numpy() for k, v in trace.posterior.data_vars.items()}
         return Sample(draws, int(trace.sample_stats["n_steps"].sum()), compile_s=compile_s)
 

@@ -1,4 +1,4 @@
-"""PyMC and nutpie with the setting that probdl has by default where parameters are few."""
+"""PyMC and nutpie with a low-rank mass matrix, nutpie's remedy for correlated posteriors."""
 
 from __future__ import annotations
 

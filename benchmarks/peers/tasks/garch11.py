@@ -91,12 +91,13 @@ parameters {
   real<lower=0, upper=1 - alpha1> beta1;
 }
 model {
-  vector[T] sigma;
-  sigma[1] = sigma1;
+  vector[T - 1] shock = alpha0 + alpha1 * square(y[1 : T - 1] - mu);
+  vector[T] variance;
+  variance[1] = square(sigma1);
   for (t in 2 : T) {
-    sigma[t] = sqrt(alpha0 + alpha1 * square(y[t - 1] - mu) + beta1 * square(sigma[t - 1]));
+    variance[t] = shock[t - 1] + beta1 * variance[t - 1];
   }
-  y ~ normal(mu, sigma);
+  y ~ normal(mu, sqrt(variance));
 }
 """
 

@@ -54,14 +54,14 @@ def pymc(data: dict[str, np.ndarray]) -> Any:
     import pymc as pm
     import pytensor
     import pytensor.tensor as pt
-    from pymc.distributions.transforms import Chain, log, ordered
+    from pymc.distributions.transforms import Ordered
 
     with pm.Model() as model:
         theta1 = pm.Dirichlet("theta1", np.ones(2))
         theta2 = pm.Dirichlet("theta2", np.ones(2))
         log_theta = pt.log(pt.stack([theta1, theta2]))
         start = np.array([3.0, 10.0])
-        mu = pm.Normal("mu", start, 1.0, transform=Chain([log, ordered]), initval=start)
+        mu = pm.Normal("mu", start, 1.0, transform=Ordered(positive=True), initval=start)
         emission = pm.logp(pm.Normal.dist(mu, 1.0), data["y"][:, None])
         forward, _ = pytensor.scan(
             lambda density, forward, log_theta: (
