@@ -144,8 +144,8 @@ def stan(x: np.ndarray, y: np.ndarray) -> float:
         while seconds < ENOUGH_S:
             posterior = stan.build(STAN, data=given, random_seed=draws)
             fit = posterior.sample(num_chains=1, num_warmup=100, num_samples=draws)
-            (found,) = re.findall(rb"([\d.]+) seconds \(Sampling\)", fit.stan_outputs[0])
-            seconds, gradients = float(found), int(fit["n_leapfrog__"].sum())
+            found = re.search(rb"([\d.]+) seconds \(Sampling\)", fit.stan_outputs[0])
+            seconds, gradients = float(found[1]), int(fit["n_leapfrog__"].sum())
             draws *= 5
     return seconds / gradients
 
