@@ -200,7 +200,8 @@ def _plot(results: dict[str, Any]) -> None:
     axes[0].set_xlabel(f"rows n, at {FIXED[0]} predictors")
     axes[1].set_xlabel(f"predictors p, at {FIXED[1]:,} rows")
     axes[0].set_ylabel("ns a gradient and number of X")
-    axes[0].legend(fontsize=8, frameon=False)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=5, frameon=False)
     figure.savefig(RESULTS / "scaling.png", dpi=130)
 
 
