@@ -6,7 +6,6 @@ times taken in this run, on this machine. Subprocesses measure what a new proces
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import platform
@@ -29,6 +28,7 @@ from pyro.infer.mcmc import nuts as pyro_nuts
 
 import probdl
 from benchmarks.models import NAMED, references
+from benchmarks.peers.gradients import called
 from probdl.compile import choose
 from probdl.compile.native import NativeDensity
 from probdl.models import normal_normal
@@ -50,15 +50,7 @@ def seconds(call: Callable[[], Any], calls: int, repeats: int = 5) -> float:
 
 def raw(compiled: NativeDensity, z: torch.Tensor) -> Callable[[], Any]:
     """Return a call of the C function itself, as the sampler makes it, but through ctypes."""
-    point, grad, value = z.numpy().copy(), np.empty(compiled.dim), np.empty(())
-    arguments = (
-        ctypes.c_uint64(compiled.dim),
-        *(ctypes.c_void_p(a.ctypes.data) for a in (point, grad, value)),
-        ctypes.c_void_p(compiled.user),
-    )
-    function = compiled._function
-    # What the pointers point to must live as long as the call.
-    return lambda: (function(*arguments), point, grad, value)
+    return called(compiled.address, compiled.user, z.numpy().copy())
 
 
 def measure(model: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, Any]:

@@ -68,13 +68,17 @@ def best(call: Callable[[], Any], rounds: int = 7) -> float:
     return min(times)
 
 
-def _called(address: int, user: int, dim: int) -> Callable[[], Any]:
-    """Return a call of ``logp(dim, z, grad, value, user)`` at zero."""
-    point, grad, value = np.zeros(dim), np.empty(dim), np.empty(())
-    function = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_uint64, *[ctypes.c_void_p] * 4)(address)
-    pointers = (point.ctypes.data, grad.ctypes.data, value.ctypes.data, user)
+def called(address: int, user: int, point: np.ndarray) -> Callable[[], Any]:
+    """Return a call of the C function ``logp(dim, z, grad, value, user)`` at a point."""
+    grad, value = np.empty(len(point)), np.empty(())
+    arguments = (
+        ctypes.c_uint64(len(point)),
+        *(ctypes.c_void_p(a.ctypes.data) for a in (point, grad, value)),
+        ctypes.c_void_p(user),
+    )
+    function = ctypes.CFUNCTYPE(ctypes.c_int64, *map(type, arguments))(address)
     # What the pointers point to must live as long as the call.
-    return lambda: (function(dim, *pointers), point, grad, value)
+    return lambda: (function(*arguments), point, grad, value)
 
 
 def probdl(x: np.ndarray, y: np.ndarray) -> float:
@@ -87,7 +91,7 @@ def probdl(x: np.ndarray, y: np.ndarray) -> float:
     torch.set_num_threads(int(os.environ.get("PROBDL_BENCH_THREADS", torch.get_num_threads())))
     density = LogDensity.from_model(logistic_regression, (x, y.astype(float)))
     compiled, _ = choose(density, "native", 0)
-    return best(_called(compiled.address, compiled.user, density.dim))
+    return best(called(compiled.address, compiled.user, np.zeros(density.dim)))
 
 
 def numpyro(x: np.ndarray, y: np.ndarray) -> float:
@@ -131,7 +135,7 @@ def pymc(x: np.ndarray, y: np.ndarray) -> float:
         pm.Bernoulli("y", logit_p=intercept + x @ beta, observed=y)
     compiled = nutpie.compile_pymc_model(model, backend="numba")
     user = compiled.user_data.ctypes.data
-    return best(_called(compiled.compiled_logp_func.address, user, compiled.n_dim))
+    return best(called(compiled.compiled_logp_func.address, user, np.zeros(compiled.n_dim)))
 
 
 def stan(x: np.ndarray, y: np.ndarray) -> float:
