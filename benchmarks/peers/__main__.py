@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -22,11 +21,9 @@ import numpy as np
 from benchmarks.parts import RESULTS, run
 from benchmarks.peers.judge import judge
 from benchmarks.peers.report import write
-from benchmarks.peers.systems import SYSTEMS
+from benchmarks.peers.systems import ROOT, SYSTEMS, interpreter
 from benchmarks.peers.tasks import TASKS, load
 
-ROOT = Path(__file__).parents[2]
-PEERS = ROOT / ".venv-peers" / "bin" / "python"
 CHOSEN = os.environ.get("PROBDL_BENCH_SYSTEMS", "").split()
 TIMEOUT_S, PYRO_TIMEOUT_S = 600, 120
 
@@ -92,11 +89,10 @@ def _child(
 ) -> dict[str, Any]:
     """Run one process to its end, and return its timings."""
     out.mkdir()
-    python = str(PEERS) if system not in ("probdl", "pyro") else sys.executable
     arguments = [system, task, str(data), str(out), *options]
     try:
         done = subprocess.run(
-            [python, "-m", "benchmarks.peers.child", *arguments],
+            [interpreter(system), "-m", "benchmarks.peers.child", *arguments],
             cwd=ROOT,
             env=os.environ | _caches(cache),
             capture_output=True,

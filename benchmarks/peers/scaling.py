@@ -9,11 +9,9 @@ import functools
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -23,9 +21,8 @@ from threadpoolctl import threadpool_limits
 from benchmarks.parts import RESULTS, run
 from benchmarks.peers.gradients import SYSTEMS
 from benchmarks.peers.report import LABELS, MARKERS
+from benchmarks.peers.systems import ROOT, interpreter
 
-ROOT = Path(__file__).parents[2]
-PEERS = ROOT / ".venv-peers" / "bin" / "python"
 ROWS = [10**3, 10**4, 10**5, 10**6]
 PREDICTORS = [10, 30, 100, 300, 1000]
 FIXED = 20, 10_000  # predictors where the rows vary, rows where the predictors do
@@ -36,29 +33,27 @@ STYLES = MARKERS | {"numpyro": MARKERS["numpyro_vectorized"]}
 
 def gradient(system: str, rows: int, predictors: int, threads: int | None = None) -> Any:
     """Time a gradient in a process of its own; an error is told."""
-    python = sys.executable if system == "probdl" else str(PEERS)
     more = {} if threads is None else {"PROBDL_BENCH_THREADS": str(threads)}
-    cache = tempfile.TemporaryDirectory()  # httpstan keeps fits, and would return them at once
-    more["XDG_CACHE_HOME"] = cache.name
-    try:
-        done = subprocess.run(
-            [python, "-m", "benchmarks.peers.gradients", system, str(rows), str(predictors)],
-            cwd=ROOT,
-            env=os.environ | more,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
-            check=True,
-        )
-        return json.loads(done.stdout.splitlines()[-1])["seconds"]
-    except FileNotFoundError:
-        return "not installed"
-    except subprocess.TimeoutExpired:
-        return f"not done after {TIMEOUT_S} s"
-    except subprocess.CalledProcessError as error:
-        return (error.stderr.strip().splitlines() or ["failed"])[-1][:200]
-    finally:
-        cache.cleanup()
+    sizes = str(rows), str(predictors)
+    with tempfile.TemporaryDirectory() as cache:  # httpstan keeps fits, and returns them at once
+        more["XDG_CACHE_HOME"] = cache
+        try:
+            done = subprocess.run(
+                [interpreter(system), "-m", "benchmarks.peers.gradients", system, *sizes],
+                cwd=ROOT,
+                env=os.environ | more,
+                capture_output=True,
+                text=True,
+                timeout=TIMEOUT_S,
+                check=True,
+            )
+        except FileNotFoundError:
+            return "not installed"
+        except subprocess.TimeoutExpired:
+            return f"not done after {TIMEOUT_S} s"
+        except subprocess.CalledProcessError as error:
+            return (error.stderr.strip().splitlines() or ["failed"])[-1][:200]
+    return json.loads(done.stdout.splitlines()[-1])["seconds"]
 
 
 def sweep(sizes: list[tuple[int, int]]) -> list[dict[str, Any]]:

@@ -8,7 +8,9 @@ compiles what there is to compile; later calls use it again. Pyro is too slow fo
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -25,6 +27,13 @@ PACKAGES = {
     "stan": ("pystan", "httpstan"),
 }
 SYSTEMS = tuple(PACKAGES)
+ROOT = Path(__file__).parents[3]
+
+
+def interpreter(system: str) -> str:
+    """Return the Python that has a system; all peers but Pyro have an environment of their own."""
+    own = system in ("probdl", "pyro")
+    return sys.executable if own else str(ROOT / ".venv-peers" / "bin" / "python")
 
 
 @dataclass(frozen=True)

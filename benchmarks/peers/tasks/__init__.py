@@ -8,18 +8,23 @@ A task's module has
     STAN, stan(data): a program and its data;
     parameters(draws): scalars (chain, draw) by the reference's names, from draws by site.
 
+Where there is a reference, ``load`` adds data() and pyro(data): its file has the data, and the
+tests have the Pyro program.
+
 Priors, supports and names of sites are the same in all. A system is imported where it is used,
 for no environment has them all.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Mapping
 from types import ModuleType
 
 import numpy as np
 
+from benchmarks.peers import posteriordb
 from tests.reference.files import scalars as split
 
 TASKS = (
@@ -37,7 +42,11 @@ TASKS = (
 
 
 def load(name: str) -> ModuleType:
-    return importlib.import_module(f"benchmarks.peers.tasks.{name}")
+    task = importlib.import_module(f"benchmarks.peers.tasks.{name}")
+    if task.REFERENCE is not None:
+        task.data = functools.partial(posteriordb.data, task.REFERENCE)
+        task.pyro = functools.partial(posteriordb.program, task.REFERENCE)
+    return task
 
 
 def scalars(draws: Mapping[str, np.ndarray], *sites: str) -> dict[str, np.ndarray]:

@@ -6,22 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peers import posteriordb
 from benchmarks.peers.tasks import scalars
 
 REFERENCE = "arK-arK"
 
 
-def data() -> dict[str, np.ndarray]:
-    return posteriordb.data(REFERENCE)
-
-
 def parameters(draws: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return scalars(draws, "alpha", "beta", "sigma")
-
-
-def pyro(data: dict[str, np.ndarray]) -> Any:
-    return posteriordb.program(REFERENCE, data)
 
 
 def _lags(data: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

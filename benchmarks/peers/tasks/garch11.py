@@ -6,22 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peers import posteriordb
 from benchmarks.peers.tasks import scalars
 
 REFERENCE = "garch-garch11"
 
 
-def data() -> dict[str, np.ndarray]:
-    return posteriordb.data(REFERENCE)
-
-
 def parameters(draws: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return scalars(draws, "mu", "alpha0", "alpha1", "beta1")
-
-
-def pyro(data: dict[str, np.ndarray]) -> Any:
-    return posteriordb.program(REFERENCE, data)
 
 
 def numpyro(data: dict[str, np.ndarray]) -> Any:

@@ -6,22 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peers import posteriordb
 from benchmarks.peers.tasks import scalars
 
 REFERENCE = "kidiq-kidscore_interaction"
 
 
-def data() -> dict[str, np.ndarray]:
-    return posteriordb.data(REFERENCE)
-
-
 def parameters(draws: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return scalars(draws, "beta", "sigma")
-
-
-def pyro(data: dict[str, np.ndarray]) -> Any:
-    return posteriordb.program(REFERENCE, data)
 
 
 def _design(data: dict[str, np.ndarray]) -> np.ndarray:
