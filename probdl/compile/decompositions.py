@@ -32,6 +32,8 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     more = {op: fn for op, fn in decomposition_table.items() if fn.__module__ == _FORMULAS}
     table = more | dict(core_aten_decompositions().items())
     return {op: fn for op, fn in table.items() if not emit.supports(op)} | {
+        aten.addcdiv.default: lambda x, a, b, *, value=1: x + value * (a / b),
+        aten.addcmul.default: lambda x, a, b, *, value=1: x + value * (a * b),
         aten.cholesky_inverse.default: _cholesky_inverse,
         aten.cholesky_solve.default: _cholesky_solve,
         aten.elu.default: _elu,
@@ -40,8 +42,6 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         aten.index.Tensor: _index,
         aten.index_put.default: _index_put,
         aten.index_select.default: _index_select,
-        aten.addcdiv.default: lambda x, a, b, *, value=1: x + value * (a / b),
-        aten.addcmul.default: lambda x, a, b, *, value=1: x + value * (a * b),
         aten.leaky_relu.default: lambda x, slope=0.01: torch.where(x > 0, x, x * slope),
         aten.linalg_vector_norm.default: _norm,
         aten.logit.default: _logit,

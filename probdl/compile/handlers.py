@@ -394,10 +394,9 @@ def _extreme_of_few(e: Builder, sign: str, parts: Sequence[Value]) -> list[Value
 
 def _product_of_few(e: Builder, left: Value, right: Value) -> Value:
     """Multiply matrices (…, m, k) and (…, k, n) as a sum of k outer products."""
-    parts = [*_slices(left, [left.layout.ndim - 1]), *_slices(right, [right.layout.ndim - 2])]
-    k = left.layout.shape[-1]
-    columns = [x.like(x.layout.unsqueeze(-1)) for x in parts[:k]]
-    rows = [x.like(x.layout.unsqueeze(-2)) for x in parts[k:]]
+    columns = [x.like(x.layout.unsqueeze(-1)) for x in _slices(left, [left.layout.ndim - 1])]
+    rows = [x.like(x.layout.unsqueeze(-2)) for x in _slices(right, [right.layout.ndim - 2])]
+    k = len(columns)
     return e.elementwise(
         lambda *xs: f"({' + '.join(f'{a} * {b}' for a, b in zip(xs[:k], xs[k:], strict=True))})",
         [*columns, *rows],
