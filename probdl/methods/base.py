@@ -17,7 +17,7 @@ from probdl.errors import SettingError
 from probdl.fit import Fit
 from probdl.latent import Proposal
 from probdl.program import Program
-from probdl.sites import Structure
+from probdl.sites import Structure, discover
 from probdl.state import machine_memory
 
 __all__ = ["METHODS", "Method", "resolve"]
@@ -162,12 +162,15 @@ class Method(metaclass=_Checked):
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 self._refuse(setting, f"must be one of {', '.join(map(repr, words))}{hint}")
 
-    def _check_memory(self, structure: Structure) -> None:
-        """Check that the draws can be held, since native code ends the process where they cannot.
+    def _discover(self, program: Program) -> Structure:
+        """Find the sites of a program, and check that the draws can be held.
+
+        Native code ends the process where they cannot.
 
         Raises:
             SettingError: they need more than the memory of the machine.
         """
+        structure = discover(program)
         told = {name: getattr(self, name, 0) for name in ("draws", "num_samples", "warmup")}
         runs = getattr(self, "chains", getattr(self, "paths", 1))
         scalars = sum(math.prod(site.shape) for site in structure.of("latent"))
@@ -179,6 +182,7 @@ class Method(metaclass=_Checked):
                 f"{needed / 2**30:.3g} GiB, and this machine has {there / 2**30:.3g} GiB of "
                 "memory. Ask for fewer."
             )
+        return structure
 
     def _refuse(self, setting: str, rule: str) -> None:
         value = getattr(self, setting)

@@ -20,7 +20,7 @@ from probdl.methods.guides import compare_sites
 from probdl.methods.held import held_params
 from probdl.methods.weighing import FEW, resample, weigh
 from probdl.program import Program
-from probdl.sites import Structure, discover
+from probdl.sites import Structure
 
 __all__ = ["Importance"]
 
@@ -77,8 +77,7 @@ class Importance(Method, name="importance"):
 
     def run(self, program: Program, seed: int, progress: bool | None) -> Fit:
         """Weigh draws of the proposal."""
-        structure = discover(program)
-        self._check_memory(structure)
+        structure = self._discover(program)
         if not structure.of("latent"):  # discrete sites are summed out, so they have no draws
             raise ModelError(
                 f"the model '{program.name}' has no continuous latent site to draw. Fit by "

@@ -17,7 +17,6 @@ from probdl.methods.base import Method
 from probdl.methods.held import held_params
 from probdl.methods.optimum import DENSE_MAX, curvature, largest, maximise
 from probdl.program import Program
-from probdl.sites import discover
 
 __all__ = ["Laplace"]
 
@@ -72,8 +71,7 @@ class Laplace(Method, name="laplace"):
 
     def run(self, program: Program, seed: int, progress: bool | None) -> Fit:
         """Fit the program by a normal density at the mode."""
-        structure = discover(program)
-        self._check_memory(structure)
+        structure = self._discover(program)
         density = LogDensity(program, structure)
         generator = torch.Generator().manual_seed(seed)
         if density.dim > DENSE_MAX:

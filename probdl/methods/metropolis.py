@@ -22,7 +22,6 @@ from probdl.methods.base import Method
 from probdl.methods.chains import Chain, Chains, Starts, gather, posterior_fit, random_start
 from probdl.program import Program
 from probdl.progress import bar
-from probdl.sites import discover
 
 __all__ = ["Metropolis"]
 
@@ -94,8 +93,7 @@ class Metropolis(Method, name="metropolis"):
 
     def run(self, program: Program, seed: int, progress: bool | None) -> Fit:
         """Fit the program by Metropolis."""
-        structure = discover(program)
-        self._check_memory(structure)
+        structure = self._discover(program)
         density = LogDensity(program, structure)
         evaluator, findings = choose(
             density, self.engine, seed, threads=self.chains, gradient=False

@@ -21,7 +21,6 @@ from probdl.methods.base import Method
 from probdl.methods.chains import Chains, posterior_fit, random_start
 from probdl.methods.pathfinder import pathfinder_draw
 from probdl.program import Program
-from probdl.sites import discover
 
 __all__ = ["HMC", "NUTS"]
 
@@ -98,8 +97,7 @@ class NUTS(Method, name="nuts"):
 
     def run(self, program: Program, seed: int, progress: bool | None) -> Fit:
         """Fit the program by NUTS."""
-        structure = discover(program)
-        self._check_memory(structure)
+        structure = self._discover(program)
         density = LogDensity(program, structure)
         evaluator, findings = choose(density, self.engine, seed, threads=self.chains)
         mass_matrix = self.mass_matrix
@@ -190,8 +188,7 @@ class HMC(Method, name="hmc"):
 
     def run(self, program: Program, seed: int, progress: bool | None) -> Fit:
         """Fit the program by HMC."""
-        structure = discover(program)
-        self._check_memory(structure)
+        structure = self._discover(program)
         density = LogDensity(program, structure)
         evaluator, findings = choose(density, self.engine, seed)
         kernel = {

@@ -30,7 +30,6 @@ from probdl.methods.held import held_params
 from probdl.methods.weighing import resample
 from probdl.program import Program
 from probdl.progress import bar
-from probdl.sites import discover
 
 __all__ = ["Pathfinder", "pathfinder_draw"]
 
@@ -96,8 +95,7 @@ class Pathfinder(Method, name="pathfinder"):
 
     def run(self, program: Program, seed: int, progress: bool | None) -> Fit:
         """Fit the program by Pathfinder."""
-        structure = discover(program)
-        self._check_memory(structure)
+        structure = self._discover(program)
         density = LogDensity(program, structure)
         evaluator, findings = choose(density, self.engine, seed)
         seeds = np.random.SeedSequence(seed)

@@ -152,8 +152,7 @@ class SVI(Method, name="svi"):
         dtype = program.training_dtype
         if dtype != torch.float64:
             program = program.to(dtype)
-        structure = discover(program)
-        self._check_memory(structure)
+        structure = self._discover(program)
         batches = self._batches(program, structure)
         with evaluation(dtype=dtype):
             guide = make_guide(
