@@ -140,17 +140,17 @@ def child(code: str, cache: str) -> dict[str, Any]:
 FIRST = """
 import json, time, numpy as np, probdl
 from benchmarks.models import SCHOOLS
-from probdl.methods import native
+from probdl.methods import nutpie_adapter
 from probdl.models import eight_schools
 sigma, y = SCHOOLS
 sampling = []
-run = native.run
+run = nutpie_adapter.run
 def timed(*args, **kwargs):
     start = time.perf_counter()
     result = run(*args, **kwargs)
     sampling.append(time.perf_counter() - start)
     return result
-native.run = timed
+nutpie_adapter.run = timed
 times = []
 for shift in (0.0, 1.0):
     start = time.perf_counter()
@@ -182,18 +182,18 @@ import json, sys, time, torch, probdl
 from benchmarks.models import NAMED
 model, args = NAMED["logistic regression, 500 x 20"]
 from probdl.compile import choose
-from probdl.methods import native
+from probdl.methods import nutpie_adapter
 from probdl.methods.chains import random_start
 density = probdl.LogDensity.from_model(model, args)
 evaluator, _ = choose(density, "native", 0, threads={chains})
 begin = lambda seed: random_start(density, evaluator, seed)
 options = dict(warmup=1000, chains={chains}, target_accept=0.8, max_treedepth=10,
                mass_matrix="diag", seed={seed}, progress=False)
-native.run(density.dim, evaluator, begin, draws=100, **options)
+nutpie_adapter.run(density.dim, evaluator, begin, draws=100, **options)
 while time.time() < {at}:
     pass
 start = time.perf_counter()
-chains = native.run(density.dim, evaluator, begin, draws=20000, **options)
+chains = nutpie_adapter.run(density.dim, evaluator, begin, draws=20000, **options)
 taken = time.perf_counter() - start
 print(json.dumps({{"s": taken, "gradients": int(chains.stats["n_steps"].sum())}}))
 """

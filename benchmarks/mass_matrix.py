@@ -19,7 +19,7 @@ import probdl
 from benchmarks.parts import RESULTS, run
 from benchmarks.peers.judge import judge
 from benchmarks.peers.tasks import TASKS, load
-from probdl.methods import native
+from probdl.methods import nutpie_adapter
 
 MATRICES = ("diag", "low_rank")
 SIZES = (5, 10, 25, 50, 100, 200, 400)
@@ -95,12 +95,12 @@ def cutoff() -> dict[str, Any]:
     for name in ("kidscore_interaction", "diamonds"):
         task = load(name)
         jobs[name] = task.pyro(task.data())
-    kept = native._CUTOFFS["low_rank"]
+    kept = nutpie_adapter._CUTOFFS["low_rank"]
     found: dict[str, Any] = {}
     for name, (model, args) in jobs.items():
         found[name] = {}
         for limit in CUTOFFS:
-            native._CUTOFFS["low_rank"] = limit or kept
+            nutpie_adapter._CUTOFFS["low_rank"] = limit or kept
             fits = [
                 _sampled(model, args, "low_rank" if limit else "diag", seed)[0] for seed in SEEDS
             ]
@@ -110,7 +110,7 @@ def cutoff() -> dict[str, Any]:
                 "min_ess": median(float(f.summary()["ess_bulk"].min()) for f in fits),
             }
             print(name, limit, found[name][str(limit)], flush=True)
-    native._CUTOFFS["low_rank"] = kept
+    nutpie_adapter._CUTOFFS["low_rank"] = kept
     return found
 
 

@@ -19,7 +19,7 @@ from probdl.compile.native import CompilerError, NativeDensity, compile_to, find
 from probdl.compile.trace import trace
 from probdl.compile.verify import verify
 from probdl.density import LogDensity
-from probdl.methods import native
+from probdl.methods import nutpie_adapter
 
 __all__ = ["Report", "clear_cache", "doctor"]
 
@@ -84,14 +84,14 @@ def doctor() -> Report:
         lines["C compiler"] = "none: none of $CC, cc, gcc, clang, c++ runs; install gcc or clang"
     else:
         lines["C compiler"] = f"{' '.join(compiler.command)}: {compiler.version}"
-    lines["nutpie's interface"] = native.state()
+    lines["nutpie's interface"] = nutpie_adapter.state()
     entries, size = cache.size()
     lines["compiled code"] = f"{entries} entries, {size / 2**20:.1f} MiB, in {cache.folder()}"
     seconds: dict[str, float] = {}
     healthy = False
     try:
         _through(seconds)
-        healthy = native.state().startswith("as expected")
+        healthy = nutpie_adapter.state().startswith("as expected")
     except CompilerError as error:
         lines["toy model"] = str(error)
     report = Report(healthy, lines, seconds)

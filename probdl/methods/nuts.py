@@ -16,7 +16,7 @@ from probdl.compile import ENGINES, Evaluator, choose
 from probdl.density import LogDensity
 from probdl.diagnostics import check_energy, check_tree
 from probdl.fit import Fit
-from probdl.methods import eager, native
+from probdl.methods import eager, nutpie_adapter
 from probdl.methods.base import Method
 from probdl.methods.chains import Chains, posterior_fit, random_start
 from probdl.methods.pathfinder import pathfinder_draw
@@ -109,7 +109,7 @@ class NUTS(Method, name="nuts"):
                 return torch.from_numpy(pathfinder_draw(density, evaluator, chain_seed))
             return random_start(density, evaluator, chain_seed)
 
-        if evaluator.engine == "eager" or not native.available(evaluator):
+        if evaluator.engine == "eager" or not nutpie_adapter.available(evaluator):
             kernel = {
                 "target_accept_prob": self.target_accept,
                 "max_tree_depth": self.max_treedepth,
@@ -121,7 +121,7 @@ class NUTS(Method, name="nuts"):
             reached = chains.stats["tree_depth"] >= self.max_treedepth
             chains.stats["reached_max_treedepth"] = reached
         else:
-            chains = native.run(
+            chains = nutpie_adapter.run(
                 density.dim,
                 evaluator,
                 start,
@@ -135,6 +135,7 @@ class NUTS(Method, name="nuts"):
                 progress=progress,
             )
         findings += [
+            *nutpie_adapter.findings(evaluator),
             *check_tree(chains.stats, self.max_treedepth),
             *check_energy(chains.stats),
         ]
