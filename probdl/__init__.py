@@ -9,74 +9,9 @@
 2.0
 """
 
-from probdl import models, montecarlo, nn
-from probdl.compare import compare
-from probdl.density import LogDensity
-from probdl.diagnostics import Finding, Findings
-from probdl.divergence import Divergence, jensen_shannon, optimal_discriminator
-from probdl.errors import (
-    DataError,
-    FindingWarning,
-    ModelError,
-    ProbdlError,
-    SettingError,
-    TimeLimitError,
-)
-from probdl.fit import Fit, LogPredictive
-from probdl.health import clear_cache, doctor
-from probdl.infer import infer
-from probdl.load import load
-from probdl.methods import (
-    GAN,
-    HMC,
-    MAP,
-    MLE,
-    NUTS,
-    SVI,
-    Importance,
-    Laplace,
-    Method,
-    Metropolis,
-    Pathfinder,
-)
-from probdl.twosample import TwoSample, classifier_test, mmd_test
+# The public names are listed in __init__.pyi, and imported when they are first used: the command
+# answers many questions without torch.
+import lazy_loader
 
-__all__ = [
-    "GAN",
-    "HMC",
-    "MAP",
-    "MLE",
-    "NUTS",
-    "SVI",
-    "DataError",
-    "Divergence",
-    "Finding",
-    "FindingWarning",
-    "Findings",
-    "Fit",
-    "Importance",
-    "Laplace",
-    "LogDensity",
-    "LogPredictive",
-    "Method",
-    "Metropolis",
-    "ModelError",
-    "Pathfinder",
-    "ProbdlError",
-    "SettingError",
-    "TimeLimitError",
-    "TwoSample",
-    "classifier_test",
-    "clear_cache",
-    "compare",
-    "doctor",
-    "infer",
-    "jensen_shannon",
-    "load",
-    "mmd_test",
-    "models",
-    "montecarlo",
-    "nn",
-    "optimal_discriminator",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 __version__ = "0.1.0"

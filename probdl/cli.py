@@ -1,52 +1,39 @@
-"""The ``probdl`` command: a thin skin over the public names.
+"""The ``probdl`` command: its options, and what is refused before any work.
 
 What a command finds goes to standard output, what it says meanwhile to standard error. It ends
 with 0 where all is well, with 1 under ``--strict`` where a finding is an error, with 2 on bad
-input, with 3 on an error that nobody foresaw, and with 130 after Ctrl-C.
+input, with 3 on an unexpected error, and with 130 after Ctrl-C.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import inspect
 import textwrap
-import time
 import traceback as tracebacks
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
-import numpy as np
 import typer
-from matplotlib.backend_bases import FigureCanvasBase
 from typer.core import TyperCommand
 
-# At the top, though `--help` needs none of it: the package imports torch before it comes to this
-# file, so that imports inside the commands would save nothing.
-import probdl
-from probdl.command import demo as demonstration
-from probdl.command.console import aside, counted, finding_records, records, say, show
+from probdl import __version__
+from probdl.command.catalogue import catalogue, find, near
+from probdl.command.console import show
 from probdl.command.locate import locate_model
-from probdl.command.saved import (
-    check_plot,
-    load_with_model,
-    observed_arguments,
-    to_dataset,
-    write_npz,
-)
-from probdl.command.settings import defaults, make_method, method_class, near
-from probdl.command.tabular import bind, read_all
-from probdl.diagnostics import Findings
-from probdl.errors import DataError, FindingWarning, ProbdlError, SettingError
+from probdl.command.outputs import check_file, check_folder, check_picture
+from probdl.command.settings import parse
+from probdl.errors import ProbdlError, SettingError
 from probdl.idata import PLOTS
-from probdl.idata import plot as plot_idata
-from probdl.methods import METHODS
-from probdl.program import runnable, signature
 
 __all__ = ["app"]
+
+
+def _actions() -> ModuleType:
+    """Import what the commands do, which imports torch: help and refusals come without it."""
+    from probdl.command import actions
+
+    return actions
 
 
 class _Command(TyperCommand):
@@ -97,7 +84,7 @@ Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 on findings 
 
 def _version(value: bool) -> None:
     if value:
-        typer.echo(f"probdl {probdl.__version__}")
+        typer.echo(f"probdl {__version__}")
         raise typer.Exit
 
 
@@ -140,53 +127,30 @@ def infer(
     arguments of the model by name. Columns x[0], x[1], … or x_0, x_1, … make one argument x.
     After Ctrl-C the fit is that of the draws there are.
     """
-    chosen = make_method(method, setting or [])
+    settings = parse(method, setting or [])
     program = locate_model(model)
-    bound = _bound(program, data, drop, probdl.infer)
     if out is not None:
-        _check_folder(out)
-    shapes = ", ".join(f"{n} {np.shape(v)}" for n, v in bound.arguments.items())
-    start = time.perf_counter()
-    say(f"fitting {model} by {chosen!r} to {shapes or 'no data'}", quiet)
-    with aside(quiet, FindingWarning):
-        fit = probdl.infer(
-            program,
-            *bound.args,
-            method=chosen,
-            seed=seed,
-            time_limit=time_limit,
-            progress=False if quiet else None,
-            **bound.kwargs,
-        )
-        findings = fit.diagnose()
-        if out is not None:
-            fit.save(out)
-    seconds = time.perf_counter() - start
-    say(f"done in {seconds:.1f} s, seed {fit.seed}; {counted(findings)}", quiet)
-    for finding in findings:
-        say(str(finding), quiet)
-    if out is not None:
-        say(f"saved to {out}", quiet)
-    table = fit.summary()
-    show(
-        as_json,
-        table,
-        fit=None if out is None else str(out),
-        method=repr(chosen),
-        seed=fit.seed,
-        seconds=seconds,
-        summary=records(table),
-        findings=finding_records(findings),
+        check_folder(out)
+    findings_fail = _actions().infer(
+        program,
+        model,
+        data,
+        method,
+        settings,
+        seed=seed,
+        time_limit=time_limit,
+        out=out,
+        drop=drop,
+        quiet=quiet,
+        as_json=as_json,
     )
-    _judge(findings, strict)
+    _exit(findings_fail and strict)
 
 
 @app.command(cls=_Command)
 def summary(folder: Folder, quiet: Quiet = False, as_json: AsJson = False) -> None:
     """Print one row for each scalar of the draws."""
-    with aside(quiet):
-        table = probdl.load(folder).summary()
-    show(as_json, table, fit=str(folder), summary=records(table))
+    _actions().summary(folder, quiet, as_json)
 
 
 @app.command(cls=_Command)
@@ -194,10 +158,7 @@ def diagnose(
     folder: Folder, strict: Strict = False, quiet: Quiet = False, as_json: AsJson = False
 ) -> None:
     """Print the findings, each with what to try."""
-    with aside(quiet):
-        findings = probdl.load(folder).diagnose()
-    show(as_json, findings, fit=str(folder), findings=finding_records(findings))
-    _judge(findings, strict)
+    _exit(_actions().diagnose(folder, quiet, as_json) and strict)
 
 
 @app.command(cls=_Command)
@@ -215,27 +176,8 @@ def predict(
     The observed arguments may be missing from the new data. Predictions have the dimensions
     (chain, draw, *shape of the site at the new data).
     """
-    _check_file(out, "predictions", (".nc", ".npz"))
-    with aside(quiet):
-        fit = load_with_model(folder, model)
-        if data:
-            observed = observed_arguments(fit)
-            bound = _bound(fit.model, data, drop, fit.predict, optional=observed)
-            draws = fit.predict(*bound.args, **bound.kwargs)
-        else:
-            draws = fit.predict()
-    predictions = to_dataset(fit, draws)
-    if out.suffix == ".nc":
-        predictions.to_netcdf(out, engine="h5netcdf")
-    else:
-        write_npz(out, draws)
-    variables = {n: dict(array.sizes) for n, array in predictions.items()}
-    show(
-        as_json,
-        "\n".join(f"{n}: {sizes}" for n, sizes in variables.items()) + f"\nwrote {out}",
-        predictions=str(out),
-        variables=variables,
-    )
+    check_file(out, "predictions", (".nc", ".npz"))
+    _actions().predict(folder, out, data, model, drop, quiet, as_json)
 
 
 @app.command(cls=_Command)
@@ -248,16 +190,7 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Compare fits by leave-one-out cross-validation."""
-    names = [folder.resolve().name for folder in folders]
-    if len(set(names)) < len(names):  # a/fit and b/fit
-        names = [str(folder) for folder in folders]
-    with aside(quiet):
-        load = load_with_model if refit else probdl.load
-        fits = {name: load(folder) for name, folder in zip(names, folders, strict=True)}
-        table = probdl.compare(fits, refit=refit, progress=False if quiet else None)
-    if not refit and table["high_k"].any():
-        say("no row was fitted again, which needs the models; --refit does it", quiet)
-    show(as_json, table.round(3), comparison=records(table))
+    _actions().compare(folders, refit, quiet, as_json)
 
 
 @app.command(cls=_Command)
@@ -272,17 +205,10 @@ def plot(
     as_json: AsJson = False,
 ) -> None:
     """Draw one of ArviZ's plots."""
-    mpl.use("Agg")
     if kind not in PLOTS:
         raise SettingError(f"there is no plot {kind!r}; {near(kind, PLOTS)}")
-    _check_picture(out)
-    with aside(quiet):
-        fit = probdl.load(folder)
-    with aside(quiet=True):  # of matplotlib's
-        check_plot(fit, kind, site)
-        figure = plot_idata(fit.idata, kind, site)
-    figure.savefig(out, dpi=120, bbox_inches="tight")
-    show(as_json, f"wrote {out}", plot=str(out))
+    check_picture(out)
+    _actions().plot(folder, kind, out, site, quiet, as_json)
 
 
 @app.command(cls=_Command)
@@ -292,18 +218,22 @@ def methods(
     as_json: AsJson = False,
 ) -> None:
     """List the methods with their settings."""
-    shown = METHODS if name is None else {name.lower(): method_class(name)}
-    table = {n: (inspect.getdoc(cls) or "", defaults(cls)) for n, cls in shown.items()}
+    shown = catalogue() if name is None else {name.lower(): find(name)}
     if name is not None:
-        text = "\n".join(doc for doc, _ in table.values())
+        text = "\n".join(entry.doc for entry in shown.values())
     else:
         text = "\n\n".join(
-            f"{n}: {doc.splitlines()[0]}\n" + _wrapped(f"{k}={v!r}" for k, v in settings.items())
-            for n, (doc, settings) in table.items()
+            f"{n}: {entry.doc.splitlines()[0]}\n"
+            + _wrapped(f"{k}={v!r}" for k, v in entry.settings.items())
+            for n, entry in shown.items()
         )
     records = [
-        {"name": n, "description": doc if name else doc.splitlines()[0], "settings": settings}
-        for n, (doc, settings) in table.items()
+        {
+            "name": n,
+            "description": entry.doc if name else entry.doc.splitlines()[0],
+            "settings": entry.settings,
+        }
+        for n, entry in shown.items()
     ]
     show(as_json, text, methods=records)
 
@@ -311,9 +241,7 @@ def methods(
 @app.command(cls=_Command)
 def doctor(quiet: Quiet = False, as_json: AsJson = False) -> None:
     """Tell what the native engine needs, and what is there."""
-    with contextlib.redirect_stdout(None):  # it prints its report by itself
-        report = probdl.doctor()
-    show(as_json, report, **dataclasses.asdict(report))
+    _actions().doctor(quiet, as_json)
 
 
 @app.command(cls=_Command)
@@ -323,77 +251,13 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Fit eight schools by four methods."""
-    mpl.use("Agg")
     if out is not None:
-        _check_picture(out)
-    fits = {}
-    with aside(quiet, FindingWarning):
-        for name, fit in demonstration.fit_schools(False if quiet else None):
-            fits[name] = fit
-            say(f"{name}: {fit.diagnose()}", quiet)
-    if out is not None:
-        demonstration.plot_methods(fits, demonstration.EFFECT, demonstration.LABELS)
-        plt.gcf().savefig(out, dpi=120)
-    table = demonstration.side_by_side(fits, "mu", "tau", "theta")
-    show(
-        as_json,
-        f"{table.to_string()}" + (f"\nwrote {out}" if out else ""),
-        summary={name: records(fit.summary()) for name, fit in fits.items()},
-        findings={name: finding_records(fit.diagnose()) for name, fit in fits.items()},
-        plot=None if out is None else str(out),
-    )
+        check_picture(out)
+    _actions().demo(out, quiet, as_json)
 
 
-def _bound(
-    model: Any,
-    paths: Sequence[Path] | None,
-    drop: Sequence[str] | None,
-    call: Callable[..., Any],
-    optional: Sequence[str] = (),
-) -> inspect.BoundArguments:
-    """Read files of data, and give what they hold to the arguments of a model, for a call."""
-    known = signature(runnable(model)).parameters
-    bound = bind(model, read_all(paths or (), drop=drop or (), also=known), optional=optional)
-    taken = inspect.signature(call).parameters
-    if clash := [name for name in bound.kwargs if name in taken and name not in known]:
-        raise DataError(
-            f"the data have {clash[0]!r}, which {call.__name__}() takes for itself, so that a "
-            f"model with **{_rest(known)} cannot have it. Rename it in the file, or leave it out "
-            f"by --drop {clash[0]}."
-        )
-    return bound
-
-
-def _rest(parameters: Mapping[str, inspect.Parameter]) -> str:
-    return next(name for name, p in parameters.items() if p.kind is p.VAR_KEYWORD)
-
-
-def _check_picture(out: Path) -> None:
-    known = FigureCanvasBase.get_supported_filetypes()
-    _check_file(out, "plots", [f".{ending}" for ending in known])
-
-
-def _check_file(out: Path, what: str, endings: Sequence[str]) -> None:
-    """Refuse a file that cannot be written, before the work, and make its folder."""
-    if out.suffix not in endings:
-        last = f"{', '.join(endings[:-1])} or {endings[-1]}"
-        raise SettingError(f"--out {out}: {what} are written to {last}.")
-    if out.is_dir():
-        raise SettingError(f"--out {out} is a folder; give the name of a file.")
-    out.resolve().parent.mkdir(parents=True, exist_ok=True)
-
-
-def _check_folder(out: Path) -> None:
-    """Refuse a place that a fit cannot be saved in, before the work."""
-    if out.exists() and not out.is_dir():
-        raise SettingError(f"--out {out} is a file; a fit is saved in a folder of its own.")
-    if out.is_dir() and any(out.iterdir()) and not (out / "fit.json").exists():
-        raise SettingError(f"--out {out} is a folder that holds something else than a fit.")
-    out.resolve().parent.mkdir(parents=True, exist_ok=True)
-
-
-def _judge(findings: Findings, strict: bool) -> None:
-    if strict and any(f.severity == "error" for f in findings):
+def _exit(failed: bool) -> None:
+    if failed:
         raise typer.Exit(1)
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import pandas as pd
 
 from probdl import idata
 from probdl.crossvalidation import held_out
 from probdl.errors import FindingWarning, ProbdlError, SettingError, warn
 from probdl.fit import Fit
+from probdl.lazy import pandas as pd
 
 __all__ = ["compare"]
 

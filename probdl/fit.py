@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -27,6 +26,7 @@ from probdl.errors import ModelError, ProbdlError, SettingError, warn
 from probdl.files import write_arrays
 from probdl.idata import summary, to_idata, unclashed, variables
 from probdl.latent import Elbo, LogEvidence, Proposal
+from probdl.lazy import pandas as pd
 from probdl.program import Program, WithoutModel
 from probdl.sites import Structure, data_plate, discover
 from probdl.state import isolated, stream

@@ -7,6 +7,7 @@ no torch: arrays go in.
 from __future__ import annotations
 
 import copy
+import importlib.metadata
 import io
 import logging
 import warnings
@@ -15,16 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import h5netcdf
 import numpy as np
-import xarray as xr
 from numpy.typing import NDArray
-from scipy.stats import uniform
-from xarray.backends import H5NetCDFStore
 
-with warnings.catch_warnings():  # 0.23 announces 1.0 on every import
-    warnings.simplefilter("ignore", FutureWarning)
-    import arviz as az
+from probdl.lazy import arviz as az
+from probdl.lazy import arviz_stats_base, ecdf_utils, h5netcdf, stats
+from probdl.lazy import xarray as xr
 
 __all__ = [
     "ARVIZ_1",
@@ -53,12 +50,7 @@ __all__ = [
     "write",
 ]
 
-ARVIZ_1 = int(az.__version__.split(".")[0]) >= 1
-if ARVIZ_1:
-    from arviz_stats import ecdf_utils
-    from arviz_stats.base import array_stats
-else:
-    from arviz.stats import ecdf_utils
+ARVIZ_1 = int(importlib.metadata.version("arviz").split(".")[0]) >= 1
 
 _SLASH = "∕"  # U+2215: netCDF and DataTree keep the other for themselves
 # From which on importance sampling cannot be trusted: Vehtari, Simpson, Gelman, Yao and Gabry,
@@ -200,7 +192,7 @@ def psis(log_ratios: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
         return np.full(len(log_ratios), -np.log(len(log_ratios))), -np.inf
     with _quiet():  # of overflow in the fit of a very heavy tail
         if ARVIZ_1:  # takes log likelihoods, of which the ratios are the inverse
-            log_weights, k = array_stats.psislw(-np.asarray(log_ratios))
+            log_weights, k = arviz_stats_base.array_stats.psislw(-np.asarray(log_ratios))
         else:
             log_weights, k = az.psislw(np.asarray(log_ratios))
     return np.asarray(log_weights), float(k)
@@ -232,7 +224,7 @@ def ecdf_band(
             prob,
             method="simulated",
             num_trials=1000,
-            rvs=uniform(0, 1).rvs,
+            rvs=stats.uniform(0, 1).rvs,
             random_state=np.random.default_rng(0),
         )
     return points, np.asarray(low), np.asarray(high)
@@ -303,7 +295,7 @@ def write(idata: Any, path: Path) -> None:
     with h5netcdf.File(buffer, "w") as file:
         for group in _groups(idata):
             named = _dataset(idata, group).rename(_slashes(idata, group))
-            named.dump_to_store(H5NetCDFStore(file, group=group, mode="a"))
+            named.dump_to_store(xr.backends.H5NetCDFStore(file, group=group, mode="a"))
     path.write_bytes(buffer.getbuffer())
 
 

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib.pyplot as plt
 import numpy as np
-import xarray as xr
-from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from probdl.errors import ModelError, SettingError
 from probdl.fit import Fit
 from probdl.idata import ecdf_band
+from probdl.lazy import pyplot as plt
+from probdl.lazy import xarray as xr
 from probdl.montecarlo import Calibration
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 MARKERS = "ox"  # of the first ten labels, and of ten more
 

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import ks_2samp
 
 from probdl.diagnostics import Finding
 from probdl.errors import ProbdlError
+from probdl.lazy import stats
 from probdl.predictive import sample_prior
 from probdl.program import Program
 from probdl.sites import Structure
@@ -130,4 +130,4 @@ def _says_nothing(posterior: Array | None, prior: Array) -> bool:
     # As many draws as the prior has: those of a chain are not independent.
     after = after[:: max(1, len(after) // PRIOR_DRAWS)]
     pairs = zip(before.T, after.T, strict=True)
-    return all(ks_2samp(a, b, method="asymp").pvalue > _SAME for a, b in pairs)
+    return all(stats.ks_2samp(a, b, method="asymp").pvalue > _SAME for a, b in pairs)

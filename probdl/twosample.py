@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from probdl.divergence import learn_apart
 from probdl.errors import SettingError
+from probdl.lazy import stats
 from probdl.nn import MLP
 from probdl.state import isolated
 
@@ -158,7 +158,7 @@ def classifier_test(
         net = copy.deepcopy(net).to(torch.float32)
         of_x, of_y = learn_apart(a.float(), b.float(), net, steps=steps)
     right, count = int((of_x > 0).sum() + (of_y <= 0).sum()), len(of_x) + len(of_y)
-    p_value = float(binomtest(right, count, 0.5, alternative="greater").pvalue)
+    p_value = float(stats.binomtest(right, count, 0.5, alternative="greater").pvalue)
     return TwoSample("accuracy", right / count, 0.5, p_value, rows)
 
 

@@ -13,9 +13,9 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from probdl.diagnostics import Finding
+from probdl.lazy import pandas as pd
 
 __all__ = ["aside", "counted", "finding_records", "records", "say", "show", "table_text"]
 
@@ -57,7 +57,7 @@ def show(as_json: bool, text: Any, **result: Any) -> None:
     if as_json:
         print(json.dumps(_plain(result), indent=2, ensure_ascii=False))  # noqa: T201
     else:
-        print(table_text(text) if isinstance(text, pd.DataFrame) else text)  # noqa: T201
+        print(table_text(text) if hasattr(text, "to_string") else text)  # noqa: T201
 
 
 def table_text(table: pd.DataFrame) -> str:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
-from matplotlib.axes import Axes
 
 from probdl.fit import Fit
-from probdl.infer import infer
+from probdl.inference import infer
+from probdl.lazy import pandas as pd
+from probdl.lazy import pyplot as plt
 from probdl.models import eight_schools
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["EFFECT", "LABELS", "METHODS", "SIGMA", "fit_schools", "plot_methods", "side_by_side"]
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import xarray as xr
 
 import probdl
+from probdl.command.catalogue import near
 from probdl.command.locate import locate_model
-from probdl.command.settings import near
 from probdl.errors import ModelError, SettingError
 from probdl.fit import Fit
 from probdl.idata import PLOTS, unclashed, variables
+from probdl.lazy import xarray as xr
 from probdl.store import read_index
 
 __all__ = ["check_plot", "load_with_model", "observed_arguments", "to_dataset", "write_npz"]

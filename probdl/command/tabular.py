@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import xarray as xr
 from numpy.typing import NDArray
 
 from probdl.errors import DataError
+from probdl.lazy import pandas as pd
+from probdl.lazy import xarray as xr
 from probdl.program import runnable, signature
 
 __all__ = ["bind", "read", "read_all"]

@@ -149,9 +149,7 @@ class _Extension:
             )
         cores = min(chains, os.cpu_count() or 1)
         store = library.PyStorage.arrow()
-        return _Own(
-            library.PySampler.from_pymc(nuts, cores, model, display, *self.between, store)
-        )
+        return _Own(library.PySampler.from_pymc(nuts, cores, model, display, *self.between, store))
 
 
 @dataclass(frozen=True)

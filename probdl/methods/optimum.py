@@ -15,7 +15,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 from torch import Tensor
 
 from probdl.clock import look
@@ -23,6 +22,7 @@ from probdl.compile import Evaluator
 from probdl.density import LogDensity
 from probdl.diagnostics import Finding, interrupted
 from probdl.errors import ModelError
+from probdl.lazy import optimize
 from probdl.progress import bar
 from probdl.state import one_blas_thread
 
@@ -215,7 +215,9 @@ def _climb(
     options = {"maxiter": steps, "maxfun": 20 * steps, "ftol": 1e-13, "gtol": 1e-8}
     done = False
     try:
-        result = minimize(objective, start.numpy(), jac=True, method="L-BFGS-B", options=options)
+        result = optimize.minimize(
+            objective, start.numpy(), jac=True, method="L-BFGS-B", options=options
+        )
         done = result.status == 0
     except KeyboardInterrupt as error:
         if best[0] == -np.inf:

@@ -15,8 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.linalg import solve_triangular
-from scipy.optimize import minimize
 
 from probdl.clock import look
 from probdl.compile import ENGINES, Evaluator, choose
@@ -25,6 +23,7 @@ from probdl.diagnostics import check_weights, interrupted
 from probdl.errors import ModelError
 from probdl.fit import Fit
 from probdl.idata import psis
+from probdl.lazy import linalg, optimize
 from probdl.methods.base import Method
 from probdl.methods.held import held_params
 from probdl.methods.weighing import resample
@@ -258,7 +257,7 @@ def _path(evaluator: Evaluator, start: Array, steps: int) -> tuple[list[Array], 
 
     points = [start.copy()]
     options = {"maxiter": steps, "maxfun": 20 * steps, "maxcor": _HISTORY, "ftol": 1e-12}
-    minimize(
+    optimize.minimize(
         objective,
         start,
         jac=True,
@@ -304,7 +303,7 @@ def _normal(
     y = np.stack([u[1] for u in updates], 1)
     product = s.T @ y
     upper = np.triu(product)
-    inverse = solve_triangular(upper, np.eye(len(upper)))
+    inverse = linalg.solve_triangular(upper, np.eye(len(upper)))
     eta = np.diag(product)
     corner = inverse.T @ (np.diag(eta) + y.T @ (alpha[:, None] * y)) @ inverse
     zero = np.zeros_like(corner)

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import norm
 from torch import Tensor
 
 from probdl.compile import choose
 from probdl.density import LogDensity
 from probdl.diagnostics import Finding
 from probdl.fit import Fit
+from probdl.lazy import special
 from probdl.methods.base import Method
 from probdl.methods.optimum import Curvature, curvature, largest, maximise, no_maximum, site_names
 from probdl.predictive import log_likelihood
@@ -168,7 +168,7 @@ def _standard_errors(
     norms = jacobian.norm(dim=1) * parts.flat.norm()
     variance[moved > 1e-6 * norms] = torch.inf
     errors = variance.sqrt().split([v.numel() for v in values.values()])
-    width = norm.ppf(0.5 + prob / 2)
+    width = special.ndtri(0.5 + prob / 2)
     result: dict[str, dict[str, Any]] = {"standard_error": {}, "ci_low": {}, "ci_high": {}}
     for (name, value), error in zip(values.items(), errors, strict=True):
         error = error.reshape(value.shape)

@@ -15,10 +15,10 @@ import pyro
 import pyro.distributions as dist
 import torch
 from numpy.typing import NDArray
-from scipy.stats import chi2
 from torch import Tensor
 
 from probdl.errors import SettingError
+from probdl.lazy import stats
 
 __all__ = [
     "autoregression",
@@ -357,4 +357,4 @@ def markov_property(states: Any, num_states: int | None = None) -> float:
         max(int((pairs[:, i] > 0).sum()) - 1, 0) * max(int((given[i] > 0).sum()) - 1, 0)
         for i in range(size)
     )
-    return float(chi2.sf(statistic, freedom)) if freedom else math.nan
+    return float(stats.chi2.sf(statistic, freedom)) if freedom else math.nan

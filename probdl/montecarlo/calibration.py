@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import xarray as xr
 from numpy.typing import NDArray
-from scipy.stats import chisquare
 
 from probdl import idata
 from probdl.diagnostics import Finding, Findings
 from probdl.errors import FindingWarning, ModelError, ProbdlError, SettingError, warn
+from probdl.lazy import pandas as pd
+from probdl.lazy import stats
+from probdl.lazy import xarray as xr
 from probdl.methods import Method
 from probdl.methods.base import resolve
 from probdl.montecarlo.simulate import Simulator
@@ -190,7 +190,7 @@ def _judge(ranks: xr.DataArray, num_draws: int, failed: int, asked: int) -> Cali
     for label in ranks.parameter.values:
         of = ranks.sel(parameter=label).values
         observed = np.histogram(of, edges)[0]
-        test = chisquare(observed, count * widths / widths.sum())
+        test = stats.chisquare(observed, count * widths / widths.sum())
         ecdf = _ecdf(of, num_draws, points)
         rows.append(
             {

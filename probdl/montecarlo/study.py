@@ -15,12 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import xarray as xr
 from numpy.typing import NDArray
-from scipy.stats import norm
 
 from probdl.errors import FindingWarning, ProbdlError, SettingError, warn
 from probdl.fit import Fit
+from probdl.lazy import special
+from probdl.lazy import xarray as xr
 from probdl.methods import MLE, Method
 from probdl.methods.base import resolve
 from probdl.montecarlo.simulate import Simulator
@@ -203,7 +203,7 @@ def estimates(fit: Fit, names: Sequence[str], prob: float) -> Array:
         if fit.is_point:
             center = draws[0, 0]
             error = np.asarray(fit.stats.get("standard_error", {}).get(name, np.nan))
-            width = norm.ppf(0.5 + prob / 2) * error
+            width = special.ndtri(0.5 + prob / 2) * error
             low, high = center - width, center + width
         else:
             center = draws.mean((0, 1))
