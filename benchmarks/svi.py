@@ -29,6 +29,7 @@ from torch.nn import functional
 import probdl
 from benchmarks.models import SCHOOLS
 from probdl.compile.step import Parameters, choose_step
+from probdl.isolation import evaluation, isolated
 from probdl.methods.guides import make_guide
 from probdl.methods.objective import Objective, resolve_elbo
 from probdl.methods.optimizers import Training
@@ -36,7 +37,6 @@ from probdl.models import VAE, eight_schools, linear_regression
 from probdl.plots import plot_images, plot_latent, plot_reconstructions
 from probdl.program import Program
 from probdl.sites import discover
-from probdl.state import evaluation, isolated
 from tests.reference.files import read, scalars
 from tests.reference.posteriors import POSTERIORS
 

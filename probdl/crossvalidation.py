@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from probdl import predictive
 from probdl.errors import ModelError, ProbdlError, SettingError
+from probdl.isolation import isolated
 from probdl.parallel import parallel_map
 from probdl.sites import data_plate, discover
-from probdl.state import isolated, stream
+from probdl.state import stream
 
 __all__ = ["CrossValidation", "cross_validate", "held_out"]
 

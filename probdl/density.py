@@ -297,16 +297,16 @@ class LogDensity:
 
     def value_and_grad(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return the log density at ``z`` (d,) and its gradient (d,), both detached."""
-        with torch.enable_grad():
-            z = z.detach().to(torch.float64).requires_grad_()
+        with torch.inference_mode(False), torch.enable_grad():
+            z = z.detach().to(torch.float64).clone().requires_grad_()
             value = self(z)
             (grad,) = torch.autograd.grad(value, z)
         return value.detach(), grad
 
     def hessian(self, z: Tensor) -> Tensor:
         """Return the matrix of second derivatives (d, d) at ``z`` (d,)."""
-        with torch.enable_grad():
-            return torch.autograd.functional.hessian(self, z.detach()).detach()  # type: ignore[return-value]
+        with torch.inference_mode(False), torch.enable_grad():
+            return torch.autograd.functional.hessian(self, z.detach().clone()).detach()  # type: ignore[return-value]
 
     def batch(self, z: Tensor) -> Tensor:
         """Evaluate the log density at each of ``z`` (..., d) in one pass; shape (...)."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from probdl.errors import SettingError
-from probdl.state import isolated
+from probdl.isolation import isolated
 
 __all__ = [
     "Divergence",

@@ -25,11 +25,12 @@ from probdl.divergence import Divergence, estimate_divergence
 from probdl.errors import ModelError, ProbdlError, SettingError, warn
 from probdl.files import write_arrays
 from probdl.idata import summary, to_idata, unclashed, variables
+from probdl.isolation import isolated
 from probdl.latent import Elbo, LogEvidence, Proposal
 from probdl.lazy import pandas as pd
 from probdl.program import Program, WithoutModel
 from probdl.sites import Structure, data_plate, discover
-from probdl.state import isolated, stream
+from probdl.state import stream
 
 __all__ = ["Fit", "LogPredictive"]
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from probdl.lazy import arviz as az
 from probdl.lazy import arviz_stats_base, ecdf_utils, h5netcdf, stats
 from probdl.lazy import xarray as xr
+from probdl.turns import TURN
 
 __all__ = [
     "ARVIZ_1",
@@ -376,15 +377,16 @@ def plot(idata: Any, kind: str, names: Sequence[str] | None = None) -> Any:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence ArviZ where a NaN says it: with a single chain, at a site that is constant."""
-    # 0.x logs through an object that no getLogger() call finds; 1.x says "arviz_stats".
-    logger = logging.getLogger("arviz_stats") if ARVIZ_1 else az._log
-    disabled, logger.disabled = logger.disabled, True
-    try:
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.disabled = disabled
+    with TURN:  # warning filters and loggers belong to the process
+        # 0.x logs through an object that no getLogger() call finds; 1.x says "arviz_stats".
+        logger = logging.getLogger("arviz_stats") if ARVIZ_1 else az._log
+        disabled, logger.disabled = logger.disabled, True
+        try:
+            with warnings.catch_warnings(), np.errstate(all="ignore"):
+                warnings.simplefilter("ignore")
+                yield
+        finally:
+            logger.disabled = disabled
 
 
 def _arrays(statistic: Any, idata: Any, **options: Any) -> dict[str, NDArray[np.float64]]:

@@ -12,13 +12,14 @@ from probdl.clock import Clock, TimeUp, clock
 from probdl.diagnostics import Finding
 from probdl.errors import FindingWarning, ModelError, SettingError, TimeLimitError, warn
 from probdl.fit import Fit
+from probdl.isolation import isolated
 from probdl.methods import METHODS, Method, resolve
 from probdl.methods.base import PYRO_NAMES, setting_named
 from probdl.priors import check_prior
 from probdl.program import Program, runnable, signature, takes
 from probdl.progress import tell
 from probdl.sites import discover
-from probdl.state import isolated, stream
+from probdl.state import stream
 
 __all__ = ["infer"]
 
@@ -103,14 +104,32 @@ def infer(
             f"{name}= is a setting of a method, and was given to infer(). Pass it to the method: "
             f"method=probdl.{type(chosen).__name__}({setting_named(name)}=...)."
         )
+    if progress not in (None, True, False):
+        raise SettingError(f"progress={progress!r}: progress must be True, False or None.")
+    with isolated(seed):  # all of it, what a program makes of its arguments as well
+        fit = _fit(chosen, model, args, kwargs, seed, coords, dims, progress, time_limit)
+    _report(fit, progress)
+    return fit
+
+
+def _fit(
+    chosen: Method,
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    seed: int,
+    coords: Mapping[str, Any] | None,
+    dims: Mapping[str, Sequence[str]] | None,
+    progress: bool | None,
+    time_limit: float | None,
+) -> Fit:
+    """Check the arguments, run the method, and add what can be said of any fit."""
     program = Program(model, args, kwargs)
     if program.loader is not None and not chosen.takes_loader:
         raise SettingError(
             f"method {chosen.name!r} needs all the data at once, and a DataLoader was given. Pass "
             "the data themselves, or fit by method='svi'."
         )
-    if progress not in (None, True, False):
-        raise SettingError(f"progress={progress!r}: progress must be True, False or None.")
     if dims is not None or coords is not None:  # before the work, so that a slip does not lose it
         _check_labels(program, {} if dims is None else dims, {} if coords is None else coords)
     with clock(time_limit) as own:
@@ -118,15 +137,13 @@ def infer(
     findings = [*fit.findings, *_no_data(program, fit)]
     if chosen.uses_prior:
         findings += check_prior(program, fit.structure, fit.draws, stream(seed, "prior check"))
-    fit = replace(
+    return replace(
         fit,
         findings=findings,
         timings=own.timings,
         coords=dict(coords or {}),
         dims=dict(dims or {}),
     )
-    _report(fit, progress)
-    return fit
 
 
 def _run(method: Method, program: Program, seed: int, progress: bool | None, own: Clock) -> Fit:

@@ -34,10 +34,10 @@ from probdl.density import LogDensity
 from probdl.diagnostics import Finding, interrupted
 from probdl.errors import FindingWarning, ModelError, ProbdlError, warn
 from probdl.idata import psis
+from probdl.isolation import evaluation
 from probdl.program import Program, Substitute, base_distribution
 from probdl.progress import bar
 from probdl.sites import Structure, data_plate
-from probdl.state import evaluation
 from probdl.vectorize import vectorize
 
 __all__ = ["Elbo", "LogEvidence", "Proposal", "decode", "elbo", "encode", "log_evidence", "propose"]

@@ -11,6 +11,8 @@ import warnings
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from probdl.turns import TURN
+
 __all__ = [
     "arviz",
     "arviz_stats_base",
@@ -55,7 +57,7 @@ else:
             return getattr(_import(*self._names), attribute)
 
     def _import(name: str, *instead: str) -> ModuleType:
-        with warnings.catch_warnings():  # ArviZ 0.23 announces 1.0 on every import
+        with TURN, warnings.catch_warnings():  # ArviZ 0.23 announces 1.0 on every import
             warnings.filterwarnings("ignore", ".*ArviZ.*refactor", FutureWarning)
             try:
                 return importlib.import_module(name)

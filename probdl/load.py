@@ -18,12 +18,12 @@ from probdl.archive import ARRAYS, IDATA, source_of
 from probdl.diagnostics import Finding
 from probdl.errors import DataError, ModelError, ProbdlError, SettingError, warn
 from probdl.fit import Fit
+from probdl.isolation import isolated
 from probdl.latent import Proposal
 from probdl.methods import METHODS, Method
 from probdl.packing import Opaque, opaque_parts, unpack
 from probdl.program import Program, WithoutModel, fingerprint, runnable, signature
 from probdl.sites import Site, Structure, discover
-from probdl.state import isolated
 from probdl.store import folder_named, read_index
 
 __all__ = ["load"]

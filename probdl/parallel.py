@@ -19,6 +19,7 @@ import torch
 
 from probdl.progress import bar
 from probdl.state import one_blas_thread
+from probdl.turns import TURN
 
 __all__ = ["parallel_map", "worker_count"]
 
@@ -80,7 +81,8 @@ def _pool(work: Callable[[int], Any], processes: int) -> Iterator[Any]:
     global _work
     _work = work
     try:
-        with warnings.catch_warnings():  # Python 3.12 warns of forks in a process with threads
+        # No other thread is in the middle of a run, whose globals forks would inherit.
+        with TURN, warnings.catch_warnings():  # Python 3.12 warns of forks in a threaded process
             warnings.simplefilter("ignore", DeprecationWarning)
             pool = multiprocessing.get_context("fork").Pool(processes, _start)
         with pool:

@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 
 from probdl.diagnostics import Finding
 from probdl.errors import ProbdlError
+from probdl.isolation import isolated
 from probdl.lazy import stats
 from probdl.predictive import sample_prior
 from probdl.program import Program
 from probdl.sites import Structure
-from probdl.state import isolated
 
 __all__ = ["check_prior"]
 

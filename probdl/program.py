@@ -30,7 +30,7 @@ from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves, tre
 from torch.utils.data import DataLoader
 
 from probdl.errors import DataError, ModelError, ProbdlError
-from probdl.state import evaluation
+from probdl.isolation import evaluation
 
 __all__ = ["Program", "Substitute", "WithoutModel", "arguments", "fingerprint", "runnable", "where"]
 
@@ -244,6 +244,8 @@ class Program:
         if isinstance(x, Tensor):
             check_dense(x, what)
             x = x.detach().cpu()
+            if x.is_inference():  # autograd refuses those
+                x = x.clone()
             return x.to(self.dtype) if x.is_floating_point() else x
         return x
 

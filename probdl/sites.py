@@ -22,6 +22,7 @@ from torch.distributions import Transform, biject_to, constraints, transform_to
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from probdl.errors import DataError, ModelError
+from probdl.isolation import isolated
 from probdl.program import (
     Program,
     base_distribution,
@@ -29,7 +30,6 @@ from probdl.program import (
     format_index,
     is_deterministic,
 )
-from probdl.state import isolated
 
 __all__ = [
     "Site",

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from probdl.divergence import learn_apart
 from probdl.errors import SettingError
+from probdl.isolation import isolated
 from probdl.lazy import stats
 from probdl.nn import MLP
-from probdl.state import isolated
 
 __all__ = ["TwoSample", "classifier_test", "mmd_test"]
 

@@ -31,6 +31,7 @@ from probdl.errors import SettingError, warn
 from probdl.progress import bar
 from probdl.record import DispatchMode, record
 from probdl.state import machine_memory
+from probdl.turns import TURN
 
 __all__ = ["chunks", "vectorize"]
 
@@ -86,7 +87,7 @@ def _without_fallback_warnings() -> Iterator[None]:
     functorch: Any = torch._C._functorch  # type: ignore[attr-defined]
     functorch._set_vmap_fallback_warning_enabled(False)
     try:
-        with warnings.catch_warnings():  # torch's own, of Binomial under vmap
+        with TURN, warnings.catch_warnings():  # torch's own, of Binomial under vmap
             warnings.filterwarnings("ignore", "An output with one or more elements was resized")
             yield
     finally:  # torch has no way to ask what it was; on is its default

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import probdl
-from probdl.state import evaluation
+from probdl.isolation import evaluation
 from probdl.vectorize import vectorize
 
 DRAWS = torch.linspace(0.5, 2.0, 50, dtype=torch.float64)

@@ -27,7 +27,7 @@ from probdl.compile.verify import MismatchError, verify
 from probdl.density import LogDensity
 from probdl.diagnostics import Finding
 from probdl.errors import ModelError
-from probdl.state import evaluation
+from probdl.isolation import evaluation
 
 __all__ = ["ENGINES", "Evaluator", "GraphDensity", "choose"]
 

@@ -25,9 +25,9 @@ from probdl.compile.decompositions import decompositions
 from probdl.compile.operations import ALLOCATIONS, CONSTANTS
 from probdl.density import LogDensity
 from probdl.errors import ProbdlError
+from probdl.isolation import evaluation
 from probdl.program import where
 from probdl.record import ControlFlowError, Recording, record
-from probdl.state import evaluation
 
 __all__ = ["Traced", "UntraceableError", "is_random", "trace", "trace_function"]
 

@@ -21,6 +21,7 @@ from probdl.compile.step import BLOCK, Parameters, choose_step
 from probdl.diagnostics import Finding
 from probdl.errors import ModelError
 from probdl.fit import Fit
+from probdl.isolation import evaluation
 from probdl.methods.adversarial import (
     LOSSES,
     Critic,
@@ -38,7 +39,7 @@ from probdl.methods.training import stopped_at
 from probdl.program import Program
 from probdl.progress import bar
 from probdl.sites import Structure, data_plate, discover
-from probdl.state import evaluation, stream
+from probdl.state import stream
 
 __all__ = ["GAN"]
 
@@ -174,7 +175,7 @@ class GAN(Method, name="gan"):
         assert critic is not None
         critic.to(program.dtype).train()
         if self.loss == "hinge":
-            with torch.random.fork_rng():
+            with torch.random.fork_rng(devices=[]):
                 normalised(critic)
         with evaluation(dtype=program.dtype):
             generator = Trainable(program, program.companion(no_guide, copied=False), structure)
@@ -314,7 +315,7 @@ class _Run:
         """Compile the steps of both."""
         pairs = ((self.opponent, self.player), (self.player, self.opponent))
         for (state, other), loss in zip(pairs, self.losses, strict=True):
-            with torch.random.fork_rng():
+            with torch.random.fork_rng(devices=[]):
                 state.step, findings = choose_step(
                     loss,
                     state.parameters,
@@ -363,7 +364,7 @@ class _Run:
             self.prepare(batches[0])
         t = self.done
         if t % BLOCK == 0 or t == self.started:
-            torch.manual_seed(stream(self.seed, "block", t // BLOCK))
+            torch.default_generator.manual_seed(stream(self.seed, "block", t // BLOCK))
         done = t / self.steps
         for batch in batches:
             told = self.opponent.step(self.data(batch, self.player))

@@ -105,11 +105,11 @@ class LoaderBatches:
 
     def epoch(self, seed: Callable[[], int], skip: int) -> Iterator[Data]:
         """Go through the loader once; shuffled by random numbers of this seed."""
-        with torch.random.fork_rng():
-            torch.manual_seed(seed())
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed())
             batches, state = iter(self._loader), torch.get_rng_state()
         for i in range(self.per_epoch):
-            with torch.random.fork_rng():
+            with torch.random.fork_rng(devices=[]):
                 torch.set_rng_state(state)
                 batch, state = next(batches), torch.get_rng_state()
             if i >= skip:

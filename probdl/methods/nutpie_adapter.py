@@ -32,6 +32,7 @@ from probdl.clock import look, time_left, time_up
 from probdl.compile import Evaluator
 from probdl.diagnostics import Finding
 from probdl.errors import ModelError
+from probdl.isolation import stepped_aside
 from probdl.methods.chains import Chain, Chains, Starts, gather
 from probdl.progress import bar, shown
 
@@ -475,9 +476,10 @@ def run(
             seed % 2**63,
             functools.partial(_update, progress_bar) if shown(progress) else None,
         )
-        sampling = interface.begin(task)
-        stop = _wait(sampling)
-        tables = sampling.tables()
+        with stepped_aside():
+            sampling = interface.begin(task)
+            stop = _wait(sampling)
+            tables = sampling.tables()
     found = _read(*tables, dim=dim, draws=draws, stop=stop)
     return replace(found, findings=[*found.findings, *starts.findings()])
 

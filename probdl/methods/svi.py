@@ -20,6 +20,7 @@ from probdl.density import LogDensity
 from probdl.diagnostics import check_weights
 from probdl.errors import ModelError
 from probdl.fit import Fit
+from probdl.isolation import evaluation
 from probdl.latent import Proposal
 from probdl.methods.base import Method
 from probdl.methods.checkpoint import checkpoint_of
@@ -31,7 +32,7 @@ from probdl.methods.training import Plan, train
 from probdl.methods.weighing import FEW, weigh
 from probdl.program import Program
 from probdl.sites import Structure, data_plate, discover
-from probdl.state import evaluation, stream
+from probdl.state import stream
 
 __all__ = ["SVI"]
 
@@ -195,7 +196,8 @@ class SVI(Method, name="svi"):
             "engine": outcome.engine,
             "params": {name: value.numpy() for name, value in params.items()},
         }
-        torch.manual_seed(stream(seed, "draws"))  # the same after a run that was taken up again
+        # The same draws after a run that was resumed.
+        torch.default_generator.manual_seed(stream(seed, "draws"))
         draws, more, findings = self._draws(program, structure, proposal, guide)
         return Fit(
             self,

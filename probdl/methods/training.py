@@ -129,7 +129,7 @@ class _Run:
         """Return the step for minibatches of these shapes."""
         key = tuple(t.shape for t in data)
         if key not in self.steps:
-            with torch.random.fork_rng():  # it may come in the middle of a block
+            with torch.random.fork_rng(devices=[]):  # it may come in the middle of a block
                 step, findings = choose_step(
                     self.loss,
                     self.parameters,
@@ -156,7 +156,7 @@ class _Run:
             if self.waiting is not None:
                 self.training.load(self.waiting)
         if t % BLOCK == 0 or t == self.started:
-            torch.manual_seed(stream(plan.seed, "block", t // BLOCK))
+            torch.default_generator.manual_seed(stream(plan.seed, "block", t // BLOCK))
             for each in self.steps.values():
                 each.begin_block()
         loss = step(data)
@@ -213,7 +213,7 @@ class _Run:
         look()
         t, plan = self.done, self.plan
         count = min(BLOCK - t % BLOCK, plan.steps - t)
-        torch.manual_seed(stream(plan.seed, "block", t // BLOCK))
+        torch.default_generator.manual_seed(stream(plan.seed, "block", t // BLOCK))
         assert plan.rates is not None
         losses = adam.run(t, plan.rates(np.arange(t, t + count) / plan.steps))
         self.losses[t : t + len(losses)] = losses

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from probdl import idata
 from probdl.diagnostics import Finding, Findings
 from probdl.errors import FindingWarning, ModelError, ProbdlError, SettingError, warn
+from probdl.isolation import isolated
 from probdl.lazy import pandas as pd
 from probdl.lazy import stats
 from probdl.lazy import xarray as xr
@@ -28,7 +29,7 @@ from probdl.methods.base import resolve
 from probdl.montecarlo.simulate import Simulator
 from probdl.parallel import parallel_map
 from probdl.sites import scalar_labels
-from probdl.state import isolated, stream
+from probdl.state import stream
 
 __all__ = ["Calibration", "calibrate"]
 

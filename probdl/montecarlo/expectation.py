@@ -22,11 +22,12 @@ from torch.quasirandom import SobolEngine
 from probdl import idata, predictive
 from probdl.diagnostics import Finding, Findings, interrupted
 from probdl.errors import FindingWarning, SettingError, warn
+from probdl.isolation import isolated
 from probdl.montecarlo.quantile import AtUniforms, dimension, from_uniforms, sites_dimension
 from probdl.program import Program
 from probdl.progress import bar
 from probdl.sites import discover
-from probdl.state import isolated, stream
+from probdl.state import stream
 from probdl.vectorize import vectorize
 
 __all__ = ["Expectation", "expectation"]

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from probdl.errors import FindingWarning, ProbdlError, SettingError, warn
 from probdl.fit import Fit
+from probdl.isolation import isolated
 from probdl.lazy import special
 from probdl.lazy import xarray as xr
 from probdl.methods import MLE, Method
@@ -26,7 +27,7 @@ from probdl.methods.base import resolve
 from probdl.montecarlo.simulate import Simulator
 from probdl.parallel import parallel_map
 from probdl.sites import scalar_labels
-from probdl.state import isolated, stream
+from probdl.state import stream
 
 __all__ = ["study"]
 

@@ -1,5 +1,7 @@
 """Which engine runs, and that what it computes can be trusted."""
 
+import ctypes
+import dataclasses
 import math
 import os
 import subprocess
@@ -18,7 +20,7 @@ import probdl
 from probdl import LogDensity
 from probdl.compile import cache, choose, native, operations
 from probdl.compile.verify import verify
-from probdl.methods import native as sampler
+from probdl.methods import nutpie_adapter
 from probdl.models import linear_regression, normal_normal
 
 SIGMA, Y = np.ones(4), np.arange(4.0)
@@ -309,14 +311,84 @@ def test_threads_may_call_one_density_at_once():
 
 
 def test_nutpies_public_interface_serves_where_the_private_one_has_moved(monkeypatch):
-    monkeypatch.setattr(sampler, "_library", lambda: None)
-    fit = probdl.infer(normal_normal, SIGMA, Y, method=QUICK, seed=1)
+    monkeypatch.setattr(nutpie_adapter, "_private", lambda: (None, "TypeError: no such argument"))
+    with pytest.warns(probdl.FindingWarning, match="no such argument.*public interface"):
+        fit = probdl.infer(normal_normal, SIGMA, Y, method=QUICK, seed=1)
     assert fit.stats["engine"] == "native"
     assert agrees(fit, Y)
-    monkeypatch.setattr(sampler, "_public", lambda: None)  # without nutpie, Pyro's sampler
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", probdl.FindingWarning)
+    assert "its public one serves" in nutpie_adapter.state()
+    monkeypatch.setattr(nutpie_adapter, "_public", lambda: (None, "it is gone"))
+    with pytest.warns(probdl.FindingWarning, match="Pyro's sampler"):  # without nutpie
         assert agrees(probdl.infer(normal_normal, SIGMA, Y, method=QUICK, seed=1), Y)
+    assert "does not work (it is gone)" in nutpie_adapter.state()
+
+
+class _Changed:
+    """nutpie's extension module, with another signature of what makes a sampler."""
+
+    def __init__(self, library, make):
+        self.library = library
+        self.PySampler = type("PySampler", (), {"from_pymc": staticmethod(make)})
+
+    def __getattr__(self, name):
+        return getattr(self.library, name)
+
+
+def test_a_signature_that_is_not_known_is_seen_by_the_call(monkeypatch):
+    library = nutpie_adapter._load()
+
+    def more(nuts, cores, model, display, new, newer, newest, store):
+        raise AssertionError("it is not called")
+
+    def few(nuts, cores, model):
+        raise AssertionError("it is not called")
+
+    for make in (more, few):
+        changed = _Changed(library, make)
+        monkeypatch.setattr(nutpie_adapter, "_load", lambda changed=changed: changed)
+        found, why = nutpie_adapter._private.__wrapped__()
+        assert found is None
+        assert why.startswith("TypeError")
+
+
+@pytest.mark.parametrize("wrong", ["draws", "density", "panic", "hang"])
+def test_what_the_check_sees(monkeypatch, wrong):
+    """Interfaces that take the call and do something else with it."""
+    right = nutpie_adapter._private()[0]
+    monkeypatch.setattr(nutpie_adapter, "_HANG", 0.1)
+
+    class Panic(BaseException):
+        """As what PyO3 makes of a panic in Rust."""
+
+    class Wrong:
+        def begin(self, task):
+            if wrong == "panic":
+                raise Panic("index out of bounds")
+            if wrong == "draws":
+                task = dataclasses.replace(task, settings={**task.settings, "num_draws": 3})
+            if wrong == "density":
+                task.evaluator.address = task.evaluator.other
+            sampling = right.begin(task)
+            if wrong == "hang":
+                return _Hanging(sampling)
+            return sampling
+
+    class _Hanging:
+        def __init__(self, sampling):
+            self.abort = sampling.abort
+            self.tables = sampling.tables
+
+        def wait(self, timeout):
+            raise TimeoutError(f"not done after {timeout} s")
+
+    if wrong == "density":
+        other = nutpie_adapter._LOGP(lambda dim, z, grad, value, user: 0)  # always zero
+        monkeypatch.setattr(
+            nutpie_adapter._Toy, "other", ctypes.cast(other, ctypes.c_void_p).value, raising=False
+        )
+    found, why = nutpie_adapter._usable(Wrong)
+    assert found is None
+    assert why
 
 
 SCRIPT = textwrap.dedent(
