@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import arviz as az
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
@@ -22,8 +21,8 @@ from sklearn.datasets import load_breast_cancer
 
 import probdl
 from probdl.command.demo import EFFECT, LABELS, METHODS, SIGMA, plot_methods, side_by_side
-from probdl.idata import plot_ppc
 from probdl.models import eight_schools, logistic_regression
+from probdl.plots import plot_fit
 
 mpl.use("Agg")
 OUTPUT = Path("output")
@@ -73,10 +72,9 @@ def main() -> None:
 
     plot_methods(schools, EFFECT, LABELS)
     save("methods")
-    az.plot_trace(schools["nuts"].idata, var_names=["mu", "tau"], figsize=(11, 5))
-    plt.tight_layout()
+    plot_fit(schools["nuts"], "trace", ["mu", "tau"])
     save("trace")
-    plot_ppc(schools["nuts"].idata, num_pp_samples=100)
+    plot_fit(schools["nuts"], "ppc")
     save("posterior_predictive")
 
 

@@ -38,9 +38,10 @@ def compare(
         progress: whether to show progress; None shows it on a terminal.
 
     Returns:
-        ArviZ's table, the best first: the elpd with its standard error, the difference to the
-        best with its own, the stacking weight; and ``refitted`` and ``high_k``, how many rows
-        were fitted again, and how many estimates are left that cannot be trusted.
+        ArviZ's table, the best first: ``elpd`` with its standard error ``se``, the difference to
+        the best ``elpd_diff`` with its own ``dse``, the stacking ``weight``; and ``refitted`` and
+        ``high_k``, how many rows were fitted again, and how many estimates are left that cannot be
+        trusted.
 
     Raises:
         SettingError: there are fewer than two fits, they are of different data, or one has a single

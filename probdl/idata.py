@@ -33,6 +33,7 @@ __all__ = [
     "compare",
     "ecdf_band",
     "ess",
+    "groups",
     "labels",
     "loo",
     "mcse",
@@ -84,6 +85,8 @@ def to_idata(
     >>> idata.posterior["x"].dims
     ('chain', 'draw', 'school')
     """
+    # xarray reads a tuple as dimensions and data.
+    labels = {d: list(of) if isinstance(of, tuple) else of for d, of in (coords or {}).items()}
     filled = {group: dict(arrays) for group, arrays in groups.items() if arrays}
     variables: dict[str, int] = {}
     for group, arrays in filled.items():
@@ -100,7 +103,7 @@ def to_idata(
     if ARVIZ_1:
         safe = {g: {_safe(n): a for n, a in arrays.items()} for g, arrays in filled.items()}
         names = {_safe(n): [_safe(dim) for dim in of] for n, of in named.items()}
-        labelled = {_safe(dim): values for dim, values in (coords or {}).items()}
+        labelled = {_safe(dim): values for dim, values in labels.items()}
         with _quiet():  # of more chains than draws
             return az.from_dict(safe, dims=names, coords=labelled)
     container: Any = None
@@ -110,7 +113,7 @@ def to_idata(
         fitting = {n: named[n][: np.ndim(array) - lead] for n, array in arrays.items()}
         one: dict[str, Any] = {group: arrays}
         with _quiet():
-            part = az.from_dict(**one, dims=fitting, coords=dict(coords or {}))
+            part = az.from_dict(**one, dims=fitting, coords=labels)
         if container is None:
             container = part
         else:
@@ -193,7 +196,10 @@ def psis(log_ratios: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
         return np.full(len(log_ratios), -np.log(len(log_ratios))), -np.inf
     with _quiet():  # of overflow in the fit of a very heavy tail
         if ARVIZ_1:  # takes log likelihoods, of which the ratios are the inverse
-            log_weights, k = arviz_stats_base.array_stats.psislw(-np.asarray(log_ratios))
+            try:
+                log_weights, k = arviz_stats_base.array_stats.psislw(-np.asarray(log_ratios))
+            except ValueError:  # no tail can be fitted to values that are all the same
+                return np.asarray(log_ratios - np.logaddexp.reduce(log_ratios)), np.inf
         else:
             log_weights, k = az.psislw(np.asarray(log_ratios))
     return np.asarray(log_weights), float(k)
@@ -267,9 +273,17 @@ def with_exact(elpd: Any, exact: Mapping[int, float]) -> Any:
 
 
 def compare(elpds: Mapping[str, Any]) -> Any:
-    """Return ArviZ's table of comparison of such results."""
+    """Return ArviZ's table of comparison of such results, with the column names of ArviZ 1.
+
+    There ``elpd_diff`` is the difference to the best, which is negative.
+    """
     with _quiet():
-        return az.compare(dict(elpds))
+        options: dict[str, Any] = {"round_to": "none"} if ARVIZ_1 else {}
+        table = az.compare(dict(elpds), **options)
+    if ARVIZ_1:
+        return table
+    table["elpd_diff"] = -table["elpd_diff"] + 0.0  # no -0.0
+    return table.rename(columns={"elpd_loo": "elpd", "p_loo": "p"})
 
 
 def plot_ppc(idata: Any, **options: Any) -> Any:
@@ -294,7 +308,7 @@ def write(idata: Any, path: Path) -> None:
     # In memory first: where a disk is full HDF5 itself does not raise, it ends the process.
     buffer = io.BytesIO()
     with h5netcdf.File(buffer, "w") as file:
-        for group in _groups(idata):
+        for group in groups(idata):
             named = _dataset(idata, group).rename(_slashes(idata, group))
             named.dump_to_store(xr.backends.H5NetCDFStore(file, group=group, mode="a"))
     path.write_bytes(buffer.getbuffer())
@@ -322,16 +336,17 @@ def variables(idata: Any, group: str) -> dict[str, NDArray[Any]]:
 
 def labels(idata: Any) -> dict[str, NDArray[Any]]:
     """Return the labels along each dimension, by its name."""
-    datasets = [_dataset(idata, group) for group in _groups(idata)]
+    datasets = [_dataset(idata, group) for group in groups(idata)]
     return {_plain(n): v.values for d in datasets if d is not None for n, v in d.coords.items()}
 
 
-def _groups(idata: Any) -> list[str]:
+def groups(idata: Any) -> list[str]:
+    """Return the names of the groups of a container."""
     return list(idata.children) if ARVIZ_1 else list(idata.groups())
 
 
 def _dataset(idata: Any, group: str) -> Any:
-    if group not in _groups(idata):
+    if group not in groups(idata):
         return None
     return idata[group].dataset if ARVIZ_1 else idata[group]
 

@@ -5,6 +5,7 @@ Each returns matplotlib axes, and draws on those that it is given.
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,24 +15,75 @@ from numpy.typing import NDArray
 
 from probdl.errors import ModelError, SettingError
 from probdl.fit import Fit
-from probdl.idata import ecdf_band
+from probdl.idata import PLOTS, ecdf_band, plot, variables
 from probdl.lazy import pyplot as plt
 from probdl.lazy import xarray as xr
 from probdl.montecarlo import Calibration
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MARKERS = "ox"  # of the first ten labels, and of ten more
 
 __all__ = [
     "plot_calibration",
     "plot_elbo",
+    "plot_fit",
     "plot_images",
     "plot_latent",
     "plot_reconstructions",
     "plot_study",
 ]
+
+
+def plot_fit(fit: Fit, kind: str, sites: Sequence[str] | None = None) -> Figure:
+    """Draw one of ArviZ's plots, which have other names and options in ArviZ 0.x and 1.x.
+
+    Args:
+        fit: a fit with draws.
+        kind: ``"trace"``, ``"forest"``, ``"ppc"`` (the posterior predictive beside the data),
+            ``"rank"``, ``"energy"`` or ``"pair"``.
+        sites: which sites to draw; None draws all.
+
+    Returns:
+        The matplotlib figure.
+
+    Raises:
+        SettingError: there is no such plot or site, or the fit has nothing to draw.
+
+    Example:
+        >>> import numpy as np, probdl
+        >>> from probdl.models import normal_normal
+        >>> sigma, y = np.ones(3), np.array([1.0, 2.0, 3.0])
+        >>> fit = probdl.infer(normal_normal, sigma, y, method="laplace", seed=1)
+        >>> len(probdl.plots.plot_fit(fit, "ppc").axes)
+        1
+    """
+    if kind not in PLOTS:
+        near = difflib.get_close_matches(str(kind), PLOTS, 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise SettingError(f"there is no plot {kind!r}; {hint}({', '.join(PLOTS)})")
+    if fit.is_point:
+        raise SettingError(
+            f"the fit is a point estimate by {fit.method.name}, and has no draws to plot."
+        )
+    group = getattr(fit.idata, PLOTS[kind], None)
+    if group is None or (kind == "energy" and "energy" not in group):
+        raise SettingError(f"the fit by {fit.method.name} has nothing for the plot {kind!r}.")
+    held = variables(fit.idata, PLOTS[kind])
+    unknown = [name for name in sites or () if name not in held]
+    if unknown and kind != "energy":
+        near = difflib.get_close_matches(unknown[0], [*held], 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise SettingError(f"there is no site {unknown[0]!r}; {hint}({', '.join(held)})")
+    scalars = sum(fit.draws[n][0, 0].size for n in sites or fit.draws) if kind == "pair" else 0
+    if kind == "pair" and not 2 <= scalars <= 12:
+        raise SettingError(
+            f"a plot of pairs is of 2 to 12 scalars, and these are {scalars}. Name the sites to "
+            "draw: fewer of them (or --site in the shell)."
+        )
+    return plot(fit.idata, kind, sites)
 
 
 def plot_elbo(fit: Fit, ax: Axes | None = None, window: int = 100) -> Axes:

@@ -16,7 +16,6 @@ import probdl
 from probdl.command import demo as demonstration
 from probdl.command.console import aside, counted, finding_records, records, say, show
 from probdl.command.saved import (
-    check_plot,
     load_with_model,
     observed_arguments,
     to_dataset,
@@ -25,10 +24,10 @@ from probdl.command.saved import (
 from probdl.command.tabular import bind, read_all
 from probdl.diagnostics import Findings
 from probdl.errors import DataError, FindingWarning
-from probdl.idata import plot as plot_idata
 from probdl.lazy import matplotlib as mpl
 from probdl.lazy import pyplot as plt
 from probdl.methods import METHODS
+from probdl.plots import plot_fit
 from probdl.program import runnable, signature
 
 __all__ = ["compare", "demo", "diagnose", "doctor", "infer", "plot", "predict", "summary"]
@@ -170,8 +169,7 @@ def plot(
     with aside(quiet):
         fit = probdl.load(folder)
     with aside(quiet=True):  # of matplotlib's
-        check_plot(fit, kind, site)
-        figure = plot_idata(fit.idata, kind, site)
+        figure = plot_fit(fit, kind, site)
     figure.savefig(out, dpi=120, bbox_inches="tight")
     show(as_json, f"wrote {out}", plot=str(out))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,14 @@ import numpy as np
 import torch
 
 import probdl
-from probdl.command.catalogue import near
 from probdl.command.locate import locate_model
-from probdl.errors import ModelError, SettingError
+from probdl.errors import ModelError
 from probdl.fit import Fit
-from probdl.idata import PLOTS, unclashed, variables
+from probdl.idata import unclashed
 from probdl.lazy import xarray as xr
 from probdl.store import read_index
 
-__all__ = ["check_plot", "load_with_model", "observed_arguments", "to_dataset", "write_npz"]
+__all__ = ["load_with_model", "observed_arguments", "to_dataset", "write_npz"]
 
 
 def load_with_model(folder: Path, model: str | None = None) -> Fit:
@@ -77,24 +76,3 @@ def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
-
-
-def check_plot(fit: Fit, kind: str, sites: Sequence[str] | None) -> None:
-    """Refuse plots of what a fit does not have."""
-    if fit.is_point:
-        raise SettingError(
-            f"the fit is a point estimate by {fit.method.name}, and has no draws to plot."
-        )
-    group = getattr(fit.idata, PLOTS[kind], None)
-    if group is None or (kind == "energy" and "energy" not in group):
-        raise SettingError(f"the fit by {fit.method.name} has nothing for the plot {kind!r}.")
-    held = variables(fit.idata, PLOTS[kind])
-    unknown = [name for name in sites or () if name not in held]
-    if unknown and kind != "energy":
-        raise SettingError(f"there is no site {unknown[0]!r}; {near(unknown[0], [*held])}")
-    scalars = sum(fit.draws[n][0, 0].size for n in sites or fit.draws) if kind == "pair" else 0
-    if kind == "pair" and not 2 <= scalars <= 12:
-        raise SettingError(
-            f"a plot of pairs is of 2 to 12 scalars, and these are {scalars}. Name the sites to "
-            "draw with --site."
-        )

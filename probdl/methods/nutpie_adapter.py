@@ -530,8 +530,20 @@ def _read(
         kept = slice(int(_numpy(told.column("tuning")).sum()), None)
         z = _numpy(list_flatten(point.column("z"))).reshape(-1, dim)[kept]
         values = {name: _numpy(told.column(theirs))[kept] for theirs, name in _STATS.items()}
+        if "transformation_index" in told.column_names:
+            values["energy"] = values["energy"] - _shift(values, dim)
         chains.append(Chain(z, values))
     return gather(chains, draws, stop)
+
+
+def _shift(values: Mapping[str, NDArray[Any]], dim: int) -> float:
+    """Estimate the constant that nutpie 0.16.9 and later add to the energies of a chain.
+
+    It is the log determinant of the mass matrix, which comes with no draw. Without it the kinetic
+    energy is that of d standard normal momenta, whose mean is d / 2.
+    """
+    kinetic = values["energy"] + values["lp"]
+    return float(kinetic.mean()) - dim / 2 if len(kinetic) else 0.0
 
 
 def _numpy(column: Any) -> NDArray[Any]:

@@ -8,6 +8,7 @@ import torch
 from scipy import stats
 
 import probdl
+from probdl.idata import groups
 from probdl.models import beta_binomial, linear_regression
 
 
@@ -32,7 +33,7 @@ def test_the_prior_finds_evidence_and_posterior():
     assert fit.stats["log_weights"].shape == (10_000,)
     np.testing.assert_allclose(np.exp(fit.stats["log_weights"]).sum(), 1.0)
     assert fit.stats["pareto_k"] < 0.7
-    assert {"posterior", "log_likelihood"} <= set(fit.idata.groups())
+    assert {"posterior", "log_likelihood"} <= set(groups(fit.idata))
 
 
 def test_a_conjugate_model_with_bounded_support():

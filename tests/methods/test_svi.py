@@ -22,6 +22,7 @@ from torch.distributions import constraints
 from torch.utils.data import DataLoader, TensorDataset
 
 import probdl
+from probdl.idata import groups
 from probdl.models import eight_schools, linear_regression
 
 
@@ -75,7 +76,7 @@ def test_the_automatic_guides_fit(regression, guide):
     sd = np.sqrt(np.diag(covariance))
     np.testing.assert_array_less(np.abs(coefficients(fit).mean(0) - mean) / sd, 0.5)
     assert {"mean", "sd", "ess_bulk"} <= set(fit.summary().columns)
-    assert {"posterior", "log_likelihood", "posterior_predictive"} <= set(fit.idata.groups())
+    assert {"posterior", "log_likelihood", "posterior_predictive"} <= set(groups(fit.idata))
 
 
 def test_the_delta_guide_is_map(regression):
