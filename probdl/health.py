@@ -15,7 +15,8 @@ import torch
 
 from probdl.compile import cache
 from probdl.compile.emit import emit
-from probdl.compile.native import CompilerError, NativeDensity, compile_to, find_compiler
+from probdl.compile.native import NativeDensity
+from probdl.compile.toolchain import CompilerError, compile_to, find_compiler
 from probdl.compile.trace import trace
 from probdl.compile.verify import verify
 from probdl.density import LogDensity
@@ -79,11 +80,11 @@ def doctor() -> Report:
             lines[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             lines[package] = "not installed"
-    compiler = find_compiler()
-    if compiler is None:
-        lines["C compiler"] = "none: none of $CC, cc, gcc, clang, c++ runs; install gcc or clang"
-    else:
-        lines["C compiler"] = f"{' '.join(compiler.command)}: {compiler.version}"
+    try:
+        compiler = find_compiler()
+        lines["C compiler"] = f"{compiler}: {compiler.version}"
+    except CompilerError as error:
+        lines["C compiler"] = f"{error}; install gcc or clang"
     lines["nutpie's interface"] = nutpie_adapter.state()
     entries, size = cache.size()
     lines["compiled code"] = f"{entries} entries, {size / 2**20:.1f} MiB, in {cache.folder()}"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from probdl.compile.emit import Source
-from probdl.compile.native import build
+from probdl.compile.library import loaded
 from probdl.compile.step import BLOCK, NativeStep, Parameters
 
 __all__ = ["NativeAdam"]
@@ -40,7 +40,7 @@ class _Run(ctypes.Structure):
 @functools.cache
 def _adam() -> Any:
     text = files("probdl.compile").joinpath("adam.c").read_text()
-    function = ctypes.CDLL(str(build(Source(text, 0, 0)))).adam
+    function = loaded(Source(text, 0, 0), "adam").adam
     function.restype = ctypes.c_uint64
     function.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_uint64] * 2 + [ctypes.c_void_p] * 5
     return function

@@ -17,11 +17,13 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_flatten
 
-from probdl.clock import timed
+from probdl.clock import look, timed
+from probdl.compile import cache
 from probdl.compile.emit import Source, emit
-from probdl.compile.native import CompilerError, NativeDensity, differentiable
+from probdl.compile.native import NativeDensity, differentiable
 from probdl.compile.probe import probe
 from probdl.compile.statements import UnsupportedError
+from probdl.compile.toolchain import CompilerError
 from probdl.compile.trace import Traced, UntraceableError, trace
 from probdl.compile.verify import MismatchError, verify
 from probdl.density import LogDensity
@@ -43,7 +45,7 @@ _REMEDIES: dict[type[Exception], str] = {
     UntraceableError: "Write `if` on the value of a site as torch.where(), and keep what is drawn "
     "at random in pyro.sample.",
     MismatchError: "The draws are right, only slow. Please report the model.",
-    CompilerError: "probdl.doctor() tells what is there and what is missing.",
+    CompilerError: "probdl.doctor() shows what there is and what is missing.",
     UnsupportedError: "Write that part of the model in other operations, and loops over time as "
     "operations on whole series.",
 }
@@ -124,11 +126,14 @@ def _choose(
     generator = torch.Generator().manual_seed(seed)
     try:
         if (known := _recall(density, generator, threads, trusted)) is not None:
-            return known, findings
+            return known, [*findings, *cache.findings()]
         points = _points(density, generator, POINTS)
+        look()
         traced = trace(density, points[0])
+        look()
         try:
-            return _compile(density, traced, points, threads, findings), findings
+            native = _compile(density, traced, points, threads, findings)
+            return native, [*findings, *cache.findings()]
         except (UnsupportedError, CompilerError):
             if engine == "auto":
                 evaluator = _graph_if_faster(density, traced, points)
@@ -186,6 +191,7 @@ def _compile(
             "minutes to compile; loops over time are the usual cause"
         )
     compiled = NativeDensity(source, density.dim, _arrays(density, traced), threads)
+    look()
     verify(compiled, density, points)
     key = _key(density)
     if key is not None and traced.reads_data:

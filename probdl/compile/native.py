@@ -1,18 +1,9 @@
-"""C code to a function that a sampler can call: the system's compiler, the cache, ctypes."""
+"""A compiled log density, as a function that a sampler can call."""
 
 from __future__ import annotations
 
 import ctypes
-import functools
-import hashlib
-import os
-import platform
-import shlex
-import shutil
-import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,122 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from probdl.compile import cache
 from probdl.compile.emit import Source
+from probdl.compile.library import loaded
 from probdl.compile.statements import laid_out
-from probdl.errors import ProbdlError
 
-__all__ = [
-    "Compiler",
-    "CompilerError",
-    "NativeDensity",
-    "build",
-    "compile_to",
-    "differentiable",
-    "find_compiler",
-]
-
-_FLAGS = (
-    "-x", "c", "-std=gnu11", "-fPIC", "-shared", "-w", "-pthread",
-    "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math",
-)  # fmt: skip
-
-LONG = 8000  # statements, from which on -O3 takes half a minute and gains little
-
-
-class CompilerError(ProbdlError, RuntimeError):
-    """There is no C compiler, or it failed."""
-
-
-@dataclass(frozen=True)
-class Compiler:
-    """A C compiler: how to call it, and what it says of itself."""
-
-    command: tuple[str, ...]
-    version: str
-
-
-@functools.cache
-def find_compiler() -> Compiler | None:
-    """Find a C compiler: $CC, or else cc, gcc, clang, or a C++ compiler that takes C too."""
-    candidates = [os.environ.get("CC", ""), "cc", "gcc", "clang", os.environ.get("CXX", ""), "c++"]
-    for candidate in [*candidates, "g++"]:
-        command = shlex.split(candidate)
-        if not command or not shutil.which(command[0]):
-            continue
-        try:
-            said = subprocess.run(
-                [*command, "--version"], capture_output=True, text=True, timeout=30
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            continue
-        if said.returncode == 0:
-            return Compiler(tuple(command), said.stdout.splitlines()[0])
-    return None
-
-
-@functools.cache
-def _processor() -> str:
-    """Tell what instructions this machine has; code made for one may not run on another."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        flags = next(x for x in lines if x.lower().startswith(("flags", "features")))
-    except (OSError, StopIteration):
-        flags = platform.processor()
-    return f"{platform.system()} {platform.machine()} {flags}"
-
-
-def build(source: Source) -> Path:
-    """Compile C code, or find it compiled; return the shared library.
-
-    Raises:
-        CompilerError: there is no compiler, or it failed.
-    """
-    compiler = _compiler()
-    about = "\0".join(
-        [source.text, _level(source), *compiler.command, compiler.version, *_FLAGS, _processor()]
-    )
-    key = hashlib.sha256(about.encode()).hexdigest()[:40]
-    return cache.get(key, lambda path: compile_to(path, source))
-
-
-def _compiler() -> Compiler:
-    compiler = find_compiler()
-    if compiler is None:
-        raise CompilerError(
-            "there is no C compiler: none of $CC, cc, gcc, clang, c++ runs. Install gcc or clang"
-        )
-    return compiler
-
-
-def _level(source: Source) -> str:
-    """Choose how hard to optimise; very long code is mostly straight lines of single numbers."""
-    return "-O3" if source.statements <= LONG else "-O1"
-
-
-def compile_to(path: Path, source: Source) -> None:
-    """Compile C code to a shared library at a path.
-
-    Raises:
-        CompilerError: there is no compiler, or it failed.
-    """
-    compiler = _compiler()
-    failure = ""
-    for tuned in (["-march=native"], ["-mcpu=native"], []):  # clang on Arm knows only the second
-        try:
-            done = subprocess.run(
-                [*compiler.command, *_FLAGS, _level(source), *tuned, "-o", str(path), "-", "-lm"],
-                input=source.text,
-                capture_output=True,
-                text=True,
-                timeout=600,
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise CompilerError(f"{compiler.command[0]} failed: {error}") from None
-        if done.returncode == 0:
-            return
-        failure = failure or next(iter(done.stderr.splitlines()), "no message")
-    raise CompilerError(f"{compiler.command[0]} failed: {failure}")
+__all__ = ["NativeDensity", "differentiable"]
 
 
 class _Bound(ctypes.Structure):
@@ -148,14 +28,6 @@ class _Bound(ctypes.Structure):
         ("slots", ctypes.c_uint64),
         ("threads", ctypes.c_uint64),
     )
-
-
-@functools.lru_cache(maxsize=1024)
-def _load(path: Path) -> Any:
-    library = ctypes.CDLL(str(path))
-    library.logp.restype = ctypes.c_int64
-    library.logp.argtypes = [ctypes.c_uint64] + [ctypes.c_void_p] * 4
-    return library
 
 
 class NativeDensity:
@@ -173,7 +45,9 @@ class NativeDensity:
     engine = "native"
 
     def __init__(self, source: Source, dim: int, arrays: Sequence[Tensor], threads: int) -> None:
-        library = _load(build(source))
+        library = loaded(source, "logp", "expand")
+        library.logp.restype = ctypes.c_int64
+        library.logp.argtypes = [ctypes.c_uint64] + [ctypes.c_void_p] * 4
         self.dim = dim
         self._function = library.logp
         self.address = ctypes.cast(library.logp, ctypes.c_void_p).value

@@ -19,10 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from probdl.compile import cache
 from probdl.compile.emit import emit, is_view
 from probdl.compile.engine import MAX_STATEMENTS
 from probdl.compile.native import NativeDensity
 from probdl.compile.statements import UnsupportedError, laid_out
+from probdl.compile.toolchain import CompilerError
 from probdl.compile.trace import UntraceableError, trace_function
 from probdl.compile.verify import MismatchError
 from probdl.diagnostics import Finding
@@ -388,7 +390,7 @@ def choose_step(
         except (ProbdlError, RuntimeError, ImportError) as error:
             failures.append(error)
         else:
-            return compiled, []
+            return compiled, _slower(compiled, failures)
     why = _reason(failures[-1])
     if engine == "native":
         raise ModelError(
@@ -404,6 +406,23 @@ def choose_step(
             else "Write `if` on the value of a site or a parameter as torch.where(), and leave "
             "out .item().",
         )
+    ]
+
+
+def _slower(step: Step, failures: Sequence[Exception]) -> list[Finding]:
+    """Report where the compiler or the cache folder makes a step slower than it could be."""
+    if step.engine == "native":
+        return cache.findings()
+    return [
+        Finding(
+            "warning",
+            "engine",
+            f"the steps run on the {step.engine} engine, which is slower, and not on the native "
+            f"one: {_reason(error)}.",
+            "probdl.doctor() shows what there is and what is missing.",
+        )
+        for error in failures
+        if isinstance(error, CompilerError)
     ]
 
 

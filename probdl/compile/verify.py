@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from probdl.clock import look
 from probdl.density import LogDensity
 from probdl.errors import ProbdlError
 
@@ -34,6 +35,7 @@ def verify(compiled: Any, density: LogDensity, points: Tensor) -> float:
     """
     worst = 0.0
     for point in points:
+        look()
         value, grad = density.value_and_grad(point)
         if not (torch.isfinite(value) and torch.isfinite(grad).all()):
             continue  # a point of density zero, or where its gradient fails: no one goes there

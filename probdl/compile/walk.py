@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from probdl.compile.emit import Source
-from probdl.compile.native import build
+from probdl.compile.library import loaded
+from probdl.compile.toolchain import CompilerError
 
 __all__ = ["Walk"]
 
@@ -23,7 +24,7 @@ Array = NDArray[np.float64]
 @functools.cache
 def _walk() -> Any:
     text = files("probdl.compile").joinpath("walk.c").read_text()
-    function = ctypes.CDLL(str(build(Source(text, 0, 0)))).walk
+    function = loaded(Source(text, 0, 0), "walk").walk
     function.restype = ctypes.c_uint64
     function.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_uint64] * 2 + [ctypes.c_void_p] * 5
     return function
@@ -39,6 +40,7 @@ class Walk:
     Attributes:
         z: where it is.
         value: the log density there.
+        failure: why its steps are taken in Python though the density is native code, if they are.
     """
 
     def __init__(self, evaluator: Any, start: Array) -> None:
@@ -46,6 +48,13 @@ class Walk:
         self.z = np.ascontiguousarray(start, np.float64).copy()
         self.value = np.array(self._at(self.z))
         self._room = np.empty(2 * len(start))
+        self.failure: CompilerError | None = None
+        self._function: Any = None
+        if evaluator.engine == "native":
+            try:
+                self._function = _walk()
+            except CompilerError as error:
+                self.failure = error
 
     def _at(self, z: Array) -> float:
         with torch.no_grad():
@@ -58,10 +67,10 @@ class Walk:
             moves: to where from the present point.
             log_u: (n,), logs of uniforms, below which the change of the log density is rejected.
         """
-        if self._evaluator.engine == "native":
+        if self._function is not None:
             moves, log_u = np.ascontiguousarray(moves), np.ascontiguousarray(log_u)
             return int(
-                _walk()(
+                self._function(
                     self._evaluator.address,
                     self._evaluator.user,
                     len(self.z),

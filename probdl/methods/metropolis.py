@@ -18,6 +18,7 @@ from probdl.compile.walk import Walk
 from probdl.density import LogDensity
 from probdl.diagnostics import Finding
 from probdl.fit import Fit
+from probdl.isolation import isolated, stepped_aside
 from probdl.methods.base import Method
 from probdl.methods.chains import Chain, Chains, Starts, gather, posterior_fit, random_start
 from probdl.program import Program
@@ -107,11 +108,13 @@ class Metropolis(Method, name="metropolis"):
         native = evaluator.engine == "native"
         together = [[chain] for chain in chains] if native else [chains]
         total = self.chains * (self.warmup + self.draws)
+        advance = _advance if native else functools.partial(_advance_isolated, seed)
         with (
             bar(total, "sampling", progress) as shown,
+            stepped_aside(),
             ThreadPoolExecutor(len(together)) as pool,
         ):
-            running = [pool.submit(_advance, group, wake) for group in together]
+            running = [pool.submit(advance, group, wake) for group in together]
             try:
                 while not all(r.done() for r in running):
                     look()
@@ -123,6 +126,15 @@ class Metropolis(Method, name="metropolis"):
             for r in running:
                 r.result()
         found = gather([chain.result() for chain in chains], self.draws, interruption)
+        if (failure := chains[0].walk.failure) is not None:
+            findings.append(
+                Finding(
+                    "warning",
+                    "engine",
+                    f"the steps run in Python, which is slower than native code: {failure}.",
+                    "probdl.doctor() shows what there is and what is missing.",
+                )
+            )
         findings += [*starts.findings(), *_stuck(found, self.chains)]
         return posterior_fit(self, density, evaluator, found, seed, findings)
 
@@ -197,6 +209,12 @@ def _advance(chains: Sequence[_Chain], stop: threading.Event) -> None:
                     chain.step()
                 except Exception as error:
                     chain.failure = error
+
+
+def _advance_isolated(seed: int, chains: Sequence[_Chain], stop: threading.Event) -> None:
+    """Run chains whose density enters Pyro, in a thread of their own."""
+    with isolated(seed):
+        _advance(chains, stop)
 
 
 def _stuck(chains: Chains, count: int) -> list[Finding]:

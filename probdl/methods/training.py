@@ -16,6 +16,7 @@ from torch import Tensor
 from probdl.clock import look
 from probdl.compile.adam import NativeAdam
 from probdl.compile.step import BLOCK, Loss, NativeStep, Parameters, Step, choose_step
+from probdl.compile.toolchain import CompilerError
 from probdl.diagnostics import Finding, interrupted
 from probdl.errors import ModelError
 from probdl.methods.checkpoint import Checkpoint
@@ -203,7 +204,18 @@ class _Run:
         step = self.step_for(data)
         if not isinstance(step, NativeStep):
             return None
-        self.adam = NativeAdam(self.parameters, step, plan.clip_norm)
+        try:
+            self.adam = NativeAdam(self.parameters, step, plan.clip_norm)
+        except CompilerError as error:
+            self.findings.append(
+                Finding(
+                    "warning",
+                    "engine",
+                    f"each step is taken by itself, which is slower than a block of them: {error}.",
+                    "probdl.doctor() shows what there is and what is missing.",
+                )
+            )
+            return None
         if self.waiting is not None:
             self.adam.load(self.waiting)
         return data

@@ -9,6 +9,7 @@ import sys
 import textwrap
 import threading
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pyro
@@ -18,7 +19,7 @@ import torch
 
 import probdl
 from probdl import LogDensity
-from probdl.compile import cache, choose, native, operations
+from probdl.compile import cache, choose, library, operations, toolchain
 from probdl.compile.verify import verify
 from probdl.methods import nutpie_adapter
 from probdl.models import linear_regression, normal_normal
@@ -34,7 +35,7 @@ def no_compiler(monkeypatch):
     def fail(path, source):
         raise AssertionError("something was compiled")
 
-    monkeypatch.setattr(native, "compile_to", fail)
+    monkeypatch.setattr(library, "compile_to", fail)
 
 
 @pytest.fixture
@@ -122,8 +123,12 @@ def test_an_operation_without_a_c_form_runs_as_a_graph_and_is_named():
     assert agrees(fit, Y)
 
 
+def no_compiler_there():
+    raise toolchain.CompilerError("there is no C compiler: none of $CC, cc, gcc, clang, c++ runs")
+
+
 def test_without_a_compiler_the_graph_runs(monkeypatch):
-    monkeypatch.setattr(native, "find_compiler", lambda: None)
+    monkeypatch.setattr(toolchain, "find_compiler", no_compiler_there)
     fit = fallback(normal_normal, SIGMA, Y, match="no C compiler")
     assert agrees(fit, Y)
 
@@ -158,7 +163,7 @@ def test_code_that_is_wrong_is_found_and_not_used(monkeypatch, empty_cache):
 def test_other_data_of_the_same_shape_compile_nothing(no_compiler, monkeypatch, empty_cache):
     monkeypatch.undo()
     probdl.infer(normal_normal, SIGMA, Y, method=QUICK, seed=1)
-    monkeypatch.setattr(native, "compile_to", None)
+    monkeypatch.setattr(library, "compile_to", None)
     monkeypatch.setattr(probdl.compile.engine, "trace", None)  # nor are they traced again
     for shift in (5.0, -3.0):
         fit = probdl.infer(normal_normal, SIGMA, Y + shift, method=QUICK, seed=1)
@@ -394,10 +399,10 @@ def test_what_the_check_sees(monkeypatch, wrong):
 SCRIPT = textwrap.dedent(
     """
     import sys, numpy as np, probdl
-    from probdl.compile import native
+    from probdl.compile import library
     from probdl.models import normal_normal
     if "cached" in sys.argv:
-        native.compile_to = None
+        library.compile_to = None
     method = probdl.NUTS(draws=100, warmup=100, chains=2)
     fit = probdl.infer(normal_normal, np.ones(4), np.arange(4.0) + 2, method=method, seed=1)
     print(fit.stats["engine"], fit.draws["mu"].sum())
@@ -429,7 +434,7 @@ def test_two_processes_may_compile_at_once_and_a_third_compiles_nothing(empty_ca
 def test_a_damaged_entry_is_compiled_again(empty_cache, damage):
     def value():
         density = LogDensity.from_model(normal_normal, (SIGMA, Y))
-        native._load.cache_clear()
+        library._loaded.clear()
         compiled, _ = choose(density, "native", 0)
         return compiled.value_and_grad(torch.zeros(1).double())[0].item()
 
@@ -444,10 +449,10 @@ def test_a_damaged_entry_is_compiled_again(empty_cache, damage):
 
 def test_the_cache_is_bounded_and_can_be_cleared(empty_cache, monkeypatch):
     for i in range(5):
-        cache.get(f"key{i}", lambda path: path.write_bytes(b"x" * 1000))
+        cache.get(f"key{i}", lambda path: path.write_bytes(b"x" * 1000), Path)
         os.utime(empty_cache / f"key{i}.so", (i, i))
     monkeypatch.setattr(cache, "LIMIT", 3500)
-    cache.get("last", lambda path: path.write_bytes(b"x" * 1000))
+    cache.get("last", lambda path: path.write_bytes(b"x" * 1000), Path)
     assert {p.stem for p in empty_cache.iterdir()} == {"last", "key4", "key3"}
     assert probdl.clear_cache() == 3
     assert cache.size() == (0, 0)
@@ -484,8 +489,8 @@ def test_doctor_tells_what_is_there(capsys):
 
 
 def test_doctor_tells_what_is_missing(capsys, monkeypatch):
-    monkeypatch.setattr(native, "find_compiler", lambda: None)
-    monkeypatch.setattr(probdl.health, "find_compiler", lambda: None)
+    monkeypatch.setattr(toolchain, "find_compiler", no_compiler_there)
+    monkeypatch.setattr(probdl.health, "find_compiler", no_compiler_there)
     report = probdl.doctor()
     assert not report.healthy
     assert "install gcc or clang" in capsys.readouterr().out
