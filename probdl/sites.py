@@ -175,6 +175,11 @@ def discover(program: Program) -> Structure:
     DataError where the observed data are not finite, not in the support, or of a shape that
     does not fit the plates.
     """
+    with isolated(0):
+        return _discover(program)
+
+
+def _discover(program: Program) -> Structure:
     program.check_finite()
     traces = list(itertools.islice(_traces(program), 2))
     first, second = ({s.name: s for s in _sites(program, trace)} for trace in traces)

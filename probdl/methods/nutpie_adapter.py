@@ -18,6 +18,8 @@ import importlib.metadata
 import importlib.util
 import inspect
 import os
+import time
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -59,6 +61,7 @@ _PROGRESS = (
 _PROGRESS_MS = 200
 # Seconds that the toy density may take, which is done in milliseconds: only a hang takes longer.
 _HANG = 120.0
+_JOIN = 10.0  # seconds for threads to end, which takes them milliseconds
 
 Start = Callable[[int], NDArray[np.float64]]
 Update = Callable[[str], None]
@@ -101,6 +104,9 @@ class _Sampling(Protocol):
     def abort(self) -> None:
         """End it, and wait until its threads have ended."""
 
+    def join(self) -> None:
+        """Wait until its threads have ended, after a failure that has left them behind."""
+
     def tables(self) -> tuple[list[Any], list[Any]]:
         """Return draws and statistics, an Arrow table for each chain, as far as they came."""
 
@@ -128,18 +134,19 @@ class _Extension:
 
     def begin(self, task: _Task) -> _Sampling:
         """Begin to sample."""
-        library, evaluator, dim = self.library, task.evaluator, task.dim
+        library, dim = self.library, task.dim
+        evaluator, held = task.evaluator, _Held(task)
         nuts = getattr(library.PyNutsSettings, task.kind)(task.seed)
         for name, value in task.settings.items():
             setattr(nuts, name, value)
         model = library.PyMcModel(
-            library.LogpFunc(evaluator.address, evaluator.user, evaluator),
-            library.ExpandFunc(dim, dim, evaluator.expand, evaluator.user, evaluator),
+            library.LogpFunc(evaluator.address, evaluator.user, held),
+            library.ExpandFunc(dim, dim, evaluator.expand, evaluator.user, held),
             library.PyVariable.new_variables(["z"], ["float64"], [(dim,)], {}, {}),
             dim,
             {"z_dim_0": dim},
             {},
-            task.start,
+            held.start,
             None,
         )
         chains = task.settings["num_chains"]
@@ -150,26 +157,56 @@ class _Extension:
             )
         cores = min(chains, os.cpu_count() or 1)
         store = library.PyStorage.arrow()
-        return _Own(library.PySampler.from_pymc(nuts, cores, model, display, *self.between, store))
+        sampler = library.PySampler.from_pymc(nuts, cores, model, display, *self.between, store)
+        return _Own(library, sampler, held)
 
 
-@dataclass(frozen=True)
+class _Held:
+    """What nutpie's threads hold on to: it is there as long as one of them is."""
+
+    def __init__(self, task: _Task) -> None:
+        self._task = task
+        self.over = False
+
+    def start(self, seed: int) -> NDArray[np.float64]:
+        """Make the start of a chain, unless the run has failed."""
+        if self.over:
+            raise RuntimeError("the run is over")
+        return self._task.start(seed)
+
+
 class _Own:
     """A run of the extension module."""
 
-    sampler: Any
+    def __init__(self, library: Any, sampler: Any, held: _Held) -> None:
+        self._library = library
+        self._sampler = sampler
+        self._held = weakref.ref(held)
 
     def wait(self, timeout: float | None) -> None:
         """Wait until it is done."""
-        self.sampler.wait(timeout)
+        self._sampler.wait(timeout)
 
     def abort(self) -> None:
         """End it, and wait until its threads have ended."""
-        self.sampler.abort()
+        self._sampler.abort()
+
+    def join(self) -> None:
+        """Wait until its threads have ended, after a failure that has left them behind."""
+        if (held := self._held()) is not None:
+            held.over = True
+            del held
+        with contextlib.suppress(Exception):  # it may raise the failure again
+            self._sampler.abort()
+        self._sampler = None
+        started = time.perf_counter()
+        while self._held() is not None and time.perf_counter() - started < _JOIN:
+            time.sleep(0.001)
+            self._library.PyStorage.arrow()  # any call lets go of what threads left behind
 
     def tables(self) -> tuple[list[Any], list[Any]]:
         """Return draws and statistics."""
-        draws, stats = self.sampler.take_results().get_arrow_trace()
+        draws, stats = self._sampler.take_results().get_arrow_trace()
         return draws, stats
 
 
@@ -252,6 +289,11 @@ class _Background:
         """End it, and wait until its threads have ended."""
         self._results = self._sampler.abort()
 
+    def join(self) -> None:
+        """Wait until its threads have ended: there is one, and it has."""
+        with contextlib.suppress(Exception):
+            self._sampler.abort()
+
     def tables(self) -> tuple[list[Any], list[Any]]:
         """Return draws and statistics."""
         results = self._results
@@ -329,8 +371,7 @@ def _check(interface: _Interface) -> None:
         try:
             sampling.wait(_HANG)
         except BaseException:
-            with contextlib.suppress(Exception):
-                sampling.abort()
+            sampling.join()
             raise
         found = _read(*sampling.tables(), dim=dim, draws=draws, stop=None)
         if found.z.shape != (chains, draws, dim):
@@ -494,8 +535,7 @@ def _wait(sampling: _Sampling) -> KeyboardInterrupt | None:
     except KeyboardInterrupt as error:
         stop = error
     except RuntimeError as error:  # nutpie refuses a gradient of zero, among others
-        with contextlib.suppress(Exception):  # it raises the same again
-            sampling.abort()  # its threads must not outlive the interpreter
+        sampling.join()  # threads must not outlive the interpreter
         raise ModelError(
             f"the sampler could not start: {_innermost(error)}. Nothing that a site changes seems "
             "to reach the density (a flat prior without data has none). Give the data to "

@@ -380,8 +380,7 @@ def test_what_the_check_sees(monkeypatch, wrong):
 
     class _Hanging:
         def __init__(self, sampling):
-            self.abort = sampling.abort
-            self.tables = sampling.tables
+            self.join = sampling.join
 
         def wait(self, timeout):
             raise TimeoutError(f"not done after {timeout} s")
