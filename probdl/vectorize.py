@@ -67,12 +67,18 @@ def _set_item(x: Tensor, index: Any, value: Any) -> None:
         x[index] = value
 
 
+def _binomial(count: Tensor, prob: Tensor, *, generator: Any = None) -> Tensor:
+    """Draw with counts that are mapped as well: torch makes room for as many draws as counts."""
+    return torch.binomial(count + torch.zeros_like(prob), prob, generator=generator)
+
+
 _REWRITTEN: dict[Any, Callable[..., Any]] = {
     Tensor.normal_: _normal_,
     Tensor.uniform_: _uniform_,
     Tensor.exponential_: _exponential_,
     Tensor.cauchy_: _cauchy_,
     Tensor.__setitem__: _set_item,
+    torch.binomial: _binomial,
 }
 
 

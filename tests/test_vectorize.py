@@ -3,6 +3,8 @@
 import importlib
 import warnings
 
+import numpy as np
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -123,3 +125,19 @@ def test_a_result_larger_than_the_memory_is_refused(monkeypatch):
     )
     with pytest.raises(probdl.SettingError, match=r"100 draws of .* MiB each.*out=folder"):
         vectorize(lambda d: d + torch.zeros(100), torch.zeros(100))
+
+
+def test_counts_that_are_the_same_for_all_draws_make_no_noise(capfd):
+    seeds, germinated = torch.tensor([10.0, 20.0, 30.0]), torch.tensor([3.0, 4.0, 9.0])
+
+    def model(seeds, y=None):
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        with pyro.plate("plate", len(seeds)):
+            pyro.sample("y", dist.Binomial(seeds, logits=a), obs=y)
+
+    fit = probdl.infer(model, seeds, germinated, method="laplace", seed=1, progress=False)
+    mean = fit.predict()["y"].mean((0, 1)) / seeds.numpy()
+    expected = (1 / (1 + np.exp(-fit.draws["a"]))).mean()
+    np.testing.assert_allclose(mean, expected, atol=4 * 0.5 / np.sqrt(10 * 1000))
+    fit.to_idata(prior=50)
+    assert capfd.readouterr().err == ""
