@@ -36,6 +36,7 @@ from probdl.methods.minibatch import PlateBatches
 from probdl.methods.objective import Trainable, first_not_finite
 from probdl.methods.optimizers import Training, check_optimizer, check_schedule
 from probdl.methods.training import stopped_at
+from probdl.openmp import waits
 from probdl.program import Program
 from probdl.progress import bar
 from probdl.sites import Structure, data_plate, discover
@@ -331,13 +332,14 @@ class _Run:
         """Take all steps."""
         self.load()
         per_step = self.method.discriminator_steps
-        with bar(self.steps, "training", progress) as shown:
+        with bar(self.steps, "training", progress) as shown, waits() as threads:
             shown.update(self.done)
             rows = self.rows(self.done * per_step)
             try:
                 while self.done < self.steps:
                     if not self.advance([next(rows) for _ in range(per_step)]):
                         break
+                    threads.step()
                     if self.done % BLOCK == 0 or self.done == self.steps:
                         self.end_block()
                         shown.update(self.done - shown.n)

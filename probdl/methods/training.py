@@ -22,6 +22,7 @@ from probdl.errors import ModelError
 from probdl.methods.checkpoint import Checkpoint
 from probdl.methods.minibatch import Batches, FullData
 from probdl.methods.optimizers import Training
+from probdl.openmp import waits
 from probdl.progress import bar
 from probdl.state import stream
 
@@ -316,7 +317,7 @@ class _Run:
         self.load()
         self.started = self.done
         fixed = None if self.over else self.make_adam()
-        with bar(plan.steps, "training", plan.progress) as progress:
+        with bar(plan.steps, "training", plan.progress) as progress, waits() as threads:
             progress.update(self.done)
             try:
                 while self.done < plan.steps and not self.over:
@@ -330,6 +331,7 @@ class _Run:
                     seed = functools.partial(stream, plan.seed, "epoch", epoch)
                     for data in batches.epoch(seed, skip):
                         self.advance(data)
+                        threads.step()
                         if self.over:
                             break
                         if self.done % BLOCK == 0 or self.done == plan.steps:

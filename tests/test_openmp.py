@@ -1,0 +1,106 @@
+"""How threads wait: what is chosen at given times of steps, and that no bit depends on it."""
+
+import numpy as np
+import pytest
+import torch
+
+import probdl
+from probdl import openmp
+from probdl.models import VAE
+
+gnu = pytest.mark.skipif(openmp._gomp() is None, reason="torch has another OpenMP here")
+
+
+class Recorded(openmp.Waits):
+    """Chooses without switching anything, at times that are made up."""
+
+    def __init__(self):
+        self.switches = 0
+        super().__init__()
+        self.close()
+        self.usable, self.switches, self.asleep = True, 0, True
+
+    def _switch(self, asleep):
+        self.asleep = asleep
+        self.switches += 1
+
+
+def run(watch, steps, awake, asleep):
+    """Take steps that take so long in either way; return the total time."""
+    total = 0.0
+    for _ in range(steps):
+        seconds = asleep if watch.asleep else awake
+        watch.note(seconds)
+        total += seconds
+    return total
+
+
+def test_idle_cores_are_waited_for_awake():
+    watch = Recorded()
+    total = run(watch, 10_000, awake=1.0, asleep=1.1)
+    assert not watch.asleep
+    assert total < 10_000 * 1.005
+    assert watch.switches < 20
+
+
+def test_busy_cores_are_waited_for_asleep():
+    watch = Recorded()
+    total = run(watch, 2000, awake=50.0, asleep=2.0)
+    assert watch.asleep
+    assert total < 2000 * 2.0 * 1.1
+
+
+def test_load_that_comes_and_goes_is_seen():
+    watch = Recorded()
+    run(watch, 3000, awake=1.0, asleep=1.1)
+    assert run(watch, 1000, awake=50.0, asleep=2.0) < 1000 * 2.0 * 1.3
+    assert watch.asleep
+    run(watch, 8000, awake=1.0, asleep=1.1)
+    assert not watch.asleep
+
+
+@gnu
+def test_threads_that_sleep_come_and_go():
+    library = openmp._gomp()
+    with openmp.sleepers(3) as there:
+        assert there
+        assert library.omp_get_max_threads() >= 1
+        x = torch.randn(512, 512)
+        assert torch.equal(x @ x, x @ x)
+    with openmp.sleepers(1), openmp.sleepers(2):
+        pass
+
+
+def test_another_openmp_is_left_alone(monkeypatch):
+    monkeypatch.setattr(openmp, "_gomp", lambda: None)
+    with openmp.sleepers(3) as there:
+        assert not there
+    with openmp.waits() as watch:
+        watch.step()
+        assert not watch.usable
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_no_bit_of_a_fit_depends_on_how_threads_wait(monkeypatch):
+    x = (torch.rand(64, 20, 20, generator=torch.Generator().manual_seed(1)) < 0.3).float()
+    before = torch.get_num_threads()
+
+    def fit():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            vae = VAE.mlp((20, 20), latent_dim=3, hidden=64)
+        method = probdl.SVI(steps=60, batch_size=32, draws=2)
+        return probdl.infer(vae, x, method=method, seed=1, progress=False)
+
+    torch.set_num_threads(2)
+    try:
+        for name, value in (("SETTLE", 3), ("STAY", 4), ("WINDOW", 2)):
+            monkeypatch.setattr(openmp, name, value)
+        often = fit()
+        monkeypatch.setattr(openmp, "_gomp", lambda: None)
+        never = fit()
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_array_equal(often.stats["elbo"], never.stats["elbo"])
+    for name, value in never.stats["params"].items():
+        np.testing.assert_array_equal(often.stats["params"][name], value)
