@@ -1,20 +1,20 @@
-# `make demo` and `make test` make their own environment in .venv; nothing else is needed
-# than Python 3.11 or later.
+# `make demo` and `make test` make their own environment; nothing else is needed than Python 3.11 or
+# later and a C compiler. `make test PYTHON=python3.13` takes that Python, in an environment of its own.
 
 PYTHON ?= python3
-VENV := .venv
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+VENV := .venv-$(VERSION)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# ArviZ 1.x needs Python 3.12; its test of the one file that knows both versions runs where there is one.
-PYTHON312 ?= python3.12
-VENV312 := .venv-arviz1
+# ArviZ 1 needs Python 3.12, and the newest nutpie as well.
+CONSTRAINTS := $(if $(filter 3.11,$(VERSION)),constraints.txt,constraints-3.12.txt)
 WORKERS ?= 2
 # What calibration is timed against, in an environment of its own.
 SIMUK := .venv-simuk
 # NumPyro, PyMC and PyStan.
 PEERS := .venv-peers
 
-.PHONY: demo test test-arviz1 docs notebooks bench bench-peers bench-scaling bench-references bench-mass bench-engine bench-loops bench-svi bench-gan bench-studies bench-predict lint types check format clean
+.PHONY: demo test environment test-matrix docs notebooks bench bench-busy bench-peers bench-scaling bench-references bench-mass bench-engine bench-loops bench-svi bench-gan bench-studies bench-predict lint types check format clean
 
 demo: $(STAMP)  ## fit eight schools and a logistic regression on real data, by four methods
 	$(BIN)/python examples/demo.py
@@ -22,14 +22,10 @@ demo: $(STAMP)  ## fit eight schools and a logistic regression on real data, by 
 test: $(STAMP)  ## the tests and the examples in docstrings
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
-test-arviz1:  ## the ArviZ container under ArviZ 1.x, without torch
-	@if ! $(PYTHON312) -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null; then \
-		echo "skipped: ArviZ 1.x needs Python 3.12, and '$(PYTHON312)' is not one"; \
-	else \
-		test -x $(VENV312)/bin/python || $(PYTHON312) -m venv $(VENV312) && \
-		$(VENV312)/bin/python -m pip install --quiet "arviz>=1,<2" h5netcdf h5py matplotlib pytest && \
-		$(VENV312)/bin/python -m pytest -c tests/torch_free/pytest.ini tests/torch_free; \
-	fi
+environment: $(STAMP)
+
+test-matrix:  ## what runs where: Python, torch, ArviZ and nutpie; writes docs/compatibility.md
+	$(PYTHON) tests/matrix.py
 
 docs: $(STAMP)  ## the documentation, into site/; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
@@ -57,6 +53,9 @@ bench-references: $(STAMP) $(PEERS)/.installed  ## long runs of Stan where there
 	done
 	$(PEERS)/bin/python -m benchmarks.peers.references output
 
+bench-busy: $(STAMP)  ## steps with other work on the cores; writes benchmarks/results/
+	$(BIN)/python -m benchmarks.busy
+
 bench-mass: $(STAMP)  ## what NUTS's mass matrix gains and costs; needs PROBDL_SHARED
 	$(BIN)/python -m benchmarks.mass_matrix
 
@@ -74,7 +73,7 @@ bench-gan: $(STAMP)  ## adversarial training; needs PROBDL_SHARED; writes benchm
 
 bench-studies: $(STAMP)  ## studies and calibration, PyMC and simuk beside; writes benchmarks/results/
 	test -x $(SIMUK)/bin/python || $(PYTHON) -m venv $(SIMUK)
-	$(SIMUK)/bin/python -m pip install --quiet pymc simuk nutpie || echo "PyMC and simuk are not to be had"
+	$(SIMUK)/bin/python -m pip install --quiet pymc simuk nutpie || echo "PyMC and simuk are not available"
 	PROBDL_CACHE="$$(mktemp -d)" $(BIN)/python -m benchmarks.studies
 
 bench-predict: $(STAMP)  ## memory of a large prediction; writes benchmarks/results/
@@ -91,13 +90,14 @@ format: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-check: lint types test test-arviz1
+check: lint types docs test  ## all that must pass before a change is taken
+	.ci/newest
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "probdl needs Python 3.11 or later; try: make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV312) $(SIMUK) $(PEERS) output site
+	rm -rf .venv .venv-* output site

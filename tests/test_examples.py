@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-SCRIPTS = sorted(p for p in EXAMPLES.glob("*.py") if p.stem != "demo")  # `make demo` runs that
+SCRIPTS = sorted(p for p in EXAMPLES.glob("*.py") if p.stem != "demo")
 
 
 def run(name, folder):
@@ -23,6 +23,7 @@ def run(name, folder):
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
     return done.stdout
 
 
@@ -33,6 +34,12 @@ def numbers(pattern, text):
 def test_the_examples_are_short():
     assert len(SCRIPTS) == 5
     assert all(len(p.read_text(encoding="utf-8").splitlines()) <= 60 for p in SCRIPTS)
+
+
+def test_the_demo(tmp_path):
+    said = run("demo", tmp_path)
+    assert said.splitlines()[0].startswith("Eight schools")
+    assert len(list((tmp_path / "output").glob("*.png"))) == 3
 
 
 def test_estimate(tmp_path):

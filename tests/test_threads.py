@@ -44,6 +44,31 @@ class Net(torch.nn.Module):
             pyro.sample("y", dist.Normal(self.net(x[:, None]).squeeze(-1), 1.0), obs=y)
 
 
+class Generator(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Linear(1, 1)
+        with torch.no_grad():
+            self.net.weight.fill_(0.5)
+            self.net.bias.fill_(0.1)
+
+    def forward(self, x=None, size=1):
+        with pyro.plate("rows", len(x) if x is not None else size):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            pyro.deterministic("x", self.net(z), event_dim=1)
+
+
+def gan():
+    """Train a small GAN; return what it draws."""
+    here = torch.inference_mode(False), torch.enable_grad(), torch.device("cpu")
+    with here[0], here[1], here[2], torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        method = probdl.GAN(torch.nn.Linear(1, 1), steps=10, batch_size=10)
+        generator = Generator()
+    data = np.random.default_rng(0).normal(size=(40, 1)).astype(np.float32)
+    return probdl.infer(generator, data, method=method, seed=1, progress=False).predict(7)["x"]
+
+
 METHODS = {
     "nuts": probdl.NUTS(draws=50, warmup=50, chains=2),
     "nuts, eager": probdl.NUTS(draws=5, warmup=5, chains=2, engine="eager"),
@@ -223,6 +248,16 @@ MODES = {
     "inference_mode": torch.inference_mode,
     "grad off": lambda: torch.set_grad_enabled(False),
 }
+
+
+def test_adversarial_training_in_threads_modes_and_devices():
+    expected = gan()
+    with ThreadPoolExecutor(4) as pool:
+        for future in [pool.submit(gan) for _ in range(4)]:
+            np.testing.assert_array_equal(future.result(), expected)
+    for mode in (*MODES.values(), lambda: torch.device("meta")):
+        with mode():
+            np.testing.assert_array_equal(gan(), expected)
 
 
 @pytest.mark.parametrize("mode", MODES)
