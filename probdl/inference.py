@@ -54,7 +54,7 @@ def infer(
         dims: names of dimensions by site, as in ArviZ, where plates do not name them.
         progress: whether to show progress; None shows it on a terminal and in a notebook.
         time_limit: seconds after which the work ends, and the fit holds what there is by then, as
-            after Ctrl-C; a finding says so. Compiling and a last step are not cut short.
+            after Ctrl-C; a finding says so. A last step is not cut short.
         kwargs: the model's keyword arguments.
 
     Returns:
