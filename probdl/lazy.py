@@ -54,6 +54,8 @@ else:
             self.__dict__["_names"] = (name, *instead)
 
         def __getattr__(self, attribute: str) -> Any:
+            if attribute.startswith("__"):  # tools that look at a module ask for these
+                raise AttributeError(attribute)
             return getattr(_import(*self._names), attribute)
 
     def _import(name: str, *instead: str) -> ModuleType:

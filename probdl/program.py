@@ -39,6 +39,7 @@ T = TypeVar("T")
 _REQUIRES_GRAD = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
 _INT_MAX = np.iinfo(np.int64).max
 _ARRAYS = ("Series", "Index", "DataArray")  # of pandas and xarray
+_DTYPES_DIFFER = ("dtype", "scalar type")  # what torch says of them, in one way or the other
 _HERE = os.path.dirname(__file__)
 _LIBRARIES = (
     os.path.dirname(torch.__file__),
@@ -308,7 +309,7 @@ class Program:
                     return read(self._trace(model, swap))
                 except RuntimeError as error:
                     # A float32 tensor in a closure meets float64 in a matrix product.
-                    if self.promote or "dtype" not in str(error):
+                    if self.promote or not any(words in str(error) for words in _DTYPES_DIFFER):
                         raise
                     self.promote = True
                     return read(self._trace(model, swap))

@@ -81,7 +81,7 @@ class _Recorder(DispatchMode):
                 result = self.decompositions[func](*args, **kwargs)
             if result is not NotImplemented:
                 return result
-        if self.decompositions and func._can_decompose():
+        if self.decompositions and _is_composite(func):
             # Autograd takes these apart; below it, where a decomposition runs, nobody has.
             with self:
                 return func.decompose(*args, **kwargs)
@@ -135,6 +135,12 @@ class _Recorder(DispatchMode):
         self.sources[node] = sources
 
 
+@functools.cache
+def _is_composite(func: Any) -> bool:
+    """Tell whether an operation is no more than a function of others, which C++ calls."""
+    return bool(func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd))
+
+
 def _is_alone(args: Sequence[Any], func: Any) -> bool:
     """Tell whether an operation in place can be taken as its twin that is not.
 
@@ -143,13 +149,26 @@ def _is_alone(args: Sequence[Any], func: Any) -> bool:
     """
     x = args[0]
     dtypes = {a.dtype for a in args if isinstance(a, Tensor)} - {torch.bool}
-    # One use by the tensor, one by the object that is made to ask.
     return (
         isinstance(x, Tensor)
         and dtypes <= {x.dtype}
         and _out_of_place(func) is not None
-        and torch._C._storage_Use_Count(x.untyped_storage()._cdata) <= 2  # type: ignore[attr-defined]
+        and _uses(x) <= _uses_alone()
     )
+
+
+def _uses(x: Tensor) -> int:
+    """Count what holds the memory of a tensor."""
+    return int(torch._C._storage_Use_Count(x.untyped_storage()._cdata))  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _uses_alone() -> int:
+    """Return the count of a tensor that shares its memory with none.
+
+    One use is by the tensor; in some releases of torch, one more by the object made to ask.
+    """
+    return _uses(torch.empty(1, device="cpu"))
 
 
 @functools.cache

@@ -10,6 +10,7 @@ import torch
 from pyro.distributions import constraints
 from torch.distributions import biject_to
 
+import probdl
 from probdl import LogDensity, ModelError
 from probdl.models import eight_schools, linear_regression
 
@@ -211,3 +212,24 @@ def test_arguments_are_cast_and_left_as_they_were():
 def test_labels_name_every_coordinate():
     density = LogDensity.from_model(linear_regression, (torch.zeros(3, 2), torch.zeros(3)))
     assert density.labels == ["intercept", "beta[0]", "beta[1]", "sigma"]
+
+
+@pytest.mark.parametrize("product", ["einsum", "bmm", "matmul"])
+def test_float32_data_in_a_closure_meet_float64(product):
+    x = torch.linspace(0, 1, 12).reshape(6, 2)  # float32, and no argument
+    y = torch.arange(6.0)
+
+    def model(y):
+        beta = pyro.sample("beta", dist.Normal(torch.zeros(2), 10.0).to_event(1))
+        mean = {
+            "einsum": lambda: torch.einsum("ij,j->i", x, beta),
+            "bmm": lambda: torch.bmm(x[None], beta[None, :, None]).reshape(-1),
+            "matmul": lambda: x @ beta,
+        }[product]()
+        with pyro.plate("obs", len(y)):
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+    fit = probdl.infer(model, y, method="laplace", seed=1)
+    wide = x.double()
+    exact = torch.linalg.solve(wide.T @ wide + torch.eye(2) / 100, wide.T @ y.double())
+    np.testing.assert_allclose(fit.stats["mode"], exact, atol=1e-5)

@@ -135,7 +135,7 @@ def is_random(node: fx.Node) -> bool:
 
 def _catch_failures(graph: fx.Graph) -> None:
     """Let a failure of linear algebra mean a density of zero, in the place of an exception."""
-    output = graph.output_node()
+    output = next(iter(reversed(graph.nodes)))
     results: Any = output.args[0]
     grad, value = results
     for node in list(graph.nodes):

@@ -113,7 +113,7 @@ def test_a_random_density_is_not_compiled():
 
 def spectral(y):
     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
-    mean = torch.fft.irfft(torch.fft.rfft(mu.expand(4)), 4)  # mu again, in a way without a C form
+    mean = torch.fft.irfft(torch.fft.rfft(mu * torch.ones(4)), 4)  # mu again, without a C form
     pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
 
 
@@ -498,13 +498,20 @@ def test_doctor_tells_what_is_missing(capsys, monkeypatch):
 def test_a_first_fit_waits_for_no_import_of_torchs_compiler_or_of_sympy():
     code = """if True:
         import sys
-        import numpy as np, probdl
+        import numpy as np, probdl, torch
         from probdl.models import eight_schools
+        heavy = {"torch._dynamo", "sympy"}
+        torch.vmap(torch.sin)(torch.ones(2))
+        if heavy & {*sys.modules}:
+            sys.exit("torch.vmap imports them")
         method = probdl.NUTS(draws=20, warmup=20, chains=1)
         probdl.infer(eight_schools, np.ones(3), np.arange(3.0), method=method, seed=1)
-        print(*sorted({"torch._dynamo", "sympy"} & {*sys.modules}))
+        print(*sorted(heavy & {*sys.modules}))
     """
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True
     )
+    if "torch.vmap imports them" in done.stderr:  # as older releases do
+        pytest.skip("this release of torch imports its compiler for vmap")
+    assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []
