@@ -26,12 +26,13 @@ COUNTS = re.compile(r"(\d+) (passed|failed|error)")
 class Row(NamedTuple):
     python: str
     constraints: str
-    beside: tuple[str, ...] = ()  # requirements that go before the constraints
+    beside: tuple[str, ...] = ()  # requirements in the place of constraints; names are free
 
 
+_FREE = ("sympy", "networkx", "fsspec", "filelock", "typing_extensions")  # as torch wants them
 ROWS = {
     "3.11": Row("python3.11", "constraints.txt"),
-    "3.11, oldest torch": Row("python3.11", "constraints.txt", ("torch==2.6.0",)),
+    "3.11, oldest torch": Row("python3.11", "constraints.txt", ("torch==2.4.1", *_FREE)),
     "3.12": Row("python3.12", "constraints-3.12.txt"),
     "3.13": Row("python3.13", "constraints-3.12.txt"),
 }
@@ -47,7 +48,8 @@ def environment(name: str, row: Row) -> Path:
     lines = (ROOT / row.constraints).read_text().splitlines()
     kept = [line for line in lines if line.split("=")[0].lower() not in asked]
     constraints = folder / "constraints.txt"
-    constraints.write_text("\n".join([*kept, *row.beside]) + "\n")
+    pinned = [requirement for requirement in row.beside if "=" in requirement]
+    constraints.write_text("\n".join([*kept, *pinned]) + "\n")
     install = [python, "-m", "pip", "install", "--quiet", "--constraint", constraints]
     subprocess.run([*map(str, install), "--editable", f"{ROOT}[dev]"], check=True)
     return python

@@ -21,6 +21,7 @@ from probdl.sites import Structure
 __all__ = ["Weighed", "resample", "weigh"]
 
 FEW = 25  # draws below which no tail can be fitted to the weights
+_MOST = 2**24  # weights that torch.multinomial takes
 
 
 @dataclass(frozen=True)
@@ -79,4 +80,8 @@ def weigh(
 def resample(log_weights: NDArray[Any], count: int, generator: torch.Generator) -> Tensor:
     """Choose ``count`` draws with replacement, each as often as its weight tells."""
     weights = torch.from_numpy(np.exp(log_weights - log_weights.max()))
-    return torch.multinomial(weights, count, replacement=True, generator=generator)
+    if len(weights) <= _MOST:
+        return torch.multinomial(weights, count, replacement=True, generator=generator)
+    total = weights.cumsum(0)
+    points = torch.rand(count, generator=generator, dtype=torch.float64) * total[-1]
+    return torch.searchsorted(total, points, right=True).clamp_(max=len(weights) - 1)

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import probdl
+from probdl.methods import nutpie_adapter
 from probdl.models import normal_normal
 
 DATA = (np.ones(4), np.arange(4.0))
@@ -158,10 +159,15 @@ def test_chains_in_two_modes_do_not_agree():
 
 
 @pytest.mark.filterwarnings("ignore::probdl.FindingWarning")
-def test_ctrl_c_returns_the_draws_of_the_native_engine(interruptible):
+def test_ctrl_c_returns_the_draws_of_the_native_engine(interruptible, monkeypatch):
     method = probdl.NUTS(draws=50_000_000, warmup=50, chains=2)
-    probdl.infer(normal_normal, *DATA, method=replace(method, draws=50), seed=1)  # compiles it
-    threading.Timer(2.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    wait = nutpie_adapter._wait
+
+    def interrupted(sampling):  # once it samples
+        threading.Timer(2.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+        return wait(sampling)
+
+    monkeypatch.setattr(nutpie_adapter, "_wait", interrupted)
     fit = probdl.infer(normal_normal, *DATA, method=method, seed=1)
     assert fit.stats["engine"] == "native"
     assert "interrupted" in [f.check for f in fit.diagnose()]

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 
 import numpy as np
@@ -23,6 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import probdl
 from probdl.idata import groups
+from probdl.methods import training
 from probdl.models import eight_schools, linear_regression
 
 
@@ -347,16 +347,17 @@ def test_a_loss_that_is_not_finite_from_the_start_is_an_error():
         probdl.infer(never, torch.ones(1), method=probdl.SVI(guide=guide), seed=1)
 
 
-def test_ctrl_c_returns_what_there_is(interruptible):
-    method = probdl.SVI(steps=5_000_000, draws=50)
-    probdl.infer(location, np.ones(5), method=probdl.SVI(steps=100, draws=30), seed=1)  # compiles
-    timer = threading.Timer(3.0, _thread.interrupt_main)
-    timer.start()
-    try:
-        with pytest.warns(probdl.FindingWarning, match="interrupted after"):
-            fit = probdl.infer(location, np.ones(5), method=method, seed=1)
-    finally:
-        timer.cancel()
+def test_ctrl_c_returns_what_there_is(interruptible, monkeypatch):
+    method, end = probdl.SVI(steps=5_000_000, draws=50), training._Run.end_block
+
+    def ended(self):
+        end(self)
+        if self.done == 3000:
+            _thread.interrupt_main()
+
+    monkeypatch.setattr(training._Run, "end_block", ended)
+    with pytest.warns(probdl.FindingWarning, match="interrupted after"):
+        fit = probdl.infer(location, np.ones(5), method=method, seed=1)
     assert fit.draws["mu"].mean() == pytest.approx(5 / 6, abs=0.3)
 
 
