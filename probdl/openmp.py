@@ -87,15 +87,15 @@ class Waits:
         self._stay = STAY
         self._comparing = 0  # windows that are still to be timed
         self._last: float | None = None
-        if self.usable:  # asleep at first: that costs little where cores are idle
-            self._switch(True)
 
     def step(self) -> None:
         """Note that a step has ended."""
         if not self.usable:
             return
         now = time.perf_counter()
-        if self._last is not None:
+        if self._last is None:  # asleep at first: that costs little where cores are idle
+            self._switch(True)
+        else:
             self.note(now - self._last)
         self._last = time.perf_counter()
 

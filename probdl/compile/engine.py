@@ -45,7 +45,7 @@ _REMEDIES: dict[type[Exception], str] = {
     UntraceableError: "Write `if` on the value of a site as torch.where(), and keep what is drawn "
     "at random in pyro.sample.",
     MismatchError: "The draws are right, only slow. Please report the model.",
-    CompilerError: "probdl.doctor() shows what there is and what is missing.",
+    CompilerError: "probdl.doctor() shows what is available and what is missing.",
     UnsupportedError: "Write that part of the model in other operations, and loops over time as "
     "operations on whole series.",
 }

@@ -419,7 +419,7 @@ def _slower(step: Step, failures: Sequence[Exception]) -> list[Finding]:
             "engine",
             f"the steps run on the {step.engine} engine, which is slower, and not on the native "
             f"one: {_reason(error)}.",
-            "probdl.doctor() shows what there is and what is missing.",
+            "probdl.doctor() shows what is available and what is missing.",
         )
         for error in failures
         if isinstance(error, CompilerError)

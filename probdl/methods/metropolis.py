@@ -132,7 +132,7 @@ class Metropolis(Method, name="metropolis"):
                     "warning",
                     "engine",
                     f"the steps run in Python, which is slower than native code: {failure}.",
-                    "probdl.doctor() shows what there is and what is missing.",
+                    "probdl.doctor() shows what is available and what is missing.",
                 )
             )
         findings += [*starts.findings(), *_stuck(found, self.chains)]

@@ -213,7 +213,7 @@ class _Run:
                     "warning",
                     "engine",
                     f"each step is taken by itself, which is slower than a block of them: {error}.",
-                    "probdl.doctor() shows what there is and what is missing.",
+                    "probdl.doctor() shows what is available and what is missing.",
                 )
             )
             return None
