@@ -7,6 +7,8 @@ package imports them from here, as in ``from probdl.lazy import pandas as pd``.
 from __future__ import annotations
 
 import importlib
+import os
+import tempfile
 import warnings
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -66,7 +68,20 @@ else:
             except ModuleNotFoundError:
                 if not instead:
                     raise
+            except OSError:  # ArviZ 0.23 writes to the user's cache folder, which may be read-only
+                return _import_with_another_cache(name)
         return _import(*instead)
+
+    def _import_with_another_cache(name: str) -> ModuleType:
+        before = os.environ.get("XDG_CACHE_HOME")
+        with tempfile.TemporaryDirectory() as folder:
+            os.environ["XDG_CACHE_HOME"] = folder
+            try:
+                return importlib.import_module(name)
+            finally:
+                del os.environ["XDG_CACHE_HOME"]
+                if before is not None:
+                    os.environ["XDG_CACHE_HOME"] = before
 
     arviz = _Deferred("arviz")
     arviz_stats_base = _Deferred("arviz_stats.base")  # of ArviZ 1

@@ -355,6 +355,28 @@ def test_an_entry_that_is_a_link_is_replaced(folder, tmp_path):
     assert not entry.is_symlink()
 
 
+def test_a_home_that_cannot_be_written(tmp_path):
+    """Neither ours nor ArviZ's cache, nor matplotlib's settings; a file stands for the disk."""
+    (tmp_path / "file").write_text("")
+    home = str(tmp_path / "file" / "home")
+    env = {k: v for k, v in os.environ.items() if k not in ("PROBDL_CACHE", "XDG_CACHE_HOME")}
+    code = """if True:
+        import os, numpy as np, probdl
+        from probdl.models import normal_normal
+        fit = probdl.infer(normal_normal, np.ones(4), np.arange(4.0), seed=1)
+        print(fit.stats["engine"], len(fit.summary()), *(f.check for f in fit.diagnose()))
+        assert "XDG_CACHE_HOME" not in os.environ
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        env=env | {"HOME": home},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["native", "1", "cache"]
+
+
 def test_the_private_folder_goes_with_the_process(tmp_path):
     code = """if True:
         import os, numpy as np, probdl
