@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from probdl.errors import SettingError
-from probdl.isolation import isolated
+from probdl.isolation import isolated, sheltered
 
 __all__ = [
     "Divergence",
@@ -80,6 +80,7 @@ def optimal_discriminator(p_data: Any, p_model: Any) -> Callable[[Tensor], Tenso
     return lambda x: torch.sigmoid(p_data.log_prob(x) - p_model.log_prob(x))
 
 
+@sheltered()
 def jensen_shannon(
     p_data: Any, p_model: Any, num_samples: int = 100_000, seed: int = 0
 ) -> Divergence:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import warnings
@@ -16,7 +17,8 @@ __all__ = [
     "warn",
 ]
 
-_HERE = os.path.dirname(__file__)
+# The files that stand between the user's call and what warns of it: ours, and our decorators'.
+_BETWEEN = (os.path.dirname(__file__), contextlib.__file__)
 
 
 class ProbdlError(Exception):
@@ -53,6 +55,6 @@ class FindingWarning(UserWarning):
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
     """Warn at the line of the user's code that called into the package."""
     frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_back.f_code.co_filename.startswith(_HERE):
+    while frame.f_back is not None and frame.f_back.f_code.co_filename.startswith(_BETWEEN):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, category, stacklevel=level + 1)

@@ -8,7 +8,6 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,14 @@ from torch import Tensor
 
 from probdl import latent, predictive
 from probdl.archive import save
+from probdl.cached import cached
 from probdl.crossvalidation import CrossValidation, cross_validate
 from probdl.diagnostics import Finding, Findings, check_draws
 from probdl.divergence import Divergence, estimate_divergence
 from probdl.errors import ModelError, ProbdlError, SettingError, warn
 from probdl.files import write_arrays
 from probdl.idata import summary, to_idata, unclashed, variables
-from probdl.isolation import isolated
+from probdl.isolation import isolated, sheltered
 from probdl.latent import Elbo, LogEvidence, Proposal
 from probdl.lazy import pandas as pd
 from probdl.program import Program, WithoutModel
@@ -167,7 +167,7 @@ class Fit:
             ]
         return labels
 
-    @cached_property
+    @cached
     def idata(self) -> Any:
         """The fit as an ArviZ container: ``InferenceData`` (0.x) or ``DataTree`` (1.x).
 
@@ -186,6 +186,7 @@ class Fit:
         """
         return self.to_idata()
 
+    @sheltered()
     def to_idata(self, *, prior: int | bool = False, predictive: bool = True) -> Any:
         """Make the ArviZ container; with ``prior`` draws of the prior and its predictive.
 
@@ -237,14 +238,14 @@ class Fit:
             "prior_predictive": {k: v for k, v in arrays.items() if k in names},
         }
 
-    @cached_property
+    @cached
     def _posterior(self) -> Any:
         return self._to_idata({"posterior": self.draws})
 
     def _to_idata(self, groups: Mapping[str, Mapping[str, Array]]) -> Any:
         return to_idata(groups, dims=self._dims, coords=self.coords)
 
-    @cached_property
+    @cached
     def _dims(self) -> dict[str, list[str | None]]:
         dims: dict[str, Sequence[str | None]] = {
             s.name: s.dims for s in self.structure.sites.values()
@@ -263,6 +264,7 @@ class Fit:
 
     # -- predicting -----------------------------------------------------------------------
 
+    @sheltered()
     def predict(
         self,
         *args: Any,
@@ -314,6 +316,7 @@ class Fit:
         program.check_finite()
         return self._sample(program, out)
 
+    @sheltered()
     def posterior_predictive(self) -> dict[str, Array]:
         """Draw replicates of the data: ``predict`` at the arguments of the fit.
 
@@ -349,6 +352,7 @@ class Fit:
             parts = predictive.sample_parts(program, self.structure, draws)
             return write_arrays(out, parts, (self.num_chains, self.num_draws))
 
+    @sheltered()
     def log_likelihood(self) -> dict[str, Array]:
         """Return the pointwise log likelihood, in nats, (chain, draw, *batch shape) by site.
 
@@ -372,6 +376,7 @@ class Fit:
         self._require(points)
         return self._arrays(points)
 
+    @sheltered()
     def log_predictive(self, *args: Any, **kwargs: Any) -> LogPredictive:
         r"""Return the log posterior predictive density of data (Eq. 2 as a density).
 
@@ -450,6 +455,7 @@ class Fit:
 
     # -- latent variables of rows, through a guide -------------------------------------------
 
+    @sheltered()
     def elbo(self, *args: Any, num_samples: int = 100, **kwargs: Any) -> Elbo:
         r"""Return the evidence lower bound of data, split in two (Eqs. 20 to 22).
 
@@ -476,6 +482,7 @@ class Fit:
         with isolated(stream(self.seed, "elbo")):
             return latent.elbo(program, structure, self._guide, num_samples)
 
+    @sheltered()
     def log_evidence(
         self, *args: Any, num_samples: int = 1000, progress: bool | None = None, **kwargs: Any
     ) -> LogEvidence:
@@ -512,6 +519,7 @@ class Fit:
         with isolated(stream(self.seed, "evidence")):
             return latent.log_evidence(program, structure, self._guide, num_samples, progress)
 
+    @sheltered()
     def encode(self, *args: Any, num_samples: int | None = None, **kwargs: Any) -> dict[str, Array]:
         """Return what the guide makes of data: q(z|x).
 
@@ -537,6 +545,7 @@ class Fit:
             codes = latent.encode(program, self._guide, num_samples)
         return {name: _numpy(value) for name, value in codes.items()}
 
+    @sheltered()
     def decode(self, codes: Mapping[str, Any] | Any, *args: Any, **kwargs: Any) -> dict[str, Array]:
         """Return the mean of the observed sites given latent ones: E[x|z].
 
@@ -577,6 +586,7 @@ class Fit:
             for name, value in latent.decode(program, self.structure, self._guide, tensors).items()
         }
 
+    @sheltered()
     def reconstruct(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
         """Return data as the model sees them: decoded from the mean of their codes.
 
@@ -590,6 +600,7 @@ class Fit:
         """
         return self.decode(self.encode(*args, **kwargs), *args, **kwargs)
 
+    @sheltered()
     def divergence(self, x: Any, *, steps: int = 2000) -> Divergence:
         r"""Estimate how far draws of the model are from data: Jensen-Shannon (Eqs. 8 to 14).
 
@@ -633,6 +644,7 @@ class Fit:
         return estimate_divergence(real, fake, opponent, steps=steps, seed=seed)
 
     @property
+    @sheltered()
     def model(self) -> Any:
         """The model as fitted: a copy of the caller's, with the parameters of this fit."""
         return self.program.model
@@ -678,6 +690,7 @@ class Fit:
 
     # -- keeping --------------------------------------------------------------------------
 
+    @sheltered()
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write the fit to a folder; :func:`probdl.load` reads it.
 
@@ -749,7 +762,7 @@ class Fit:
         """
         return self._all_findings
 
-    @cached_property
+    @cached
     def _all_findings(self) -> Findings:
         if self.is_point:
             return Findings(self.findings)

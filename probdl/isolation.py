@@ -7,6 +7,7 @@ other threads may pass. This file alone knows where Pyro keeps its state.
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -22,7 +23,7 @@ from torch.distributions import Distribution
 
 from probdl.turns import TURN
 
-__all__ = ["evaluation", "isolated", "seed_all", "stepped_aside"]
+__all__ = ["evaluation", "isolated", "seed_all", "sheltered", "stepped_aside"]
 
 _CONTEXTS: Any = _Context  # a default, for a context that has no state of its own
 
@@ -128,14 +129,40 @@ def _on_cpu() -> AbstractContextManager[Any]:
 
 
 @contextmanager
+def _plain_modes() -> Iterator[None]:
+    """Leave the modes of torch that a user may have switched on: they are of this thread."""
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.autograd.set_detect_anomaly(False),  # a sampler must see NaN, not an exception
+        _on_cpu(),
+    ):
+        yield
+
+
+@contextmanager
+def sheltered() -> Iterator[None]:
+    """Run out of reach of the user's modes and handlers; no generator is seeded."""
+    with TURN, _plain_modes():
+        handlers, plates = list(runtime._PYRO_STACK), list(runtime._DIM_ALLOCATOR._stack)
+        _without_handlers()
+        try:
+            yield
+        finally:
+            runtime._PYRO_STACK[:] = handlers
+            runtime._DIM_ALLOCATOR._stack[:] = plates
+
+
+@contextmanager
 def isolated(seed: int) -> Iterator[None]:
     """Run seeded, and leave every global as it was found, also after an exception.
 
     Guarded are the random number generators of torch (with CUDA), NumPy and Python,
     Pyro's param store (the run works on a copy), settings, handlers and plates, the default dtype
-    and device, the validation flags, the grad and inference modes and the number of threads.
+    and device, the validation flags, the modes of autograd and autocast and the number of threads.
     """
-    with TURN, torch.inference_mode(False), torch.enable_grad(), _on_cpu():
+    with TURN, _plain_modes():
         _outside.append(_Globals.captured())
         try:
             params, _, names = _store_parts()
@@ -169,6 +196,17 @@ def stepped_aside() -> Iterator[None]:
             outside[0] = _Globals.captured()
             _outside[:] = outside
             inside.install()
+
+
+def _forget_other_threads() -> None:
+    """In a forked process, undo the isolated run of a thread that is not there any more."""
+    if _outside and not TURN.held:
+        _outside[0].install()
+        _outside.clear()
+
+
+if hasattr(os, "register_at_fork"):  # before TURN forgets its holder: the last one goes first
+    os.register_at_fork(after_in_child=_forget_other_threads)
 
 
 def _accept(self: Distribution, value: torch.Tensor) -> None:

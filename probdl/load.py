@@ -18,7 +18,7 @@ from probdl.archive import ARRAYS, IDATA, source_of
 from probdl.diagnostics import Finding
 from probdl.errors import DataError, ModelError, ProbdlError, SettingError, warn
 from probdl.fit import Fit
-from probdl.isolation import isolated
+from probdl.isolation import isolated, sheltered
 from probdl.latent import Proposal
 from probdl.methods import METHODS, Method
 from probdl.packing import Opaque, opaque_parts, unpack
@@ -51,6 +51,7 @@ class _Recorded(Method):
         )
 
 
+@sheltered()
 def load(
     folder: str | os.PathLike[str],
     *args: Any,

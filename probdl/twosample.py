@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from probdl.divergence import learn_apart
 from probdl.errors import SettingError
-from probdl.isolation import isolated
+from probdl.isolation import isolated, sheltered
 from probdl.lazy import stats
 from probdl.nn import MLP
 
@@ -52,6 +52,7 @@ class TwoSample:
         )
 
 
+@sheltered()
 def mmd_test(
     x: Any,
     y: Any,
@@ -118,6 +119,7 @@ def mmd_test(
     return TwoSample("MMD²", statistic, 0.0, (1 + larger) / (1 + permutations), min(n, m), h)
 
 
+@sheltered()
 def classifier_test(
     x: Any, y: Any, classifier: nn.Module | None = None, *, steps: int = 2000, seed: int = 0
 ) -> TwoSample:

@@ -435,3 +435,79 @@ def test_the_process_ends_in_order_after_a_run_that_did_not(ends):
         assert done.returncode == 0, done.stderr
         known = {"refused": "ModelError", "interrupted": "KeyboardInterrupt"}
         assert done.stdout.strip() == known.get(ends, "TimeLimitError"), done.stderr
+
+
+def test_a_warning_names_the_line_of_the_call():
+    class Local(torch.nn.Module):
+        def model(self, y):
+            with pyro.plate("n", len(y)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+        def guide(self, y):
+            loc = pyro.param("loc", torch.tensor(0.5))
+            with pyro.plate("n", len(y)):
+                pyro.sample("z", dist.Normal(loc * y, 1.0))
+
+    local = probdl.infer(Local(), Y, method=probdl.SVI(steps=10), seed=1)
+    with pytest.warns(UserWarning, match="no group log_likelihood") as seen:
+        local.to_idata()
+    assert seen[0].filename == __file__
+
+
+def test_twosample_tests_and_anomaly_detection():
+    x = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
+    y = torch.randn(60, 3, generator=torch.Generator().manual_seed(1))
+    expected = probdl.classifier_test(x, y, seed=1), fit(METHODS["svi"], 1)
+    modes = (
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        torch.device("meta"),
+        torch.inference_mode(),
+        torch.autograd.set_detect_anomaly(True),
+    )
+    for mode in modes:
+        with mode:
+            assert probdl.classifier_test(x, y, seed=1) == expected[0]
+            same(fit(METHODS["svi"], 1), expected[1])
+
+
+@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="there is no fork here")
+def test_a_fork_in_the_middle_of_another_threads_fit_starts_clean():
+    code = """if True:
+        import os, threading, pyro, torch
+        from probdl.isolation import evaluation, isolated
+        pyro.param("mine", torch.tensor(3.0))
+        inside, go = threading.Event(), threading.Event()
+        def hold():
+            with isolated(1), evaluation():
+                inside.set()
+                go.wait()
+        thread = threading.Thread(target=hold)
+        thread.start()
+        inside.wait()
+        if (child := os.fork()) == 0:
+            assert torch.get_default_dtype() == torch.float32
+            assert not pyro.settings.get("module_local_params")
+            with isolated(2):
+                pass
+            os._exit(7)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        go.set()
+        thread.join()
+    """
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=300)
+
+
+def test_a_property_that_is_read_in_a_model_of_another_thread():
+    """One thread holds the turn and reads a property, another the other way round."""
+    earlier = [fit(METHODS["laplace"], seed) for seed in range(8)]
+
+    def model(x, y):
+        float(earlier[0].summary()["mean"].iloc[0])
+        line(x, y)
+
+    def read(i):
+        return earlier[i].summary().to_numpy() if i else fit(METHODS["map"], 1, model).draws
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(read, [0, 1, 2, 3, 0, 4, 5, 6, 7, 0]))
