@@ -85,8 +85,11 @@ def to_idata(
     >>> idata.posterior["x"].dims
     ('chain', 'draw', 'school')
     """
-    # xarray reads a tuple as dimensions and data.
-    labels = {d: list(of) if isinstance(of, tuple) else of for d, of in (coords or {}).items()}
+    # xarray reads a tuple as dimensions and data, and what has labels itself it wants to align.
+    labels = {
+        dim: np.asarray(of) if hasattr(of, "__array__") else list(of)
+        for dim, of in (coords or {}).items()
+    }
     filled = {group: dict(arrays) for group, arrays in groups.items() if arrays}
     variables: dict[str, int] = {}
     for group, arrays in filled.items():

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
+import numpy as np
+
 from probdl.clock import Clock, TimeUp, clock
 from probdl.diagnostics import Finding
 from probdl.errors import FindingWarning, ModelError, SettingError, TimeLimitError, warn
@@ -199,7 +201,8 @@ def _check_labels(
                 f"{what}={{'school': ['A', 'B']}}."
             )
     for label, labels in coords.items():
-        if not hasattr(labels, "__len__"):
+        listed = hasattr(labels, "__len__") and not isinstance(labels, (set, frozenset, Mapping))
+        if not listed or any(isinstance(one, (tuple, list, np.ndarray)) for one in labels):
             raise SettingError(
                 f"coords[{label!r}] = {labels!r} must be a list of labels, one for each index."
             )

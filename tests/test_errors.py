@@ -290,3 +290,17 @@ def test_a_flat_prior_has_no_predictive():
     fit = probdl.infer(model, Y, method="laplace", seed=0)
     with pytest.raises(probdl.ModelError, match="prior of 'mu' is flat"):
         fit.to_idata(prior=True)
+
+
+@pytest.mark.parametrize(
+    "labels", [{"a", "b"}, {"a": 1}, [("a", 1), ("b", 2)], np.zeros((2, 2)), 3, iter("ab")]
+)
+def test_labels_that_are_no_list(labels):
+    with pytest.raises(probdl.SettingError, match=r"(?s)coords.* must be a list of labels"):
+        probdl.infer(
+            probdl.models.eight_schools,
+            np.ones(2),
+            np.ones(2),
+            method="map",
+            coords={"school": labels},
+        )

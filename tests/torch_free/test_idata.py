@@ -7,7 +7,9 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pytest
+import xarray as xr
 
 mpl.use("Agg")
 
@@ -190,3 +192,25 @@ def test_every_plot_is_drawn(container, kind, tmp_path):
     figure = idata.plot(container, kind, ["mu", "theta"] if kind not in ("ppc", "energy") else None)
     figure.savefig(tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ("a", "b"),
+        ["a", "b"],
+        np.array(["a", "b"]),
+        pd.Index(["a", "b"]),
+        pd.Series(["a", "b"], index=[7, 8]),
+        pd.Categorical(["a", "b"]),
+        pd.array(["a", "b"], dtype="string"),
+        xr.DataArray(["a", "b"], dims="q", coords={"q": [3, 4]}),
+        {"a": 1, "b": 2}.keys(),
+    ],
+    ids=lambda labels: type(labels).__name__,
+)
+def test_labels_of_many_types(labels):
+    groups = {"posterior": {"x": np.zeros((2, 20, 2))}}
+    container = idata.to_idata(groups, dims={"x": ["school"]}, coords={"school": labels})
+    assert [str(label) for label in container.posterior["school"].values] == ["a", "b"]
+    assert "x[a]" in idata.summary(container).index
