@@ -30,8 +30,8 @@ from probdl import openmp
 from probdl.models import VAE
 from probdl.nn import MLP
 
-ROUNDS = 5
-SECONDS = 6.0  # of each run
+ROUNDS = 3
+SECONDS = 3.0  # of each run
 LOOP = "while True: pass"
 
 
