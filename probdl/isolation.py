@@ -128,9 +128,14 @@ def _on_cpu() -> AbstractContextManager[Any]:
     return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
 
 
+_PROCESS = os.getpid()
+
+
 @contextmanager
 def _plain_modes() -> Iterator[None]:
     """Leave the modes of torch that a user may have switched on: they are of this thread."""
+    if os.getpid() != _PROCESS and torch.get_num_threads() > 1:
+        torch.set_num_threads(1)  # the threads of OpenMP's pool are not there after a fork
     with (
         torch.inference_mode(False),
         torch.enable_grad(),

@@ -62,7 +62,7 @@ else:
 
     def _import(name: str, *instead: str) -> ModuleType:
         with TURN, warnings.catch_warnings():  # ArviZ 0.23 announces 1.0 on every import
-            warnings.filterwarnings("ignore", ".*ArviZ.*refactor", FutureWarning)
+            warnings.filterwarnings("ignore", r"\s*ArviZ", FutureWarning)
             try:
                 return importlib.import_module(name)
             except ModuleNotFoundError:

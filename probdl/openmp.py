@@ -28,11 +28,12 @@ from threadpoolctl import ThreadpoolController
 __all__ = ["Waits", "sleepers", "waits"]
 
 WINDOW = 5  # steps that are timed in a row
-SETTLE = 10  # steps before the first comparison, in which memory is allocated
+SETTLE = 5  # steps before the first comparison, in which memory is allocated
 STAY = 100  # steps until the next comparison, doubled while the choice stays
 LONGEST = 6400
 WORSE = 2.0  # times the usual: compare at once
-GAIN = 0.95  # of the time awake, which sleeping must need less than
+GAIN = 0.8  # of the time awake, which sleeping must need less than
+SHORT = 2e-3  # seconds: steps that take less are left alone, since switching costs as much
 
 
 @functools.cache
@@ -93,9 +94,7 @@ class Waits:
         if not self.usable:
             return
         now = time.perf_counter()
-        if self._last is None:  # asleep at first: that costs little where cores are idle
-            self._switch(True)
-        else:
+        if self._last is not None:
             self.note(now - self._last)
         self._last = time.perf_counter()
 
@@ -106,10 +105,13 @@ class Waits:
             self._compare(seconds)
             return
         self._left -= 1
+        if not self.asleep and statistics.median(self._recent) < SHORT:
+            return
         slow = len(self._recent) == WINDOW and (
             statistics.median(self._recent[-3:]) > WORSE * self._usual[self.asleep]
         )
-        if self._left <= 0 or (slow and not self.asleep):
+        known = self._usual[False] < float("inf")
+        if self._left <= 0 or (slow and known and not self.asleep):
             self._comparing, self._recent = 2, []
 
     def _compare(self, seconds: float) -> None:

@@ -18,7 +18,7 @@ class Recorded(openmp.Waits):
         self.switches = 0
         super().__init__()
         self.close()
-        self.usable, self.switches, self.asleep = True, 0, True
+        self.usable, self.switches = True, 0
 
     def _switch(self, asleep):
         self.asleep = asleep
@@ -45,9 +45,17 @@ def test_idle_cores_are_waited_for_awake():
 
 def test_busy_cores_are_waited_for_asleep():
     watch = Recorded()
-    total = run(watch, 2000, awake=50.0, asleep=2.0)
+    total = run(watch, 5000, awake=50.0, asleep=2.0)
     assert watch.asleep
-    assert total < 2000 * 2.0 * 1.1
+    assert total < 5000 * 2.0 * 1.1
+
+
+def test_short_steps_are_left_alone_unless_they_become_slow():
+    watch = Recorded()
+    run(watch, 5000, awake=0.5e-3, asleep=1e-3)
+    assert watch.switches == 0
+    run(watch, 500, awake=9e-3, asleep=3e-3)
+    assert watch.asleep
 
 
 def test_load_that_comes_and_goes_is_seen():
@@ -94,7 +102,7 @@ def test_no_bit_of_a_fit_depends_on_how_threads_wait(monkeypatch):
 
     torch.set_num_threads(2)
     try:
-        for name, value in (("SETTLE", 3), ("STAY", 4), ("WINDOW", 2)):
+        for name, value in (("SETTLE", 3), ("STAY", 4), ("WINDOW", 2), ("SHORT", 0.0)):
             monkeypatch.setattr(openmp, name, value)
         often = fit()
         monkeypatch.setattr(openmp, "_gomp", lambda: None)

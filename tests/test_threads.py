@@ -515,3 +515,27 @@ def test_a_property_that_is_read_in_a_model_of_another_thread():
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(read, [0, 1, 2, 3, 0, 4, 5, 6, 7, 0]))
+
+
+@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="there is no fork here")
+@pytest.mark.parametrize("method", ["svi", "laplace"])
+def test_a_forked_process_can_fit(method):
+    """GNU OpenMP's threads are not there after a fork, and to wait for them takes for ever."""
+    code = f"""if True:
+        import os, numpy as np, pyro, pyro.distributions as dist, torch, probdl
+        def model(x, y):
+            s = pyro.sample("s", dist.Normal(0.0, 10.0))
+            with pyro.plate("obs", len(x)):
+                pyro.sample("y", dist.Normal(s * x, 1.0), obs=y)
+        x = np.random.default_rng(0).normal(size=100)
+        fit = lambda seed: probdl.infer(model, x, 2 * x, method={method!r}, seed=seed)
+        torch.set_num_threads(2)
+        large = torch.randn(10**6)
+        large + large
+        fit(1).predict()
+        if (child := os.fork()) == 0:
+            fit(2).predict()
+            os._exit(7)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    """
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=300)

@@ -18,6 +18,7 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -32,6 +33,7 @@ T = TypeVar("T")
 
 LIMIT = 512 * 2**20  # bytes in all; an entry takes about 30 kB
 _DIGEST = 32
+_ABANDONED = 3600.0  # seconds after which a file that is being written is taken to be left over
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 _failed: dict[Path, str] = {}  # why nothing could be written to a folder, or loaded from it
@@ -106,7 +108,9 @@ def size() -> tuple[int, int]:
 
 def clear() -> int:
     """Remove all compiled code; return how many entries there were."""
-    entries = [*_entries("*.so"), *_entries("*.tmp")]
+    # What another process writes at this moment is left to it.
+    old = [path for path in _entries("*.tmp") if time.time() - _age(path) > _ABANDONED]
+    entries = [*_entries("*.so"), *old]
     for path in entries:
         _remove(path)
     return len(entries)
@@ -139,16 +143,31 @@ def _unusable(place: Path) -> str:
     try:
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = place.stat()
+        why = _reachable(place)
     except OSError as error:
         return error.strerror or str(error)
     if not stat.S_ISDIR(status.st_mode):
         return "it is not a folder"
+    if why:
+        return why
     if why := _shared(status):
         if os.environ.get("PROBDL_CACHE") or status.st_uid != os.getuid():
             return why
         # Our own folder, of a process that let its group write: each entry is looked at anyway.
         with contextlib.suppress(OSError):
             place.chmod(0o700)
+    return ""
+
+
+def _reachable(place: Path) -> str:
+    """Say how another user can put something else in a folder's place; '' if nobody can."""
+    if not hasattr(os, "getuid"):  # Windows
+        return ""
+    for parent in place.resolve().parents:
+        status = parent.stat()
+        open_to_all = status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX
+        if open_to_all or status.st_uid not in (0, os.getuid()):
+            return f"other users can replace it, since they can write to {parent}"
     return ""
 
 

@@ -387,7 +387,7 @@ def choose_step(
             with _restored(loss.buffers):
                 compiled = kind(loss, parameters, data)
             _verify(compiled, eager, parameters, data, seed, loss.buffers)
-        except (ProbdlError, RuntimeError, ImportError) as error:
+        except (ProbdlError, RuntimeError, ImportError, SyntaxError) as error:
             failures.append(error)
         else:
             return compiled, _slower(compiled, failures)

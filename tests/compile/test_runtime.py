@@ -304,6 +304,14 @@ def test_a_folder_that_others_can_write(folder, mode):
     assert not list(folder.iterdir())
 
 
+def test_a_folder_that_others_can_replace(tmp_path, monkeypatch):
+    outer = tmp_path / "outer"
+    outer.mkdir()
+    outer.chmod(0o777)
+    monkeypatch.setenv("PROBDL_CACHE", str(outer / "cache"))
+    replaced("other users can replace it")
+
+
 def only_entry(folder):
     assert native() == []
     library._loaded.clear()
