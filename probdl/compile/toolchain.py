@@ -135,7 +135,7 @@ def compile_to(path: Path, source: Source) -> None:
             raise CompilerError(f"{compiler} failed: {error}") from None
         if code == 0:
             return
-        failure = failure or next(iter(complaint.splitlines()), "no message")
+        failure = failure or next(iter(complaint.splitlines()), "no message")[:300]
     raise CompilerError(f"{compiler} failed: {failure}")
 
 
