@@ -117,10 +117,18 @@ def seed_all(seed: int) -> None:
     random.seed(seed)
 
 
-def _without_handlers() -> None:
-    """Forget Pyro's handlers and plates that are active: they are the user's, of another model."""
-    runtime._PYRO_STACK[:] = []
-    runtime._DIM_ALLOCATOR._stack[:] = []
+@contextmanager
+def _without_handlers() -> Iterator[None]:
+    """Leave Pyro's active handlers and plates outside: they are the user's, of another model."""
+    stacks: tuple[list[Any], ...] = runtime._PYRO_STACK, runtime._DIM_ALLOCATOR._stack
+    before = [list(stack) for stack in stacks]
+    for stack in stacks:
+        stack.clear()
+    try:
+        yield
+    finally:
+        for stack, saved in zip(stacks, before, strict=True):
+            stack[:] = saved
 
 
 def _on_cpu() -> AbstractContextManager[Any]:
@@ -134,8 +142,6 @@ _PROCESS = os.getpid()
 @contextmanager
 def _plain_modes() -> Iterator[None]:
     """Leave the modes of torch that a user may have switched on: they are of this thread."""
-    if os.getpid() != _PROCESS and torch.get_num_threads() > 1:
-        torch.set_num_threads(1)  # the threads of OpenMP's pool are not there after a fork
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
@@ -149,14 +155,8 @@ def _plain_modes() -> Iterator[None]:
 @contextmanager
 def sheltered() -> Iterator[None]:
     """Run out of reach of the user's modes and handlers; no generator is seeded."""
-    with TURN, _plain_modes():
-        handlers, plates = list(runtime._PYRO_STACK), list(runtime._DIM_ALLOCATOR._stack)
-        _without_handlers()
-        try:
-            yield
-        finally:
-            runtime._PYRO_STACK[:] = handlers
-            runtime._DIM_ALLOCATOR._stack[:] = plates
+    with TURN, _plain_modes(), _without_handlers():
+        yield
 
 
 @contextmanager
@@ -175,9 +175,11 @@ def isolated(seed: int) -> Iterator[None]:
                 copied = value.detach().clone().requires_grad_()
                 names.pop(value, None)
                 params[name], names[copied] = copied, name
-            _without_handlers()
+            if os.getpid() != _PROCESS:
+                torch.set_num_threads(1)  # the threads of OpenMP's pool are not there after a fork
             seed_all(seed % 2**32)
-            yield
+            with _without_handlers():
+                yield
         finally:
             _outside.pop().install()
 
@@ -210,7 +212,7 @@ def _forget_other_threads() -> None:
         _outside.clear()
 
 
-if hasattr(os, "register_at_fork"):  # before TURN forgets its holder: the last one goes first
+if hasattr(os, "register_at_fork"):  # after TURN, which has forgotten a holder that is not there
     os.register_at_fork(after_in_child=_forget_other_threads)
 
 
@@ -230,9 +232,6 @@ def evaluation(*, dtype: torch.dtype = torch.float64, validate: bool = False) ->
     """
     with TURN:
         outermost = TURN.depth == 1
-        handlers, plates = list(runtime._PYRO_STACK), list(runtime._DIM_ALLOCATOR._stack)
-        if outermost:
-            _without_handlers()
         default_dtype = torch.get_default_dtype()
         validate_args = Distribution._validate_args
         validate_sample = Distribution._validate_sample
@@ -247,6 +246,7 @@ def evaluation(*, dtype: torch.dtype = torch.float64, validate: bool = False) ->
                 pyro.validation_enabled(validate),
                 pyro.settings.context(module_local_params=True),
                 _on_cpu() if outermost else nullcontext(),
+                _without_handlers() if outermost else nullcontext(),
             ):
                 yield
         finally:
@@ -254,6 +254,3 @@ def evaluation(*, dtype: torch.dtype = torch.float64, validate: bool = False) ->
             torch.set_default_dtype(default_dtype)
             Distribution._validate_sample = validate_sample  # type: ignore[method-assign]
             Distribution._validate_args = validate_args
-            if outermost:
-                runtime._PYRO_STACK[:] = handlers
-                runtime._DIM_ALLOCATOR._stack[:] = plates

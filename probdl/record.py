@@ -137,7 +137,7 @@ class _Recorder(DispatchMode):
 
 @functools.cache
 def _is_composite(func: Any) -> bool:
-    """Tell whether an operation is no more than a function of others, which C++ calls."""
+    """Return whether an operation is no more than a function of others, which C++ calls."""
     return bool(func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd))
 
 

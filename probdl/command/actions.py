@@ -175,7 +175,7 @@ def plot(
 
 
 def doctor(quiet: bool, as_json: bool) -> None:
-    """Print what the native engine needs, and what there is."""
+    """Print what the native engine needs, and what is available."""
     with contextlib.redirect_stdout(None):  # it prints its report by itself
         report = probdl.doctor()
     show(as_json, report, **dataclasses.asdict(report))

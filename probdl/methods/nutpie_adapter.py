@@ -463,7 +463,7 @@ def findings(evaluator: Evaluator) -> list[Finding]:
             "sampler",
             f"nutpie {version} does not work as expected ({why}); {serves}.",
             "Install a release of nutpie that this release of probdl knows; probdl.doctor() shows "
-            "what there is.",
+            "what is installed.",
         )
     ]
 
