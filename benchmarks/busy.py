@@ -50,18 +50,20 @@ def busy() -> Iterator[None]:
 
 @contextlib.contextmanager
 def waiting_awake() -> Iterator[None]:
-    """Leave OpenMP as torch has it."""
-    gnu = openmp._gomp
+    """Leave OpenMP as torch has it, and its number of threads."""
+    gnu, use = openmp._gomp, openmp.Waits.use
     openmp._gomp = lambda: None
+    openmp.Waits.use = lambda self, parallel: None  # type: ignore[method-assign]
     try:
         yield
     finally:
         openmp._gomp = gnu
+        openmp.Waits.use = use  # type: ignore[method-assign]
 
 
 def images(hidden: int, side: int) -> tuple[Any, Any]:
     torch.manual_seed(0)
-    x = (torch.rand(2000, side, side) < 0.3).float()
+    x = (torch.rand(2048, side, side) < 0.3).float()
     return VAE.mlp((side, side), latent_dim=20, hidden=hidden), x
 
 
@@ -76,7 +78,7 @@ def gan(hidden: int, side: int) -> float:
     torch.manual_seed(0)
     generator = MLP([20, hidden, side * side], activation=nn.ReLU)
     discriminator = MLP([side * side, hidden, 1], activation=nn.ReLU)
-    x = torch.rand(2000, side * side)
+    x = torch.rand(2048, side * side)
 
     def model(x: Any = None, size: int = 1) -> None:
         pyro.module("generator", generator)
@@ -110,6 +112,7 @@ def steps_of(model: Any, x: Any, method: Callable[[int], Any]) -> float:
 
 TASKS: dict[str, Callable[[], float]] = {
     "SVI, 784-400-20, batch 128": lambda: svi(400, 28),
+    "SVI, 144-128-20, batch 128": lambda: svi(128, 12),
     "SVI, 64-32-20, batch 128": lambda: svi(32, 8),
     "GAN, 20-400-784, batch 128": lambda: gan(400, 28),
     "GAN, 20-32-64, batch 128": lambda: gan(32, 8),

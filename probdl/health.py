@@ -13,6 +13,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 
+from probdl.clock import TimeUp, clock
 from probdl.compile import cache
 from probdl.compile.emit import emit
 from probdl.compile.native import NativeDensity
@@ -24,6 +25,7 @@ from probdl.methods import nutpie_adapter
 
 __all__ = ["Report", "clear_cache", "doctor"]
 
+_LIMIT = 60.0  # seconds for the toy model, which takes one or two
 _PACKAGES = ("probdl", "torch", "pyro-ppl", "arviz", "nutpie", "numpy")
 
 
@@ -91,10 +93,13 @@ def doctor() -> Report:
     seconds: dict[str, float] = {}
     healthy = False
     try:
-        _through(seconds)
+        with clock(_LIMIT):
+            _through(seconds)
         healthy = nutpie_adapter.state().startswith("as expected")
     except CompilerError as error:
         lines["toy model"] = str(error)
+    except TimeUp:
+        lines["toy model"] = f"not done after {_LIMIT:g} s; the C compiler may hang"
     report = Report(healthy, lines, seconds)
     print(report)  # noqa: T201
     return report

@@ -7,7 +7,8 @@ once, when torch is loaded. GNU's OpenMP, though, lets its threads spin next to 
 more threads than there are CPUs (see ``GOMP_SPINCOUNT`` in its manual), so threads that only sleep
 switch it. The number of threads that compute stays, and with it every bit of the results.
 
-While many like steps run, both ways are timed now and then, and the faster one is taken.
+While many like steps run, both ways are timed now and then, and the faster one is taken. Steps
+whose operations are all small run on one thread, which waits for nobody.
 """
 
 from __future__ import annotations
@@ -81,6 +82,7 @@ class Waits:
         self.asleep = False
         """Whether threads sleep while they wait."""
         self.usable = torch.get_num_threads() > 1 and _gomp() is not None
+        self._threads = self._present = torch.get_num_threads()
         self._context: Any = None
         self._recent: list[float] = []
         self._usual = [float("inf"), float("inf")]  # seconds of a step, awake and asleep
@@ -89,9 +91,16 @@ class Waits:
         self._comparing = 0  # windows that are still to be timed
         self._last: float | None = None
 
+    def use(self, parallel: bool) -> None:
+        """Let the next step use all threads, or one: by its sizes alone, so that fits repeat."""
+        wanted = self._threads if parallel else 1
+        if wanted != self._present:
+            torch.set_num_threads(wanted)
+            self._present, self._last = wanted, None
+
     def step(self) -> None:
         """Note that a step has ended."""
-        if not self.usable:
+        if not self.usable or self._present == 1:
             return
         now = time.perf_counter()
         if self._last is not None:
@@ -140,11 +149,15 @@ class Waits:
             self._context = sleepers(os.cpu_count() or 1)
             self._context.__enter__()
         else:
-            self.close()
+            self._awake()
         self.asleep = asleep
 
     def close(self) -> None:
-        """Let OpenMP wait as it did."""
+        """Let OpenMP wait as it did, with all its threads."""
+        self.use(parallel=True)
+        self._awake()
+
+    def _awake(self) -> None:
         if self._context is not None:
             self._context.__exit__(None, None, None)
             self._context = None

@@ -6,6 +6,7 @@ import torch
 
 import probdl
 from probdl import openmp
+from probdl.compile.workload import Workload
 from probdl.models import VAE
 
 gnu = pytest.mark.skipif(openmp._gomp() is None, reason="torch has another OpenMP here")
@@ -112,3 +113,64 @@ def test_no_bit_of_a_fit_depends_on_how_threads_wait(monkeypatch):
     np.testing.assert_array_equal(often.stats["elbo"], never.stats["elbo"])
     for name, value in never.stats["params"].items():
         np.testing.assert_array_equal(often.stats["params"][name], value)
+
+
+def workload(call, *shapes):
+    leaves = [torch.zeros(shape, requires_grad=True) for shape in shapes]
+    with Workload() as work:
+        call(*leaves).sum().backward()
+    return work
+
+
+@pytest.mark.parametrize(
+    ("call", "shapes", "multiplications"),
+    [
+        (torch.matmul, [(8, 3), (3, 5)], 8 * 3 * 5),
+        (torch.matmul, [(8, 3), (3,)], 8 * 3),
+        (torch.matmul, [(2, 8, 3), (2, 3, 5)], 2 * 8 * 3 * 5),
+        (torch.nn.functional.linear, [(8, 3), (5, 3), (5,)], 8 * 3 * 5),
+        (torch.vmap(torch.matmul, (0, None)), [(4, 8, 3), (3, 5)], 4 * 8 * 3 * 5),
+        (torch.nn.functional.conv2d, [(2, 3, 8, 8), (4, 3, 5, 5)], 2 * 4 * 4 * 4 * 3 * 25),
+        (torch.exp, [(8, 3)], 0),
+    ],
+)
+def test_the_work_of_a_step_is_counted(call, shapes, multiplications):
+    assert workload(call, *shapes).multiplications == multiplications
+
+
+@pytest.mark.parametrize(("rows", "parallel"), [(32767, False), (32768, True)])
+def test_torch_divides_long_rows_from_its_own_size_on(rows, parallel):
+    assert workload(torch.exp, (rows,)).parallel == parallel
+    assert workload(lambda x: x.sum(), (rows,)).parallel == parallel
+
+
+def _vae(side, hidden):
+    torch.manual_seed(0)
+    rows = torch.rand(60, side, side, generator=torch.Generator().manual_seed(1))
+    return VAE.mlp((side, side), latent_dim=3, hidden=hidden), (rows < 0.3).float()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("engine", ["auto", "eager"])
+@pytest.mark.parametrize(("hidden", "threads"), [(8, 1), (256, 2)])
+def test_a_step_of_small_operations_takes_one_thread(monkeypatch, engine, hidden, threads):
+    used, step = [], openmp.Waits.step
+
+    def noted(self):
+        used.append(torch.get_num_threads())
+        step(self)
+        if len(used) == 15:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(openmp.Waits, "step", noted)
+    before = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]):
+        vae, x = _vae(20, hidden)
+    torch.set_num_threads(2)
+    try:
+        method = probdl.SVI(steps=100, batch_size=30, engine=engine)
+        probdl.infer(vae, x, method=method, seed=1, progress=False)
+        assert used == [threads] * 15
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -36,7 +37,9 @@ _DIGEST = 32
 _ABANDONED = 3600.0  # seconds after which a file that is being written is taken to be left over
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
-_failed: dict[Path, str] = {}  # why nothing could be written to a folder, or loaded from it
+_PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EINTR}
+
+_failed: dict[Path, Exception] = {}  # why nothing could be written to a folder, or loaded from it
 _private: dict[int, Path] = {}  # by process: a fork has its own
 
 
@@ -58,6 +61,8 @@ def get(key: str, make: Callable[[Path], None], load: Callable[[Path], T]) -> T:
         OSError: what was made loads from no folder; the message says why.
     """
     place = folder()
+    if getattr(_failed.get(place), "errno", None) in _PASSING:
+        del _failed[place]  # a full disk may have space again
     usable = not _problem(place)
     entry = (place if usable else _private_folder()) / f"{key}.so"
     if _is_sound(entry):
@@ -71,7 +76,7 @@ def get(key: str, make: Callable[[Path], None], load: Callable[[Path], T]) -> T:
         try:
             found = _stored(entry, content, load)
         except (OSError, AttributeError) as error:
-            _failed[place] = str(error)
+            _failed[place] = error
         else:
             _shrink(keep=entry)
             return found
@@ -79,7 +84,7 @@ def get(key: str, make: Callable[[Path], None], load: Callable[[Path], T]) -> T:
         return _stored(_private_folder() / f"{key}.so", content, load)
     except (OSError, AttributeError) as error:
         # What was made is to blame, and not the folder.
-        why = _failed.pop(place, str(error))
+        why = str(_failed.pop(place, error))
         raise OSError(why if why == str(error) else f"{why}; {error}") from None
 
 
@@ -121,7 +126,7 @@ def clear() -> int:
 
 def _problem(place: Path) -> str:
     """Say why a folder is not used; '' if it is."""
-    return _failed.get(place) or _unusable(place)
+    return str(_failed.get(place, "")) or _unusable(place)
 
 
 def _private_folder() -> Path:
@@ -144,6 +149,8 @@ def _unusable(place: Path) -> str:
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = place.stat()
         why = _reachable(place)
+    except (FileExistsError, NotADirectoryError):
+        return "it is not a folder, or a part of its path is not"
     except OSError as error:
         return error.strerror or str(error)
     if not stat.S_ISDIR(status.st_mode):

@@ -27,6 +27,7 @@ from probdl.compile.statements import UnsupportedError, laid_out
 from probdl.compile.toolchain import CompilerError
 from probdl.compile.trace import UntraceableError, trace_function
 from probdl.compile.verify import MismatchError
+from probdl.compile.workload import Workload
 from probdl.diagnostics import Finding
 from probdl.errors import ModelError, ProbdlError
 from probdl.record import ControlFlowError, record
@@ -91,9 +92,15 @@ class Parameters:
 
 
 class Step(Protocol):
-    """What evaluates a loss at the parameters and leaves the gradient in their ``grad``."""
+    """What evaluates a loss at the parameters and leaves the gradient in their ``grad``.
+
+    Attributes:
+        engine: which engine it is.
+        parallel: whether an operation is large enough for more than one thread.
+    """
 
     engine: str
+    parallel: bool
 
     def begin_block(self, size: int = BLOCK) -> None:
         """Forget noise that was drawn ahead; up to ``size`` calls will follow."""
@@ -106,6 +113,7 @@ class EagerStep:
     """The loss as it is."""
 
     engine = "eager"
+    parallel = True
 
     def __init__(self, loss: Loss, parameters: Parameters) -> None:
         self._loss = loss
@@ -130,6 +138,7 @@ class GraphStep:
     """The traced graph of the loss and its gradient, run by torch."""
 
     engine = "graph"
+    parallel = True
     writes = False  # whether it writes to buffers
 
     def __init__(self, loss: Loss, parameters: Parameters, data: Sequence[Tensor]) -> None:
@@ -213,6 +222,7 @@ class NativeStep:
     """C code of the loss and its gradient, at noise that torch draws for many steps at once."""
 
     engine = "native"
+    parallel = True
 
     def __init__(self, loss: Loss, parameters: Parameters, data: Sequence[Tensor]) -> None:
         def value_and_grad(z: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -374,6 +384,7 @@ def choose_step(
         ModelError: the engine must be native, and cannot be.
     """
     eager = EagerStep(loss, parameters)
+    eager.parallel = _is_parallel(eager, parameters, data, loss.buffers)
     if engine == "eager":
         return eager, []
     compiled: Step
@@ -390,6 +401,7 @@ def choose_step(
         except (ProbdlError, RuntimeError, ImportError, SyntaxError) as error:
             failures.append(error)
         else:
+            compiled.parallel = eager.parallel
             return compiled, _slower(compiled, failures)
     why = _reason(failures[-1])
     if engine == "native":
@@ -407,6 +419,21 @@ def choose_step(
             "out .item().",
         )
     ]
+
+
+def _is_parallel(
+    eager: Step, parameters: Parameters, data: Sequence[Tensor], buffers: Sequence[Tensor]
+) -> bool:
+    """Return whether an operation of a step is large enough for more than one thread."""
+    try:
+        with torch.random.fork_rng(devices=[]), _restored(buffers), Workload() as work:
+            eager(data)
+    except Exception:  # a model that fails does so at its first step, where the error is explained
+        return True
+    finally:
+        for value in parameters.values:
+            value.grad = None
+    return work.parallel
 
 
 def _slower(step: Step, failures: Sequence[Exception]) -> list[Finding]:

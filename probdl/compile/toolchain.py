@@ -133,9 +133,10 @@ def compile_to(path: Path, source: Source) -> None:
             code, _, complaint = _run(command, source.text.encode(), LIMIT)
         except OSError as error:
             raise CompilerError(f"{compiler} failed: {error}") from None
-        if code == 0:
+        if code == 0 and path.is_file():
             return
-        failure = failure or next(iter(complaint.splitlines()), "no message")[:300]
+        complaint = complaint or ("it wrote no library" if code == 0 else "no message")
+        failure = failure or next(iter(complaint.splitlines()), "")[:300]
     raise CompilerError(f"{compiler} failed: {failure}")
 
 

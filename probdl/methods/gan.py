@@ -36,7 +36,7 @@ from probdl.methods.minibatch import PlateBatches
 from probdl.methods.objective import Trainable, first_not_finite
 from probdl.methods.optimizers import Training, check_optimizer, check_schedule
 from probdl.methods.training import stopped_at
-from probdl.openmp import waits
+from probdl.openmp import Waits, waits
 from probdl.program import Program
 from probdl.progress import bar
 from probdl.sites import Structure, data_plate, discover
@@ -337,7 +337,7 @@ class _Run:
             rows = self.rows(self.done * per_step)
             try:
                 while self.done < self.steps:
-                    if not self.advance([next(rows) for _ in range(per_step)]):
+                    if not self.advance([next(rows) for _ in range(per_step)], threads):
                         break
                     threads.step()
                     if self.done % BLOCK == 0 or self.done == self.steps:
@@ -359,11 +359,12 @@ class _Run:
             )
             epoch, skip = epoch + 1, 0
 
-    def advance(self, batches: Sequence[Sequence[Tensor]]) -> bool:
+    def advance(self, batches: Sequence[Sequence[Tensor]], threads: Waits) -> bool:
         """Take one step of both players; tell whether all is well."""
         look()
         if self.player.step is None:
             self.prepare(batches[0])
+        threads.use(self.opponent.step.parallel or self.player.step.parallel)
         t = self.done
         if t % BLOCK == 0 or t == self.started:
             torch.default_generator.manual_seed(stream(self.seed, "block", t // BLOCK))

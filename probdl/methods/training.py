@@ -22,7 +22,7 @@ from probdl.errors import ModelError
 from probdl.methods.checkpoint import Checkpoint
 from probdl.methods.minibatch import Batches, FullData
 from probdl.methods.optimizers import Training
-from probdl.openmp import waits
+from probdl.openmp import Waits, waits
 from probdl.progress import bar
 from probdl.state import stream
 
@@ -145,7 +145,7 @@ class _Run:
             self.steps[key] = step
         return self.steps[key]
 
-    def advance(self, data: Sequence[Tensor]) -> None:
+    def advance(self, data: Sequence[Tensor], threads: Waits) -> None:
         """Take one step."""
         look()
         t, plan = self.done, self.plan
@@ -161,6 +161,7 @@ class _Run:
             torch.default_generator.manual_seed(stream(plan.seed, "block", t // BLOCK))
             for each in self.steps.values():
                 each.begin_block()
+        threads.use(step.parallel)
         loss = step(data)
         if not math.isfinite(loss):
             self.failed(data, loss)
@@ -330,7 +331,7 @@ class _Run:
                     epoch, skip = divmod(self.done, batches.per_epoch)
                     seed = functools.partial(stream, plan.seed, "epoch", epoch)
                     for data in batches.epoch(seed, skip):
-                        self.advance(data)
+                        self.advance(data, threads)
                         threads.step()
                         if self.over:
                             break

@@ -1,5 +1,6 @@
 """Compilers and cache folders that fail: the fit is right, and a finding says why it is slow."""
 
+import errno
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 
 import probdl
+from probdl import health
 from probdl.compile import cache, library, toolchain
 from probdl.models import normal_normal
 
@@ -193,6 +195,14 @@ def test_ctrl_c_ends_a_compiler(tmp_path, monkeypatch, interruptible):
     assert ended(f"sleep {word}")
 
 
+def test_the_doctor_waits_a_limited_time(tmp_path, monkeypatch):
+    compiler(tmp_path, monkeypatch, ANSWERS + "sleep 1000")
+    monkeypatch.setattr(health, "_LIMIT", 0.5)
+    report = probdl.doctor()
+    assert not report.healthy
+    assert "not done after 0.5 s" in report.lines["toy model"]
+
+
 def test_training_without_a_compiler_is_right_and_says_so(tmp_path, monkeypatch):
     compiler(tmp_path, monkeypatch, ANSWERS + "exit 1")
     found, said = fit(SVI)
@@ -239,14 +249,14 @@ def replaced(*parts):
 
 def test_a_folder_that_is_a_file(folder):
     folder.write_text("a file")
-    replaced(str(folder))
+    replaced(str(folder), "is not a folder")
     assert folder.read_text() == "a file"
 
 
 def test_a_folder_below_a_file(folder, monkeypatch):
     folder.write_text("a file")
     monkeypatch.setenv("PROBDL_CACHE", str(folder / "below"))
-    replaced()
+    replaced("is not a folder")
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="there is no /proc")
@@ -266,6 +276,23 @@ def test_a_folder_that_cannot_be_written(folder, monkeypatch):
 
     monkeypatch.setattr(cache.tempfile, "mkstemp", mkstemp)
     replaced("Read-only file system")
+
+
+def test_a_disk_that_was_full_is_used_again(folder, monkeypatch):
+    folder.mkdir(mode=0o700)
+    right, full = cache.tempfile.mkstemp, [True]
+
+    def mkstemp(*args, **kwargs):
+        if kwargs.get("dir") == folder and full[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return right(*args, **kwargs)
+
+    monkeypatch.setattr(cache.tempfile, "mkstemp", mkstemp)
+    replaced("No space left")
+    full[0] = False
+    library._loaded.clear()
+    assert native() == []
+    assert list(folder.glob("*.so"))
 
 
 def test_a_disk_that_nothing_is_run_from(folder, monkeypatch):

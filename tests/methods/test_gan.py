@@ -156,10 +156,10 @@ def test_an_interrupted_run_goes_on_to_the_same_result(x, tmp_path, monkeypatch)
     whole = fit(None)
     advance = gan._Run.advance
 
-    def stop(run, batches):
+    def stop(run, *args):
         if run.done == 250:
             raise KeyboardInterrupt
-        return advance(run, batches)
+        return advance(run, *args)
 
     monkeypatch.setattr(gan._Run, "advance", stop)
     part = fit(tmp_path)
