@@ -29,7 +29,7 @@ from threadpoolctl import ThreadpoolController
 __all__ = ["Waits", "sleepers", "waits"]
 
 WINDOW = 5  # steps that are timed in a row
-SETTLE = 5  # steps before the first comparison, in which memory is allocated
+ENOUGH = 0.5  # seconds: fewer steps are timed where they take so long
 STAY = 100  # steps until the next comparison, doubled while the choice stays
 LONGEST = 6400
 WORSE = 2.0  # times the usual: compare at once
@@ -86,7 +86,7 @@ class Waits:
         self._context: Any = None
         self._recent: list[float] = []
         self._usual = [float("inf"), float("inf")]  # seconds of a step, awake and asleep
-        self._left = SETTLE  # steps until the next comparison
+        self._left = STAY  # steps until the next comparison
         self._stay = STAY
         self._comparing = 0  # windows that are still to be timed
         self._last: float | None = None
@@ -116,18 +116,22 @@ class Waits:
         self._left -= 1
         if not self.asleep and statistics.median(self._recent) < SHORT:
             return
-        slow = len(self._recent) == WINDOW and (
-            statistics.median(self._recent[-3:]) > WORSE * self._usual[self.asleep]
-        )
-        known = self._usual[False] < float("inf")
-        if self._left <= 0 or (slow and known and not self.asleep):
+        if not self._timed():
+            return
+        slow = statistics.median(self._recent[-3:]) > WORSE * self._usual[self.asleep]
+        unknown = self._usual[False] == float("inf")
+        if self._left <= 0 or unknown or (slow and not self.asleep):
             self._comparing, self._recent = 2, []
+
+    def _timed(self) -> bool:
+        """Return whether the recent steps are enough to go by."""
+        return len(self._recent) == WINDOW or sum(self._recent) > ENOUGH
 
     def _compare(self, seconds: float) -> None:
         """Time a window in the present way, then one in the other, and choose."""
         other = self._usual[not self.asleep]
         hopeless = self._comparing == 1 and not self.asleep and seconds > 3 * other
-        if len(self._recent) < WINDOW and not hopeless:
+        if not (self._timed() or hopeless):
             return
         self._usual[self.asleep] = statistics.median(self._recent)
         self._recent = []

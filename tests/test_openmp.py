@@ -59,6 +59,12 @@ def test_short_steps_are_left_alone_unless_they_become_slow():
     assert watch.asleep
 
 
+def test_very_slow_steps_are_compared_after_seconds():
+    watch = Recorded()
+    assert run(watch, 6, awake=0.35, asleep=4e-3) < 2.0
+    assert watch.asleep
+
+
 def test_load_that_comes_and_goes_is_seen():
     watch = Recorded()
     run(watch, 3000, awake=1.0, asleep=1.1)
@@ -103,7 +109,7 @@ def test_no_bit_of_a_fit_depends_on_how_threads_wait(monkeypatch):
 
     torch.set_num_threads(2)
     try:
-        for name, value in (("SETTLE", 3), ("STAY", 4), ("WINDOW", 2), ("SHORT", 0.0)):
+        for name, value in (("STAY", 4), ("WINDOW", 2), ("SHORT", 0.0)):
             monkeypatch.setattr(openmp, name, value)
         often = fit()
         monkeypatch.setattr(openmp, "_gomp", lambda: None)
