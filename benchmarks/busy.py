@@ -26,9 +26,9 @@ from torch import nn
 
 import probdl
 from benchmarks.parts import RESULTS, run
-from probdl import openmp
 from probdl.models import VAE
 from probdl.nn import MLP
+from probdl.util import openmp
 
 ROUNDS = 3
 SECONDS = 3.0  # of each run
@@ -191,7 +191,7 @@ def startup() -> dict[str, Any]:
         "import probdl, then torch and pyro": "import probdl, torch, pyro",
         "import probdl, and all its names": "import probdl, torch, pyro\n"
         "for name in dir(probdl): getattr(probdl, name)",
-        "probdl --help": "from probdl.cli import app\n"
+        "probdl --help": "from probdl.command.app import app\n"
         "try: app(['--help'])\nexcept SystemExit: pass",
     }
     rows = [{name: started(code) for name, code in codes.items()} for _ in range(2 * ROUNDS + 1)]
@@ -207,8 +207,9 @@ def write(results: dict[str, Any]) -> None:
         "# With other work on the machine",
         "",
         "`make bench-busy`. As many processes as cores do nothing but loop. A step's time, as a "
-        f"ratio of that on idle cores in the same round; medians of {ROUNDS} rounds, {SECONDS:g} s "
-        f"each after {BEFORE:g} s, torch {torch.__version__.split('+')[0]}, {os.cpu_count()} cores. "
+        f"ratio of that on idle cores in the same round; medians of {ROUNDS} rounds, "
+        f"{SECONDS:g} s each after {BEFORE:g} s, torch {torch.__version__.split('+')[0]}, "
+        f"{os.cpu_count()} cores. "
         '"Left alone" is torch as it is, whose threads spin while they wait.',
         "",
         "| steps of | idle, ms | idle / left alone | busy / idle | busy, left alone / idle |",

@@ -30,7 +30,7 @@ import probdl
 from benchmarks.models import NAMED, references
 from benchmarks.peers.gradients import called
 from probdl.compile import choose
-from probdl.compile.native import NativeDensity
+from probdl.compile.runtime.native import NativeDensity
 from probdl.models import normal_normal
 
 RESULTS = Path(__file__).parent / "results"
@@ -140,7 +140,7 @@ def child(code: str, cache: str) -> dict[str, Any]:
 FIRST = """
 import json, time, numpy as np, probdl
 from benchmarks.models import SCHOOLS
-from probdl.methods import nutpie_adapter
+from probdl.methods.mcmc import nutpie_adapter
 from probdl.models import eight_schools
 sigma, y = SCHOOLS
 sampling = []
@@ -182,8 +182,8 @@ import json, sys, time, torch, probdl
 from benchmarks.models import NAMED
 model, args = NAMED["logistic regression, 500 x 20"]
 from probdl.compile import choose
-from probdl.methods import nutpie_adapter
-from probdl.methods.chains import random_start
+from probdl.methods.mcmc import nutpie_adapter
+from probdl.methods.mcmc.chains import random_start
 density = probdl.LogDensity.from_model(model, args)
 evaluator, _ = choose(density, "native", 0, threads={chains})
 begin = lambda seed: random_start(density, evaluator, seed)

@@ -19,7 +19,7 @@ import probdl
 from benchmarks.parts import RESULTS, run
 from benchmarks.peers.judge import judge
 from benchmarks.peers.tasks import TASKS, load
-from probdl.methods import nutpie_adapter
+from probdl.methods.mcmc import nutpie_adapter
 
 MATRICES = ("diag", "low_rank")
 SIZES = (5, 10, 25, 50, 100, 200, 400)

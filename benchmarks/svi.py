@@ -29,14 +29,14 @@ from torch.nn import functional
 import probdl
 from benchmarks.models import SCHOOLS
 from probdl.compile.step import Parameters, choose_step
-from probdl.isolation import evaluation, isolated
-from probdl.methods.guides import make_guide
-from probdl.methods.objective import Objective, resolve_elbo
-from probdl.methods.optimizers import Training
+from probdl.methods.training.optimizers import Training
+from probdl.methods.variational.guides import make_guide
+from probdl.methods.variational.objective import Objective, resolve_elbo
+from probdl.model.program import Program
+from probdl.model.sites import discover
 from probdl.models import VAE, eight_schools, linear_regression
 from probdl.plots import plot_images, plot_latent, plot_reconstructions
-from probdl.program import Program
-from probdl.sites import discover
+from probdl.util.isolation import evaluation, isolated
 from tests.reference.files import read, scalars
 from tests.reference.posteriors import POSTERIORS
 

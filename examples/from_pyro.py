@@ -41,7 +41,7 @@ for old, new in (
 
 print("What changes:\n")
 for line in difflib.unified_diff(BEFORE.splitlines(), AFTER.splitlines(), lineterm="", n=0):
-    if line[:2] not in ("--", "++", "@@"):
+    if line[:2] not in ("--", "++", ""):
         print(line)
 
 for name, script in (("Pyro", BEFORE), ("probdl", AFTER)):

@@ -2,21 +2,12 @@ from . import models as models
 from . import montecarlo as montecarlo
 from . import nn as nn
 from . import plots as plots
-from .compare import compare as compare
-from .density import LogDensity as LogDensity
-from .diagnostics import Finding as Finding
-from .diagnostics import Findings as Findings
-from .divergence import Divergence as Divergence
-from .divergence import jensen_shannon as jensen_shannon
-from .divergence import optimal_discriminator as optimal_discriminator
 from .errors import DataError as DataError
 from .errors import FindingWarning as FindingWarning
 from .errors import ModelError as ModelError
 from .errors import ProbdlError as ProbdlError
 from .errors import SettingError as SettingError
 from .errors import TimeLimitError as TimeLimitError
-from .fit import Fit as Fit
-from .fit import LogPredictive as LogPredictive
 from .health import clear_cache as clear_cache
 from .health import doctor as doctor
 from .inference import infer as infer
@@ -32,8 +23,17 @@ from .methods import Laplace as Laplace
 from .methods import Method as Method
 from .methods import Metropolis as Metropolis
 from .methods import Pathfinder as Pathfinder
-from .twosample import TwoSample as TwoSample
-from .twosample import classifier_test as classifier_test
-from .twosample import mmd_test as mmd_test
+from .model.density import LogDensity as LogDensity
+from .results.compare import compare as compare
+from .results.diagnostics import Finding as Finding
+from .results.diagnostics import Findings as Findings
+from .results.divergence import Divergence as Divergence
+from .results.divergence import jensen_shannon as jensen_shannon
+from .results.divergence import optimal_discriminator as optimal_discriminator
+from .results.fit import Fit as Fit
+from .results.fit import LogPredictive as LogPredictive
+from .results.twosample import TwoSample as TwoSample
+from .results.twosample import classifier_test as classifier_test
+from .results.twosample import mmd_test as mmd_test
 
 __version__: str

@@ -1,6 +1,6 @@
 """``python -m probdl`` is the command ``probdl``."""
 
-from probdl.cli import app
+from probdl.command.app import app
 
 if __name__ == "__main__":
     app(prog_name="probdl")

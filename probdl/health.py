@@ -13,15 +13,15 @@ import pyro
 import pyro.distributions as dist
 import torch
 
-from probdl.clock import TimeUp, clock
-from probdl.compile import cache
-from probdl.compile.emit import emit
-from probdl.compile.native import NativeDensity
-from probdl.compile.toolchain import CompilerError, compile_to, find_compiler
-from probdl.compile.trace import trace
+from probdl.compile.codegen.emit import emit
+from probdl.compile.runtime import cache
+from probdl.compile.runtime.native import NativeDensity
+from probdl.compile.runtime.toolchain import CompilerError, compile_to, find_compiler
+from probdl.compile.tracing.trace import trace
 from probdl.compile.verify import verify
-from probdl.density import LogDensity
-from probdl.methods import nutpie_adapter
+from probdl.methods.mcmc import nutpie_adapter
+from probdl.model.density import LogDensity
+from probdl.util.clock import TimeUp, clock
 
 __all__ = ["Report", "clear_cache", "doctor"]
 

@@ -10,18 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from probdl.clock import Clock, TimeUp, clock
-from probdl.diagnostics import Finding
 from probdl.errors import FindingWarning, ModelError, SettingError, TimeLimitError, warn
-from probdl.fit import Fit
-from probdl.isolation import isolated
 from probdl.methods import METHODS, Method, resolve
 from probdl.methods.base import PYRO_NAMES, setting_named
-from probdl.priors import check_prior
-from probdl.program import Program, runnable, signature, takes
-from probdl.progress import tell
-from probdl.sites import discover
-from probdl.state import stream
+from probdl.model.program import Program, runnable, signature, takes
+from probdl.model.sites import discover
+from probdl.results.diagnostics import Finding
+from probdl.results.fit import Fit
+from probdl.results.priors import check_prior
+from probdl.util.clock import Clock, TimeUp, clock
+from probdl.util.isolation import isolated
+from probdl.util.progress import tell
+from probdl.util.state import stream
 
 __all__ = ["infer"]
 

@@ -13,18 +13,18 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from probdl import idata
-from probdl.archive import ARRAYS, IDATA, source_of
-from probdl.diagnostics import Finding
 from probdl.errors import DataError, ModelError, ProbdlError, SettingError, warn
-from probdl.fit import Fit
-from probdl.isolation import isolated, sheltered
-from probdl.latent import Proposal
+from probdl.io import idata
+from probdl.io.archive import ARRAYS, IDATA, source_of
+from probdl.io.packing import Opaque, opaque_parts, unpack
+from probdl.io.store import folder_named, read_index
 from probdl.methods import METHODS, Method
-from probdl.packing import Opaque, opaque_parts, unpack
-from probdl.program import Program, WithoutModel, fingerprint, runnable, signature
-from probdl.sites import Site, Structure, discover
-from probdl.store import folder_named, read_index
+from probdl.model.program import Program, WithoutModel, fingerprint, runnable, signature
+from probdl.model.sites import Site, Structure, discover
+from probdl.results.diagnostics import Finding
+from probdl.results.fit import Fit
+from probdl.results.latent import Proposal
+from probdl.util.isolation import isolated, sheltered
 
 __all__ = ["load"]
 

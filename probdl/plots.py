@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from probdl.errors import ModelError, SettingError
-from probdl.fit import Fit
-from probdl.idata import PLOTS, ecdf_band, plot, variables
-from probdl.lazy import pyplot as plt
-from probdl.lazy import xarray as xr
+from probdl.io.idata import PLOTS, ecdf_band, plot, variables
 from probdl.montecarlo import Calibration
+from probdl.results.fit import Fit
+from probdl.util.lazy import pyplot as plt
+from probdl.util.lazy import xarray as xr
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,7 +14,7 @@ import xarray as xr
 from typer.testing import CliRunner
 
 import probdl
-from probdl.cli import app
+from probdl.command.app import app
 from probdl.command.locate import locate, locate_model
 from probdl.command.tabular import bind, read, read_all
 from probdl.errors import DataError, ModelError
@@ -540,7 +540,7 @@ def test_control_c_keeps_what_there_is(here):
     """A real process, with a real signal and a real exit code."""
     (here / "slow.py").write_text(MODEL + SLOW)
     code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    code += "from probdl.cli import app; app(prog_name='probdl')"
+    code += "from probdl.command.app import app; app(prog_name='probdl')"
     words = ["infer", "slow.py:counted", "--data", "y.json", "--out", "fit", "--seed", "1"]
     words += ["--set", "engine=eager", "--set", "chains=1", "--set", "warmup=10"]
     process = subprocess.Popen(

@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 
 import probdl
-from probdl import idata
-from probdl.crossvalidation import held_out
+from probdl.io import idata
+from probdl.results.crossvalidation import held_out
 
 METHOD = probdl.NUTS(draws=1000, warmup=500, chains=2)
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import probdl
-from probdl.diagnostics import check_draws
-from probdl.idata import to_idata
+from probdl.io.idata import to_idata
 from probdl.models import beta_binomial, linear_regression, normal_normal
+from probdl.results.diagnostics import check_draws
 
 RNG = np.random.default_rng(5)
 pytestmark = pytest.mark.filterwarnings("ignore::probdl.FindingWarning")

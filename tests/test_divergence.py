@@ -9,8 +9,8 @@ from scipy import integrate, stats
 from torch import distributions as dist
 
 import probdl
-from probdl.divergence import estimate_divergence
 from probdl.nn import MLP
+from probdl.results.divergence import estimate_divergence
 
 
 def quadrature(a, b, sa=1.0, sb=1.0):

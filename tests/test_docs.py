@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import probdl
-from probdl.idata import ARVIZ_1
+from probdl.io.idata import ARVIZ_1
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

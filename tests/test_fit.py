@@ -14,7 +14,7 @@ from scipy import stats
 from scipy.special import logsumexp
 
 import probdl
-from probdl.idata import ARVIZ_1, groups
+from probdl.io.idata import ARVIZ_1, groups
 from probdl.models import linear_regression, normal_normal
 
 RNG = np.random.default_rng(3)
@@ -143,7 +143,7 @@ def test_a_discrete_site_common_to_all_data_keeps_its_posterior():
         ])
         for a, b in zip(fit.draws["before"][0, :50], fit.draws["after"][0, :50], strict=True)
     ]  # fmt: skip
-    whole = probdl.predictive.log_likelihood(fit.program, fit.structure, fit.tensors())[1]
+    whole = probdl.model.predictive.log_likelihood(fit.program, fit.structure, fit.tensors())[1]
     np.testing.assert_allclose(whole[:50], by_hand)
     with pytest.warns(UserWarning, match="no group log_likelihood"):
         assert "posterior_predictive" in fit.idata

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import probdl
-from probdl.methods.checkpoint import Checkpoint
+from probdl.methods.training.checkpoint import Checkpoint
 
 KILLS = 20
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")

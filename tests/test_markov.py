@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 import probdl
-from probdl.density import LogDensity
+from probdl.model.density import LogDensity
 from probdl.models import categorical_hmm, gaussian_hmm, markov_chain, state_space
 from probdl.models.markov import (
     autoregression,

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 import probdl
-from probdl import openmp
 from probdl.compile.workload import Workload
 from probdl.models import VAE
+from probdl.util import openmp
 
 gnu = pytest.mark.skipif(openmp._gomp() is None, reason="torch has another OpenMP here")
 

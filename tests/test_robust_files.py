@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import probdl
-from probdl.cli import app
+from probdl.command.app import app
 from probdl.models import normal_normal
 
 FILES = ("fit.json", "idata.nc", "arrays.safetensors")

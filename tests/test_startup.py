@@ -66,7 +66,7 @@ def test_an_estimate_needs_neither_tables_nor_plots():
 )
 def test_help_and_refusals_come_without_torch(words, status):
     code = (
-        "from probdl.cli import app\n"
+        "from probdl.command.app import app\n"
         "try:\n"
         f"    app({words!r})\n"
         "except SystemExit as error:\n"

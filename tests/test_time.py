@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import probdl
-from probdl.clock import Clock, TimeUp
-from probdl.methods.chains import Chain, gather
+from probdl.methods.mcmc.chains import Chain, gather
 from probdl.models import normal_normal
+from probdl.util.clock import Clock, TimeUp
 
 pytestmark = pytest.mark.filterwarnings("ignore::probdl.FindingWarning")
 SIGMA, Y = np.ones(3), np.array([1.0, 2.0, 3.0])

@@ -9,7 +9,7 @@ from scipy import stats
 
 import probdl
 from probdl.nn import MLP
-from probdl.twosample import classifier_test, mmd_test
+from probdl.results.twosample import classifier_test, mmd_test
 
 
 def normal(rows, dim=1, mean=0.0, seed=0):

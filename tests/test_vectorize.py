@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import probdl
-from probdl.isolation import evaluation
-from probdl.vectorize import vectorize
+from probdl.model.vectorize import vectorize
+from probdl.util.isolation import evaluation
 
 DRAWS = torch.linspace(0.5, 2.0, 50, dtype=torch.float64)
 
@@ -100,7 +100,7 @@ def test_a_single_draw_and_a_nested_result():
 
 
 def test_large_results_come_in_parts_and_are_the_same(monkeypatch):
-    vectorize_module = importlib.import_module("probdl.vectorize")
+    vectorize_module = importlib.import_module("probdl.model.vectorize")
     draws = torch.randn(50, generator=torch.Generator().manual_seed(0))
     fn = lambda d: {"y": d * torch.arange(10.0), "z": (d + torch.arange(10.0)).sum()}  # noqa: E731
     whole = vectorize(fn, draws)
@@ -113,15 +113,15 @@ def test_large_results_come_in_parts_and_are_the_same(monkeypatch):
 
 
 def test_parts_draw_different_random_numbers(monkeypatch):
-    monkeypatch.setattr(importlib.import_module("probdl.vectorize"), "_CHUNK_NUMBERS", 300)
+    monkeypatch.setattr(importlib.import_module("probdl.model.vectorize"), "_CHUNK_NUMBERS", 300)
     drawn = vectorize(lambda d: d + torch.randn(20), torch.zeros(40))
     assert drawn.unique().numel() == 800
 
 
 def test_a_result_larger_than_the_memory_is_refused(monkeypatch):
-    monkeypatch.setattr(importlib.import_module("probdl.vectorize"), "_CHUNK_NUMBERS", 2000)
+    monkeypatch.setattr(importlib.import_module("probdl.model.vectorize"), "_CHUNK_NUMBERS", 2000)
     monkeypatch.setattr(
-        importlib.import_module("probdl.vectorize"), "machine_memory", lambda unknown: 1000.0
+        importlib.import_module("probdl.model.vectorize"), "machine_memory", lambda unknown: 1000.0
     )
     with pytest.raises(probdl.SettingError, match=r"100 draws of .* MiB each.*out=folder"):
         vectorize(lambda d: d + torch.zeros(100), torch.zeros(100))

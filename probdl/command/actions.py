@@ -22,13 +22,13 @@ from probdl.command.saved import (
     write_npz,
 )
 from probdl.command.tabular import bind, read_all
-from probdl.diagnostics import Findings
 from probdl.errors import DataError, FindingWarning
-from probdl.lazy import matplotlib as mpl
-from probdl.lazy import pyplot as plt
 from probdl.methods import METHODS
+from probdl.model.program import runnable, signature
 from probdl.plots import plot_fit
-from probdl.program import runnable, signature
+from probdl.results.diagnostics import Findings
+from probdl.util.lazy import matplotlib as mpl
+from probdl.util.lazy import pyplot as plt
 
 __all__ = ["compare", "demo", "diagnose", "doctor", "infer", "plot", "predict", "summary"]
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from probdl.diagnostics import Finding
-from probdl.lazy import pandas as pd
+from probdl.results.diagnostics import Finding
+from probdl.util.lazy import pandas as pd
 
 __all__ = ["aside", "counted", "finding_records", "records", "say", "show", "table_text"]
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from probdl.fit import Fit
 from probdl.inference import infer
-from probdl.lazy import pandas as pd
-from probdl.lazy import pyplot as plt
 from probdl.models import eight_schools
+from probdl.results.fit import Fit
+from probdl.util.lazy import pandas as pd
+from probdl.util.lazy import pyplot as plt
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

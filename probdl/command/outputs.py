@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from probdl.errors import SettingError
-from probdl.lazy import backend_bases
+from probdl.util.lazy import backend_bases
 
 __all__ = ["check_file", "check_folder", "check_picture"]
 

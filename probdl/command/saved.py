@@ -13,10 +13,10 @@ import torch
 import probdl
 from probdl.command.locate import locate_model
 from probdl.errors import ModelError
-from probdl.fit import Fit
-from probdl.idata import unclashed
-from probdl.lazy import xarray as xr
-from probdl.store import read_index
+from probdl.io.idata import unclashed
+from probdl.io.store import read_index
+from probdl.results.fit import Fit
+from probdl.util.lazy import xarray as xr
 
 __all__ = ["load_with_model", "observed_arguments", "to_dataset", "write_npz"]
 

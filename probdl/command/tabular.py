@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from probdl.errors import DataError
-from probdl.lazy import pandas as pd
-from probdl.lazy import xarray as xr
-from probdl.program import runnable, signature
+from probdl.model.program import runnable, signature
+from probdl.util.lazy import pandas as pd
+from probdl.util.lazy import xarray as xr
 
 __all__ = ["bind", "read", "read_all"]
 

@@ -17,19 +17,19 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_flatten
 
-from probdl.clock import look, timed
-from probdl.compile import cache
-from probdl.compile.emit import Source, emit
-from probdl.compile.native import NativeDensity, differentiable
+from probdl.compile.codegen.emit import Source, emit
+from probdl.compile.codegen.statements import UnsupportedError
 from probdl.compile.probe import probe
-from probdl.compile.statements import UnsupportedError
-from probdl.compile.toolchain import CompilerError
-from probdl.compile.trace import Traced, UntraceableError, trace
+from probdl.compile.runtime import cache
+from probdl.compile.runtime.native import NativeDensity, differentiable
+from probdl.compile.runtime.toolchain import CompilerError
+from probdl.compile.tracing.trace import Traced, UntraceableError, trace
 from probdl.compile.verify import MismatchError, verify
-from probdl.density import LogDensity
-from probdl.diagnostics import Finding
 from probdl.errors import ModelError
-from probdl.isolation import evaluation
+from probdl.model.density import LogDensity
+from probdl.results.diagnostics import Finding
+from probdl.util.clock import look, timed
+from probdl.util.isolation import evaluation
 
 __all__ = ["ENGINES", "Evaluator", "GraphDensity", "choose"]
 

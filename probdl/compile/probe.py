@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.utils import lazy_property
 
-from probdl.density import LogDensity
-from probdl.diagnostics import Finding
 from probdl.errors import ModelError
+from probdl.model.density import LogDensity
+from probdl.results.diagnostics import Finding
 
 __all__ = ["probe"]
 

@@ -19,18 +19,18 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from probdl.compile import cache
-from probdl.compile.emit import emit, is_view
+from probdl.compile.codegen.emit import emit, is_view
+from probdl.compile.codegen.statements import UnsupportedError, laid_out
 from probdl.compile.engine import MAX_STATEMENTS
-from probdl.compile.native import NativeDensity
-from probdl.compile.statements import UnsupportedError, laid_out
-from probdl.compile.toolchain import CompilerError
-from probdl.compile.trace import UntraceableError, trace_function
+from probdl.compile.runtime import cache
+from probdl.compile.runtime.native import NativeDensity
+from probdl.compile.runtime.toolchain import CompilerError
+from probdl.compile.tracing.trace import UntraceableError, trace_function
 from probdl.compile.verify import MismatchError
 from probdl.compile.workload import Workload
-from probdl.diagnostics import Finding
 from probdl.errors import ModelError, ProbdlError
-from probdl.record import ControlFlowError, record
+from probdl.model.record import ControlFlowError, record
+from probdl.results.diagnostics import Finding
 
 __all__ = ["BLOCK", "Loss", "Parameters", "Step", "choose_step"]
 

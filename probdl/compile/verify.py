@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probdl.clock import look
-from probdl.density import LogDensity
 from probdl.errors import ProbdlError
+from probdl.model.density import LogDensity
+from probdl.util.clock import look
 
 __all__ = ["TOLERANCE", "MismatchError", "verify"]
 

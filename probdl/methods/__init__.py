@@ -1,15 +1,15 @@
 """Inference methods, one a file. To add one is to add a file, and a line here."""
 
+from probdl.methods.adversarial.gan import GAN
+from probdl.methods.approximate.importance import Importance
+from probdl.methods.approximate.laplace import Laplace
+from probdl.methods.approximate.pathfinder import Pathfinder
 from probdl.methods.base import METHODS, Method, resolve
-from probdl.methods.gan import GAN
-from probdl.methods.importance import Importance
-from probdl.methods.laplace import Laplace
-from probdl.methods.map import MAP
-from probdl.methods.metropolis import Metropolis
-from probdl.methods.mle import MLE
-from probdl.methods.nuts import HMC, NUTS
-from probdl.methods.pathfinder import Pathfinder
-from probdl.methods.svi import SVI
+from probdl.methods.mcmc.metropolis import Metropolis
+from probdl.methods.mcmc.nuts import HMC, NUTS
+from probdl.methods.point.map import MAP
+from probdl.methods.point.mle import MLE
+from probdl.methods.variational.svi import SVI
 
 __all__ = [
     "GAN",

@@ -14,11 +14,11 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from probdl.errors import SettingError
-from probdl.fit import Fit
-from probdl.latent import Proposal
-from probdl.program import Program
-from probdl.sites import Structure, discover
-from probdl.state import machine_memory
+from probdl.model.program import Program
+from probdl.model.sites import Structure, discover
+from probdl.results.fit import Fit
+from probdl.results.latent import Proposal
+from probdl.util.state import machine_memory
 
 __all__ = ["METHODS", "Method", "resolve"]
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from probdl.errors import SettingError
-from probdl.lazy import stats
+from probdl.util.lazy import stats
 
 __all__ = [
     "autoregression",

@@ -17,19 +17,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from probdl import idata
-from probdl.diagnostics import Finding, Findings
 from probdl.errors import FindingWarning, ModelError, ProbdlError, SettingError, warn
-from probdl.isolation import isolated
-from probdl.lazy import pandas as pd
-from probdl.lazy import stats
-from probdl.lazy import xarray as xr
+from probdl.io import idata
 from probdl.methods import Method
 from probdl.methods.base import resolve
+from probdl.model.sites import scalar_labels
 from probdl.montecarlo.simulate import Simulator
-from probdl.parallel import parallel_map
-from probdl.sites import scalar_labels
-from probdl.state import stream
+from probdl.results.diagnostics import Finding, Findings
+from probdl.util.isolation import isolated
+from probdl.util.lazy import pandas as pd
+from probdl.util.lazy import stats
+from probdl.util.lazy import xarray as xr
+from probdl.util.parallel import parallel_map
+from probdl.util.state import stream
 
 __all__ = ["Calibration", "calibrate"]
 

@@ -19,16 +19,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
-from probdl import idata, predictive
-from probdl.diagnostics import Finding, Findings, interrupted
 from probdl.errors import FindingWarning, SettingError, warn
-from probdl.isolation import isolated
+from probdl.io import idata
+from probdl.model import predictive
+from probdl.model.program import Program
+from probdl.model.sites import discover
+from probdl.model.vectorize import vectorize
 from probdl.montecarlo.quantile import AtUniforms, dimension, from_uniforms, sites_dimension
-from probdl.program import Program
-from probdl.progress import bar
-from probdl.sites import discover
-from probdl.state import stream
-from probdl.vectorize import vectorize
+from probdl.results.diagnostics import Finding, Findings, interrupted
+from probdl.util.isolation import isolated
+from probdl.util.progress import bar
+from probdl.util.state import stream
 
 __all__ = ["Expectation", "expectation"]
 

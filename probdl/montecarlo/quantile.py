@@ -17,8 +17,8 @@ from torch.distributions import (
 )
 
 from probdl.errors import ModelError
-from probdl.program import Program, base_distribution
-from probdl.sites import Structure
+from probdl.model.program import Program, base_distribution
+from probdl.model.sites import Structure
 
 __all__ = ["AtUniforms", "dimension", "from_uniforms", "sites_dimension"]
 

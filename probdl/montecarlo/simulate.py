@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probdl import predictive
 from probdl.errors import ModelError, SettingError
-from probdl.program import Program
-from probdl.sites import discover
+from probdl.model import predictive
+from probdl.model.program import Program
+from probdl.model.sites import discover
 
 __all__ = ["Simulator", "read_arguments"]
 

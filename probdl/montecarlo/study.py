@@ -18,16 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from probdl.errors import FindingWarning, ProbdlError, SettingError, warn
-from probdl.fit import Fit
-from probdl.isolation import isolated
-from probdl.lazy import special
-from probdl.lazy import xarray as xr
 from probdl.methods import MLE, Method
 from probdl.methods.base import resolve
+from probdl.model.sites import scalar_labels
 from probdl.montecarlo.simulate import Simulator
-from probdl.parallel import parallel_map
-from probdl.sites import scalar_labels
-from probdl.state import stream
+from probdl.results.fit import Fit
+from probdl.util.isolation import isolated
+from probdl.util.lazy import special
+from probdl.util.lazy import xarray as xr
+from probdl.util.parallel import parallel_map
+from probdl.util.state import stream
 
 __all__ = ["study"]
 

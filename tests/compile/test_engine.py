@@ -19,9 +19,11 @@ import torch
 
 import probdl
 from probdl import LogDensity
-from probdl.compile import cache, choose, library, operations, toolchain
+from probdl.compile import choose
+from probdl.compile.codegen import operations
+from probdl.compile.runtime import cache, library, toolchain
 from probdl.compile.verify import verify
-from probdl.methods import nutpie_adapter
+from probdl.methods.mcmc import nutpie_adapter
 from probdl.models import linear_regression, normal_normal
 
 SIGMA, Y = np.ones(4), np.arange(4.0)
@@ -398,7 +400,7 @@ def test_what_the_check_sees(monkeypatch, wrong):
 SCRIPT = textwrap.dedent(
     """
     import sys, numpy as np, probdl
-    from probdl.compile import library
+    from probdl.compile.runtime import library
     from probdl.models import normal_normal
     if "cached" in sys.argv:
         library.compile_to = None

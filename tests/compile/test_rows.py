@@ -8,8 +8,8 @@ import torch
 
 import probdl
 from probdl.compile import choose
-from probdl.compile.emit import emit
-from probdl.compile.trace import trace
+from probdl.compile.codegen.emit import emit
+from probdl.compile.tracing.trace import trace
 from probdl.compile.verify import verify
 from probdl.models import logistic_regression
 

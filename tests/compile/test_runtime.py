@@ -1,6 +1,7 @@
 """Compilers and cache folders that fail: the fit is right, and a finding says why it is slow."""
 
 import errno
+import importlib
 import os
 import shutil
 import signal
@@ -18,7 +19,7 @@ import pytest
 
 import probdl
 from probdl import health
-from probdl.compile import cache, library, toolchain
+from probdl.compile.runtime import cache, library, toolchain
 from probdl.models import normal_normal
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="compilers here are shell scripts")
@@ -227,7 +228,8 @@ def test_a_helper_that_is_missing_costs_speed_alone(tmp_path, monkeypatch, helpe
     )
     compiler(tmp_path, monkeypatch, script)
     for module in ("adam", "walk"):
-        getattr(__import__(f"probdl.compile.{module}", fromlist=["x"]), f"_{module}").cache_clear()
+        kernel = importlib.import_module(f"probdl.compile.kernels.{module}")
+        getattr(kernel, f"_{module}").cache_clear()
     found, said = fit(method)
     assert found.stats["engine"] == "native"
     assert len(said) == 1
@@ -415,7 +417,7 @@ def test_a_home_that_cannot_be_written(tmp_path):
 def test_the_private_folder_goes_with_the_process(tmp_path):
     code = """if True:
         import os, numpy as np, probdl
-        from probdl.compile import cache
+        from probdl.compile.runtime import cache
         from probdl.models import normal_normal
         probdl.infer(normal_normal, np.ones(4), np.arange(4.0), method="laplace", seed=1)
         if os.fork() == 0:

@@ -14,10 +14,10 @@ from torch.distributions import constraints
 
 import probdl
 from probdl.compile.step import BLOCK, Parameters, choose_step
-from probdl.isolation import evaluation, isolated
-from probdl.methods.objective import Objective, resolve_elbo
-from probdl.program import Program
-from probdl.sites import discover
+from probdl.methods.variational.objective import Objective, resolve_elbo
+from probdl.model.program import Program
+from probdl.model.sites import discover
+from probdl.util.isolation import evaluation, isolated
 
 Y = torch.tensor([0.5, -0.3, 1.2, 2.0, 0.1])
 

@@ -8,8 +8,8 @@ import torch
 from scipy import stats
 
 import probdl
-from probdl.idata import groups
-from probdl.methods import weighing
+from probdl.io.idata import groups
+from probdl.methods.approximate import weighing
 from probdl.models import beta_binomial, linear_regression
 
 

@@ -8,8 +8,8 @@ import torch
 from scipy import stats
 
 import probdl
-from probdl.diagnostics import check_weights
 from probdl.models import eight_schools, linear_regression
+from probdl.results.diagnostics import check_weights
 
 
 def test_log_evidence_of_a_normal_model_is_exact():

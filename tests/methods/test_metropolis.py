@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import probdl
-from probdl import idata
+from probdl.io import idata
 from tests.reference.files import read, scalars
 from tests.reference.posteriors import POSTERIORS
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import probdl
-from probdl.methods import nutpie_adapter
+from probdl.methods.mcmc import nutpie_adapter
 from probdl.models import normal_normal
 
 DATA = (np.ones(4), np.arange(4.0))
@@ -55,7 +55,7 @@ def test_a_correlated_normal(method):
     error = az.mcse(fit.idata, method="sd")["x"].values
     assert (abs(x.std((0, 1)) - 1.0) < 4 * error).all()
     y = (x[..., 0] - 1) * (x[..., 1] + 2)
-    product = probdl.idata.to_idata({"posterior": {"y": y}})
+    product = probdl.io.idata.to_idata({"posterior": {"y": y}})
     assert abs(y.mean() - 0.95) < 4 * float(az.mcse(product)["y"])
 
 
@@ -94,7 +94,7 @@ def test_stats_bear_arviz_names_and_mean_what_they_say(fit):
     # Newer releases of nutpie add a constant, whose estimate is off by the error of a mean.
     estimated = fit.method.engine == "native" and nutpie_adapter._private()[0].between
     assert (kinetic > (-4 / np.sqrt(400) if estimated else 0)).all()
-    error = float(az.mcse(probdl.idata.to_idata({"posterior": {"k": kinetic}}))["k"])
+    error = float(az.mcse(probdl.io.idata.to_idata({"posterior": {"k": kinetic}}))["k"])
     assert abs(kinetic.mean() - 1.0) < 4 * error
 
 

@@ -21,8 +21,8 @@ from torch.distributions import constraints
 from torch.utils.data import DataLoader, TensorDataset
 
 import probdl
-from probdl.idata import groups
-from probdl.methods import training
+from probdl.io.idata import groups
+from probdl.methods.training.training import training
 from probdl.models import eight_schools, linear_regression
 
 

@@ -11,7 +11,7 @@ from scipy import stats
 
 import probdl
 from benchmarks.models import SCHOOLS
-from probdl import idata
+from probdl.io import idata
 from probdl.methods.base import METHODS
 from probdl.models import eight_schools
 from probdl.montecarlo import calibrate

@@ -10,12 +10,12 @@ import torch
 from scipy import stats
 
 import probdl
-from probdl.isolation import isolated
 from probdl.models import logistic_regression
 from probdl.montecarlo import study
 from probdl.montecarlo.simulate import Simulator
 from probdl.plots import plot_study
-from probdl.state import stream
+from probdl.util.isolation import isolated
+from probdl.util.state import stream
 
 QUICK = probdl.MLE(starts=1)
 SIZES = [5, 10, 20, 50, 100]

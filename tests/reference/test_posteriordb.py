@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import probdl
-from probdl.idata import to_idata
+from probdl.io.idata import to_idata
 from tests.reference.files import read, scalars
 from tests.reference.posteriors import POSTERIORS
 

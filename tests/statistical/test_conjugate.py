@@ -15,7 +15,7 @@ import pytest
 from scipy import stats
 
 import probdl
-from probdl.idata import to_idata
+from probdl.io.idata import to_idata
 from probdl.models import beta_binomial, gamma_poisson, linear_regression, normal_normal
 
 RNG = np.random.default_rng(5)

@@ -14,12 +14,12 @@ import xarray as xr
 mpl.use("Agg")
 
 try:
-    from probdl import idata
+    from probdl.io import idata
 except ImportError:  # without torch, the one file by itself
     package = types.ModuleType("probdl")
     package.__path__ = [str(Path(__file__).parents[2] / "probdl")]
     sys.modules["probdl"] = package
-    idata = importlib.import_module("probdl.idata")
+    idata = importlib.import_module("probdl.io.idata")
 
 az = idata.az
 RNG = np.random.default_rng(0)

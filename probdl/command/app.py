@@ -1,0 +1,265 @@
+"""The ``probdl`` command: its options, and what is refused before any work.
+
+What a command finds goes to standard output, what it says meanwhile to standard error. It ends
+with 0 where all is well, with 1 under ``--strict`` where a finding is an error, with 2 on bad
+input, with 3 on an unexpected error, and with 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import textwrap
+import traceback as tracebacks
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from probdl import __version__
+from probdl.command.catalogue import catalogue, find, near
+from probdl.command.console import show
+from probdl.command.locate import locate_model
+from probdl.command.outputs import check_file, check_folder, check_picture
+from probdl.command.settings import parse
+from probdl.errors import ProbdlError, SettingError
+from probdl.io.idata import PLOTS
+
+__all__ = ["app"]
+
+
+def _actions() -> ModuleType:
+    """Import what the commands do, which imports torch: help and refusals come without it."""
+    from probdl.command import actions
+
+    return actions
+
+
+class _Command(TyperCommand):
+    """A command that tells an error in one line, and in its exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort, BrokenPipeError):  # the last is `probdl … | head`
+            raise
+        except KeyboardInterrupt:
+            typer.echo("interrupted: there was nothing to keep yet", err=True)
+            raise typer.Exit(130) from None
+        except (ProbdlError, OSError) as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(2) from None
+        except Exception as error:
+            typer.echo(f"error: {type(error).__name__}: {error}", err=True)
+            if ctx.parent.params["traceback"]:
+                tracebacks.print_exc()
+            else:
+                typer.echo(f"`probdl --traceback {self.name} …` shows where", err=True)
+            raise typer.Exit(3) from None
+
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Folder = Annotated[Path, typer.Argument(help="The folder of a fit.", show_default=False)]
+Data = Annotated[
+    list[Path] | None,
+    typer.Option(metavar="FILE", help="Data by name: .csv, .json, .npz, .nc; may be repeated."),
+]
+Drop = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="A column of the data to leave out; may be repeated."),
+]
+Model = Annotated[str | None, typer.Option(help="file.py:name, where it is not where it was.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors on stderr.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 on findings that are errors.")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"probdl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help="Print where an unexpected error came from.")
+    ] = False,
+) -> None:
+    """One call from a Pyro program to its posterior."""
+
+
+@app.command(cls=_Command)
+def infer(
+    model: Annotated[
+        str, typer.Argument(help="file.py:name or package.module:name.", show_default=False)
+    ],
+    data: Data = None,
+    method: Annotated[str, typer.Option(help="A name that `probdl methods` lists.")] = "nuts",
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="A setting of the method; may be repeated."
+        ),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Repeats a fit.")] = None,
+    time_limit: Annotated[float | None, typer.Option(help="Seconds; keeps what there is.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The folder to save the fit in.")] = None,
+    drop: Drop = None,
+    strict: Strict = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fit a model to data.
+
+    Columns of a table, keys of a JSON object, arrays and variables of files are given to the
+    arguments of the model by name. Columns x[0], x[1], … or x_0, x_1, … make one argument x.
+    After Ctrl-C the fit is that of the draws there are.
+    """
+    settings = parse(method, setting or [])
+    program = locate_model(model)
+    if out is not None:
+        check_folder(out)
+    findings_fail = _actions().infer(
+        program,
+        model,
+        data,
+        method,
+        settings,
+        seed=seed,
+        time_limit=time_limit,
+        out=out,
+        drop=drop,
+        quiet=quiet,
+        as_json=as_json,
+    )
+    _exit(findings_fail and strict)
+
+
+@app.command(cls=_Command)
+def summary(folder: Folder, quiet: Quiet = False, as_json: AsJson = False) -> None:
+    """Print one row for each scalar of the draws."""
+    _actions().summary(folder, quiet, as_json)
+
+
+@app.command(cls=_Command)
+def diagnose(
+    folder: Folder, strict: Strict = False, quiet: Quiet = False, as_json: AsJson = False
+) -> None:
+    """Print the findings, each with what to try."""
+    _exit(_actions().diagnose(folder, quiet, as_json) and strict)
+
+
+@app.command(cls=_Command)
+def predict(
+    folder: Folder,
+    out: Annotated[Path, typer.Option(help="predictions.nc or .npz.", show_default=False)],
+    data: Data = None,
+    model: Model = None,
+    drop: Drop = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Draw predictions, at new data or at those of the fit.
+
+    The observed arguments may be missing from the new data. Predictions have the dimensions
+    (chain, draw, *shape of the site at the new data).
+    """
+    check_file(out, "predictions", (".nc", ".npz"))
+    _actions().predict(folder, out, data, model, drop, quiet, as_json)
+
+
+@app.command(cls=_Command)
+def compare(
+    folders: Annotated[list[Path], typer.Argument(help="The folders of fits of the same data.")],
+    refit: Annotated[
+        bool, typer.Option(help="Fit again without the rows where k-hat is high; needs the models.")
+    ] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare fits by leave-one-out cross-validation."""
+    _actions().compare(folders, refit, quiet, as_json)
+
+
+@app.command(cls=_Command)
+def plot(
+    folder: Folder,
+    kind: Annotated[str, typer.Argument(help=" | ".join(PLOTS), show_default=False)],
+    out: Annotated[Path, typer.Option(help="A .png, .pdf or .svg file.", show_default=False)],
+    site: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A site to draw; may be repeated.")
+    ] = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Draw one of ArviZ's plots."""
+    if kind not in PLOTS:
+        raise SettingError(f"there is no plot {kind!r}; {near(kind, PLOTS)}")
+    check_picture(out)
+    _actions().plot(folder, kind, out, site, quiet, as_json)
+
+
+@app.command(cls=_Command)
+def methods(
+    name: Annotated[str | None, typer.Argument(help="One of them, in full.")] = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the methods with their settings."""
+    shown = catalogue() if name is None else {name.lower(): find(name)}
+    if name is not None:
+        text = "\n".join(entry.doc for entry in shown.values())
+    else:
+        text = "\n\n".join(
+            f"{n}: {entry.doc.splitlines()[0]}\n"
+            + _wrapped(f"{k}={v!r}" for k, v in entry.settings.items())
+            for n, entry in shown.items()
+        )
+    records = [
+        {
+            "name": n,
+            "description": entry.doc if name else entry.doc.splitlines()[0],
+            "settings": entry.settings,
+        }
+        for n, entry in shown.items()
+    ]
+    show(as_json, text, methods=records)
+
+
+@app.command(cls=_Command)
+def doctor(quiet: Quiet = False, as_json: AsJson = False) -> None:
+    """Tell what the native engine needs, and what is there."""
+    _actions().doctor(quiet, as_json)
+
+
+@app.command(cls=_Command)
+def demo(
+    out: Annotated[Path | None, typer.Option(help="A file for the plot, such as demo.png.")] = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fit eight schools by four methods."""
+    if out is not None:
+        check_picture(out)
+    _actions().demo(out, quiet, as_json)
+
+
+def _exit(failed: bool) -> None:
+    if failed:
+        raise typer.Exit(1)
+
+
+def _wrapped(words: Iterable[str]) -> str:
+    return textwrap.fill(", ".join(words), 78, initial_indent="  ", subsequent_indent="  ")

@@ -1,0 +1,1 @@
+"""From a graph to C, one file for each family of operations."""

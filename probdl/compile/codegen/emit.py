@@ -1,0 +1,413 @@
+"""Write a graph of tensor operations as C.
+
+Each tensor is a stretch of memory with strides, so that views cost nothing: their layout is
+computed by torch itself, on tensors without storage. Element-wise operations of one shape, and
+sums over all of it, share one loop; what only that loop reads never reaches memory. Work on
+single numbers is straight-line code, which keeps an unrolled loop over time affordable.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from probdl.compile.codegen.handlers import EXACT, HANDLERS, VIEWS, reduction
+from probdl.compile.codegen.loops import Access, Element, contiguous, copy, nest, shifted
+from probdl.compile.codegen.operations import ALLOCATIONS, CONSTANTS, POINTWISE, REDUCTIONS, literal
+from probdl.compile.codegen.rows import RowPass, row_passes
+from probdl.compile.codegen.schedule import place, schedule
+from probdl.compile.codegen.statements import (
+    Buffer,
+    Builder,
+    ByRows,
+    Statement,
+    UnsupportedError,
+    Value,
+    empty,
+    laid_out,
+    shape_of,
+    squeezed_access,
+)
+
+__all__ = ["Source", "emit", "is_view", "supports"]
+
+aten = torch.ops.aten
+
+PART_LINES = 250  # of a C function; compilers take more than linear time over long ones
+STACK = 4096  # numbers of work space that fit on any thread's stack
+
+
+@dataclass(frozen=True)
+class Source:
+    """C code of a log density with its gradient.
+
+    Attributes:
+        text: the translation unit; it defines ``int64_t logp(dim, z, grad, logp, user)``.
+        work: how many numbers of work space a call needs, 0 where the stack will do.
+        statements: how many operations there are, a measure of the code's length.
+    """
+
+    text: str
+    work: int
+    statements: int
+
+
+def is_view(node: fx.Node) -> bool:
+    """Tell whether a node is another layout of its input."""
+    return (
+        isinstance(node.target, torch._ops.OpOverload)
+        and (node.target.is_view or node.target.overloadpacket in VIEWS)
+        and node.target.overloadpacket is not aten.as_strided
+        and node.target is not aten.view.dtype
+    )
+
+
+def supports(op: Any) -> bool:
+    """Tell whether an operation can be written as C."""
+    if not isinstance(op, torch._ops.OpOverload):
+        return False
+    packet = op.overloadpacket
+    if op in (aten.max.default, aten.min.default, aten.view.dtype):  # only their other forms
+        return False
+    return (
+        packet in POINTWISE
+        or packet in REDUCTIONS
+        or packet in CONSTANTS
+        or packet in ALLOCATIONS
+        or packet in HANDLERS
+        or packet in VIEWS
+        or op.is_view
+    )
+
+
+def emit(graph: fx.Graph, dim: int) -> Source:
+    """Write a graph (z, *arrays) to (gradient, value) as C.
+
+    Raises:
+        UnsupportedError: an operation is not known here.
+    """
+    return _Emitter(graph, dim).source()
+
+
+class _Emitter(Builder):
+    def __init__(self, graph: fx.Graph, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.values: dict[fx.Node, Any] = {}
+        self.passes: list[list[str]] = []  # C functions
+        self.own: dict[Buffer, tuple[int, int]] = {}  # within a pass over rows: see RowPass
+        self.rows: tuple[str, str] | None = None
+        self.ways: dict[Statement, ByRows] = {}
+        arrays = 0
+        for node in graph.nodes:
+            if node.op == "placeholder":
+                name = "z" if node.name == "z" else f"d[{arrays}]"
+                arrays += node.name != "z"
+                layout = laid_out(empty(node.meta["val"].shape))
+                self.values[node] = Value(Buffer(name, layout.numel()), layout)
+            elif node.op == "output":
+                grad, value = (self.values[n] for n in node.args[0])
+                self.grad, self.value = self.stored(grad), self.stored(value)
+            else:
+                self.visit(node)
+
+    # -- reading the graph ----------------------------------------------------------------
+
+    def visit(self, node: fx.Node) -> None:
+        args = [self.operand(a) for a in node.args]
+        kwargs = {k: self.operand(v) for k, v in node.kwargs.items()}
+        if not isinstance(node.target, torch._ops.OpOverload):  # operator.getitem
+            self.values[node] = args[0][args[1]]
+            return
+        op = node.target.overloadpacket
+        self.shape = tuple(node.meta["val"].shape) if "val" in node.meta else ()
+        self.dtype = node.meta["val"].dtype if "val" in node.meta else None
+        first = node.all_input_nodes[:1]
+        self.whole = bool(first) and first[0].meta.get("whole", False)
+        if self.dtype in (torch.uint8, torch.int8, torch.int16):
+            raise UnsupportedError(f"{node.target} computes in {self.dtype}, which wraps around")
+        single = self.dtype in (torch.float32, torch.float16, torch.bfloat16)
+        exact = op in EXACT or is_view(node)  # a number is the same in double precision
+        if (single and not exact) or (self.dtype is not None and self.dtype.is_complex):
+            raise UnsupportedError(f"{node.target} computes in {self.dtype}, not in float64")
+        try:
+            if is_view(node):
+                self.values[node] = self.view(node.target, args, kwargs)
+            elif op in HANDLERS:
+                self.values[node] = HANDLERS[op](self, *args, **kwargs)
+            elif op in POINTWISE:
+                kwargs.pop("memory_format", None)
+                self.values[node] = self.pointwise(op, args, kwargs)
+            elif op in REDUCTIONS:
+                kwargs.pop("dtype", None)
+                if self.dtype is torch.bool and op in (aten.sum, aten.prod):
+                    raise UnsupportedError(f"{node.target} of truth values has no C form")
+                self.values[node] = reduction(self, op, *args, **kwargs)
+            else:
+                raise UnsupportedError(f"the operation {node.target} has no C form")
+        except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
+            if isinstance(error, UnsupportedError):
+                raise
+            raise UnsupportedError(f"{node.target}: {error}") from error
+
+    def operand(self, x: Any) -> Any:
+        if isinstance(x, fx.Node):
+            return self.values[x]
+        if isinstance(x, (list, tuple)):
+            return [self.operand(item) for item in x]
+        return x
+
+    def view(self, op: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        value = args[0]
+        try:
+            layout = op(value.layout, *args[1:], **kwargs)
+        except RuntimeError:  # a view in torch's layout, not in ours, which is contiguous
+            value = self.copied(value)
+            layout = op(value.layout, *args[1:], **kwargs)
+        if isinstance(layout, Tensor):
+            return value.like(layout)
+        return [value.like(part) for part in layout]
+
+    def pointwise(self, op: Any, args: list[Any], kwargs: dict[str, Any]) -> Value:
+        if op in _SUMS and len(args) == 3:  # some take alpha by position
+            *args, kwargs["alpha"] = args
+        if op in _SUMS and self.dtype is torch.bool:
+            raise UnsupportedError(f"{op.__name__} of truth values has no C form")
+        operands = [a for a in args if isinstance(a, Value)]
+        holes = [None if isinstance(a, Value) else a for a in args]
+        is_value = [isinstance(a, Value) for a in args]
+        if op in _BITWISE and self.dtype != torch.bool:
+            raise UnsupportedError(f"{op.__name__} of integers has no C form")
+        same = _neutral(op, args, kwargs)
+        if same is not None:
+            return same.like(same.layout.expand(self.shape))
+
+        def expression(*names: str) -> str:
+            given = iter(names)
+            parts = [
+                next(given) if value else (literal(hole) if _is_number(hole) else hole)
+                for value, hole in zip(is_value, holes, strict=True)
+            ]
+            return POINTWISE[op](*parts, **kwargs)
+
+        expression(*("x" for _ in operands))  # raises here what it would raise later
+        return self.elementwise(expression, operands, self.shape)
+
+    # -- writing --------------------------------------------------------------------------
+
+    def source(self) -> Source:
+        statements, passes = row_passes(self.statements)
+        groups = schedule([*statements, *map(self.row_statement, passes)])
+        self.offsets, work = place(groups)
+        parts: list[list[str]] = [[]]
+        for group in groups:
+            lines = self.group(group)
+            if parts[-1] and len(parts[-1]) + len(lines) > PART_LINES:
+                parts.append([])
+            parts[-1] += lines
+        signature = "const double *restrict z, const double *const *restrict d, double *restrict w"
+        text = [files("probdl.compile.codegen").joinpath("prelude.h").read_text()]
+        for i, lines in enumerate(self.passes):
+            more = "ptrdiff_t first, ptrdiff_t last, double *restrict own"
+            text += [f"static void pass{i}({signature}, {more}) {{", *lines, "}"]
+        for i, lines in enumerate(parts):
+            text += [f"static void part{i}({signature}, uint64_t threads) {{", *lines, "}"]
+        text += [
+            "int64_t logp(uint64_t dim, const double *z, double *grad, double *value,"
+            " const void *user) {",
+            "(void)dim;",
+            "const Bound *bound = user;",
+            "const double *const *d = bound->data;",
+        ]
+        on_stack = work <= STACK
+        text += (
+            [f"double w[{max(work, 1)}];"] if on_stack else [_ACQUIRE.replace("WORK", str(work))]
+        )
+        text += [f"part{i}(z, d, w, bound->threads);" for i in range(len(parts))]
+        grad, value = self.grad, self.value
+        text += copy(
+            grad.access, ((1,), 0), (self.dim,), self.reader(grad.buffer), lambda i: f"grad[{i}]"
+        )
+        text += [
+            f"*value = {self.reader(value.buffer)(str(value.access[1]))};",
+            "int fine = __builtin_isfinite(*value);",
+            "for (size_t i = 0; i < dim; i++) fine &= __builtin_isfinite(grad[i]) != 0;",
+            *([] if on_stack else [_RELEASE]),
+            "return fine ? 0 : 1;",
+            "}",
+        ]
+        return Source("\n".join(text) + "\n", 0 if on_stack else work, len(self.statements))
+
+    def reader(self, buffer: Buffer | float) -> Element:
+        """Return how a C expression of an index becomes one of the element there."""
+        if not isinstance(buffer, Buffer):
+            return lambda at: literal(buffer)
+        if buffer.producer is None:
+            return lambda at: f"{buffer.name}[{at}]"
+        if buffer in self.own:
+            start, row = self.own[buffer]
+            return lambda at: f"own[{start} + {at}{f' - {row} * lo' if row else ''}]"
+        offset = self.offsets[buffer]
+        return lambda at: f"w[{shifted(at, offset)}]"
+
+    def group(self, group: list[Statement]) -> list[str]:
+        first = group[0]
+        if first.key is None:
+            names = [self.reader(v.buffer) for v in first.operands]
+            names += [self.reader(b) for b in first.outputs]
+            if self.rows is not None:
+                return ["{", *self.ways[first].write(*names, *self.rows), "}"]
+            return ["{", *first.write(*names), "}"]
+        return self.scalars(group) if math.prod(shape_of(first.key)) == 1 else self.loop(group)
+
+    def scalars(self, group: list[Statement]) -> list[str]:
+        lines = ["{"]
+        inside = {s.outputs[0]: s.name for s in group}
+        for statement in group:
+            names = []
+            for value in statement.operands:
+                if not isinstance(value.buffer, Buffer):
+                    names.append(literal(value.buffer))
+                elif value.buffer in inside:
+                    names.append(inside[value.buffer])
+                else:
+                    names.append(self.reader(value.buffer)(str(value.access[1])))
+            lines.append(f"const double {statement.name} = {statement.write(*names)};")
+            if statement.outputs[0] in self.offsets:
+                lines.append(f"{self.reader(statement.outputs[0])('0')} = {statement.name};")
+        return [*lines, "}"]
+
+    def loop(self, group: list[Statement]) -> list[str]:
+        shape = shape_of(group[0].key)
+        along = (contiguous(shape), 0)
+        inside = {s.outputs[0]: s for s in group if not s.total}
+        before: list[str] = []
+        body: list[tuple[Statement, list[Any]]] = []
+        loads: dict[tuple[Buffer, Access], str] = {}  # names of what is read from memory
+        for statement in group:
+            names: list[Any] = []
+            for value in statement.operands:
+                buffer, access = value.buffer, squeezed_access(value)
+                if not isinstance(buffer, Buffer):
+                    names.append(literal(buffer))
+                elif buffer in inside and inside[buffer] is not statement:
+                    names.append(inside[buffer].name)
+                elif (buffer, access) in loads:
+                    names.append(loads[buffer, access])
+                else:
+                    name = loads[buffer, access] = f"x{statement.index}_{len(names)}"
+                    names.append(name)
+                    if not any(access[0]):
+                        at = self.reader(buffer)(str(access[1]))
+                        before.append(f"const double {name} = {at};")
+            body.append((statement, names))
+        varying = [(b, a, name) for (b, a), name in loads.items() if any(a[0])]
+        accesses = [*(a for _, a, _ in varying), along]
+        sums = [s.name for s in group if s.total]
+        plain_sums = all(s.total is aten.sum for s in group if s.total)
+
+        def write(at: list[str]) -> list[str]:
+            lines = [
+                f"const double {name} = {self.reader(buffer)(index)};"
+                for (buffer, _, name), index in zip(varying, at, strict=False)
+            ]
+            for statement, names in body:
+                expression = statement.write(*names)
+                if statement.total:
+                    lines.append(REDUCTIONS[statement.total][1].format(statement.name, expression))
+                    continue
+                lines.append(f"const double {statement.name} = {expression};")
+                if statement.outputs[0] in self.offsets or statement.outputs[0] in self.own:
+                    lines.append(f"{self.reader(statement.outputs[0])(at[-1])} = {statement.name};")
+            return lines
+
+        before += [f"double {s.name} = {REDUCTIONS[s.total][0]};" for s in group if s.total]
+        clause = f" reduction(+ : {', '.join(sums)})" if sums else ""
+        loops = nest(shape, accesses, write, clause if plain_sums else None, rows=self.rows)
+        sign = "=" if self.rows is None else "+="
+        after = [f"{self.reader(s.outputs[0])('0')} {sign} {s.name};" for s in group if s.total]
+        return ["{", *before, *loops, *after, "}"]
+
+    def row_statement(self, row_pass: RowPass) -> Statement:
+        """Return the statement that a pass over rows is to the others."""
+        statement = Statement(
+            0,
+            None,
+            row_pass.reads,
+            [*row_pass.gives, row_pass.memory],
+            lambda *_: self.row_pass(row_pass),
+        )
+        for buffer in statement.outputs:
+            buffer.producer = statement
+        return statement
+
+    def row_pass(self, row_pass: RowPass) -> list[str]:
+        """Write a pass over rows as a function, and the code that calls it."""
+        self.own, self.rows, self.ways = row_pass.own, ("lo", "hi"), row_pass.ways
+        groups = [line for group in row_pass.groups for line in self.group(group)]
+        self.own, self.rows = {}, None
+        block = row_pass.block
+        self.passes.append(
+            [
+                f"for (ptrdiff_t i = 0; i < {row_pass.totals}; i++) own[i] = 0.0;",
+                f"for (ptrdiff_t lo = first; lo < last; lo += {block}) {{",
+                f"const ptrdiff_t hi = lo + {block} < last ? lo + {block} : last;",
+                *groups,
+                "}",
+            ]
+        )
+        memory, size = self.reader(row_pass.memory), row_pass.size
+        lines = [
+            f"over_rows((Rows){{pass{len(self.passes) - 1}, z, d, w, {row_pass.rows}, "
+            f"{row_pass.chunks}, &{memory('0')}, {size}, 0}}, threads);"
+        ]
+        for buffer, (start, row) in row_pass.own.items():
+            if row:
+                continue
+            total = self.reader(buffer)
+            lines += [
+                f"for (ptrdiff_t i = 0; i < {buffer.size}; i++) {{",
+                "double sum = 0.0;",
+                f"for (ptrdiff_t c = 0; c < {row_pass.chunks}; c++)",
+                f"sum += {memory(f'{size} * c + {start} + i')};",
+                f"{total('i')} = sum;",
+                "}",
+            ]
+        return ["{", *lines, "}"]
+
+
+_ACQUIRE = """uint64_t slot = 0;
+while (slot < bound->slots && __atomic_exchange_n(bound->busy + slot, 1, __ATOMIC_ACQUIRE)) slot++;
+double *w = slot < bound->slots ? bound->work[slot] : malloc(WORK * sizeof(double));
+if (!w) return -1;"""
+_RELEASE = """if (slot < bound->slots) __atomic_store_n(bound->busy + slot, 0, __ATOMIC_RELEASE);
+else free(w);"""
+
+
+def _is_number(x: Any) -> bool:
+    return isinstance(x, (bool, int, float))
+
+
+def _neutral(op: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Value | None:
+    """Return the operand that an operation leaves as it is: x + 0, x - 0, x * 1, x / 1, a copy."""
+    if op is aten.clone:
+        return args[0]  # type: ignore[no-any-return]
+    if op not in _NEUTRAL or kwargs.get("rounding_mode") is not None:
+        return None
+    numbers = [a.buffer if isinstance(a, Value) else a for a in args]
+    for i in (1, 0) if op in (aten.add, aten.mul) else (1,):
+        other = args[1 - i]
+        if numbers[i] == _NEUTRAL[op] and isinstance(other, Value):
+            return other if i == 1 or float(kwargs.get("alpha", 1)) == 1 else None
+    return None
+
+
+_SUMS = {aten.add, aten.sub, aten.rsub}
+_BITWISE = {aten.bitwise_and, aten.bitwise_not, aten.bitwise_or, aten.bitwise_xor}
+_NEUTRAL: dict[Any, float] = {aten.add: 0.0, aten.sub: 0.0, aten.mul: 1.0, aten.div: 1.0}

@@ -1,0 +1,1 @@
+"""C loops around a compiled density: Adam and the random walk."""

@@ -1,0 +1,119 @@
+"""Adam on a native step, a block of steps in one call: no Python between one step and the next."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from probdl.compile.codegen.emit import Source
+from probdl.compile.runtime.library import loaded
+from probdl.compile.step import BLOCK, NativeStep, Parameters
+
+__all__ = ["NativeAdam"]
+
+
+class _Run(ctypes.Structure):
+    """The struct `Run` of adam.c."""
+
+    _fields_ = (
+        ("beta1", ctypes.c_double),
+        ("beta2", ctypes.c_double),
+        ("epsilon", ctypes.c_double),
+        ("clip_norm", ctypes.c_double),
+        ("dim", ctypes.c_uint64),
+        ("arrays", ctypes.c_uint64),
+        ("z", ctypes.c_void_p),
+        ("grad", ctypes.c_void_p),
+        ("first", ctypes.c_void_p),
+        ("second", ctypes.c_void_p),
+        ("good", ctypes.c_void_p),
+    )
+
+
+@functools.cache
+def _adam() -> Any:
+    text = files("probdl.compile.kernels").joinpath("adam.c").read_text()
+    function = loaded(Source(text, 0, 0), "adam").adam
+    function.restype = ctypes.c_uint64
+    function.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_uint64] * 2 + [ctypes.c_void_p] * 5
+    return function
+
+
+class NativeAdam:
+    """Adam with the settings that torch's has by default.
+
+    Args:
+        parameters: what is trained.
+        step: the compiled loss, at data that stay.
+        clip_norm: gradients are shortened to this length; None leaves them.
+
+    Raises:
+        CompilerError: there is no compiler, or it failed.
+    """
+
+    def __init__(self, parameters: Parameters, step: NativeStep, clip_norm: float | None) -> None:
+        self._function = _adam()
+        self._step = step
+        flat = parameters.flat
+        self._state = [torch.zeros_like(flat) for _ in range(3)]  # gradient, two moments
+        self.good = flat.clone()
+        noise = step.noise
+        self._sizes = np.array([x.numel() for x in noise] or [0], np.uint64)
+        self._noise = np.array([x.data_ptr() for x in noise] or [0], np.uintp)
+        self._run = _Run(
+            0.9,
+            0.999,
+            1e-8,
+            clip_norm or 0.0,
+            len(flat),
+            len(noise),
+            flat.data_ptr(),
+            *(x.data_ptr() for x in self._state),
+            self.good.data_ptr(),
+        )
+
+    def run(self, done: int, rates: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Take a step at each learning rate.
+
+        Args:
+            done: how many steps were taken before.
+            rates: of the steps to take, up to a block of them.
+
+        Returns:
+            The losses: fewer than the rates, where the one after them, or its gradient, is not
+            finite. The parameters are then at that point, and ``good`` is the one before it.
+        """
+        rates, count = np.ascontiguousarray(rates, np.float64), len(rates)
+        blocks = [x.contiguous() for x in self._step.draw(BLOCK)]
+        pointers = np.array([x.data_ptr() for x in blocks] or [0], np.uintp)
+        losses = np.empty(count)
+        code = self._step.code
+        taken = self._function(
+            code.address,
+            code.user,
+            ctypes.addressof(self._run),
+            count,
+            done,
+            rates.ctypes.data,
+            losses.ctypes.data,
+            self._noise.ctypes.data,
+            pointers.ctypes.data,
+            self._sizes.ctypes.data,
+        )
+        return losses[:taken]
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what a checkpoint must hold."""
+        return {"first": self._state[1], "second": self._state[2]}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Take up the state of a checkpoint."""
+        self._state[1].copy_(state["first"])
+        self._state[2].copy_(state["second"])

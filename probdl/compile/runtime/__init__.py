@@ -1,0 +1,1 @@
+"""The C compiler, the cache of compiled code, and loaded libraries."""

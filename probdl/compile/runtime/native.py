@@ -1,0 +1,100 @@
+"""A compiled log density, as a function that a sampler can call."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from probdl.compile.codegen.emit import Source
+from probdl.compile.codegen.statements import laid_out
+from probdl.compile.runtime.library import loaded
+
+__all__ = ["NativeDensity", "differentiable"]
+
+
+class _Bound(ctypes.Structure):
+    """The struct `Bound` of prelude.h."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("work", ctypes.c_void_p),
+        ("busy", ctypes.c_void_p),
+        ("slots", ctypes.c_uint64),
+        ("threads", ctypes.c_uint64),
+    )
+
+
+class NativeDensity:
+    """A compiled log density at one set of data.
+
+    Attributes:
+        dim: d.
+        address: of the C function ``int64_t logp(uint64_t dim, const double *z, double *grad,
+            double *value, const void *user)``; it returns 0, or 1 where the value or the
+            gradient is not finite. It may run in several threads at once.
+        user: the address to pass as ``user``.
+        expand: the address of an identity in the form that nutpie asks for.
+    """
+
+    engine = "native"
+
+    def __init__(self, source: Source, dim: int, arrays: Sequence[Tensor], threads: int) -> None:
+        library = loaded(source, "logp", "expand")
+        library.logp.restype = ctypes.c_int64
+        library.logp.argtypes = [ctypes.c_uint64] + [ctypes.c_void_p] * 4
+        self.dim = dim
+        self._function = library.logp
+        self.address = ctypes.cast(library.logp, ctypes.c_void_p).value
+        self.expand = ctypes.cast(library.expand, ctypes.c_void_p).value
+        slots = threads if source.work else 0
+        # All that the code points to is owned here.
+        self._arrays = [laid_out(a.to(torch.float64)) for a in arrays]
+        self._work = [np.empty(source.work) for _ in range(slots)]
+        self._busy = np.zeros(max(slots, 1), np.uint32)
+        self._data_pointers = np.array([a.data_ptr() for a in self._arrays] or [0], np.uintp)
+        self._work_pointers = np.array([a.ctypes.data for a in self._work] or [0], np.uintp)
+        self._bound = _Bound(
+            self._data_pointers.ctypes.data,
+            self._work_pointers.ctypes.data,
+            self._busy.ctypes.data,
+            slots,
+            max(1, torch.get_num_threads() // threads),
+        )
+        self.user = ctypes.addressof(self._bound)
+
+    def value_and_grad(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the log density at ``z`` (d,) and its gradient (d,)."""
+        point = np.ascontiguousarray(z.detach().numpy(), np.float64)
+        grad, value = np.empty(self.dim), np.empty(())
+        self._function(self.dim, point.ctypes.data, grad.ctypes.data, value.ctypes.data, self.user)
+        return torch.from_numpy(value), torch.from_numpy(grad)
+
+    def evaluate(self, z: Tensor, grad: Tensor, value: NDArray[np.float64]) -> None:
+        """Write the gradient (d,) and the value () at ``z`` (d,) to where they are wanted."""
+        self._function(self.dim, z.data_ptr(), grad.data_ptr(), value.ctypes.data, self.user)
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Evaluate the log density at ``z`` (d,), as a scalar that autograd can follow."""
+        return differentiable(self, z)
+
+
+def differentiable(density: Any, z: Tensor) -> Tensor:
+    """Evaluate a density that knows its own gradient, as a scalar that autograd can follow."""
+    return _Differentiable.apply(z, density)  # type: ignore[no-any-return]
+
+
+class _Differentiable(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, density: Any) -> Tensor:
+        value, ctx.grad = density.value_and_grad(z)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, up: Tensor) -> tuple[Tensor, None]:
+        return up * ctx.grad, None

@@ -1,0 +1,1 @@
+"""From a program to a graph of tensor operations."""

@@ -1,0 +1,180 @@
+"""Formulas that take apart the operations that have no C form, in terms of some that have.
+
+Most are torch's own. Those below are of operations that torch counts among its core and keeps
+whole, and of common ones whose formulas in torch would import its compiler, which takes a second.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._decomp import core_aten_decompositions, decomposition_table
+
+from probdl.compile.codegen import emit
+
+__all__ = ["decompositions"]
+
+aten = torch.ops.aten
+
+_FORMULAS = "torch._decomp.decompositions"
+
+
+@functools.cache
+def decompositions() -> dict[Any, Callable[..., Any]]:
+    """Return the formulas by operation."""
+    # Beside torch's core list, its formulas for some operations that the list keeps; not its
+    # reference implementations, which end in operations of another kind.
+    more = {op: fn for op, fn in decomposition_table.items() if fn.__module__ == _FORMULAS}
+    table = more | dict(core_aten_decompositions().items())
+    return {op: fn for op, fn in table.items() if not emit.supports(op)} | {
+        aten.addcdiv.default: lambda x, a, b, *, value=1: x + value * (a / b),
+        aten.addcmul.default: lambda x, a, b, *, value=1: x + value * (a * b),
+        aten.cholesky_inverse.default: _cholesky_inverse,
+        aten.cholesky_solve.default: _cholesky_solve,
+        aten.elu.default: _elu,
+        aten.gelu.default: _gelu,
+        aten.hardtanh.default: lambda x, low=-1.0, high=1.0: x.clamp(low, high),
+        aten.index.Tensor: _index,
+        aten.index_put.default: _index_put,
+        aten.index_select.default: _index_select,
+        aten.leaky_relu.default: lambda x, slope=0.01: torch.where(x > 0, x, x * slope),
+        aten.linalg_vector_norm.default: _norm,
+        aten.logit.default: _logit,
+        aten.logsumexp.default: _logsumexp,
+        aten.max.default: lambda x: x.amax(_all(x)),
+        aten.mean.default: lambda x, dtype=None: _mean(x, dtype=dtype),
+        aten.mean.dim: _mean,
+        aten.min.default: lambda x: x.amin(_all(x)),
+        aten.ones.default: lambda size, **options: torch.full(size, 1.0, **_typed(options)),
+        aten.repeat.default: _repeat,
+        aten.softplus.default: _softplus,
+        aten.std.correction: lambda x, dim=None, **options: _var(x, dim, **options).sqrt(),
+        aten.trace.default: lambda x: x.diagonal().sum(),
+        aten.var.correction: _var,
+        aten.zeros.default: lambda size, **options: torch.full(size, 0.0, **_typed(options)),
+    }
+
+
+def _all(x: Tensor, dim: Any = None) -> list[int]:
+    """List the dimensions meant; none given means all."""
+    return [dim] if isinstance(dim, int) else list(dim or range(x.ndim))
+
+
+def _typed(options: dict[str, Any]) -> dict[str, Any]:
+    """Name the dtype that torch takes where none is given."""
+    return options | {"dtype": options.get("dtype") or torch.get_default_dtype()}
+
+
+def _logit(x: Tensor, eps: float | None = None) -> Tensor:
+    x = x if eps is None else x.clamp(eps, 1 - eps)
+    return (x / (1 - x)).log()
+
+
+def _logsumexp(x: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
+    dims = _all(x, dim)
+    top = x.amax(dims, keepdim=True)
+    top = top.masked_fill(top.abs() == math.inf, 0.0)
+    total = (x - top).exp().sum(dims, keepdim=keepdim).log()
+    return total + (top if keepdim else top.squeeze(dims))
+
+
+def _softplus(x: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
+    scaled = x * beta
+    return torch.where(scaled > threshold, x, scaled.exp().log1p() / beta)
+
+
+def _mean(x: Tensor, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Tensor:
+    dims = _all(x, dim)
+    total = x.sum(dims, keepdim=keepdim, dtype=dtype)
+    return total / math.prod(x.shape[d] for d in dims)
+
+
+def _norm(
+    x: Tensor, ord: float = 2, dim: Any = None, keepdim: bool = False, dtype: Any = None
+) -> Tensor:
+    dims = _all(x, dim)
+    x = x if dtype is None else x.to(dtype)
+    if ord == float("inf"):
+        return x.abs().amax(dims, keepdim=keepdim)
+    if ord == 2:
+        return x.square().sum(dims, keepdim=keepdim).sqrt()
+    if ord == 1:
+        return x.abs().sum(dims, keepdim=keepdim)
+    return NotImplemented
+
+
+def _elu(x: Tensor, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Tensor:
+    return torch.where(x > 0, x * scale, torch.expm1(x * input_scale) * (alpha * scale))
+
+
+def _gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
+    if approximate == "tanh":
+        return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    return 0.5 * x * (1 + torch.erf(x * math.sqrt(0.5)))
+
+
+def _index_select(x: Tensor, dim: int, index: Tensor) -> Tensor:
+    if not x.ndim:
+        return NotImplemented
+    return aten.index.Tensor(x, [None] * (dim % x.ndim) + [index])
+
+
+def _repeat(x: Tensor, repeats: Sequence[int]) -> Tensor:
+    sizes = [1] * (len(repeats) - x.ndim) + list(x.shape)
+    apart = x.reshape([n for size in sizes for n in (1, size)])
+    spread = apart.expand([n for pair in zip(repeats, sizes, strict=True) for n in pair])
+    return spread.reshape([r * n for r, n in zip(repeats, sizes, strict=True)])
+
+
+def _by_number(indices: Sequence[Tensor | None]) -> list[Tensor | None] | None:
+    """Turn masks among the indices of ``x[...]`` into numbers, which depend on data alone."""
+    masks = (torch.bool, torch.uint8)
+    if not any(i is not None and i.dtype in masks for i in indices):
+        return None
+    numbers: list[Tensor | None] = []
+    for index in indices:
+        if index is None or index.dtype not in masks:
+            numbers.append(index)
+        else:
+            numbers.extend(index.nonzero().unbind(1))
+    return numbers
+
+
+def _index(x: Tensor, indices: Sequence[Tensor | None]) -> Any:
+    numbers = _by_number(indices)
+    return NotImplemented if numbers is None else aten.index.Tensor(x, numbers)
+
+
+def _index_put(
+    x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False
+) -> Any:
+    numbers = _by_number(indices)
+    if numbers is None:
+        return NotImplemented
+    return aten.index_put.default(x, numbers, values, accumulate)
+
+
+def _var(
+    x: Tensor, dim: Any = None, *, correction: float | None = None, keepdim: bool = False
+) -> Tensor:
+    dims = _all(x, dim)
+    total = (x - x.mean(dims, keepdim=True)).square().sum(dims, keepdim=keepdim)
+    count = math.prod(x.shape[d] for d in dims)
+    return total / max(count - (1 if correction is None else correction), 0)
+
+
+def _cholesky_inverse(factor: Tensor, upper: bool = False) -> Tensor:
+    unit = torch.eye(factor.shape[-1], dtype=factor.dtype).expand_as(factor)
+    inverse = torch.linalg.solve_triangular(factor, unit, upper=upper)
+    return inverse @ inverse.mT if upper else inverse.mT @ inverse
+
+
+def _cholesky_solve(right: Tensor, factor: Tensor, upper: bool = False) -> Tensor:
+    lower = factor.mT if upper else factor
+    half = torch.linalg.solve_triangular(lower, right, upper=False)
+    return torch.linalg.solve_triangular(lower.mT, half, upper=True)

@@ -1,0 +1,1 @@
+"""Fits on disk, and as ArviZ's containers."""

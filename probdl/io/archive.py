@@ -1,0 +1,152 @@
+"""What of a fit is written: ``idata.nc`` for ArviZ, ``arrays.safetensors``, and ``fit.json``."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import inspect
+import math
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor, nn
+
+from probdl.errors import SettingError, warn
+from probdl.io import idata
+from probdl.io.packing import pack
+from probdl.io.store import folder_named, replace_folder
+from probdl.model.program import Program, WithoutModel, fingerprint
+from probdl.model.sites import Structure
+
+__all__ = ["ARRAYS", "IDATA", "save", "source_of"]
+
+IDATA = "idata.nc"
+ARRAYS = "arrays.safetensors"
+_PACKAGES = ("probdl", "torch", "pyro-ppl", "arviz", "numpy", "nutpie")
+_LARGE = 2**28  # numbers in a group that can be made again: 2 GiB
+
+
+def save(fit: Any, folder: str | os.PathLike[str]) -> Path:
+    """Write a fit to a folder, see ``Fit.save``."""
+    path = folder_named(folder)
+    if path.exists() and not path.is_dir():
+        raise SettingError(f"{path} is a file; a fit is saved as a folder. Give another name.")
+    arrays: dict[str, Tensor] = {}
+    index = describe(fit, arrays)
+    container = _container(fit)
+    replace_folder(
+        path,
+        index,
+        {
+            IDATA: lambda to: idata.write(container, to),
+            ARRAYS: lambda to: _write_arrays(arrays, to),
+        },
+    )
+    return path
+
+
+def _write_arrays(arrays: dict[str, Tensor], path: Path) -> None:
+    # safetensors' own files are for their owner's eyes only, and its errors are no OSErrors.
+    path.write_bytes(safetensors.torch.save(arrays))
+
+
+def describe(fit: Any, arrays: dict[str, Tensor]) -> dict[str, Any]:
+    """Describe all of a fit but its draws as JSON, its arrays aside."""
+    program: Program = fit.program
+    loaded = isinstance(program, WithoutModel)
+    proposal = fit.proposal
+    return {
+        "model": ({} if loaded else source_of(program.original)) | {"name": program.name},
+        "method": {
+            "name": fit.method.name,
+            "shown": repr(fit.method),
+            "settings": {
+                f.name: pack(getattr(fit.method, f.name), arrays, f"method.{f.name}")
+                for f in fields(fit.method)
+            },
+        },
+        "seed": fit.seed,
+        "timings": dict(fit.timings),
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "data": {
+            "fingerprint": fingerprint(program.tensors()),
+            "dtype": str(program.dtype).removeprefix("torch."),
+            "arguments": pack(program.arguments, arrays, "data"),
+        },
+        "draws": list(fit.draws),
+        "sites": _sites(fit.structure, arrays),
+        "plate_depth": fit.structure.plate_depth,
+        "modules": None if loaded else pack(_states(program.modules), arrays, "model"),
+        "proposal": None
+        if proposal is None
+        else {
+            "local": list(proposal.local),
+            "values": pack(dict(proposal.values), arrays, "guide"),
+            "modules": pack(
+                _states(proposal.program.modules if proposal.program else []), arrays, "guide"
+            ),
+        },
+        "stats": pack(
+            {k: v.state_dict() if isinstance(v, nn.Module) else v for k, v in fit.stats.items()},
+            arrays,
+            "stats",
+        ),
+        "findings": [asdict(finding) for finding in fit.findings],
+        "coords": list(fit.coords),
+        "dims": pack({k: list(v) for k, v in fit.dims.items()}, arrays, "dims"),
+    }
+
+
+def source_of(model: Any) -> dict[str, str | None]:
+    """Tell where a model comes from, and a hash of its source."""
+    owner = getattr(model, "__self__", model)
+    what = owner if inspect.isfunction(owner) or inspect.isclass(owner) else type(owner)
+    try:
+        file: str | None = inspect.getsourcefile(what)
+        digest: str | None = hashlib.sha256(inspect.getsource(what).encode()).hexdigest()
+    except (OSError, TypeError):  # typed into a shell, or made by a program
+        file = digest = None
+    return {
+        "qualname": f"{what.__module__}.{what.__qualname__}",
+        "file": str(Path(file).resolve()) if file and Path(file).exists() else None,
+        "source_sha256": digest,
+    }
+
+
+def _sites(structure: Structure, arrays: dict[str, Tensor]) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": s.name,
+            "kind": s.kind,
+            "shape": list(s.shape),
+            "dims": list(s.dims),
+            "distribution": s.distribution,
+            "count": s.count,
+            "flat": s.flat,
+            "value": pack(s.value, arrays, f"site.{s.name}"),
+        }
+        for s in structure.sites.values()
+    ]
+
+
+def _states(modules: list[Any]) -> list[Mapping[str, Any]]:
+    return [{"training": m.training, "state": dict(m.state_dict())} for m in modules]
+
+
+def _container(fit: Any) -> Any:
+    """Return the ArviZ container, without groups too large to be kept twice."""
+    scalars = sum(math.prod(s.shape) for s in fit.structure.of("observed"))
+    if scalars * fit.num_chains * fit.num_draws <= _LARGE:
+        return fit.idata
+    warn(
+        "the groups log_likelihood and posterior_predictive are not saved: for "
+        f"{scalars} observations and {fit.num_chains * fit.num_draws} draws they are too large. "
+        "With the model, the loaded fit makes them again."
+    )
+    return fit.to_idata(predictive=False)

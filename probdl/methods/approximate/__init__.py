@@ -1,0 +1,1 @@
+"""Normal approximations and weighted draws."""

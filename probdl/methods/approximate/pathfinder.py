@@ -1,0 +1,316 @@
+r"""Pathfinder: normal approximations along the way of L-BFGS to the mode.
+
+Source: Zhang, Carpenter, Gelman and Vehtari, "Pathfinder: parallel quasi-Newton variational
+inference", JMLR 23 (2022); the names of algorithms below are theirs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from probdl.compile import ENGINES, Evaluator, choose
+from probdl.errors import ModelError
+from probdl.io.idata import psis
+from probdl.methods.approximate.weighing import resample
+from probdl.methods.base import Method
+from probdl.methods.held import held_params
+from probdl.model.density import LogDensity
+from probdl.model.program import Program
+from probdl.results.diagnostics import check_weights, interrupted
+from probdl.results.fit import Fit
+from probdl.util.clock import look
+from probdl.util.lazy import linalg, optimize
+from probdl.util.progress import bar
+
+__all__ = ["Pathfinder", "pathfinder_draw"]
+
+Array = NDArray[np.float64]
+
+_HISTORY = 6  # updates that the inverse Hessian is made of, as in the paper
+_CURVED = 1e12  # an update is left out where the curvature along it is beyond this
+_LEAST = 25  # draws; k-hat is fitted to a tail of a fifth
+_BLOCK = 10_000  # draws made at once, between which the time may be up
+_TRIES = 5  # paths that may fail before there is none
+_WALL = 1e30  # stands for minus the log density where it is not finite
+
+
+@dataclass(frozen=True, repr=False)
+class Pathfinder(Method, name="pathfinder"):
+    r"""Approximate the posterior on R^d by the best of the normal densities along L-BFGS paths.
+
+    .. math:: q_l = N(z_l + \Sigma_l \nabla \log p(z_l), \Sigma_l), \qquad
+        l^* = \arg\max_l \mathrm{ELBO}(q_l)
+
+    where z_l are the iterates of L-BFGS on log p and Sigma_l its estimate of the inverse Hessian,
+    diagonal plus low rank. The draws of several paths are weighed and resampled together
+    (Pareto-smoothed importance resampling). It costs a few hundred gradients, and is a good
+    place to start NUTS from: ``NUTS(init="pathfinder")``.
+
+    The fit has one chain of independent draws, and in ``stats``: ``elbo`` (nats, one a path),
+    ``pareto_k`` and ``log_weights`` (of all draws of all paths), ``log_evidence`` (nats), ``lp``
+    of each draw, and ``engine``.
+
+    Args:
+        draws: how many draws, at least 25.
+        paths: how many paths, each from a start of its own. With one there is no resampling.
+        steps: how many iterations of L-BFGS each path may take.
+        num_samples: how many draws estimate the ELBO at each point of a path.
+        engine: what evaluates the density, as in :class:`NUTS`.
+
+    Raises:
+        SettingError: a setting is out of range.
+        ModelError: no path finds a point where the density has curvature.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist, probdl
+        >>> def model(y):
+        ...     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+        >>> fit = probdl.infer(model, torch.tensor(1.0), method="pathfinder", seed=1)
+        >>> exact = dist.Normal(0.0, 2**0.5).log_prob(torch.tensor(1.0)).item()
+        >>> abs(fit.stats["log_evidence"] - exact) < 0.01
+        True
+
+    Source: Zhang, Carpenter, Gelman and Vehtari, JMLR 23 (2022).
+    """
+
+    draws: int = 1000
+    paths: int = 4
+    steps: int = 1000
+    num_samples: int = 25
+    engine: str = "auto"
+
+    def __post_init__(self) -> None:
+        self._check_int(draws=_LEAST, paths=1, steps=1, num_samples=1)
+        self._check_choice(engine=ENGINES)
+
+    def run(self, program: Program, seed: int, progress: bool | None) -> Fit:
+        """Fit the program by Pathfinder."""
+        structure = self._discover(program)
+        density = LogDensity(program, structure)
+        evaluator, findings = choose(density, self.engine, seed)
+        seeds = np.random.SeedSequence(seed)
+        found: list[_Sampled] = []
+        with bar(self.paths, "finding paths", progress) as shown:
+            try:
+                for _ in range(self.paths):
+                    (each,) = seeds.spawn(1)
+                    approximation, rng = _best_normal(
+                        density, evaluator, each, self.steps, self.num_samples
+                    )
+                    found.append(_sample(evaluator, approximation, self.draws, rng, least=_LEAST))
+                    if (early := found[-1].stop) is not None:
+                        raise early
+                    shown.update()
+            except KeyboardInterrupt as stop:
+                if not found:
+                    raise
+                of = f"{self.paths} paths"
+                drawn = sum(len(s.z) for s in found)
+                kept = f"their {drawn} draws are used"
+                findings.append(interrupted(stop, len(found), of, kept, "draws"))
+        z = np.concatenate([s.z for s in found])
+        lp = np.concatenate([s.log_p for s in found])
+        ratios = lp - np.concatenate([s.log_q for s in found])
+        log_weights, pareto_k = psis(ratios)
+        count = min(self.draws, len(z))
+        chosen = torch.arange(count)
+        if len(found) > 1:
+            chosen = resample(log_weights, count, torch.Generator().manual_seed(seed))
+        values = density.constrain(torch.from_numpy(z)[chosen][None], deterministic=True)
+        stats: dict[str, Any] = {
+            "lp": lp[chosen.numpy()][None],
+            "elbo": np.array([s.elbo for s in found]),
+            "pareto_k": pareto_k,
+            "log_weights": log_weights,
+            "log_evidence": float(np.logaddexp.reduce(ratios) - math.log(len(ratios))),
+            "engine": evaluator.engine,
+        }
+        findings += [
+            *check_weights(log_weights, pareto_k, "the normal approximation"),
+            *held_params(structure),
+        ]
+        draws = {name: value.numpy() for name, value in values.items()}
+        return Fit(self, program, structure, draws, stats, seed, findings)
+
+
+def pathfinder_draw(density: LogDensity, evaluator: Evaluator, seed: int) -> Array:
+    """Return one draw (d,) of a single path, to start a Markov chain from."""
+    sequence = np.random.SeedSequence(seed)
+    approximation, rng = _best_normal(density, evaluator, sequence, 1000, 25)
+    for _ in range(_TRIES):
+        sampled = _sample(evaluator, approximation, 1, rng)
+        if np.isfinite(sampled.log_p[0]):
+            return sampled.z[0]
+    return approximation.point
+
+
+@dataclass(frozen=True)
+class _Normal:
+    """A normal density whose covariance is diagonal plus low rank.
+
+    Its covariance is A^(1/2) (I + Q (L L' - I) Q') A^(1/2), with A = diag(scale**2).
+    """
+
+    point: Array  # the iterate that it was made at
+    mean: Array
+    scale: Array  # (d,)
+    basis: Array  # Q, (d, r), orthonormal
+    root: Array  # L, (r, r), lower triangular
+
+    def draw(self, count: int, rng: np.random.Generator) -> tuple[Array, Array]:
+        """Return draws (count, d) and their log densities (count,)."""
+        noise = rng.standard_normal((count, len(self.mean)))
+        inside = noise @ self.basis
+        moved = noise + (inside @ self.root.T - inside) @ self.basis.T
+        log_det = np.log(self.scale).sum() + np.log(np.diag(self.root)).sum()
+        log_q = -0.5 * ((noise**2).sum(1) + len(self.mean) * math.log(2 * math.pi)) - log_det
+        return self.mean + moved * self.scale, log_q
+
+
+@dataclass(frozen=True)
+class _Sampled:
+    """Draws of a normal approximation, scored by it and by the density."""
+
+    z: Array
+    log_p: Array
+    log_q: Array
+    stop: KeyboardInterrupt | None = None  # what ended it early
+
+    @property
+    def elbo(self) -> float:
+        gap = self.log_p - self.log_q
+        return float(gap.mean()) if np.isfinite(gap).all() else -math.inf
+
+
+def _sample(
+    evaluator: Evaluator,
+    normal: _Normal,
+    count: int,
+    rng: np.random.Generator,
+    *,
+    least: int | None = None,
+) -> _Sampled:
+    """Draw so many; where the time is up, what there is if that is at least ``least``."""
+    blocks: list[tuple[Array, Array]] = []
+    scores: list[float] = []
+    early = None
+    try:
+        for first in range(0, count, _BLOCK):
+            blocks.append(normal.draw(min(_BLOCK, count - first), rng))
+            for x in blocks[-1][0]:
+                look()
+                scores.append(float(evaluator.value_and_grad(torch.from_numpy(x))[0]))
+    except KeyboardInterrupt as stop:
+        if least is None or len(scores) < least:
+            raise
+        early = stop
+    z, log_q = (np.concatenate(parts)[: len(scores)] for parts in zip(*blocks, strict=True))
+    log_p = np.array(scores)
+    return _Sampled(z, np.where(np.isfinite(log_p), log_p, -np.inf), log_q, early)
+
+
+def _best_normal(
+    density: LogDensity,
+    evaluator: Evaluator,
+    seed: np.random.SeedSequence,
+    steps: int,
+    num_samples: int,
+) -> tuple[_Normal, np.random.Generator]:
+    """Follow one path, and return the approximation with the highest ELBO (Algorithm 1)."""
+    rng = np.random.default_rng(seed)
+    for _ in range(_TRIES):
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        start = density.initial(generator, value_and_grad=evaluator.value_and_grad)
+        best, highest = None, -math.inf
+        for normal in _normals(*_path(evaluator, start.numpy(), steps)):
+            value = _sample(evaluator, normal, num_samples, rng).elbo
+            if value > highest:
+                best, highest = normal, value
+        if best is not None:
+            return best, rng
+    raise ModelError(
+        f"none of {_TRIES} paths of L-BFGS on the model '{density.program.name}' came to a point "
+        "where its log density curves down. Give all sites proper priors, or use method='nuts'."
+    )
+
+
+def _path(evaluator: Evaluator, start: Array, steps: int) -> tuple[list[Array], list[Array]]:
+    """Return the iterates of L-BFGS and the gradients of log p there."""
+    gradients: dict[bytes, Array] = {}
+
+    def objective(x: Array) -> tuple[float, Array]:
+        look()
+        value, grad = evaluator.value_and_grad(torch.from_numpy(x.copy()))
+        if not (torch.isfinite(value) and torch.isfinite(grad).all()):
+            return _WALL, np.zeros_like(x)
+        gradients[x.tobytes()] = grad.numpy()
+        return -float(value), -grad.numpy()
+
+    points = [start.copy()]
+    options = {"maxiter": steps, "maxfun": 20 * steps, "maxcor": _HISTORY, "ftol": 1e-12}
+    optimize.minimize(
+        objective,
+        start,
+        jac=True,
+        method="L-BFGS-B",
+        options=options,
+        callback=lambda x: points.append(x.copy()),
+    )
+    kept = [p for p in points if p.tobytes() in gradients]
+    return kept, [gradients[p.tobytes()] for p in kept]
+
+
+def _normals(points: list[Array], gradients: list[Array]) -> list[_Normal]:
+    """Make the normal approximation at each iterate after the first (Algorithms 3 and 4)."""
+    normals = []
+    alpha = np.ones(len(points[0])) if points else np.empty(0)
+    updates: deque[tuple[Array, Array]] = deque(maxlen=_HISTORY)
+    for i in range(1, len(points)):
+        look()
+        s, y = points[i] - points[i - 1], gradients[i - 1] - gradients[i]
+        curvature = float(s @ y)
+        if curvature > 0 and float(y @ y) / curvature < _CURVED:
+            alpha = _diagonal(alpha, s, y)
+            updates.append((s, y))
+        if updates:
+            with contextlib.suppress(np.linalg.LinAlgError):  # rounding made it indefinite
+                normals.append(_normal(points[i], gradients[i], alpha, updates))
+    return normals
+
+
+def _diagonal(alpha: Array, s: Array, y: Array) -> Array:
+    """Update the diagonal of the inverse Hessian, after Gilbert and Lemaréchal (1989)."""
+    a = float(y @ (alpha * y))
+    b = float(y @ s)
+    c = float(s @ (s / alpha))
+    return 1 / (a / (b * alpha) + y**2 / b - (a * s**2) / (b * c * alpha**2))
+
+
+def _normal(
+    point: Array, gradient: Array, alpha: Array, updates: deque[tuple[Array, Array]]
+) -> _Normal:
+    """Make the normal density of an iterate: mean z + Sigma grad, covariance Sigma."""
+    s = np.stack([u[0] for u in updates], 1)
+    y = np.stack([u[1] for u in updates], 1)
+    product = s.T @ y
+    upper = np.triu(product)
+    inverse = linalg.solve_triangular(upper, np.eye(len(upper)))
+    eta = np.diag(product)
+    corner = inverse.T @ (np.diag(eta) + y.T @ (alpha[:, None] * y)) @ inverse
+    zero = np.zeros_like(corner)
+    gamma = np.block([[zero, -inverse], [-inverse.T, corner]])
+    beta = np.concatenate([alpha[:, None] * y, s], 1)
+    scale = np.sqrt(alpha)
+    basis, r = np.linalg.qr(beta / scale[:, None])
+    root = np.linalg.cholesky(np.eye(len(r)) + r @ gamma @ r.T)
+    mean = point + alpha * gradient + beta @ (gamma @ (beta.T @ gradient))
+    return _Normal(point, mean, scale, basis, root)

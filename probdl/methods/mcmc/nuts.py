@@ -1,0 +1,227 @@
+"""Hamiltonian Monte Carlo: NUTS, and the original with trajectories of fixed length."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from probdl.compile import ENGINES, Evaluator, choose
+from probdl.methods.approximate.pathfinder import pathfinder_draw
+from probdl.methods.base import Method
+from probdl.methods.mcmc import eager, nutpie_adapter
+from probdl.methods.mcmc.chains import Chains, posterior_fit, random_start
+from probdl.model.density import LogDensity
+from probdl.model.program import Program
+from probdl.results.diagnostics import check_energy, check_tree
+from probdl.results.fit import Fit
+
+__all__ = ["HMC", "NUTS"]
+
+_MASS_MATRICES = ("auto", "diag", "low_rank", "dense")
+_FEW = 50  # coordinates, whose correlations take half a second to learn (`make bench-mass`)
+_INITS = ("random", "pathfinder")
+
+
+@dataclass(frozen=True, repr=False)
+class NUTS(Method, name="nuts"):
+    r"""Draw from the posterior by the No-U-Turn sampler.
+
+    .. math:: p(\theta | y) \propto p(y | \theta) p(\theta) \qquad\text{(Eq. 1)}
+
+    A Markov chain on R^d whose stationary distribution is the posterior: each transition follows
+    Hamiltonian dynamics until the trajectory turns back, and picks a point of it. Step size and
+    mass matrix are adapted during warm-up, whose draws are left out. Flat priors are fine.
+    ``pyro.param`` sites have no prior; they are held at their present values, and a finding says
+    so.
+
+    ``stats`` holds, each (chain, draw): ``lp`` (log density on R^d, nats), ``diverging``,
+    ``energy``, ``acceptance_rate``, ``step_size``, ``tree_depth``, ``n_steps`` (gradients) and
+    ``reached_max_treedepth``.
+
+    Args:
+        draws: how many draws each chain keeps.
+        warmup: how many transitions adapt first.
+        chains: how many chains; R-hat needs at least two.
+        target_accept: the acceptance rate that the step size is adapted to; higher means
+            smaller steps, slower and safer.
+        max_treedepth: a trajectory has at most 2**max_treedepth - 1 steps.
+        mass_matrix: ``"diag"``; ``"low_rank"``, which adds the directions along which the variance
+            is four times what the diagonal says, or a quarter; ``"dense"``, which has every
+            direction; or ``"auto"``, low-rank where d is at most 50 and diagonal above. Where
+            sites are strongly correlated, that gives up to hundreds of times more effective draws;
+            but the warm-up takes longer, by seconds where d is hundreds. (nutpie has low-rank
+            matrices, of which a dense one is that with every direction; Pyro has dense ones only.)
+        init: where chains start: ``"random"``, uniform(-2, 2) on R^d, or ``"pathfinder"``, at a
+            draw of a path of :class:`Pathfinder` each, which shortens the way where the posterior
+            is far or narrow.
+        engine: ``"native"`` is compiled code and nutpie, ``"eager"`` Pyro as it is, and ``"auto"``
+            the first of the two that the model and the machine allow.
+
+    Raises:
+        SettingError: a setting is out of range.
+        ModelError: ``engine="native"``, and the model cannot be compiled.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist, probdl
+        >>> def model(y):
+        ...     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+        >>> method = probdl.NUTS(draws=500, chains=2)
+        >>> fit = probdl.infer(model, torch.tensor(1.0), method=method, seed=1)
+        >>> fit.draws["mu"].shape
+        (2, 500)
+
+    Source: Hoffman and Gelman, JMLR 15 (2014); Betancourt, arXiv:1701.02434 (2017).
+    """
+
+    draws: int = 1000
+    warmup: int = 1000
+    chains: int = 4
+    target_accept: float = 0.8
+    max_treedepth: int = 10
+    mass_matrix: str = "auto"
+    init: str = "random"
+    engine: str = "auto"
+
+    def __post_init__(self) -> None:
+        self._check_int(draws=1, warmup=0, chains=1, max_treedepth=1)
+        self._check_real(target_accept=(0, 1))
+        self._check_choice(engine=ENGINES, mass_matrix=_MASS_MATRICES, init=_INITS)
+
+    def run(self, program: Program, seed: int, progress: bool | None) -> Fit:
+        """Fit the program by NUTS."""
+        structure = self._discover(program)
+        density = LogDensity(program, structure)
+        evaluator, findings = choose(density, self.engine, seed, threads=self.chains)
+        mass_matrix = self.mass_matrix
+        if mass_matrix == "auto":
+            mass_matrix = "low_rank" if density.dim <= _FEW else "diag"
+
+        def start(chain_seed: int) -> Tensor:
+            if self.init == "pathfinder":
+                return torch.from_numpy(pathfinder_draw(density, evaluator, chain_seed))
+            return random_start(density, evaluator, chain_seed)
+
+        if evaluator.engine == "eager" or not nutpie_adapter.available(evaluator):
+            kernel = {
+                "target_accept_prob": self.target_accept,
+                "max_tree_depth": self.max_treedepth,
+                "full_mass": mass_matrix != "diag",
+            }
+            chains = _eager(
+                self, eager.NUTSKernel, kernel, density, evaluator, start, seed, progress
+            )
+            reached = chains.stats["tree_depth"] >= self.max_treedepth
+            chains.stats["reached_max_treedepth"] = reached
+        else:
+            chains = nutpie_adapter.run(
+                density.dim,
+                evaluator,
+                start,
+                draws=self.draws,
+                warmup=self.warmup,
+                chains=self.chains,
+                target_accept=self.target_accept,
+                max_treedepth=self.max_treedepth,
+                mass_matrix=mass_matrix,
+                seed=seed,
+                progress=progress,
+            )
+        findings += [
+            *nutpie_adapter.findings(evaluator),
+            *check_tree(chains.stats, self.max_treedepth),
+            *check_energy(chains.stats),
+        ]
+        return posterior_fit(self, density, evaluator, chains, seed, findings)
+
+
+@dataclass(frozen=True, repr=False)
+class HMC(Method, name="hmc"):
+    r"""Draw from the posterior by Hamiltonian Monte Carlo with trajectories of fixed length.
+
+    .. math:: \alpha = \min\{1, \exp(H(z, r) - H(z', r'))\}
+
+    is the probability that the end (z', r') of a trajectory is accepted, where H is minus the
+    log density plus the kinetic energy. NUTS finds the length by itself and is the better choice
+    but for study. ``stats`` are those of :class:`NUTS`, without the tree.
+
+    Args:
+        draws: how many draws each chain keeps.
+        warmup: how many transitions adapt first.
+        chains: how many chains.
+        target_accept: the acceptance rate that the step size is adapted to.
+        trajectory_length: the time that a trajectory takes, in units in which the posterior has
+            about unit scale. A quarter period, pi / 2, makes draws from a normal posterior
+            independent; a whole one, 2 pi, would bring each back to where it started.
+        mass_matrix: ``"diag"`` or ``"dense"``.
+        engine: what evaluates the density, as in :class:`NUTS`; the sampler is always Pyro's.
+
+    Raises:
+        SettingError: a setting is out of range.
+
+    Example:
+        >>> import probdl
+        >>> probdl.HMC(draws=500).chains
+        4
+
+    Source: Neal, "MCMC using Hamiltonian dynamics", *Handbook of Markov Chain Monte Carlo* (2011).
+    """
+
+    draws: int = 1000
+    warmup: int = 1000
+    chains: int = 4
+    target_accept: float = 0.8
+    trajectory_length: float = math.pi / 2
+    mass_matrix: str = "diag"
+    engine: str = "auto"
+
+    def __post_init__(self) -> None:
+        self._check_int(draws=1, warmup=0, chains=1)
+        self._check_real(target_accept=(0, 1), trajectory_length=(0, math.inf))
+        self._check_choice(engine=ENGINES, mass_matrix=("diag", "dense"))
+
+    def run(self, program: Program, seed: int, progress: bool | None) -> Fit:
+        """Fit the program by HMC."""
+        structure = self._discover(program)
+        density = LogDensity(program, structure)
+        evaluator, findings = choose(density, self.engine, seed)
+        kernel = {
+            "target_accept_prob": self.target_accept,
+            "trajectory_length": self.trajectory_length,
+            "full_mass": self.mass_matrix == "dense",
+        }
+        start = functools.partial(random_start, density, evaluator)
+        chains = _eager(self, eager.HMCKernel, kernel, density, evaluator, start, seed, progress)
+        del chains.stats["tree_depth"]
+        findings += check_energy(chains.stats)
+        return posterior_fit(self, density, evaluator, chains, seed, findings)
+
+
+def _eager(
+    method: Any,
+    kernel: Any,
+    options: dict[str, Any],
+    density: LogDensity,
+    evaluator: Evaluator,
+    start: Callable[[int], Tensor],
+    seed: int,
+    progress: bool | None,
+) -> Chains:
+    """Run Pyro's kernels, on whichever engine evaluates the density."""
+    seeds = np.random.SeedSequence(seed).generate_state(method.chains, np.uint64)
+    return eager.run(
+        [
+            functools.partial(kernel, density.dim, evaluator, start, int(s) >> 1, **options)
+            for s in seeds
+        ],
+        warmup=method.warmup,
+        draws=method.draws,
+        progress=progress,
+    )

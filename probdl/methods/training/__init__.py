@@ -1,0 +1,1 @@
+"""What stochastic training shares: the loop, optimizers, minibatches, checkpoints."""

@@ -1,0 +1,279 @@
+r"""The ELBO of a model and a guide, as a loss that can be trained on minibatches.
+
+.. math:: \log p(x) \ge E_{q(z)}[\log p(x, z) - \log q(z)]   \qquad\text{(Eqs. 20 to 22)}
+
+The estimator is one of Pyro's. Parameters of either program, wherever they live (the param store,
+a module, a closure), are replaced by tensors of ours while it runs, so the caller's own never move.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+from unittest.mock import patch
+
+import pyro.util
+import torch
+from pyro import poutine
+from pyro.infer import (
+    ELBO,
+    RenyiELBO,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceMeanField_ELBO,
+    config_enumerate,
+)
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from probdl.errors import ProbdlError
+from probdl.methods.variational.guides import check_values, compare_sites
+from probdl.model.program import Program
+from probdl.model.sites import Structure, own_parameter
+
+__all__ = ["ELBOS", "Objective", "Trainable", "first_not_finite", "resolve_elbo"]
+
+ELBOS: dict[str, type[ELBO]] = {
+    "trace": Trace_ELBO,
+    "mean_field": TraceMeanField_ELBO,
+    "enum": TraceEnum_ELBO,
+    "renyi": RenyiELBO,
+}
+
+
+def resolve_elbo(elbo: str | ELBO, num_particles: int, structure: Structure) -> ELBO:
+    """Make Pyro's estimator of a name; ``"auto"`` sums out discrete sites where there are some."""
+    if isinstance(elbo, ELBO):
+        return elbo
+    if elbo == "auto":
+        elbo = "enum" if structure.of("discrete") else "trace"
+    depth = structure.plate_depth if elbo == "enum" else math.inf
+    return ELBOS[elbo](num_particles=num_particles, max_plate_nesting=depth)
+
+
+class _Weigh(Messenger):
+    """Scale what is in the data plate to all the data, and the latent sites by a temperature."""
+
+    def __init__(self, plate: str | None, size: int, temperature: Tensor | None) -> None:
+        super().__init__()
+        self.plate = plate
+        self.size = size
+        self.temperature = temperature
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg):
+            return
+        for frame in msg["cond_indep_stack"]:
+            if frame.name == self.plate and frame.size != self.size:
+                msg["scale"] = msg["scale"] * (self.size / frame.size)
+        if self.temperature is not None and not msg["is_observed"]:
+            msg["scale"] = msg["scale"] * self.temperature
+
+
+class _Item(TorchFunctionMode):
+    """Let ``tensor.item()`` give a tensor, since the number is not known while recording."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func is Tensor.item:
+            return args[0].detach()
+        return func(*args, **(kwargs or {}))
+
+
+def _without_nan_checks() -> Any:
+    """Keep Pyro's estimators from looking for NaN, which is done here, once a step."""
+    return patch.object(pyro.util, "torch_isnan", lambda x: False)
+
+
+def first_not_finite(names: Sequence[str], values: Sequence[Tensor]) -> str | None:
+    """Name the first tensor that holds NaN or infinite numbers; None if all are finite."""
+    named = zip(names, values, strict=True)
+    return next((name for name, value in named if not torch.isfinite(value).all()), None)
+
+
+class Trainable:
+    """A program, with a guide or without, whose parameters are given from outside as it runs.
+
+    Attributes:
+        names: of the parameters, by Pyro's rules.
+        leaves: the parameters where the programs have them.
+        parameters: the modules' own parameters among them, by name.
+    """
+
+    def __init__(self, program: Program, guide: Program, structure: Structure) -> None:
+        self.program = program
+        self.guide = guide
+        self.structure = structure
+        self.leaves: list[Tensor] = []
+        self.aliases: dict[int, int] = {}  # ids: the store's tensor to the module's parameter
+        self.parameters: dict[str, nn.Parameter] = {}
+        self.names = self._find_parameters()
+
+    @property
+    def buffers(self) -> list[Tensor]:
+        """What the modules keep and may write to as they run: running statistics."""
+        return [b for m in (*self.program.modules, *self.guide.modules) for b in m.buffers()]
+
+    def callables(self) -> tuple[Any, Any]:
+        """Return the model and the guide as they are run."""
+        return self.program.handled(), self.guide.handled()
+
+    def _find_parameters(self) -> list[str]:
+        """Run both programs once, and list the parameters that they meet or hold."""
+        try:
+            self.traces(())  # automatic guides make their parameters when they are first run
+        except ProbdlError:
+            raise
+        except Exception as error:
+            raise self.guide.explain(error) from None
+        found: dict[str, Tensor] = {}
+        with poutine.trace(param_only=True) as capture:
+            self.traces(())
+        nodes: Mapping[str, Any] = capture.trace.nodes
+        for name, node in nodes.items():
+            value = node["value"]
+            leaf = getattr(value, "unconstrained", lambda value=value: value)()
+            if leaf.requires_grad and all(leaf is not other for other in found.values()):
+                found[name] = leaf
+                if (own := own_parameter(node)) is not None:
+                    self.parameters[name] = own
+                    self.aliases[id(leaf)] = id(own)
+        # A plain module makes no param statements; what it holds is trained all the same.
+        known = {*map(id, found.values()), *self.aliases.values()}
+        for module in (*self.program.modules, *self.guide.modules):
+            for name, parameter in module.named_parameters():
+                if parameter.requires_grad and id(parameter) not in known:
+                    known.add(id(parameter))
+                    name = name if name not in found else f"guide.{name}"
+                    found[name] = self.parameters[name] = parameter
+        self.leaves = list(found.values())
+        return list(found)
+
+    def swap(self, values: Sequence[Tensor]) -> dict[int, Tensor]:
+        """Map the programs' tensors, by id, to the values to use in their place."""
+        swap = {id(leaf): v for leaf, v in zip(self.leaves, values, strict=bool(values))}
+        return swap | {self.aliases[i]: v for i, v in swap.items() if i in self.aliases}
+
+    def traces(self, values: Sequence[Tensor], data: Sequence[Tensor] | None = None) -> Any:
+        """Run guide and model, and return their traces."""
+        program = self.program if data is None else self.program.with_tensors(data)
+        model, guide = self.callables()
+        swap = self.swap(values)
+        with self.program.replaced(swap):
+            of_guide = poutine.trace(guide).get_trace(*program.args, **program.kwargs)
+            if data is None:  # a minibatch has other shapes
+                check_values(self.guide, self.structure, of_guide)
+            replayed: Any = poutine.replay(model, trace=of_guide)
+            if self.structure.of("discrete"):
+                first = -1 - self.structure.plate_depth
+                replayed = poutine.enum(replayed, first_available_dim=first)
+            of_model = poutine.trace(replayed).get_trace(*program.args, **program.kwargs)
+        return of_guide, of_model
+
+    def finish(self, values: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Write the trained values to the modules that are the fit's own; return all of them.
+
+        Returns:
+            By name, the constrained values of the parameters of both programs.
+        """
+        own = {id(p) for m in [*self.program.modules, *self.guide.modules] for p in m.parameters()}
+        params = {}
+        with torch.no_grad():
+            for name, leaf, value in zip(self.names, self.leaves, values, strict=True):
+                params[name] = value.detach().clone()
+                if id(leaf) in own:
+                    leaf.copy_(value)
+            with self.program.replaced(self.swap(values)):
+                with poutine.trace(param_only=True) as capture:
+                    self.traces(values)
+                nodes: Mapping[str, Any] = capture.trace.nodes
+                return params | {n: node["value"].clone().detach() for n, node in nodes.items()}
+
+
+class Objective(Trainable):
+    """Minus the ELBO, in nats for all the data, with what it takes to train it.
+
+    Attributes:
+        plate: the plate along which minibatches are taken.
+        size: how long that plate is with all the data.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        guide: Program,
+        structure: Structure,
+        elbo: ELBO,
+        *,
+        plate: str | None = None,
+        size: int = 0,
+        annealed: bool = False,
+    ) -> None:
+        self.elbo = elbo
+        self.plate = plate
+        self.size = size
+        self.annealed = annealed
+        super().__init__(program, guide, structure)
+
+    def __call__(
+        self, values: Sequence[Tensor], data: Sequence[Tensor], *, traced: bool = False
+    ) -> Any:
+        """Evaluate at values of the parameters on a minibatch, and run backward.
+
+        The last of ``data`` is the temperature, where there is one.
+        """
+        temperature = data[-1] if self.annealed else None
+        program = self.program.with_tensors(data[:-1] if self.annealed else data)
+        model, guide = self._weighed(temperature)
+        swap = self.swap(values)
+        estimator: Any = self.elbo
+        items = _Item() if traced else nullcontext()
+        with self.program.replaced(swap), _without_nan_checks(), items:
+            return estimator.loss_and_grads(model, guide, *program.args, **program.kwargs)
+
+    def _weighed(self, temperature: Tensor | None) -> tuple[Any, Any]:
+        weigh = _Weigh(self.plate, self.size, temperature)
+        model: Callable[..., Any] = self.program.handled(weigh)
+        if self.structure.of("discrete"):
+            model = config_enumerate(model)
+        return model, self.guide.handled(weigh)
+
+    def callables(self) -> tuple[Any, Any]:
+        """Return the model and the guide as they are run."""
+        return self._weighed(None)
+
+    def check_sites(self) -> None:
+        """Check that the guide samples what the model leaves latent, and nothing else.
+
+        Raises:
+            ModelError: it does not; the message names both sets.
+        """
+        try:
+            of_guide, of_model = self.traces(())
+        except Exception as error:
+            raise self.guide.explain(error) from None
+        compare_sites(self.program, self.guide, self.structure, of_guide, of_model)
+
+    def blame(self, values: Sequence[Tensor], data: Sequence[Tensor]) -> str:
+        """Tell what first went wrong where the loss is not finite."""
+        if (name := first_not_finite(self.names, values)) is not None:
+            return f"the parameter '{name}' is not finite"
+        tensors = data[:-1] if self.annealed else data
+        with torch.no_grad():
+            try:
+                traces = self.traces(values, tensors)
+            except Exception as error:
+                return f"the programs fail there ({str(error).splitlines()[0]})"
+            for trace, what in zip(traces, ("guide", "model"), strict=True):
+                for name, node in trace.nodes.items():
+                    if node["type"] != "sample" or site_is_subsample(node):
+                        continue
+                    if not torch.isfinite(torch.as_tensor(node["value"])).all():
+                        return f"the value of site '{name}' in the {what} is not finite"
+                    log_prob = node["fn"].log_prob(node["value"])
+                    if not torch.isfinite(log_prob).all():
+                        return f"the log probability of site '{name}' in the {what} is not finite"
+        return "no site of a new draw is to blame, so it was a rare one"

@@ -1,0 +1,346 @@
+"""Stochastic variational inference: a guide fitted to the posterior by the ELBO."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from pyro.infer import ELBO
+from pyro.infer.autoguide import AutoDelta, AutoGuide
+from torch import Tensor
+
+from probdl.compile import ENGINES
+from probdl.compile.step import Parameters
+from probdl.errors import ModelError
+from probdl.methods.approximate.weighing import FEW, weigh
+from probdl.methods.base import Method
+from probdl.methods.training.checkpoint import checkpoint_of
+from probdl.methods.training.minibatch import Batches, FullData, LoaderBatches, PlateBatches
+from probdl.methods.training.optimizers import SCHEDULES, Training, check_optimizer, check_schedule
+from probdl.methods.training.training import Plan, train
+from probdl.methods.variational.guides import check_guide, make_guide
+from probdl.methods.variational.objective import ELBOS, Objective, Trainable, resolve_elbo
+from probdl.model.density import LogDensity
+from probdl.model.program import Program
+from probdl.model.sites import Structure, data_plate, discover
+from probdl.results.diagnostics import check_weights
+from probdl.results.fit import Fit
+from probdl.results.latent import Proposal
+from probdl.util.isolation import evaluation
+from probdl.util.state import stream
+
+__all__ = ["SVI"]
+
+_STEPS = 10_000
+
+
+@dataclass(frozen=True, repr=False)
+class SVI(Method, name="svi"):
+    r"""Fit a guide q(z) to the posterior by maximising the evidence lower bound.
+
+    .. math:: \log p(x) \ge E_{q(z|x)}[\log p(x|z)] - KL(q(z|x) \| p(z))
+        \qquad\text{(Eqs. 20 to 22)}
+
+    The parameters of the model (``pyro.param``, the weights of a network) are fitted along with
+    those of the guide, which makes a variational autoencoder of a model whose latent sites belong
+    to one row of the data each. A model without latent sites is fitted by maximum likelihood.
+    Networks train in their own dtype, other models in float64.
+
+    Where the latent sites are shared by all the data, the fit holds draws of the guide, and
+    ``stats`` has ``pareto_k``, ``log_weights`` and ``log_evidence`` by importance sampling. Where
+    they belong to rows (they are in the data plate, and the guide is not an automatic one), the
+    fit holds the parameters of the model; ``fit.elbo``, ``fit.log_evidence``, ``fit.encode``,
+    ``fit.decode`` and ``fit.reconstruct`` read the rest. ``stats`` further has ``elbo`` (nats, at
+    each step), ``params`` (of model and guide by name), ``best_step`` and ``engine``: ``native``
+    for compiled C; for networks ``graph``, a traced graph run by torch, or ``inductor``, the same
+    compiled by torch, where there are so many steps (12,000) that this pays; ``eager`` for Pyro
+    as it is.
+
+    Args:
+        guide: a name (``"normal"``, ``"diagonal_normal"``, ``"multivariate_normal"``,
+            ``"lowrank"``, ``"delta"``, ``"iaf"``, ``"structured"``, ``"gaussian"``), one of
+            Pyro's autoguide classes, or a function or module that samples the latent sites.
+            None takes the method ``guide`` of the model where it has one, and else ``"normal"``.
+        steps: how many steps; None means 10,000, or what ``epochs`` makes.
+        epochs: how many times to go through the data, instead of ``steps``.
+        batch_size: how many rows of the data plate each step takes; None takes all. Arguments
+            as long as the plate are indexed in their first dimension, and the sites in the plate
+            count N / B times. A DataLoader as the model's one argument does the same.
+        optimizer: a class of ``torch.optim``, its name, or a ``pyro.optim.PyroOptim``.
+        learning_rate: at the start.
+        schedule: ``"cosine"`` or ``"linear"`` (to zero), ``"exponential"`` (to a hundredth),
+            ``"constant"``, or a function from the optimizer to a ``torch.optim.lr_scheduler``.
+        elbo: the estimator: ``"trace"``, ``"mean_field"``, ``"enum"``, ``"renyi"``, or one of
+            Pyro's. ``"auto"`` is ``"enum"`` where there are discrete latent sites.
+        num_particles: how many draws of the latent sites each step averages.
+        kl_annealing: over how many steps the weight of the KL term rises to 1.
+        clip_norm: gradients are shortened to this length.
+        patience: stop once the ELBO, smoothed over 100 steps, has not improved for so many steps.
+        draws: how many draws of the guide the fit holds.
+        checkpoint: a folder; the run is saved there and, after a kill, goes on from there to the
+            same result; a finished one goes on to more steps, with a constant learning rate.
+        every: how many steps lie between checkpoints, rounded up to whole hundreds.
+        engine: ``"auto"``, ``"native"`` or ``"eager"``.
+
+    Raises:
+        SettingError: a setting is out of range, or ``batch_size`` is larger than the data.
+        ModelError: guide and model differ in their sites, there is no data plate to take
+            minibatches along, or the loss is not finite from the start.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist, probdl
+        >>> def model(y):
+        ...     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("obs", len(y)):
+        ...         pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+        >>> fit = probdl.infer(model, torch.ones(3), method=probdl.SVI(steps=2000), seed=1)
+        >>> abs(fit.draws["mu"].mean() - 0.75) < 0.05     # the posterior is N(3/4, 1/4)
+        np.True_
+
+    Source: Kingma and Welling, "Auto-encoding variational Bayes" (2014); Hoffman, Blei, Wang and
+    Paisley, "Stochastic variational inference", JMLR 14 (2013).
+    """
+
+    takes_loader: ClassVar[bool] = True
+
+    guide: str | Callable[..., Any] | None = None
+    steps: int | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    optimizer: Any = "Adam"
+    learning_rate: float = 0.01
+    schedule: str | Callable[..., Any] = "cosine"
+    elbo: str | ELBO = "auto"
+    num_particles: int = 1
+    kl_annealing: int = 0
+    clip_norm: float | None = None
+    patience: int | None = None
+    draws: int = 1000
+    checkpoint: str | os.PathLike[str] | None = None
+    every: int = 1000
+    engine: str = "auto"
+
+    def __post_init__(self) -> None:
+        self._check_int(num_particles=1, kl_annealing=0, draws=1, every=1)
+        for setting in ("steps", "epochs", "batch_size", "patience"):
+            if getattr(self, setting) is not None:
+                self._check_int(**{setting: 1})
+        self._check_real(learning_rate=(0, math.inf))
+        if self.clip_norm is not None:
+            self._check_real(clip_norm=(0, math.inf))
+        self._check_choice(engine=ENGINES)
+        if not isinstance(self.elbo, ELBO):
+            self._check_choice(elbo=("auto", *ELBOS))
+        if self.elbo == "renyi" and self.num_particles < 2:
+            self._refuse("num_particles", "must be at least 2 for elbo='renyi'")
+        if self.steps is not None and self.epochs is not None:
+            self._refuse("epochs", "and steps both say how long to train: give one")
+        for setting, check in (
+            ("guide", check_guide),
+            ("optimizer", check_optimizer),
+            ("schedule", check_schedule),
+        ):
+            if wrong := check(getattr(self, setting)):
+                self._refuse(setting, wrong)
+
+    def run(self, program: Program, seed: int, progress: bool | None) -> Fit:
+        """Fit the guide and the parameters of the model."""
+        dtype = program.training_dtype
+        if dtype != torch.float64:
+            program = program.to(dtype)
+        structure = self._discover(program)
+        batches = self._batches(program, structure)
+        with evaluation(dtype=dtype):
+            guide = make_guide(
+                program, structure, self.guide, self._start(program, structure, seed)
+            )
+            automatic = isinstance(guide.model, AutoGuide)
+            local = self._local(program, structure, batches, automatic)
+            self._check_estimator(automatic)
+            objective = Objective(
+                program,
+                guide,
+                structure,
+                resolve_elbo(self.elbo, self.num_particles, structure),
+                plate=batches.plate,
+                size=batches.size,
+                annealed=bool(self.kl_annealing),
+            )
+            if not objective.leaves:
+                raise ModelError(
+                    f"neither the model '{program.name}' nor its guide '{guide.name}' has a "
+                    "parameter, so there is nothing to fit. Declare them by pyro.param or in a "
+                    "module."
+                )
+            objective.check_sites()
+            parameters = Parameters(objective.leaves)
+            outcome = train(
+                objective,
+                parameters,
+                batches,
+                self._plan(program, objective, parameters, batches, seed, progress),
+            )
+            params = objective.finish(parameters.values)
+        for module in [*program.modules, *guide.modules]:
+            module.eval()
+        proposal = Proposal(guide, params, objective.parameters, local)
+        structure = structure.with_values(params)
+        stats = {
+            "elbo": -outcome.losses,
+            "best_step": outcome.best_step,
+            "engine": outcome.engine,
+            "params": {name: value.numpy() for name, value in params.items()},
+        }
+        # The same draws after a run that was resumed.
+        torch.default_generator.manual_seed(stream(seed, "draws"))
+        draws, more, findings = self._draws(program, structure, proposal, guide)
+        return Fit(
+            self,
+            program,
+            structure,
+            draws,
+            stats | more,
+            seed,
+            [*outcome.findings, *findings],
+            proposal=proposal,
+        )
+
+    def restore(
+        self,
+        program: Program,
+        structure: Structure,
+        saved: Proposal,
+        start: Mapping[str, Tensor],
+    ) -> Proposal:
+        """Put a guide that was saved back on a model."""
+        with evaluation(dtype=program.dtype):
+            guide = make_guide(program, structure, self.guide, start)
+            found = Trainable(program, guide, structure)
+        return replace(saved, program=guide, parameters=found.parameters)
+
+    # -- before -----------------------------------------------------------------------------
+
+    def _batches(self, program: Program, structure: Structure) -> Batches:
+        if program.loader is not None:
+            if self.batch_size is not None:
+                self._refuse("batch_size", "is the DataLoader's where one is given: leave it out")
+            return LoaderBatches(program, structure, program.loader)
+        if self.batch_size is None:
+            return FullData(program)
+        return PlateBatches(program, structure, self.batch_size)
+
+    def _start(self, program: Program, structure: Structure, seed: int) -> dict[str, Tensor]:
+        """Find values of the latent sites with a finite density, where guides start."""
+        if not structure.of("latent"):
+            return {}
+        if not (self.guide is None or isinstance(self.guide, (str, type))) or program.modules:
+            return {}
+        density = LogDensity(program, structure)
+        start = density.initial(torch.Generator().manual_seed(seed))
+        return density.constrain(start)
+
+    def _local(
+        self, program: Program, structure: Structure, batches: Batches, automatic: bool
+    ) -> tuple[str, ...]:
+        """Find the latent sites that belong to one row of the data each."""
+        if not structure.of("latent") or (automatic and batches.plate is None):
+            return ()
+        try:
+            plate = data_plate(program, structure)[0]
+        except ModelError:
+            return ()
+        local = tuple(s.name for s in structure.of("latent") if plate in s.dims)
+        if local and automatic:
+            raise ModelError(
+                f"the latent sites {', '.join(map(repr, local))} are in the data plate '{plate}', "
+                "so an automatic guide has parameters for each row, which minibatches cannot "
+                "share. Leave out batch_size, or pass a guide that computes them from the data."
+            )
+        return local
+
+    def _check_estimator(self, automatic: bool) -> None:
+        if automatic and self.elbo == "mean_field":
+            self._refuse(
+                "elbo",
+                "takes KL terms between sites, and automatic guides sample theirs through a "
+                "transform whose Jacobian Pyro's estimator then leaves out; use 'trace'",
+            )
+
+    def _plan(
+        self,
+        program: Program,
+        objective: Objective,
+        parameters: Parameters,
+        batches: Batches,
+        seed: int,
+        progress: bool | None,
+    ) -> Plan:
+        steps = self.steps or _STEPS
+        if self.epochs is not None:
+            steps = self.epochs * batches.per_epoch
+
+        def make_training(flat: bool) -> Training:
+            return Training(
+                parameters,
+                objective.names,
+                self.optimizer,
+                self.learning_rate,
+                self.schedule,
+                self.clip_norm,
+                flat,
+            )
+
+        checkpoint = checkpoint_of(
+            self,
+            seed,
+            list(zip(objective.names, map(tuple, parameters.shapes), strict=True)),
+            program.tensors(),
+        )
+        rates = None
+        if self.optimizer in ("Adam", torch.optim.Adam) and isinstance(self.schedule, str):
+            factor, rate = SCHEDULES[self.schedule], self.learning_rate
+            rates = lambda done: rate * np.array([factor(share) for share in done])  # noqa: E731
+        return Plan(
+            steps,
+            make_training,
+            self.engine,
+            seed,
+            progress,
+            rates,
+            self.clip_norm,
+            self.kl_annealing,
+            self.patience,
+            checkpoint,
+        )
+
+    # -- after ------------------------------------------------------------------------------
+
+    def _draws(
+        self, program: Program, structure: Structure, proposal: Proposal, guide: Program
+    ) -> tuple[dict[str, Any], dict[str, Any], list[Any]]:
+        """Draw from the guide, and judge the draws by their importance weights."""
+        latent = [s.name for s in structure.of("latent")]
+        if not latent or set(latent) & set(proposal.local):
+            fitted = {s.name: s.value for s in structure.of("param")} or proposal.values
+            return {name: v.numpy()[None, None] for name, v in fitted.items()}, {}, []
+        if program.dtype != torch.float64:
+            program = program.to(torch.float64)
+            structure = discover(program).with_values(proposal.values)
+        point = isinstance(guide.model, AutoDelta)
+        weighed = weigh(program, structure, proposal, 1 if point else self.draws)
+        draws = {name: value.numpy()[None] for name, value in weighed.draws.items()}
+        more: dict[str, Any] = {"lp": weighed.lp[None]}
+        if point or self.draws < FEW:
+            return draws, more, []
+        more |= {
+            "pareto_k": weighed.pareto_k,
+            "log_weights": weighed.log_weights[None],
+            "log_evidence": weighed.log_evidence,
+        }
+        first = "Train for more steps, or take a guide that can come nearer (guide='lowrank')."
+        return draws, more, check_weights(weighed.log_weights, weighed.pareto_k, "the guide", first)

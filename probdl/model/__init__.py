@@ -1,0 +1,1 @@
+"""A Pyro program: its sites, its log density, its predictions."""

@@ -1,0 +1,475 @@
+"""A Pyro program and its data as a log density on R^d, with its gradient."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import config_enumerate
+from pyro.infer.mcmc.util import TraceEinsumEvaluator
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.distributions import ComposeTransform, IndependentTransform, Transform
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
+
+from probdl.errors import ModelError, ProbdlError
+from probdl.model.program import Program
+from probdl.model.sites import (
+    Site,
+    Structure,
+    bijection,
+    discover,
+    scalar_labels,
+    unconstrained_shape,
+)
+from probdl.model.vectorize import vectorize
+
+__all__ = ["Block", "LogDensity"]
+
+T = TypeVar("T")
+
+INITIAL_RADIUS = 2.0  # Stan's: uniform(-2, 2) on R^d
+INITIAL_TRIES = 100
+
+
+@dataclass(frozen=True)
+class Block:
+    """The stretch of the flat vector that one site takes up."""
+
+    site: Site
+    start: int
+    shape: tuple[int, ...]  # unconstrained
+
+    @property
+    def size(self) -> int:
+        """How many coordinates of R^d the site takes up."""
+        return math.prod(self.shape)
+
+    def of(self, z: Tensor) -> Tensor:
+        """Cut the site's unconstrained value out of ``z`` of shape (..., d)."""
+        return z[..., self.start : self.start + self.size].reshape(z.shape[:-1] + self.shape)
+
+    @property
+    def labels(self) -> list[str]:
+        """Name the coordinates: ``beta[0]``, ``beta[1]`` …, or ``sigma``."""
+        return scalar_labels(self.site.name, self.shape)
+
+
+class _AtPoint(Messenger):
+    """Run a program at one point of R^d, summing the log Jacobian of the transforms met."""
+
+    def __init__(self, density: LogDensity, z: Tensor) -> None:
+        super().__init__()
+        self.density = density
+        self.z = z
+        self.values: dict[str, Tensor] = {}
+        self.log_jacobian: Tensor | float = 0.0
+
+    def _pyro_sample(self, msg: Any) -> None:
+        name = msg["name"]
+        block = self.density.blocks.get(name)
+        if msg["is_observed"] or block is None:
+            if block is not None or not (
+                msg["is_observed"]
+                or msg["done"]
+                or name in self.density.structure.sites
+                or site_is_subsample(msg)
+            ):
+                self.density.changed(name)
+            return
+        transform = block.site.transform or bijection(msg["fn"], name)
+        u = block.of(self.z)
+        value = transform(u)
+        if self.density.jacobian:
+            self.log_jacobian = self.log_jacobian + transform.log_abs_det_jacobian(u, value).sum()
+        msg["value"] = self.values[name] = value
+
+    def _pyro_param(self, msg: Any) -> None:
+        site = self.density.structure.sites.get(msg["name"])
+        if site is None:
+            self.density.changed(msg["name"])
+        elif site.name in self.density.blocks:
+            msg["value"] = self.values[site.name] = self.density.param(site.name, self.z)
+        else:
+            msg["value"] = site.value
+
+
+class _Unconstrain(Messenger):
+    """Run a program at given values, recording the unconstrained value of each latent site."""
+
+    def __init__(self, density: LogDensity, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.density = density
+        self.values = values
+        self.unconstrained: dict[str, Tensor] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        name = msg["name"]
+        if name in self.density.blocks and not msg["is_observed"]:
+            msg["value"] = self.values[name]
+            self.unconstrained[name] = bijection(msg["fn"], name).inv(self.values[name])
+
+
+class LogDensity:
+    r"""The log density of a model at its data, on R^d.
+
+    .. math:: \log p(z) = \log p(x(z), y) + \log |\det \partial x / \partial z|
+
+    where z in R^d is the flat vector of all sites that are free, x(z) their values in the
+    supports of their distributions, and y the data. Discrete latent sites with a finite
+    support are summed out exactly. Everything is float64.
+
+    Make one with :meth:`from_model`. Calling it gives the value at one point as a scalar
+    tensor that autograd can follow.
+
+    >>> import pyro, torch, pyro.distributions as dist
+    >>> def model(y):
+    ...     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    ...     pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+    >>> density = LogDensity.from_model(model, (torch.tensor(0.0),))
+    >>> density.dim
+    1
+    >>> round(density(torch.zeros(1)).item(), 4)      # -log(2 pi)
+    -1.8379
+    """
+
+    engine = "eager"
+
+    def __init__(
+        self,
+        program: Program,
+        structure: Structure,
+        *,
+        prior: bool = True,
+        jacobian: bool = True,
+        params: bool = False,
+    ) -> None:
+        self.program = program
+        self.structure = structure
+        self.prior = prior
+        self.jacobian = jacobian
+        self.blocks: dict[str, Block] = {}
+        self.dim = 0
+        for site in structure.of("latent", "param") if params else structure.of("latent"):
+            shape = tuple(self._transform_shape(site))
+            self.blocks[site.name] = block = Block(site, self.dim, shape)
+            self.dim += block.size
+        if not self.blocks:
+            raise ModelError(
+                f"the model '{program.name}' has no site to infer: no latent pyro.sample site"
+                f"{', pyro.param or module parameter' if params else ''}. Sites without `obs=` "
+                "are latent; a model with parameters only is fitted by MLE or MAP."
+            )
+        self._dropped = set() if prior else {s.name for s in structure.of("latent")}
+        self._handlers: list[Callable[..., Any]] = []
+        self._evaluator: TraceEinsumEvaluator | None = None
+        if structure.of("discrete"):
+            self._enumerate()
+
+    @classmethod
+    def from_model(
+        cls,
+        model: Callable[..., Any],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        prior: bool = True,
+        jacobian: bool = True,
+        params: bool = False,
+    ) -> LogDensity:
+        """Read a Pyro program and its data as a log density on R^d.
+
+        Args:
+            model: a Pyro program, a callable or an ``nn.Module``.
+            args: its positional arguments, the data.
+            kwargs: its keyword arguments.
+            prior: whether the log densities of the latent sites count. False leaves the
+                likelihood, in which the latent sites are plain parameters.
+            jacobian: whether the log Jacobian of the transforms counts. False gives the
+                density of the constrained values, written on R^d.
+            params: whether ``pyro.param`` sites and module parameters are free as well;
+                else they are held at their present values.
+
+        Raises:
+            ModelError: the model does not run on the arguments, its sites depend on
+                random choices, a discrete site cannot be summed out, or nothing is free.
+            DataError: the data are not finite, or outside the support of their site.
+        """
+        program = Program(model, args, kwargs)
+        return cls(program, discover(program), prior=prior, jacobian=jacobian, params=params)
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> LogDensity:
+        """Return the same density with other tensors in the places of the data."""
+        other = copy.copy(self)
+        other.program = self.program.with_tensors(tensors)
+        return other
+
+    @staticmethod
+    def _transform_shape(site: Site) -> torch.Size:
+        if site.transform is None:  # a support that moves: an interval, and those keep the shape
+            return torch.Size(site.shape)
+        return unconstrained_shape(site.transform, site.shape)
+
+    def _enumerate(self) -> None:
+        """Sum the discrete sites out by Pyro's parallel enumeration."""
+        first = -1 - self.structure.plate_depth
+        self._handlers = [
+            lambda model: poutine.enum(config_enumerate(model), first_available_dim=first)
+        ]
+
+        def evaluator(trace: Trace) -> TraceEinsumEvaluator:
+            for name in self._dropped:
+                trace.remove_node(name)
+            with pyro.validation_enabled(True):  # tells of a plate that is missing
+                return TraceEinsumEvaluator(trace, True, self.structure.plate_depth)
+
+        self._evaluator = self.run(evaluator, _AtPoint(self, torch.zeros(self.dim).double()))
+
+    def changed(self, name: str) -> None:
+        """Raise the error for a site that was not like this when the model was first run."""
+        raise ModelError(
+            f"site '{name}' was not met, or not of the same kind, when the model "
+            f"'{self.program.name}' was first run. The sites of a model, and whether they are "
+            "observed, must not depend on random choices or on the values of other sites."
+        )
+
+    def param(self, name: str, z: Tensor) -> Tensor:
+        """Return the value of a param site at the point z."""
+        block = self.blocks[name]
+        assert block.site.transform is not None
+        return block.site.transform(block.of(z))
+
+    def run(
+        self,
+        read: Callable[[Trace], T],
+        at: _AtPoint,
+        *,
+        enumerated: bool = True,
+        validate: bool = False,
+    ) -> T:
+        """Run the program at a point, and read its trace."""
+        parameters = {}
+        for site in self.structure.of("param"):
+            if site.parameter is None:
+                continue
+            if site.name in self.blocks:
+                parameters[site.parameter] = self.param(site.name, at.z)
+            else:  # held, at a value that training may have given it in another copy
+                parameters[site.parameter] = site.value
+        handlers = self._handlers if enumerated else []
+        return self.program.run(read, *handlers, at, parameters=parameters, validate=validate)
+
+    def at(self, z: Tensor, read: Callable[[Trace], T]) -> T:
+        """Run the program at a point (d,), its discrete sites drawn, and read its trace."""
+        return self.run(read, _AtPoint(self, z), enumerated=False)
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Evaluate the log density at ``z`` of shape (d,), in nats, as a scalar tensor.
+
+        A numerical failure of linear algebra (a matrix that is not positive definite) means
+        a density of zero: -inf.
+        """
+        at = _AtPoint(self, z)
+
+        def score(trace: Trace) -> Tensor | float:
+            for name, block in self.blocks.items():
+                if block.site.kind == "latent" and name not in at.values:
+                    self.changed(name)
+            for name in self._dropped:
+                trace.remove_node(name)
+            if self._evaluator is None:
+                return trace.log_prob_sum()
+            return self._evaluator.log_prob(trace)
+
+        try:
+            value = self.run(score, at)
+        except LinAlgError:
+            value = -math.inf
+        return value + at.log_jacobian + 0.0 * z.sum()
+
+    def value_and_grad(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the log density at ``z`` (d,) and its gradient (d,), both detached."""
+        with torch.inference_mode(False), torch.enable_grad():
+            z = z.detach().to(torch.float64).clone().requires_grad_()
+            value = self(z)
+            (grad,) = torch.autograd.grad(value, z)
+        return value.detach(), grad
+
+    def hessian(self, z: Tensor) -> Tensor:
+        """Return the matrix of second derivatives (d, d) at ``z`` (d,)."""
+        with torch.inference_mode(False), torch.enable_grad():
+            return torch.autograd.functional.hessian(self, z.detach().clone()).detach()  # type: ignore[return-value]
+
+    def batch(self, z: Tensor) -> Tensor:
+        """Evaluate the log density at each of ``z`` (..., d) in one pass; shape (...)."""
+        flat = z.detach().to(torch.float64).reshape(-1, self.dim)
+        return vectorize(self, flat).reshape(z.shape[:-1])
+
+    @property
+    def unconstrained_mask(self) -> Tensor:
+        """Tell which of the d coordinates are sites on the whole of R^n, as they stand."""
+        return torch.tensor(
+            [
+                _is_identity(block.site.transform)
+                for block in self.blocks.values()
+                for _ in range(block.size)
+            ]
+        )
+
+    @property
+    def labels(self) -> list[str]:
+        """Name the d coordinates, for messages: ``mu``, ``theta[0]``, ``theta[1]`` …."""
+        return [label for block in self.blocks.values() for label in block.labels]
+
+    def constrain(self, z: Tensor, *, deterministic: bool = False) -> dict[str, Tensor]:
+        """Map points of R^d to the values of the sites, for all draws in one pass.
+
+        Args:
+            z: points, shape (..., d).
+            deterministic: whether to compute the ``pyro.deterministic`` sites as well.
+
+        Returns:
+            By site name, tensors of shape (..., *site shape), float64.
+        """
+        z = z.detach().to(torch.float64)
+        values: dict[str, Tensor] = {}
+        moving = any(b.site.transform is None for b in self.blocks.values())
+        if moving or (deterministic and self.structure.of("deterministic")):
+            flat = vectorize(lambda point: self.values(point), z.reshape(-1, self.dim))
+            values = {k: v.reshape(z.shape[:-1] + v.shape[1:]) for k, v in flat.items()}
+        for name, block in self.blocks.items():
+            if block.site.transform is not None:
+                values[name] = block.site.transform(block.of(z))
+        keep = {*self.blocks, *(values if deterministic else ())}
+        return {name: values[name] for name in self.structure.sites if name in keep}
+
+    def values(self, z: Tensor) -> dict[str, Tensor]:
+        """Return the free and the deterministic sites at one point ``z`` (d,), for autograd."""
+        at = _AtPoint(self, z)
+        names = {s.name for s in self.structure.of("deterministic")}
+
+        def read(trace: Trace) -> dict[str, Tensor]:
+            nodes: Any = trace.nodes
+            return {name: nodes[name]["value"] for name in nodes if name in names}
+
+        values = self.run(read, at, enumerated=False)  # one value a site, not all of them
+        values |= at.values
+        for name, block in self.blocks.items():  # a module's own parameters are no statements
+            if block.site.kind == "param":
+                values.setdefault(name, self.param(name, z))
+        return {name: values[name] for name in self.structure.sites if name in values}
+
+    def unconstrain(self, values: Mapping[str, Any]) -> Tensor:
+        """Map values of the sites, each (..., *site shape), back to points (..., d) of R^d."""
+        missing = [name for name in self.blocks if name not in values]
+        if missing:
+            raise ModelError(f"no value for the sites {missing}; they are needed to make a point.")
+        tensors = {name: torch.as_tensor(values[name], dtype=torch.float64) for name in self.blocks}
+        name, block = next(iter(self.blocks.items()))
+        lead = tensors[name].shape[: tensors[name].ndim - len(block.site.shape)]
+        inverse: dict[str, Tensor] = {}
+        if any(b.site.transform is None for b in self.blocks.values()):
+
+            def run(draw: dict[str, Tensor]) -> dict[str, Tensor]:
+                at = _Unconstrain(self, draw)
+                return self.program.run(lambda _: at.unconstrained, at)
+
+            flat = {k: v.reshape((-1,) + self.blocks[k].site.shape) for k, v in tensors.items()}
+            inverse = {k: v.reshape(lead + v.shape[1:]) for k, v in vectorize(run, flat).items()}
+        for name, block in self.blocks.items():
+            if block.site.transform is not None:
+                inverse[name] = block.site.transform.inv(tensors[name])
+        return torch.cat([inverse[name].reshape(lead + (-1,)) for name in self.blocks], -1)
+
+    def initial(
+        self,
+        generator: torch.Generator,
+        *,
+        jitter: bool = False,
+        value_and_grad: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
+    ) -> Tensor:
+        """Find a point (d,) to start from: uniform(-2, 2) on R^d, where the density is finite.
+
+        This is Stan's rule, with up to 100 tries. Param sites start at their present values,
+        which are chosen with care (the initialization of a network); with ``jitter``,
+        at up to 0.2 from them. ``value_and_grad`` is a faster way to evaluate the density.
+
+        Raises:
+            ModelError: none of the tries had a finite density and gradient; the message
+                lists the sites that are to blame, with their values.
+        """
+        evaluate = value_and_grad or self.value_and_grad
+        z = torch.empty(self.dim, dtype=torch.float64)
+        for _ in range(INITIAL_TRIES):
+            for block in self.blocks.values():
+                part = z[block.start : block.start + block.size]
+                if block.site.kind == "param":
+                    assert block.site.transform is not None
+                    part.copy_(block.site.transform.inv(block.site.value).reshape(-1))
+                    if jitter:
+                        part += 0.2 * torch.empty_like(part).uniform_(-1, 1, generator=generator)
+                else:
+                    part.uniform_(-INITIAL_RADIUS, INITIAL_RADIUS, generator=generator)
+            value, grad = evaluate(z)
+            if torch.isfinite(value) and torch.isfinite(grad).all():
+                return z.clone()
+        raise ModelError(self._explain_start(z, grad))
+
+    def _explain_start(self, z: Tensor, grad: Tensor) -> str:
+        at = _AtPoint(self, z)
+        blamed: list[str] = []
+
+        def blame(trace: Trace) -> None:
+            for site in self.structure.of("latent", "observed", "factor"):
+                node: Any = trace.nodes[site.name]
+                log_prob = node["fn"].log_prob(node["value"])
+                bad = ~torch.isfinite(log_prob)
+                if bad.any():
+                    first = log_prob[bad].reshape(-1)[0].item()
+                    blamed.append(
+                        f"  site '{site.name}' ~ {site.distribution}: log probability {first} at "
+                        f"{int(bad.sum())} of {bad.numel()} elements, value {_short(node['value'])}"
+                    )
+
+        try:
+            self.run(blame, at)
+        except LinAlgError as error:
+            blamed.append(f"  linear algebra failed: {str(error).splitlines()[0]}")
+        if not blamed:
+            labels = [
+                label for label, g in zip(self.labels, grad, strict=True) if not math.isfinite(g)
+            ]
+            blamed.append(f"  the gradient is not finite along {', '.join(labels[:8])}")
+        tried = ", ".join(f"{name} = {_short(value)}" for name, value in at.values.items())
+        try:  # Pyro's own validation names a bad argument of a distribution, if that is the cause
+            self.run(lambda trace: trace.log_prob_sum(), _AtPoint(self, z), validate=True)
+            advice = ""
+        except (ProbdlError, LinAlgError) as error:
+            advice = f"\n{error}"
+        return (
+            f"the model '{self.program.name}' has no finite log density at any of "
+            f"{INITIAL_TRIES} random starts, uniform(-2, 2) on R^d. At the last one ({tried}):\n"
+            + "\n".join(blamed)
+            + "\nCheck that the data lie in the support for every value of the sites, and that "
+            "scales and rates stay positive." + advice
+        )
+
+
+def _is_identity(transform: Transform | None) -> bool:
+    while isinstance(transform, IndependentTransform):
+        transform = transform.base_transform
+    return isinstance(transform, ComposeTransform) and not transform.parts
+
+
+def _short(x: Tensor) -> str:
+    flat = [f"{v:.4g}" for v in x.detach().reshape(-1)[:4].tolist()]
+    more = ", …" if x.numel() > 4 else ""
+    return flat[0] if x.ndim == 0 else f"[{', '.join(flat)}{more}]"

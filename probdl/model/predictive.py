@@ -1,0 +1,285 @@
+r"""Prior and posterior predictive and the log likelihood, for all draws in one pass.
+
+.. math:: p(\tilde y | y) = \int p(\tilde y | \theta) p(\theta | y) d\theta   \quad\text{(Eq. 2)}
+
+Draws of the left side come from running the model at each draw of theta (`sample`); its density
+is the mean over draws of the density of the model (`log_likelihood`, then `log_mean_exp`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.distributions.util import broadcast_shape
+from pyro.infer import config_enumerate, infer_discrete
+from pyro.ops import packed
+from pyro.ops.contract import contract_tensor_tree, contract_to_tensor
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor, nn
+
+from probdl.errors import ModelError, warn
+from probdl.model.program import Program, Substitute, base_distribution, is_deterministic
+from probdl.model.sites import Structure
+from probdl.model.vectorize import chunks, vectorize
+
+__all__ = [
+    "Unobserve",
+    "log_likelihood",
+    "log_mean_exp",
+    "sample",
+    "sample_discrete",
+    "sample_parts",
+    "sample_prior",
+]
+
+Draws = Mapping[str, Tensor]  # by site name, (n, *shape)
+
+
+class Unobserve(Messenger):
+    """Sample the observed sites anew, each in the shape of its data.
+
+    Without a plate, ``pyro.sample("y", Normal(mu, 1), obs=y)`` scores every element of ``y``
+    by the same scalar distribution; the replicate then has as many independent elements.
+    """
+
+    def _pyro_sample(self, msg: Any) -> None:
+        fn, value = msg["fn"], msg["value"]
+        if not msg["is_observed"] or is_deterministic(msg):
+            return
+        if isinstance(base_distribution(fn), dist.Unit):
+            return
+        batch = broadcast_shape(value.shape[: value.ndim - fn.event_dim], fn.batch_shape)
+        msg["fn"] = fn if batch == fn.batch_shape else fn.expand(batch)
+        msg["is_observed"], msg["value"], msg["done"] = False, None, False
+
+
+def sample(program: Program, structure: Structure, draws: Draws) -> dict[str, Tensor]:
+    """Draw the observed and deterministic sites of a program at each draw of the others.
+
+    Args:
+        program: the model on the arguments to predict at.
+        structure: the sites of the model as it was fitted.
+        draws: the latent and param sites.
+
+    Returns:
+        By site name, (n, *shape at these arguments).
+    """
+    run, resampled = _predictive(program, structure)
+    values = vectorize(run, dict(draws))
+    _tell_resampled(resampled)
+    return values
+
+
+def sample_parts(
+    program: Program, structure: Structure, draws: Draws
+) -> Iterator[dict[str, Tensor]]:
+    """Yield what ``sample`` returns for some draws at a time, in bounded memory."""
+    run, resampled = _predictive(program, structure)
+    yield from chunks(run, dict(draws))
+    _tell_resampled(resampled)
+
+
+def _predictive(
+    program: Program, structure: Structure
+) -> tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], set[str]]:
+    """Return what predicts at one draw, and the set that the resampled sites will enter."""
+    wanted = {s.name for s in structure.of("observed", "deterministic")}
+    resampled: set[str] = set()
+
+    def run(draw: dict[str, Tensor]) -> dict[str, Tensor]:
+        substitute = Substitute(draw)
+        values = program.run(
+            lambda trace: _values(trace, wanted),
+            Unobserve(),
+            substitute,
+            parameters=_parameters(structure, draw),
+        )
+        resampled.update(substitute.resampled)
+        return values
+
+    return run, resampled
+
+
+def sample_prior(program: Program, structure: Structure, count: int) -> dict[str, Tensor]:
+    """Draw all sites from the prior and the model, (count, *shape) by site name."""
+    flat = [s.name for s in structure.of("latent") if s.flat]
+    if flat:
+        raise ModelError(
+            f"the prior of {', '.join(map(repr, flat))} is flat (ImproperUniform) and cannot be "
+            "sampled, so there are no prior predictive draws. Give it a proper prior."
+        )
+    wanted = {s.name for s in structure.of("latent", "discrete", "observed", "deterministic")}
+
+    def run(_: Tensor) -> dict[str, Tensor]:
+        return program.run(
+            lambda trace: _values(trace, wanted),
+            Unobserve(),
+            Substitute({s.name: s.value for s in structure.of("param")}),
+            parameters=_parameters(structure, {}),
+        )
+
+    return vectorize(run, torch.zeros(count))
+
+
+def sample_discrete(program: Program, structure: Structure, draws: Draws) -> dict[str, Tensor]:
+    """Draw the discrete latent sites from their posterior given each draw of the others."""
+    wanted = {s.name for s in structure.of("discrete")}
+
+    def posterior(model: Callable[..., Any]) -> Callable[..., Any]:
+        first = -1 - structure.plate_depth
+        return infer_discrete(config_enumerate(model), first_available_dim=first, temperature=1)
+
+    def run(draw: dict[str, Tensor]) -> dict[str, Tensor]:
+        return program.run(
+            lambda trace: _values(trace, wanted),
+            Substitute(draw),
+            posterior,
+            parameters=_parameters(structure, draw),
+        )
+
+    return vectorize(run, dict(draws))
+
+
+def log_likelihood(
+    program: Program, structure: Structure, draws: Draws, *, quiet: bool = False
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Score the observed sites at each draw.
+
+    Discrete latent sites are summed out. An observed site whose elements are tied together by
+    one (a hidden Markov chain) has a joint log likelihood, but none for each element alone.
+
+    Args:
+        program: the model on the arguments to score.
+        structure: the sites of the model on these arguments.
+        draws: the latent and param sites.
+        quiet: whether to say nothing of sites whose posterior does not apply here.
+
+    Returns:
+        Pointwise log likelihoods in nats, (n, *batch shape) by site name, without the sites
+        that have none; and the joint log likelihood of all observed sites, (n,).
+    """
+    # A factor is a term of the density, not an observation, unless it is all there is.
+    names = [s.name for s in structure.of("observed") or structure.of("factor")]
+    if not names:
+        raise ModelError(
+            f"the model '{program.name}' observes no site on these arguments, so there is nothing "
+            "to score. Pass the observed data as well."
+        )
+    discrete = {s.name for s in structure.of("discrete")}
+    resampled: set[str] = set()
+    coupled: set[str] = set()
+
+    def enumerate_discrete(model: Callable[..., Any]) -> Callable[..., Any]:
+        first = -1 - structure.plate_depth
+        return poutine.enum(config_enumerate(model), first_available_dim=first)
+
+    def run(draw: dict[str, Tensor]) -> dict[str, Tensor]:
+        substitute = Substitute(draw)
+
+        def read(trace: Trace) -> dict[str, Tensor]:
+            if discrete:
+                return _score_enumerated(trace, names, discrete, coupled)
+            trace.compute_log_prob(lambda name, _: name in names)
+            nodes: Any = trace.nodes
+            scores = {f"point {n}": nodes[n]["log_prob"] for n in names}
+            return scores | {"joint": sum(s.sum() for s in scores.values())}
+
+        scores = program.run(
+            read,
+            *([enumerate_discrete] if discrete else []),
+            substitute,
+            parameters=_parameters(structure, draw),
+        )
+        resampled.update(substitute.resampled)
+        return scores
+
+    with torch.no_grad():
+        # One draw on plain numbers tells which sites are coupled; traced tensors could not.
+        run({name: value[0] for name, value in draws.items()})
+        scores = vectorize(run, dict(draws))
+    _tell_resampled(set() if quiet else resampled)
+    joint = scores.pop("joint")
+    return {name.removeprefix("point "): score for name, score in scores.items()}, joint
+
+
+def _score_enumerated(
+    trace: Trace, names: list[str], discrete: set[str], coupled: set[str]
+) -> dict[str, Tensor]:
+    """Contract the enumerated sites out of the score of each observed site, and of all."""
+    trace.compute_log_prob(lambda name, _: name in discrete or name in names)
+    trace.pack_tensors()
+    nodes: Any = trace.nodes
+    plates = trace.plate_to_symbol
+    enumerated = set(trace.symbol_to_dim) - set(plates.values())
+
+    def frames(node: Any) -> list[Any]:
+        return [f for f in node["cond_indep_stack"] if f.vectorized]
+
+    def terms(*observed: str) -> OrderedDict[Any, list[Tensor]]:
+        tree: OrderedDict[Any, list[Tensor]] = OrderedDict()
+        for name in nodes:
+            if name in discrete or name in observed:
+                ordinal = frozenset(plates[f.name] for f in frames(nodes[name]))
+                tree.setdefault(ordinal, []).append(nodes[name]["packed"]["log_prob"])
+        return tree
+
+    scores = {"joint": contract_to_tensor(terms(*names), enumerated)}
+    for name in names:
+        if name in coupled:
+            continue
+        own = frames(nodes[name])
+        ordinal = frozenset(plates[f.name] for f in own)
+        at_ordinal = contract_tensor_tree(terms(name), enumerated).get(ordinal, [])
+        if not at_ordinal or not _adds_up(at_ordinal, contract_to_tensor(terms(name), enumerated)):
+            coupled.add(name)
+            continue
+        shape = [1] * max((-f.dim for f in own), default=0)
+        for frame in own:
+            shape[frame.dim] = frame.size
+        score = sum(packed.unpack(term, trace.symbol_to_dim) for term in at_ordinal)
+        scores[f"point {name}"] = torch.as_tensor(score).expand(shape)
+    return scores
+
+
+def _adds_up(parts: list[Tensor], whole: Tensor) -> bool:
+    """Tell whether the pointwise terms are all there is; taken as given on traced tensors."""
+    try:
+        total = sum(float(part.sum()) for part in parts)
+        return math.isclose(total, float(whole), rel_tol=1e-9, abs_tol=1e-9)
+    except RuntimeError:
+        return True
+
+
+def log_mean_exp(log_values: Tensor) -> Tensor:
+    """Average exp(log_values) over the leading dimension, in logs: (n, ...) to (...)."""
+    return torch.logsumexp(log_values, 0) - math.log(len(log_values))
+
+
+def _values(trace: Trace, wanted: set[str]) -> dict[str, Tensor]:
+    nodes: Any = trace.nodes
+    return {name: nodes[name]["value"] for name in nodes if name in wanted}
+
+
+def _parameters(structure: Structure, draw: Draws) -> dict[nn.Parameter, Tensor]:
+    """Map a module's own parameters to their fitted values, or to those they were held at."""
+    return {
+        site.parameter: draw.get(site.name, site.value)
+        for site in structure.of("param")
+        if site.parameter is not None
+    }
+
+
+def _tell_resampled(names: set[str]) -> None:
+    if names:
+        warn(
+            f"{', '.join(f'site {n!r}' for n in sorted(names))} has another shape on these "
+            "arguments than in the fit, so its posterior does not apply: it was drawn from its "
+            "prior given the other sites."
+        )

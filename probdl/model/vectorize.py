@@ -1,0 +1,236 @@
+"""Map a function of one draw over all draws in one pass.
+
+``torch.vmap`` does the work. It cannot follow two habits of probabilistic programs, which
+are therefore rewritten, without loss of meaning:
+
+- In-place random numbers (``torch.empty(n).exponential_()``, as in many ``rsample`` methods) and
+  writes through a mask (as in ``Multinomial.log_prob``) become copies of out-of-place twins.
+- In-place writes and autograd functions of the old style (Pyro's ``safe_log``, torch's
+  Dirichlet) are traced away: the function is recorded as a graph of plain operations on one
+  draw (``record``), made functional, and that graph is mapped.
+
+A program whose control flow depends on the values of a draw cannot be mapped by any of
+these. It is run draw by draw, and a warning says so.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functionalize
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+from probdl.errors import SettingError, warn
+from probdl.model.record import DispatchMode, record
+from probdl.util.progress import bar
+from probdl.util.state import machine_memory
+from probdl.util.turns import TURN
+
+__all__ = ["chunks", "vectorize"]
+
+_CHUNK_NUMBERS = 2**25  # made at a time: 256 MiB in float64
+
+
+def _uniform(x: Tensor) -> Tensor:
+    return torch.rand(x.shape, dtype=x.dtype, device=x.device)
+
+
+def _normal_(x: Tensor, mean: Any = 0.0, std: Any = 1.0, *, generator: Any = None) -> Tensor:
+    return x.copy_(mean + std * torch.randn(x.shape, dtype=x.dtype, device=x.device))
+
+
+def _uniform_(x: Tensor, low: Any = 0.0, high: Any = 1.0, *, generator: Any = None) -> Tensor:
+    return x.copy_(low + (high - low) * _uniform(x))
+
+
+def _exponential_(x: Tensor, rate: Any = 1.0, *, generator: Any = None) -> Tensor:
+    return x.copy_(-torch.log1p(-_uniform(x)) / rate)
+
+
+def _cauchy_(x: Tensor, median: Any = 0.0, scale: Any = 1.0, *, generator: Any = None) -> Tensor:
+    return x.copy_(median + scale * torch.tan(math.pi * (_uniform(x) - 0.5)))
+
+
+def _set_item(x: Tensor, index: Any, value: Any) -> None:
+    """Write ``x[mask] = number`` as a choice, whose shape does not depend on the values."""
+    if isinstance(index, Tensor) and index.dtype == torch.bool and not isinstance(value, Tensor):
+        mask = index.reshape(index.shape + (1,) * (x.ndim - index.ndim))
+        x.copy_(torch.where(mask, value, x))
+    else:
+        x[index] = value
+
+
+def _binomial(count: Tensor, prob: Tensor, *, generator: Any = None) -> Tensor:
+    """Draw with counts that are mapped as well: torch makes room for as many draws as counts."""
+    return torch.binomial(count + torch.zeros_like(prob), prob, generator=generator)
+
+
+_REWRITTEN: dict[Any, Callable[..., Any]] = {
+    Tensor.normal_: _normal_,
+    Tensor.uniform_: _uniform_,
+    Tensor.exponential_: _exponential_,
+    Tensor.cauchy_: _cauchy_,
+    Tensor.__setitem__: _set_item,
+    torch.binomial: _binomial,
+}
+
+
+class _Rewrite(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        return _REWRITTEN.get(func, func)(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _without_fallback_warnings() -> Iterator[None]:
+    """Silence C++ notes that an operation is mapped by a (correct) loop in C++."""
+    functorch: Any = torch._C._functorch  # type: ignore[attr-defined]
+    functorch._set_vmap_fallback_warning_enabled(False)
+    try:
+        with TURN, warnings.catch_warnings():  # torch's own, of Binomial under vmap
+            warnings.filterwarnings("ignore", "An output with one or more elements was resized")
+            yield
+    finally:  # torch has no way to ask what it was; on is its default
+        functorch._set_vmap_fallback_warning_enabled(True)
+
+
+def _plain(fn: Callable[[Any], Any], example: Any) -> Callable[[Any], Any]:
+    """Record a function of one draw as plain operations, without writes in place."""
+    values, structure = tree_flatten(example)
+    recording = record(lambda *xs: fn(tree_unflatten(xs, structure)), values)
+    if recording.has_mutation:
+        recording = record(functionalize(recording.function()), values)
+    plain = recording.function()
+    return lambda draw: plain(*tree_flatten(draw)[0])
+
+
+class _Count(DispatchMode):
+    """Count the numbers that operations make, those that are used up on the way included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            self.numbers += sum(x.numel() for x in tree_leaves(result) if isinstance(x, Tensor))
+        return result
+
+
+def vectorize(fn: Callable[[Any], Any], draws: Any) -> Any:
+    """Apply ``fn`` to every draw: ``[fn(d) for d in draws]``, stacked, in one pass.
+
+    ``draws`` is a pytree (tensor, or dict of tensors) whose leaves share their leading
+    dimension; ``fn`` takes the tree without that dimension and returns a tree of tensors.
+    A tree without leaves is one draw. Random numbers that ``fn`` draws differ from draw to draw. No
+    gradient is recorded.
+
+    Raises:
+        SettingError: the result is larger than the memory of the machine.
+
+    >>> x = torch.arange(3.0)
+    >>> vectorize(lambda d: {"square": d["x"] ** 2}, {"x": x})["square"]
+    tensor([0., 1., 4.])
+    """
+    count = len(tree_leaves(draws)[0]) if tree_leaves(draws) else 1
+    result, done = None, 0
+    for part in chunks(fn, draws):
+        size = len(tree_leaves(part)[0])
+        if size == count:
+            return part
+        if result is None:
+            result = _allocate(part, count)
+        for whole, some in zip(tree_leaves(result), tree_leaves(part), strict=True):
+            whole[done : done + size] = some
+        done += size
+    return result
+
+
+def _allocate(part: Any, count: int) -> Any:
+    """Make room for the results of all draws, of which a part is there."""
+    per_draw = sum(x[0].numel() * x.element_size() for x in tree_leaves(part))
+    if count * per_draw > machine_memory(unknown=math.inf):
+        raise SettingError(
+            f"{count} draws of {per_draw / 2**20:.3g} MiB each take {count * per_draw / 2**30:.3g} "
+            "GiB, more than the memory of this machine. predict(..., out=folder) writes them to "
+            "files; or predict fewer rows at a time."
+        )
+    return tree_map(lambda x: x.new_empty((count, *x.shape[1:])), part)
+
+
+def chunks(fn: Callable[[Any], Any], draws: Any) -> Iterator[Any]:
+    """Yield the results of :func:`vectorize` for some draws at a time, in bounded memory.
+
+    How many at a time depends on all the numbers that one draw makes, not on the machine, so that
+    the random numbers are the same everywhere.
+    """
+
+    def one(draw: Any) -> Any:
+        with _Rewrite():
+            return fn(draw)
+
+    count = len(tree_leaves(draws)[0]) if tree_leaves(draws) else 1
+    first = tree_map(lambda x: x[0], draws)
+    with torch.no_grad(), _Count() as made:
+        once = fn(first)
+    if count == 1:
+        yield tree_map(lambda x: x[None], once)
+        return
+    size = min(count, max(1, _CHUNK_NUMBERS // max(made.numbers, 1)))
+    parts = [tree_map(lambda x, i=i: x[i : i + size], draws) for i in range(0, count, size)]
+    mapped, result = _way(fn, one, first, parts[0])
+    if len(parts) == 1:
+        yield result
+        return
+    with bar(count, "evaluating draws", None) as progress:
+        progress.update(size)
+        yield result
+        for part in parts[1:]:
+            result = mapped(part)
+            progress.update(len(tree_leaves(part)[0]))
+            yield result
+
+
+def _way(
+    fn: Callable[[Any], Any], one: Callable[[Any], Any], first: Any, part: Any
+) -> tuple[Callable[[Any], Any], Any]:
+    """Find a way to map a function, the fastest that works; return it, and what it gives."""
+
+    def quietly(mapped: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def run(draws: Any) -> Any:
+            with torch.no_grad(), _without_fallback_warnings():
+                return mapped(draws)
+
+        return run
+
+    def each(draws: Any) -> Any:
+        count = len(tree_leaves(draws)[0])
+        results = [fn(tree_map(lambda x, i=i: x[i], draws)) for i in range(count)]
+        return tree_map(lambda *xs: torch.stack(xs), *results)
+
+    try:
+        mapped = quietly(torch.vmap(one, randomness="different"))
+        return mapped, mapped(part)
+    except Exception:  # whatever vmap cannot follow: try the next way, the last one is safe
+        pass
+    try:
+        with torch.no_grad(), _without_fallback_warnings():
+            plain = _plain(one, first)
+        mapped = quietly(torch.vmap(plain, randomness="different"))
+        return mapped, mapped(part)
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+    warn(
+        f"the model cannot be evaluated for all draws at once ({reason}), so it runs once a draw, "
+        "which is slow. Control flow in Python that depends on the value of a site is the usual "
+        "cause: torch.where() instead of `if` lifts it."
+    )
+    mapped = quietly(each)
+    return mapped, mapped(part)

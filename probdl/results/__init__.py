@@ -1,0 +1,1 @@
+"""What inference returns, and how it is judged."""
