@@ -8,6 +8,8 @@ from .errors import ModelError as ModelError
 from .errors import ProbdlError as ProbdlError
 from .errors import SettingError as SettingError
 from .errors import TimeLimitError as TimeLimitError
+from .findings import Finding as Finding
+from .findings import Findings as Findings
 from .health import clear_cache as clear_cache
 from .health import doctor as doctor
 from .inference import infer as infer
@@ -25,8 +27,6 @@ from .methods import Metropolis as Metropolis
 from .methods import Pathfinder as Pathfinder
 from .model.density import LogDensity as LogDensity
 from .results.compare import compare as compare
-from .results.diagnostics import Finding as Finding
-from .results.diagnostics import Findings as Findings
 from .results.divergence import Divergence as Divergence
 from .results.divergence import jensen_shannon as jensen_shannon
 from .results.divergence import optimal_discriminator as optimal_discriminator

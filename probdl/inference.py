@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from probdl.errors import FindingWarning, ModelError, SettingError, TimeLimitError, warn
+from probdl.findings import Finding
 from probdl.methods import METHODS, Method, resolve
 from probdl.methods.base import PYRO_NAMES, setting_named
 from probdl.model.program import Program, runnable, signature, takes
 from probdl.model.sites import discover
-from probdl.results.diagnostics import Finding
 from probdl.results.fit import Fit
 from probdl.results.priors import check_prior
 from probdl.util.clock import Clock, TimeUp, clock

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from probdl.errors import DataError, ModelError, ProbdlError, SettingError, warn
+from probdl.findings import Finding
 from probdl.io import idata
 from probdl.io.archive import ARRAYS, IDATA, source_of
 from probdl.io.packing import Opaque, opaque_parts, unpack
@@ -21,7 +22,6 @@ from probdl.io.store import folder_named, read_index
 from probdl.methods import METHODS, Method
 from probdl.model.program import Program, WithoutModel, fingerprint, runnable, signature
 from probdl.model.sites import Site, Structure, discover
-from probdl.results.diagnostics import Finding
 from probdl.results.fit import Fit
 from probdl.results.latent import Proposal
 from probdl.util.isolation import isolated, sheltered
@@ -161,7 +161,7 @@ class _Stored:
             {name: np.asarray(posterior[name]) for name in index["draws"]},
             unpack(index["stats"], self.arrays),
             index["seed"],
-            [Finding(**f | {"sites": tuple(f["sites"])}) for f in index["findings"]],
+            [Finding.saved(f) for f in index["findings"]],
             {n: v for n, v in idata.labels(self.container).items() if n in index["coords"]},
             unpack(index["dims"], self.arrays),
             timings=index["timings"],

@@ -23,10 +23,10 @@ from probdl.command.saved import (
 )
 from probdl.command.tabular import bind, read_all
 from probdl.errors import DataError, FindingWarning
+from probdl.findings import Findings
 from probdl.methods import METHODS
 from probdl.model.program import runnable, signature
 from probdl.plots import plot_fit
-from probdl.results.diagnostics import Findings
 from probdl.util.lazy import matplotlib as mpl
 from probdl.util.lazy import pyplot as plt
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from probdl.results.diagnostics import Finding
+from probdl.findings import Finding
 from probdl.util.lazy import pandas as pd
 
 __all__ = ["aside", "counted", "finding_records", "records", "say", "show", "table_text"]

@@ -26,8 +26,8 @@ from probdl.compile.runtime.toolchain import CompilerError
 from probdl.compile.tracing.trace import Traced, UntraceableError, trace
 from probdl.compile.verify import MismatchError, verify
 from probdl.errors import ModelError
+from probdl.findings import Finding
 from probdl.model.density import LogDensity
-from probdl.results.diagnostics import Finding
 from probdl.util.clock import look, timed
 from probdl.util.isolation import evaluation
 

@@ -18,8 +18,8 @@ from torch.distributions import constraints
 from torch.distributions.utils import lazy_property
 
 from probdl.errors import ModelError
+from probdl.findings import Finding
 from probdl.model.density import LogDensity
-from probdl.results.diagnostics import Finding
 
 __all__ = ["probe"]
 

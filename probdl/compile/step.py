@@ -29,8 +29,8 @@ from probdl.compile.tracing.trace import UntraceableError, trace_function
 from probdl.compile.verify import MismatchError
 from probdl.compile.workload import Workload
 from probdl.errors import ModelError, ProbdlError
+from probdl.findings import Finding
 from probdl.model.record import ControlFlowError, record
-from probdl.results.diagnostics import Finding
 
 __all__ = ["BLOCK", "Loss", "Parameters", "Step", "choose_step"]
 

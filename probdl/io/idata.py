@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from probdl.findings import PARETO_K_MAX
 from probdl.util.lazy import arviz as az
 from probdl.util.lazy import arviz_stats_base, ecdf_utils, h5netcdf, stats
 from probdl.util.lazy import xarray as xr
@@ -26,7 +27,6 @@ from probdl.util.turns import TURN
 
 __all__ = [
     "ARVIZ_1",
-    "PARETO_K",
     "PLOTS",
     "bfmi",
     "chain_rhat",
@@ -57,7 +57,6 @@ ARVIZ_1 = int(importlib.metadata.version("arviz").split(".")[0]) >= 1
 _SLASH = "∕"  # U+2215: netCDF and DataTree keep the other for themselves
 # From which on importance sampling cannot be trusted: Vehtari, Simpson, Gelman, Yao and Gabry,
 # "Pareto smoothed importance sampling", JMLR 25(72) (2024).
-PARETO_K = 0.7
 
 Arrays = Mapping[str, NDArray[Any]]
 Dims = Mapping[str, Sequence[str | None]]
@@ -262,7 +261,7 @@ def with_exact(elpd: Any, exact: Mapping[int, float]) -> Any:
     terms = terms.copy(data=values.reshape(terms.shape))
     shape = result.pareto_k.copy(data=shapes.reshape(terms.shape))
     total, error = float(values.sum()), float(np.sqrt(len(values) * values.var()))
-    warning = bool((shapes > PARETO_K).any())
+    warning = bool((shapes > PARETO_K_MAX).any())
     if ARVIZ_1:
         difference = total - float(result.elpd)
         result.elpd, result.se, result.elpd_i, result.pareto_k = total, error, terms, shape

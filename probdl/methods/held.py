@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from probdl.findings import Finding
 from probdl.model.sites import Structure
-from probdl.results.diagnostics import Finding
 
 __all__ = ["held_params"]
 

@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from probdl.errors import FindingWarning, ModelError, ProbdlError, SettingError, warn
+from probdl.findings import CALIBRATION_LEVEL, Finding, Findings
 from probdl.io import idata
 from probdl.methods import Method
 from probdl.methods.base import resolve
 from probdl.model.sites import scalar_labels
 from probdl.montecarlo.simulate import Simulator
-from probdl.results.diagnostics import Finding, Findings
 from probdl.util.isolation import isolated
 from probdl.util.lazy import pandas as pd
 from probdl.util.lazy import stats
@@ -33,7 +33,6 @@ from probdl.util.state import stream
 
 __all__ = ["Calibration", "calibrate"]
 
-_LEVEL = 0.01  # of the tests, over all scalars together
 _PROB = 0.95  # of the bands
 
 Array = NDArray[Any]
@@ -203,7 +202,7 @@ def _judge(ranks: xr.DataArray, num_draws: int, failed: int, asked: int) -> Cali
         )
     table = pd.DataFrame(rows, index=list(ranks.parameter.values))
     findings = []
-    wrong = table[table.p_value < _LEVEL / scalars]
+    wrong = table[table.p_value < CALIBRATION_LEVEL / scalars]
     if len(wrong):
         worst = wrong.p_value.idxmin()
         share = wrong.mean_rank[worst]

@@ -20,13 +20,14 @@ from torch import Tensor
 from torch.quasirandom import SobolEngine
 
 from probdl.errors import FindingWarning, SettingError, warn
+from probdl.findings import PARETO_K_MAX, Finding, Findings
 from probdl.io import idata
 from probdl.model import predictive
 from probdl.model.program import Program
 from probdl.model.sites import discover
 from probdl.model.vectorize import vectorize
 from probdl.montecarlo.quantile import AtUniforms, dimension, from_uniforms, sites_dimension
-from probdl.results.diagnostics import Finding, Findings, interrupted
+from probdl.results.diagnostics import interrupted
 from probdl.util.isolation import isolated
 from probdl.util.progress import bar
 from probdl.util.state import stream
@@ -379,13 +380,13 @@ class _Total:
                 )
             )
         k = self._pareto_k()
-        if k > idata.PARETO_K:
+        if k > PARETO_K_MAX:
             findings.append(
                 Finding(
                     "warning",
                     "heavy_tail",
                     f"the values have a tail so heavy (Pareto k-hat {k:.2f}, above "
-                    f"{idata.PARETO_K}) that neither estimate nor standard error can be trusted.",
+                    f"{PARETO_K_MAX}) that neither estimate nor standard error can be trusted.",
                     "Draw from a proposal= that is wider where the values are large, or change "
                     "the variable.",
                 )

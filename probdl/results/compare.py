@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from probdl.errors import FindingWarning, ProbdlError, SettingError, warn
+from probdl.findings import PARETO_K_MAX
 from probdl.io import idata
 from probdl.results.crossvalidation import held_out
 from probdl.results.fit import Fit
@@ -71,7 +72,7 @@ def compare(
     for name, fit in fits.items():
         (site,) = fit.structure.of("observed")
         result = idata.loo(fit.idata, site.name)
-        bad = np.flatnonzero(idata.pareto_k(result) > idata.PARETO_K)
+        bad = np.flatnonzero(idata.pareto_k(result) > PARETO_K_MAX)
         refitted[name], high[name] = 0, len(bad)
         if len(bad) and refit and len(bad) <= max(1, _MANY * site.count):
             try:
@@ -89,7 +90,7 @@ def compare(
     if any(high.values()):
         worst = ", ".join(f"{n!r} ({c})" for n, c in high.items() if c)
         warn(
-            f"k-hat is above {idata.PARETO_K} for some rows of {worst}: their estimates cannot be "
+            f"k-hat is above {PARETO_K_MAX} for some rows of {worst}: their estimates cannot be "
             "trusted. fit.cross_validate(k=10) fits again instead, or a model with heavier tails "
             "leans less on single rows.",
             FindingWarning,

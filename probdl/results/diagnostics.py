@@ -1,29 +1,31 @@
-"""Checks on a fit; each returns findings: what was seen, why it matters, what to try.
-
-The statistics are ArviZ's. Most thresholds are those of Vehtari, Gelman, Simpson, Carpenter and
-Bürkner, "Rank-normalization, folding, and localization: an improved R-hat", Bayesian Analysis
-16(2) (2021), of Betancourt, "Diagnosing suboptimal cotangent disintegrations in Hamiltonian Monte
-Carlo", arXiv:1604.00695 (2016), and "A conceptual introduction to Hamiltonian Monte Carlo",
-arXiv:1701.02434 (2017), and of Vehtari, Simpson, Gelman, Yao and Gabry, "Pareto smoothed importance
-sampling", JMLR 25(72) (2024). Those that are ours say so where they stand.
-"""
+"""Checks of a fit's draws; each returns findings. The statistics are ArviZ's."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from probdl.findings import (
+    BFMI_MIN,
+    DIVERGING_ERROR,
+    DRAWS_MIN,
+    ESS_MIN_PER_CHAIN,
+    MODE_DISTANCE,
+    PARETO_K_MAX,
+    RHAT_ERROR,
+    RHAT_MAX,
+    RHAT_WITHIN_CHAIN_MAX,
+    TREE_SHARE_MAX,
+    WEIGHT_SHARE_MIN,
+    Finding,
+)
 from probdl.io import idata
 from probdl.util.clock import TimeUp
 
 __all__ = [
-    "Finding",
-    "Findings",
     "check_draws",
     "check_energy",
     "check_tree",
@@ -31,74 +33,7 @@ __all__ = [
     "interrupted",
 ]
 
-RHAT_MAX = 1.01  # Vehtari et al. (2021)
-# Ours: the limit before theirs (Gelman et al., "Bayesian Data Analysis"). What fails even that is
-# an error, and no matter of a somewhat longer run.
-RHAT_FAR = 1.1
-# Of the halves of one chain. Ours: above RHAT_MAX, since it is of one chain alone, and noisier.
-RHAT_STEADY = 1.05
-# Sds of a chain that the means of chains lie apart, where they are at different modes. Ours: of two
-# normal densities of one sd, the sum has two modes only where their means are further apart.
-GAP = 2.0
-ESS_MIN_PER_CHAIN = 100  # Vehtari et al. (2021): 50 for each half of a chain
-DRAWS_MIN = 4  # ArviZ computes none of them from fewer
-BFMI_MIN = 0.3  # defined by Betancourt (2016), the value by Betancourt (2017); ArviZ advises it too
-# Of the draws, by their weights. Ours: where nine in ten count for nothing, the approximation is of
-# little use, though k-hat may pass.
-WEIGHTS_SHARE_MIN = 0.1
-# Of the transitions. Ours: the draws are valid all the same, and a few of them slow no chain.
-TREE_SHARE_MAX = 0.01
-# Of the transitions. Ours: each divergence is told, and more than this are an error.
-DIVERGING_MAX = 0.01
-
-Severity = Literal["info", "warning", "error"]
 Array = NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One result of a diagnostic check.
-
-    >>> print(Finding("warning", "ess", "'mu' has 12 effective draws.", "Draw more."))
-    warning (ess): 'mu' has 12 effective draws. Draw more.
-    """
-
-    severity: Severity
-    check: str  # the short name of the check: rhat, ess, divergences …
-    message: str  # what was seen, and why it matters
-    remedy: str = ""  # what to try
-    sites: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        return f"{self.severity} ({self.check}): {self.message} {self.remedy}".rstrip()
-
-
-class Findings(tuple[Finding, ...]):
-    """The findings of a fit, the gravest first; printed, one a line."""
-
-    __slots__ = ()
-
-    def __new__(cls, findings: Any = ()) -> Self:
-        """Sort the findings by severity."""
-        order = ("error", "warning", "info")
-        return super().__new__(cls, sorted(findings, key=lambda f: order.index(f.severity)))
-
-    def __str__(self) -> str:
-        return "\n".join(map(str, self)) or "no findings: no check saw anything wrong"
-
-    def __repr__(self) -> str:
-        return str(self)
-
-    def _repr_html_(self) -> str:
-        if not self:
-            return f"<p>{html.escape(str(self))}</p>"
-        rows = "".join(
-            f"<tr><td><b>{f.severity}</b></td><td>{html.escape(f.check)}</td>"
-            f"<td style='text-align:left'>{html.escape(f.message)}<br>"
-            f"<i>{html.escape(f.remedy)}</i></td></tr>"
-            for f in self
-        )
-        return f"<table>{rows}</table>"
 
 
 def check_draws(posterior: Any, chains: int) -> list[Finding]:
@@ -127,7 +62,7 @@ def check_draws(posterior: Any, chains: int) -> list[Finding]:
         bad = {n: r for n, r in worst.items() if r > RHAT_MAX}
         if bad:
             name = max(bad, key=lambda n: bad[n])
-            if bad[name] > RHAT_FAR and (apart := _apart(posterior, bad)):
+            if bad[name] > RHAT_ERROR and (apart := _apart(posterior, bad)):
                 findings.append(
                     Finding(
                         "error",
@@ -142,7 +77,7 @@ def check_draws(posterior: Any, chains: int) -> list[Finding]:
                 )
             findings.append(
                 Finding(
-                    "error" if bad[name] > RHAT_FAR else "warning",
+                    "error" if bad[name] > RHAT_ERROR else "warning",
                     "rhat",
                     f"the chains do not agree: R-hat is {bad[name]:.3g} for '{name}'"
                     f"{_others(bad)}, above {RHAT_MAX}. Means and intervals cannot be trusted.",
@@ -212,8 +147,8 @@ def _apart(posterior: Any, names: Mapping[str, Any]) -> list[str]:
         chains = draws.reshape(*draws.shape[:2], -1)
         means, sds = chains.mean(1), chains.std(1)  # (chain, scalar)
         gaps = (means.max(0) - means.min(0)) / np.maximum(sds.max(0), 1e-300)
-        steady = within[name].reshape(len(chains), -1).max(0) < RHAT_STEADY
-        if (steady & (gaps > GAP)).any():
+        steady = within[name].reshape(len(chains), -1).max(0) < RHAT_WITHIN_CHAIN_MAX
+        if (steady & (gaps > MODE_DISTANCE)).any():
             found.append(name)
     return found
 
@@ -226,7 +161,7 @@ def check_energy(stats: Mapping[str, Any]) -> list[Finding]:
     if count:
         findings.append(
             Finding(
-                "error" if count > DIVERGING_MAX * diverging.size else "warning",
+                "error" if count > DIVERGING_ERROR * diverging.size else "warning",
                 "divergences",
                 f"{count} of {diverging.size} transitions diverged: the sampler could not follow "
                 "the density there, and the draws may leave that region out.",
@@ -277,9 +212,9 @@ def check_weights(log_weights: Array, k: float, what: str, first: str = "") -> l
         first: what to try before another method.
     """
     share = float(np.exp(-np.logaddexp.reduce(2 * log_weights))) / len(log_weights)
-    if k > idata.PARETO_K:
-        seen = f"the Pareto k-hat of its importance ratios is {k:.2f}, above {idata.PARETO_K}"
-    elif share < WEIGHTS_SHARE_MIN:
+    if k > PARETO_K_MAX:
+        seen = f"the Pareto k-hat of its importance ratios is {k:.2f}, above {PARETO_K_MAX}"
+    elif share < WEIGHT_SHARE_MIN:
         seen = f"by its importance weights {len(log_weights)} draws of it are worth " + (
             f"{share * len(log_weights):.0f} of the posterior"
         )
@@ -288,7 +223,7 @@ def check_weights(log_weights: Array, k: float, what: str, first: str = "") -> l
     return [
         Finding(
             "warning",
-            "pareto_k" if k > idata.PARETO_K else "weights",
+            "pareto_k" if k > PARETO_K_MAX else "weights",
             f"{what} does not match the posterior: {seen}. Its draws, and what is computed of "
             "them, are those of another distribution.",
             f"{first} Fit by method='nuts', which makes no such approximation.".lstrip(),

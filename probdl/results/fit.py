@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from probdl.errors import ModelError, ProbdlError, SettingError, warn
+from probdl.findings import Finding, Findings
 from probdl.io.archive import save
 from probdl.io.files import write_arrays
 from probdl.io.idata import summary, to_idata, unclashed, variables
@@ -25,7 +26,7 @@ from probdl.model.program import Program, WithoutModel
 from probdl.model.sites import Structure, data_plate, discover
 from probdl.results import latent
 from probdl.results.crossvalidation import CrossValidation, cross_validate
-from probdl.results.diagnostics import Finding, Findings, check_draws
+from probdl.results.diagnostics import check_draws
 from probdl.results.divergence import Divergence, estimate_divergence
 from probdl.results.latent import Elbo, LogEvidence, Proposal
 from probdl.util.cached import cached
@@ -759,7 +760,7 @@ class Fit:
             >>> sigma, y = np.ones(3), np.array([1.0, 2.0, 3.0])
             >>> fit = probdl.infer(normal_normal, sigma, y, method="laplace", seed=1)
             >>> print(fit.diagnose())
-            no findings: no check saw anything wrong
+            no findings: all checks passed
         """
         return self._all_findings
 

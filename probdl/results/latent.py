@@ -30,12 +30,13 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from torch.utils._pytree import tree_leaves
 
 from probdl.errors import FindingWarning, ModelError, ProbdlError, warn
+from probdl.findings import Finding
 from probdl.io.idata import psis
 from probdl.model.density import LogDensity
 from probdl.model.program import Program, Substitute, base_distribution
 from probdl.model.sites import Structure, data_plate
 from probdl.model.vectorize import vectorize
-from probdl.results.diagnostics import Finding, interrupted
+from probdl.results.diagnostics import interrupted
 from probdl.util.clock import look
 from probdl.util.isolation import evaluation
 from probdl.util.progress import bar

@@ -21,23 +21,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from probdl.errors import ProbdlError
+from probdl.findings import PRIOR_DRAWS, SAME_AS_PRIOR, Finding
 from probdl.model.predictive import sample_prior
 from probdl.model.program import Program
 from probdl.model.sites import Structure
-from probdl.results.diagnostics import Finding
 from probdl.util.isolation import isolated
 from probdl.util.lazy import stats
 
 __all__ = ["check_prior"]
 
 # The thresholds are ours; the papers name none.
-# The data are beyond all of so many with probability 2 / 201, about 1 %, if they are such draws.
-PRIOR_DRAWS = 200
 _NUMBERS = 2**23  # that the check may draw; beyond, the data are too many for one after each fit
 _SCALARS = 500  # of a site that are compared with their prior
-# The level of the test that posterior and prior are one distribution: that often, for each of its
-# scalars, a site of which the data say nothing passes for one of which they do.
-_SAME = 0.01
 
 Array = NDArray[Any]
 
@@ -130,4 +125,4 @@ def _says_nothing(posterior: Array | None, prior: Array) -> bool:
     # As many draws as the prior has: those of a chain are not independent.
     after = after[:: max(1, len(after) // PRIOR_DRAWS)]
     pairs = zip(before.T, after.T, strict=True)
-    return all(stats.ks_2samp(a, b, method="asymp").pvalue > _SAME for a, b in pairs)
+    return all(stats.ks_2samp(a, b, method="asymp").pvalue > SAME_AS_PRIOR for a, b in pairs)

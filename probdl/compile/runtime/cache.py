@@ -26,7 +26,7 @@ from typing import TypeVar
 
 from platformdirs import user_cache_path
 
-from probdl.results.diagnostics import Finding
+from probdl.findings import Finding
 
 __all__ = ["clear", "findings", "folder", "get", "size"]
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from probdl.compile.step import BLOCK, Parameters, choose_step
 from probdl.errors import ModelError
+from probdl.findings import COVERED_MIN, SATURATED_MIN, VALUE_DISTANCE, Finding
 from probdl.methods.adversarial.adversarial import (
     LOSSES,
     Critic,
@@ -34,7 +35,6 @@ from probdl.methods.variational.guides import no_guide
 from probdl.methods.variational.objective import Trainable, first_not_finite
 from probdl.model.program import Program
 from probdl.model.sites import Structure, data_plate, discover
-from probdl.results.diagnostics import Finding
 from probdl.results.fit import Fit
 from probdl.util.clock import look
 from probdl.util.isolation import evaluation
@@ -45,11 +45,8 @@ from probdl.util.state import stream
 __all__ = ["GAN"]
 
 _STEPS = 5000
-_LEAST = -math.log(4.0)  # of the value function, where draws and data cannot be told apart
-_FAR = 0.3  # nats from it
-_SATURATED = 0.95  # D(x) - D(g) from which on the generator has next to nothing to learn from
+_EQUILIBRIUM = -math.log(4.0)  # of the value function, where draws and data cannot be told apart
 _NEIGHBOURS = 5
-_COVERED = 0.7  # of the data, where 0.97 are expected of draws of their distribution
 _ROWS = 1000  # that mode collapse is looked for in
 _CRITICS = ("wasserstein", "hinge")  # losses without probabilities
 _TOLD = ("discriminator_loss", "d_real", "d_fake", "value", "generator_loss")
@@ -475,7 +472,7 @@ def _judge(method: GAN, told: dict[str, NDArray[np.float64]]) -> list[Finding]:
     )
     if method.loss in _CRITICS:
         return []
-    if real - fake > _SATURATED:
+    if real - fake > SATURATED_MIN:
         return [
             Finding(
                 "warning",
@@ -487,13 +484,13 @@ def _judge(method: GAN, told: dict[str, NDArray[np.float64]]) -> list[Finding]:
                 "discriminator_learning_rate.",
             )
         ]
-    if abs(value - _LEAST) > _FAR:
+    if abs(value - _EQUILIBRIUM) > VALUE_DISTANCE:
         return [
             Finding(
                 "warning",
                 "value_function",
-                f"the value function is {value:.3f} at the end, and -2 log 2 = {_LEAST:.3f} where "
-                "draws and data cannot be told apart.",
+                f"the value function is {value:.3f} at the end, and -2 log 2 = {_EQUILIBRIUM:.3f} "
+                "where draws and data cannot be told apart.",
                 "Train for longer, or look at fit.divergence(x) on data held out.",
             )
         ]
@@ -517,7 +514,7 @@ def _collapse(fit: Fit, data: Tensor, site: str) -> list[Finding]:
     drawn = torch.as_tensor(fit.predict(num_samples=count)[site]).reshape(count, -1).to(real.dtype)
     radius = torch.cdist(real, real).kthvalue(_NEIGHBOURS + 1, dim=1).values
     covered = float((torch.cdist(real, drawn).min(1).values <= radius).double().mean())
-    if covered >= _COVERED:
+    if covered >= COVERED_MIN:
         return []
     return [
         Finding(

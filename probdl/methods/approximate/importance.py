@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from probdl.errors import ModelError
-from probdl.methods.approximate.weighing import FEW, resample, weigh
+from probdl.findings import TAIL_DRAWS_MIN
+from probdl.methods.approximate.weighing import resample, weigh
 from probdl.methods.base import Method
 from probdl.methods.held import held_params
 from probdl.methods.variational.guides import compare_sites
@@ -69,7 +70,7 @@ class Importance(Method, name="importance"):
     draws: int = 1000
 
     def __post_init__(self) -> None:
-        self._check_int(num_samples=FEW, draws=1)
+        self._check_int(num_samples=TAIL_DRAWS_MIN, draws=1)
         if not (self.guide is None or callable(self.guide) or isinstance(self.guide, Fit)):
             self._refuse("guide", "must be a function, a module, a fit by SVI, or None")
         if isinstance(self.guide, Fit) and self.guide.proposal is None:

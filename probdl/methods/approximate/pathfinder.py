@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from probdl.compile import ENGINES, Evaluator, choose
 from probdl.errors import ModelError
+from probdl.findings import TAIL_DRAWS_MIN
 from probdl.io.idata import psis
 from probdl.methods.approximate.weighing import resample
 from probdl.methods.base import Method
@@ -36,7 +37,6 @@ Array = NDArray[np.float64]
 
 _HISTORY = 6  # updates that the inverse Hessian is made of, as in the paper
 _CURVED = 1e12  # an update is left out where the curvature along it is beyond this
-_LEAST = 25  # draws; k-hat is fitted to a tail of a fifth
 _BLOCK = 10_000  # draws made at once, between which the time may be up
 _TRIES = 5  # paths that may fail before there is none
 _WALL = 1e30  # stands for minus the log density where it is not finite
@@ -89,7 +89,7 @@ class Pathfinder(Method, name="pathfinder"):
     engine: str = "auto"
 
     def __post_init__(self) -> None:
-        self._check_int(draws=_LEAST, paths=1, steps=1, num_samples=1)
+        self._check_int(draws=TAIL_DRAWS_MIN, paths=1, steps=1, num_samples=1)
         self._check_choice(engine=ENGINES)
 
     def run(self, program: Program, seed: int, progress: bool | None) -> Fit:
@@ -106,7 +106,9 @@ class Pathfinder(Method, name="pathfinder"):
                     approximation, rng = _best_normal(
                         density, evaluator, each, self.steps, self.num_samples
                     )
-                    found.append(_sample(evaluator, approximation, self.draws, rng, least=_LEAST))
+                    found.append(
+                        _sample(evaluator, approximation, self.draws, rng, least=TAIL_DRAWS_MIN)
+                    )
                     if (early := found[-1].stop) is not None:
                         raise early
                     shown.update()

@@ -11,16 +11,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from probdl.findings import TAIL_DRAWS_MIN, Finding
 from probdl.io.idata import psis
 from probdl.model.density import LogDensity
 from probdl.model.program import Program
 from probdl.model.sites import Structure
-from probdl.results.diagnostics import Finding
 from probdl.results.latent import Proposal, propose
 
 __all__ = ["Weighed", "resample", "weigh"]
 
-FEW = 25  # draws below which no tail can be fitted to the weights
 _MOST = 2**24  # weights that torch.multinomial takes
 
 
@@ -70,7 +69,7 @@ def weigh(
         values = density.constrain(density.unconstrain(values), deterministic=True)
     ratios = (log_p - log_q).to(torch.float64).numpy()
     ratios = np.where(np.isnan(ratios), -np.inf, ratios)
-    if count < FEW:
+    if count < TAIL_DRAWS_MIN:
         log_weights, k = ratios - np.logaddexp.reduce(ratios), math.nan
     else:
         log_weights, k = psis(ratios)

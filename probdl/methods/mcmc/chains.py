@@ -13,9 +13,10 @@ from torch import Tensor
 
 from probdl.compile import Evaluator
 from probdl.errors import ModelError
+from probdl.findings import Finding
 from probdl.methods.held import held_params
 from probdl.model.density import LogDensity
-from probdl.results.diagnostics import Finding, interrupted
+from probdl.results.diagnostics import interrupted
 from probdl.results.fit import Fit
 
 __all__ = ["Chain", "Chains", "Starts", "gather", "posterior_fit", "random_start"]

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from probdl.compile import ENGINES, choose
 from probdl.compile.kernels.walk import Walk
+from probdl.findings import ACCEPTANCE_MIN, Finding
 from probdl.methods.base import Method
 from probdl.methods.mcmc.chains import Chain, Chains, Starts, gather, posterior_fit, random_start
 from probdl.model.density import LogDensity
 from probdl.model.program import Program
-from probdl.results.diagnostics import Finding
 from probdl.results.fit import Fit
 from probdl.util.clock import look
 from probdl.util.isolation import isolated, stepped_aside
@@ -28,7 +28,6 @@ __all__ = ["Metropolis"]
 
 _MOVES_A_DIMENSION = 5  # between kept draws; one effective draw takes about 3
 _WINDOW = 25  # kept draws between looks at the covariance
-_STUCK = 0.02  # acceptance rate below which a chain hardly moves
 
 Array = NDArray[np.float64]
 
@@ -220,14 +219,14 @@ def _advance_isolated(seed: int, chains: Sequence[_Chain], stop: threading.Event
 def _stuck(chains: Chains, count: int) -> list[Finding]:
     """Tell of chains that hardly moved."""
     rates = chains.stats["acceptance_rate"].mean(1)
-    if rates.min() >= _STUCK:
+    if rates.min() >= ACCEPTANCE_MIN:
         return []
     return [
         Finding(
             "warning",
             "acceptance",
-            f"{int((rates < _STUCK).sum())} of {count} chains accepted fewer than {_STUCK:.0%} of "
-            "their moves: they hardly went anywhere.",
+            f"{int((rates < ACCEPTANCE_MIN).sum())} of {count} chains accepted fewer than "
+            f"{ACCEPTANCE_MIN:.0%} of their proposals, so they barely moved.",
             "Raise warmup, or use method='nuts', which adapts by the gradient.",
         )
     ]

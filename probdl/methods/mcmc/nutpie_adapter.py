@@ -32,8 +32,8 @@ from torch import Tensor
 
 from probdl.compile import Evaluator
 from probdl.errors import ModelError
+from probdl.findings import Finding
 from probdl.methods.mcmc.chains import Chain, Chains, Starts, gather
-from probdl.results.diagnostics import Finding
 from probdl.util.clock import look, time_left, time_up
 from probdl.util.isolation import stepped_aside
 from probdl.util.progress import bar, shown

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from probdl.compile import Evaluator
 from probdl.errors import ModelError
+from probdl.findings import Finding
 from probdl.model.density import LogDensity
-from probdl.results.diagnostics import Finding, interrupted
+from probdl.results.diagnostics import interrupted
 from probdl.util.clock import look
 from probdl.util.lazy import optimize
 from probdl.util.progress import bar

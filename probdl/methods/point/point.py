@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from probdl.compile import choose
+from probdl.findings import Finding
 from probdl.methods.base import Method
 from probdl.methods.point.optimum import (
     Curvature,
@@ -22,7 +23,6 @@ from probdl.model.density import LogDensity
 from probdl.model.predictive import log_likelihood
 from probdl.model.program import Program
 from probdl.model.sites import Structure
-from probdl.results.diagnostics import Finding
 from probdl.results.fit import Fit
 from probdl.util.lazy import special
 

@@ -17,10 +17,11 @@ from probdl.compile.kernels.adam import NativeAdam
 from probdl.compile.runtime.toolchain import CompilerError
 from probdl.compile.step import BLOCK, Loss, NativeStep, Parameters, Step, choose_step
 from probdl.errors import ModelError
+from probdl.findings import RISING_ERRORS, Finding
 from probdl.methods.training.checkpoint import Checkpoint
 from probdl.methods.training.minibatch import Batches, FullData
 from probdl.methods.training.optimizers import Training
-from probdl.results.diagnostics import Finding, interrupted
+from probdl.results.diagnostics import interrupted
 from probdl.util.clock import look
 from probdl.util.openmp import Waits, waits
 from probdl.util.progress import bar
@@ -29,9 +30,6 @@ from probdl.util.state import stream
 __all__ = ["Outcome", "Plan", "stopped_at", "train"]
 
 _SHORT = 2.0  # standard errors by which the end may fall short of the best block; ours, about 95 %
-# Standard errors from which a rise near the end is one. Ours: successive losses are correlated, so
-# that their standard error is taken too small.
-_RISING = 4.0
 
 
 @dataclass(frozen=True)
@@ -389,7 +387,7 @@ def _rising(losses: NDArray[np.float64]) -> list[Finding]:
     before, after = losses[-2 * tenth : -tenth], losses[-tenth:]
     gain = float(before.mean() - after.mean())
     error = math.hypot(before.std(), after.std()) / math.sqrt(tenth)
-    if gain < max(_RISING * error, 0.1, 1e-3 * abs(float(after.mean()))):
+    if gain < max(RISING_ERRORS * error, 0.1, 1e-3 * abs(float(after.mean()))):
         return []
     return [
         Finding(

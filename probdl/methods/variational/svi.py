@@ -17,7 +17,8 @@ from torch import Tensor
 from probdl.compile import ENGINES
 from probdl.compile.step import Parameters
 from probdl.errors import ModelError
-from probdl.methods.approximate.weighing import FEW, weigh
+from probdl.findings import TAIL_DRAWS_MIN
+from probdl.methods.approximate.weighing import weigh
 from probdl.methods.base import Method
 from probdl.methods.training.checkpoint import checkpoint_of
 from probdl.methods.training.minibatch import Batches, FullData, LoaderBatches, PlateBatches
@@ -335,7 +336,7 @@ class SVI(Method, name="svi"):
         weighed = weigh(program, structure, proposal, 1 if point else self.draws)
         draws = {name: value.numpy()[None] for name, value in weighed.draws.items()}
         more: dict[str, Any] = {"lp": weighed.lp[None]}
-        if point or self.draws < FEW:
+        if point or self.draws < TAIL_DRAWS_MIN:
             return draws, more, []
         more |= {
             "pareto_k": weighed.pareto_k,

@@ -1,0 +1,344 @@
+"""Findings: the results of diagnostic checks, and the table of all checks.
+
+A check is named in ``CHECKS`` with its severity, meaning, threshold and source. The code takes its
+thresholds from here, and the page of the documentation that lists all findings is made from here. A
+finding whose name is not in the table cannot be made.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Self
+
+__all__ = ["CHECKS", "Check", "Finding", "Findings", "Severity"]
+
+Severity = Literal["info", "warning", "error"]
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
+
+# Thresholds. "Ours" marks those that are not from the literature.
+
+RHAT_MAX = 1.01
+# Ours: the limit of Gelman et al., "Bayesian Data Analysis", before Vehtari et al. (2021). Chains
+# that fail even this limit need more than a somewhat longer run.
+RHAT_ERROR = 1.1
+# Ours: for the two halves of one chain; higher than RHAT_MAX since one chain is noisier.
+RHAT_WITHIN_CHAIN_MAX = 1.05
+# Ours: distance between chain means, in standard deviations of a chain. The sum of two normal
+# densities of equal standard deviation has two modes only beyond this distance.
+MODE_DISTANCE = 2.0
+ESS_MIN_PER_CHAIN = 100  # 50 for each half of a chain
+DRAWS_MIN = 4  # ArviZ needs at least this many draws
+BFMI_MIN = 0.3
+PARETO_K_MAX = 0.7
+# Ours: share of the draws. If nine in ten draws have no weight, the approximation is of little use
+# even where k-hat passes.
+WEIGHT_SHARE_MIN = 0.1
+TREE_SHARE_MAX = 0.01  # ours: draws stay valid, and a few short trajectories slow no chain
+DIVERGING_ERROR = 0.01  # ours: every divergence is reported; a larger share is an error
+ACCEPTANCE_MIN = 0.02  # ours: below this rate a random walk hardly moves
+TAIL_DRAWS_MIN = 25  # a generalised Pareto distribution is fitted to a fifth of the draws
+PRIOR_DRAWS = 200
+SAME_AS_PRIOR = 0.01  # ours: p-value below which prior and posterior are told apart
+COVERED_MIN = 0.7  # ours: share of the data; 0.97 are expected of draws from their distribution
+SATURATED_MIN = 0.95  # ours: D(x) - D(G(z)) from which the generator has almost no gradient
+VALUE_DISTANCE = 0.3  # ours: nats from the value at equilibrium
+RISING_ERRORS = 4.0  # ours: standard errors; successive losses are correlated
+CALIBRATION_LEVEL = 0.01  # ours: of the tests of uniform ranks, over all scalars together
+
+_VEHTARI = (
+    'Vehtari, Gelman, Simpson, Carpenter, Bürkner, "Rank-normalization, folding, and localization: '
+    'an improved R-hat", Bayesian Analysis 16(2), 2021'
+)
+_BETANCOURT = (
+    'Betancourt, "A conceptual introduction to Hamiltonian Monte Carlo", arXiv:1701.02434, 2017'
+)
+_ENERGY = (
+    'Betancourt, "Diagnosing suboptimal cotangent disintegrations in Hamiltonian Monte Carlo", '
+    "arXiv:1604.00695, 2016"
+)
+_PARETO = (
+    'Vehtari, Simpson, Gelman, Yao, Gabry, "Pareto smoothed importance sampling", JMLR 25(72), 2024'
+)
+_GAN = 'Goodfellow et al., "Generative adversarial networks", 2014'
+_TALTS = (
+    'Talts, Betancourt, Simpson, Vehtari, Gelman, "Validating Bayesian inference algorithms with '
+    'simulation-based calibration", arXiv:1804.06788, 2018'
+)
+
+
+class Check(NamedTuple):
+    """What a diagnostic check looks at.
+
+    Attributes:
+        severities: of its findings; the first is the usual one.
+        meaning: what a finding says about the fit.
+        threshold: what is compared with what; empty where something just happened.
+        source: where the threshold or the statistic comes from; empty where it is ours.
+    """
+
+    severities: tuple[Severity, ...]
+    meaning: str
+    threshold: str = ""
+    source: str = ""
+
+
+_W: tuple[Severity, ...] = ("warning",)
+_E: tuple[Severity, ...] = ("error",)
+_I: tuple[Severity, ...] = ("info",)
+
+CHECKS: dict[str, Check] = {
+    # Markov chains
+    "rhat": Check(
+        ("warning", "error"),
+        "The chains do not agree, so means and intervals cannot be trusted.",
+        f"R-hat above {RHAT_MAX}; an error above {RHAT_ERROR}",
+        _VEHTARI,
+    ),
+    "multimodal": Check(
+        _E,
+        "Each chain is stationary, but at a different mode. The number of chains at a mode does "
+        "not estimate its posterior probability.",
+        f"R-hat above {RHAT_ERROR}, R-hat of the halves of each chain below "
+        f"{RHAT_WITHIN_CHAIN_MAX}, chain means more than {MODE_DISTANCE:g} standard deviations "
+        "apart",
+    ),
+    "ess": Check(
+        _W,
+        "There are too few effective draws, in the bulk or the tails, for stable estimates of "
+        "R-hat and quantiles.",
+        f"effective sample size below {ESS_MIN_PER_CHAIN} a chain",
+        _VEHTARI,
+    ),
+    "mcse": Check(
+        _W,
+        "The Monte Carlo standard error of a posterior mean is large compared with the posterior "
+        "standard deviation, usually because of heavy tails.",
+        "the standard error that draws of the least acceptable effective sample size would have",
+    ),
+    "too_few_draws": Check(
+        _E,
+        "There are too few draws to compute R-hat and the effective sample size.",
+        f"fewer than {DRAWS_MIN} draws a chain",
+    ),
+    "divergences": Check(
+        ("warning", "error"),
+        "Hamiltonian trajectories diverged where the density curves strongly, so the draws may "
+        "miss part of the posterior.",
+        f"any divergent transition; an error if more than {DIVERGING_ERROR:.0%} of them diverge",
+        _BETANCOURT,
+    ),
+    "bfmi": Check(
+        _W,
+        "The energy changes slowly from draw to draw, so the tails are explored slowly.",
+        f"energy Bayesian fraction of missing information below {BFMI_MIN}",
+        _ENERGY,
+    ),
+    "tree_depth": Check(
+        _W,
+        "Trajectories stop at the length limit, so the chains mix slowly. The draws stay valid.",
+        f"more than {TREE_SHARE_MAX:.0%} of the transitions reach max_treedepth",
+        _BETANCOURT,
+    ),
+    "acceptance": Check(
+        _W,
+        "Random-walk chains rejected almost all proposals and barely moved.",
+        f"acceptance rate below {ACCEPTANCE_MIN:.0%}",
+    ),
+    "chain_failed": Check(_E, "Some chains stopped with an error, and are left out of the fit."),
+    "starts": Check(
+        _W,
+        "Some chains found no starting point of their own and began where another chain did, so "
+        "agreement between chains is weaker evidence of convergence.",
+    ),
+    "sampler": Check(
+        _W, "nutpie does not behave as expected; a slower sampler was used in its place."
+    ),
+    # Approximations and weights
+    "pareto_k": Check(
+        _W,
+        "The importance ratios have a heavy tail: the approximation does not match the posterior, "
+        "and its draws do not represent it.",
+        f"Pareto k-hat above {PARETO_K_MAX}",
+        _PARETO,
+    ),
+    "weights": Check(
+        _W,
+        "A small share of the draws carries almost all importance weight.",
+        f"effective sample size of the weights below {WEIGHT_SHARE_MIN:.0%} of the draws",
+    ),
+    # Point estimates
+    "not_converged": Check(
+        _W,
+        "The optimiser or the training stopped before it converged.",
+        f"all steps taken; in training, a last gain of {RISING_ERRORS:g} standard errors",
+    ),
+    "several_optima": Check(
+        _I, "The optimiser ended at different optima from different starts. The best is returned."
+    ),
+    "not_identified": Check(
+        _W, "Different parameter values fit equally well, so the estimate is one of several."
+    ),
+    "flat": Check(
+        _W,
+        "The information matrix is singular: the data do not determine some combinations of "
+        "parameters.",
+    ),
+    "saddle": Check(_W, "The estimate is not a maximum of the density."),
+    "boundary": Check(
+        _W,
+        "The maximum lies at the edge of the support, where standard errors and intervals from "
+        "normal theory do not hold.",
+    ),
+    "no_maximum": Check(
+        _W, "The density increases without a maximum at finite values of the parameters."
+    ),
+    "no_information": Check(
+        _I, "The model has too many parameters for an information matrix; no standard errors."
+    ),
+    # Training
+    "loss_not_finite": Check(
+        _E, "The loss became infinite or NaN. The fit holds the last state with a finite loss."
+    ),
+    "early_stopping": Check(
+        _I, "Training ended early because the smoothed ELBO stopped improving (patience=)."
+    ),
+    "mode_collapse": Check(
+        _W,
+        "The generator misses parts of the data, or its draws do not resemble the data.",
+        f"less than {COVERED_MIN:.0%} of the data have a draw in their neighbourhood",
+    ),
+    "saturated": Check(
+        _W,
+        "The discriminator separates draws from data almost perfectly, so the generator has almost "
+        "no gradient.",
+        f"D(x) - D(G(z)) of {SATURATED_MIN:g} or more",
+        _GAN,
+    ),
+    "value_function": Check(
+        _W,
+        "The value function is far from its value at equilibrium, -2 log 2.",
+        f"more than {VALUE_DISTANCE:g} nats away",
+        _GAN,
+    ),
+    # The model and its data
+    "no_data": Check(_W, "No site is observed, so the fit is of the prior."),
+    "identification": Check(
+        _I,
+        "The data are not informative about some sites: their posterior is indistinguishable from "
+        "their prior.",
+        f"a two-sample test does not reject at the level {SAME_AS_PRIOR:g}",
+    ),
+    "prior_conflict": Check(
+        _W,
+        "A summary of the data lies outside the range that the prior predicts.",
+        f"above or below all {PRIOR_DRAWS} data sets drawn from the prior",
+    ),
+    "params_held": Check(
+        _W, "pyro.param sites have no prior, so they were held fixed at their current values."
+    ),
+    "undeclared": Check(
+        _W,
+        "The model uses trainable tensors that are not sites, so they were held fixed.",
+    ),
+    # Monte Carlo
+    "no_variation": Check(
+        _W,
+        "All sampled values are equal, so a standard error of 0 may only mean that the relevant "
+        "region was never sampled.",
+    ),
+    "heavy_tail": Check(
+        _W,
+        "The values have such a heavy tail that the estimate and its standard error cannot be "
+        "trusted.",
+        f"Pareto k-hat above {PARETO_K_MAX}",
+        _PARETO,
+    ),
+    "tolerance": Check(
+        _W, "The standard error is still above the requested tolerance.", "tol= of expectation"
+    ),
+    "calibration": Check(
+        _E,
+        "Simulation-based calibration rejects the method for this model: it does not draw from the "
+        "posterior.",
+        f"uniformity of ranks rejected at the level {CALIBRATION_LEVEL:g}, all scalars together",
+        _TALTS,
+    ),
+    "failed_fits": Check(_W, "Some simulated data sets could not be fitted and are left out."),
+    # The run and the machine
+    "interrupted": Check(_W, "The run was interrupted; the fit holds what was finished."),
+    "time_limit": Check(_W, "The time limit ended the run; the fit holds what was finished."),
+    "engine": Check(_W, "The fast engine could not be used; a slower one gave the same results."),
+    "cache": Check(
+        _W, "The folder for compiled code cannot be used; code is compiled again in each process."
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One result of a diagnostic check.
+
+    Attributes:
+        severity: "info", "warning" or "error".
+        check: the name of the check, a key of ``CHECKS``: rhat, ess, divergences …
+        message: what was seen, and why it matters.
+        remedy: what to try.
+        sites: the sites that it is about.
+
+    Raises:
+        ValueError: no check has this name, or the check has no such severity.
+
+    >>> print(Finding("warning", "ess", "'mu' has 12 effective draws.", "Draw more."))
+    warning (ess): 'mu' has 12 effective draws. Draw more.
+    """
+
+    severity: Severity
+    check: str
+    message: str
+    remedy: str = ""
+    sites: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.check not in CHECKS:
+            raise ValueError(f"no check is named {self.check!r}; add it to CHECKS")
+        if self.severity not in CHECKS[self.check].severities:
+            raise ValueError(f"the check {self.check!r} has no severity {self.severity!r}")
+
+    @classmethod
+    def saved(cls, values: Mapping[str, Any]) -> Self:
+        """Return a finding of a saved fit; a later release may have other checks."""
+        found = object.__new__(cls)
+        vars(found).update(values, sites=tuple(values["sites"]))
+        return found
+
+    def __str__(self) -> str:
+        return f"{self.severity} ({self.check}): {self.message} {self.remedy}".rstrip()
+
+
+class Findings(tuple[Finding, ...]):
+    """The findings of a fit, the most severe first; printed, one per line."""
+
+    __slots__ = ()
+
+    def __new__(cls, findings: Any = ()) -> Self:
+        """Sort the findings by severity."""
+        return super().__new__(cls, sorted(findings, key=lambda f: SEVERITIES.index(f.severity)))
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self)) or "no findings: all checks passed"
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        if not self:
+            return f"<p>{html.escape(str(self))}</p>"
+        rows = "".join(
+            f"<tr><td><b>{f.severity}</b></td><td>{html.escape(f.check)}</td>"
+            f"<td style='text-align:left'>{html.escape(f.message)}<br>"
+            f"<i>{html.escape(f.remedy)}</i></td></tr>"
+            for f in self
+        )
+        return f"<table>{rows}</table>"

@@ -1,0 +1,57 @@
+"""The table of findings is what the code raises: every name in it is used, and no other."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import probdl
+from probdl.findings import CHECKS, SEVERITIES, Finding, Findings
+
+PACKAGE = Path(probdl.__file__).parent
+
+
+def constants(node):
+    """List the strings that an expression may be."""
+    if isinstance(node, ast.IfExp):
+        return [*constants(node.body), *constants(node.orelse)]
+    return [node.value] if isinstance(node, ast.Constant) else []
+
+
+def raised():
+    """Make pairs of severity and name of all findings that the code makes."""
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Finding":
+                severities, names = map(constants, node.args[:2])
+                assert severities, f"{path}:{node.lineno}: the severity is not a constant"
+                assert names, f"{path}:{node.lineno}: the name is not a constant"
+                found |= {(severity, name) for severity in severities for name in names}
+    return found
+
+
+def test_every_check_is_raised_with_each_of_its_severities():
+    table = {(severity, name) for name, check in CHECKS.items() for severity in check.severities}
+    assert raised() == table
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_a_check_says_what_it_means(name):
+    check = CHECKS[name]
+    assert check.meaning.endswith(".")
+    assert set(check.severities) <= set(SEVERITIES)
+
+
+def test_a_name_that_is_not_in_the_table_cannot_be_raised():
+    with pytest.raises(ValueError, match="no check is named 'rhats'"):
+        Finding("warning", "rhats", "The chains disagree.")
+    with pytest.raises(ValueError, match="no severity 'info'"):
+        Finding("info", "rhat", "The chains disagree.")
+
+
+def test_findings_of_a_later_release_can_be_read():
+    later = {"severity": "info", "check": "new", "message": "Seen.", "remedy": "", "sites": ["a"]}
+    (found,) = Findings([Finding.saved(later)])
+    assert str(found) == "info (new): Seen."
+    assert found.sites == ("a",)
