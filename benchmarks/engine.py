@@ -30,7 +30,7 @@ import probdl
 from benchmarks.models import NAMED, references
 from benchmarks.peers.gradients import called
 from probdl.compile import choose
-from probdl.compile.runtime.native import NativeDensity
+from probdl.compile.runtime.native_density import NativeDensity
 from probdl.models import normal_normal
 
 RESULTS = Path(__file__).parent / "results"

@@ -13,7 +13,7 @@ from .findings import Findings as Findings
 from .health import clear_cache as clear_cache
 from .health import doctor as doctor
 from .inference import infer as infer
-from .load import load as load
+from .loading import load as load
 from .methods import GAN as GAN
 from .methods import HMC as HMC
 from .methods import MAP as MAP

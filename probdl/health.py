@@ -15,7 +15,7 @@ import torch
 
 from probdl.compile.codegen.emit import emit
 from probdl.compile.runtime import cache
-from probdl.compile.runtime.native import NativeDensity
+from probdl.compile.runtime.native_density import NativeDensity
 from probdl.compile.runtime.toolchain import CompilerError, compile_to, find_compiler
 from probdl.compile.tracing.trace import trace
 from probdl.compile.verify import verify

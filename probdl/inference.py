@@ -21,7 +21,7 @@ from probdl.results.priors import check_prior
 from probdl.util.clock import Clock, TimeUp, clock
 from probdl.util.isolation import isolated
 from probdl.util.progress import tell
-from probdl.util.state import stream
+from probdl.util.seeds import stream
 
 __all__ = ["infer"]
 

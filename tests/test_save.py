@@ -330,7 +330,7 @@ def test_an_index_with_odd_contents_is_told(saved, key, value):
         return
     del index["sha256"]
     index |= {key: value}
-    whole = index | {"sha256": probdl.io.store._digest(index)}
+    whole = index | {"sha256": probdl.io.folders._digest(index)}
     (saved / "fit.json").write_text(json.dumps(whole))
     with contextlib.suppress(probdl.DataError):  # what plays no part here may be anything
         fit = probdl.load(saved, model=normal_normal)

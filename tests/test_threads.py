@@ -17,7 +17,7 @@ from pyro import poutine
 from torch.distributions import Distribution
 
 import probdl
-from probdl.util.turns import Turn
+from probdl.util.lock import Turn
 
 X = np.linspace(0.0, 1.0, 20)
 Y = 2.0 * X + np.random.default_rng(0).normal(size=20)
@@ -206,7 +206,7 @@ def test_a_fork_while_another_thread_holds_the_turn_can_work():
     code = """if True:
         import os, threading, numpy as np, probdl
         from probdl.models import normal_normal
-        from probdl.util.turns import TURN
+        from probdl.util.lock import TURN
         fit = lambda: probdl.infer(normal_normal, np.ones(3), np.ones(3), method="mle", seed=1)
         fit()
         held, go = threading.Event(), threading.Event()

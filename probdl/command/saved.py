@@ -13,8 +13,8 @@ import torch
 import probdl
 from probdl.command.locate import locate_model
 from probdl.errors import ModelError
+from probdl.io.folders import read_index
 from probdl.io.idata import unclashed
-from probdl.io.store import read_index
 from probdl.results.fit import Fit
 from probdl.util.lazy import xarray as xr
 

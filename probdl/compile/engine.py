@@ -21,7 +21,7 @@ from probdl.compile.codegen.emit import Source, emit
 from probdl.compile.codegen.statements import UnsupportedError
 from probdl.compile.probe import probe
 from probdl.compile.runtime import cache
-from probdl.compile.runtime.native import NativeDensity, differentiable
+from probdl.compile.runtime.native_density import NativeDensity, differentiable
 from probdl.compile.runtime.toolchain import CompilerError
 from probdl.compile.tracing.trace import Traced, UntraceableError, trace
 from probdl.compile.verify import MismatchError, verify

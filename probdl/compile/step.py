@@ -23,14 +23,14 @@ from probdl.compile.codegen.emit import emit, is_view
 from probdl.compile.codegen.statements import UnsupportedError, laid_out
 from probdl.compile.engine import MAX_STATEMENTS
 from probdl.compile.runtime import cache
-from probdl.compile.runtime.native import NativeDensity
+from probdl.compile.runtime.native_density import NativeDensity
 from probdl.compile.runtime.toolchain import CompilerError
 from probdl.compile.tracing.trace import UntraceableError, trace_function
 from probdl.compile.verify import MismatchError
 from probdl.compile.workload import Workload
 from probdl.errors import ModelError, ProbdlError
 from probdl.findings import Finding
-from probdl.model.record import ControlFlowError, record
+from probdl.model.recorder import ControlFlowError, record
 
 __all__ = ["BLOCK", "Loss", "Parameters", "Step", "choose_step"]
 

@@ -23,7 +23,7 @@ from probdl.findings import PARETO_K_MAX
 from probdl.util.lazy import arviz as az
 from probdl.util.lazy import arviz_stats_base, ecdf_utils, h5netcdf, stats
 from probdl.util.lazy import xarray as xr
-from probdl.util.turns import TURN
+from probdl.util.lock import TURN
 
 __all__ = [
     "ARVIZ_1",

@@ -18,7 +18,7 @@ from probdl.model.program import Program
 from probdl.model.sites import Structure, discover
 from probdl.results.fit import Fit
 from probdl.results.latent import Proposal
-from probdl.util.state import machine_memory
+from probdl.util.memory import machine_memory
 
 __all__ = ["METHODS", "Method", "resolve"]
 

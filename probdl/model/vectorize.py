@@ -28,10 +28,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from probdl.errors import SettingError, warn
-from probdl.model.record import DispatchMode, record
+from probdl.model.recorder import DispatchMode, record
+from probdl.util.lock import TURN
+from probdl.util.memory import machine_memory
 from probdl.util.progress import bar
-from probdl.util.state import machine_memory
-from probdl.util.turns import TURN
 
 __all__ = ["chunks", "vectorize"]
 

@@ -29,7 +29,7 @@ from probdl.util.lazy import pandas as pd
 from probdl.util.lazy import stats
 from probdl.util.lazy import xarray as xr
 from probdl.util.parallel import parallel_map
-from probdl.util.state import stream
+from probdl.util.seeds import stream
 
 __all__ = ["Calibration", "calibrate"]
 

@@ -30,7 +30,7 @@ from probdl.montecarlo.quantile import AtUniforms, dimension, from_uniforms, sit
 from probdl.results.diagnostics import interrupted
 from probdl.util.isolation import isolated
 from probdl.util.progress import bar
-from probdl.util.state import stream
+from probdl.util.seeds import stream
 
 __all__ = ["Expectation", "expectation"]
 

@@ -27,7 +27,7 @@ from probdl.util.isolation import isolated
 from probdl.util.lazy import special
 from probdl.util.lazy import xarray as xr
 from probdl.util.parallel import parallel_map
-from probdl.util.state import stream
+from probdl.util.seeds import stream
 
 __all__ = ["study"]
 

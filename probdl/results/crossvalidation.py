@@ -19,7 +19,7 @@ from probdl.model import predictive
 from probdl.model.sites import data_plate, discover
 from probdl.util.isolation import isolated
 from probdl.util.parallel import parallel_map
-from probdl.util.state import stream
+from probdl.util.seeds import stream
 
 __all__ = ["CrossValidation", "cross_validate", "held_out"]
 

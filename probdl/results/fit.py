@@ -18,9 +18,9 @@ from torch import Tensor
 
 from probdl.errors import ModelError, ProbdlError, SettingError, warn
 from probdl.findings import Finding, Findings
-from probdl.io.archive import save
-from probdl.io.files import write_arrays
+from probdl.io.arrays import write_arrays
 from probdl.io.idata import summary, to_idata, unclashed, variables
+from probdl.io.saving import save
 from probdl.model import predictive
 from probdl.model.program import Program, WithoutModel
 from probdl.model.sites import Structure, data_plate, discover
@@ -32,7 +32,7 @@ from probdl.results.latent import Elbo, LogEvidence, Proposal
 from probdl.util.cached import cached
 from probdl.util.isolation import isolated, sheltered
 from probdl.util.lazy import pandas as pd
-from probdl.util.state import stream
+from probdl.util.seeds import stream
 
 __all__ = ["Fit", "LogPredictive"]
 

@@ -21,7 +21,7 @@ from pyro.nn.module import _Context
 from pyro.poutine import runtime
 from torch.distributions import Distribution
 
-from probdl.util.turns import TURN
+from probdl.util.lock import TURN
 
 __all__ = ["evaluation", "isolated", "seed_all", "sheltered", "stepped_aside"]
 

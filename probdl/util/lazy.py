@@ -13,7 +13,7 @@ import warnings
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from probdl.util.turns import TURN
+from probdl.util.lock import TURN
 
 __all__ = [
     "arviz",

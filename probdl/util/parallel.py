@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
+from probdl.util.blas import one_blas_thread
+from probdl.util.lock import TURN
 from probdl.util.progress import bar
-from probdl.util.state import one_blas_thread
-from probdl.util.turns import TURN
 
 __all__ = ["parallel_map", "worker_count"]
 

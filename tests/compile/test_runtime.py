@@ -227,7 +227,7 @@ def test_a_helper_that_is_missing_costs_speed_alone(tmp_path, monkeypatch, helpe
     """
     )
     compiler(tmp_path, monkeypatch, script)
-    for module in ("adam", "walk"):
+    for module in ("adam", "random_walk"):
         kernel = importlib.import_module(f"probdl.compile.kernels.{module}")
         getattr(kernel, f"_{module}").cache_clear()
     found, said = fit(method)

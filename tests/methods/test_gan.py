@@ -11,7 +11,7 @@ from torch import nn
 
 import probdl
 from benchmarks.gan import modes, play_ring
-from probdl.methods.adversarial.adversarial import gan
+from probdl.methods.adversarial.losses import gan
 from probdl.nn import MLP, lipschitz_bound
 
 

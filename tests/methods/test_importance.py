@@ -9,7 +9,7 @@ from scipy import stats
 
 import probdl
 from probdl.io.idata import groups
-from probdl.methods.approximate import weighing
+from probdl.methods.approximate import weighting
 from probdl.models import beta_binomial, linear_regression
 
 
@@ -123,8 +123,8 @@ def test_what_cannot_be_sampled_is_refused():
 
 def test_more_weights_than_torchs_multinomial_takes(monkeypatch):
     log_weights = np.log(np.array([0.0, 0.2, 0.5, 0.0, 0.3]) + 1e-300)
-    monkeypatch.setattr(weighing, "_MOST", 4)
-    chosen = weighing.resample(log_weights, 40_000, torch.Generator().manual_seed(1))
+    monkeypatch.setattr(weighting, "_MOST", 4)
+    chosen = weighting.resample(log_weights, 40_000, torch.Generator().manual_seed(1))
     shares = np.bincount(chosen.numpy(), minlength=5) / 40_000
     np.testing.assert_allclose(shares, [0, 0.2, 0.5, 0, 0.3], atol=4 * 0.5 / 200)
     assert shares[0] == shares[3] == 0

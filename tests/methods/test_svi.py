@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import probdl
 from probdl.io.idata import groups
-from probdl.methods.training.training import training
+from probdl.methods.training.loop import training
 from probdl.models import eight_schools, linear_regression
 
 

@@ -15,7 +15,7 @@ from probdl.montecarlo import study
 from probdl.montecarlo.simulate import Simulator
 from probdl.plots import plot_study
 from probdl.util.isolation import isolated
-from probdl.util.state import stream
+from probdl.util.seeds import stream
 
 QUICK = probdl.MLE(starts=1)
 SIZES = [5, 10, 20, 50, 100]

@@ -26,7 +26,7 @@ from probdl.compile.tracing.decompositions import decompositions
 from probdl.errors import ProbdlError
 from probdl.model.density import LogDensity
 from probdl.model.program import where
-from probdl.model.record import ControlFlowError, Recording, record
+from probdl.model.recorder import ControlFlowError, Recording, record
 from probdl.util.isolation import evaluation
 
 __all__ = ["Traced", "UntraceableError", "is_random", "trace", "trace_function"]

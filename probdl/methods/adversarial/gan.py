@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from probdl.compile.step import BLOCK, Parameters, choose_step
 from probdl.errors import ModelError
 from probdl.findings import COVERED_MIN, SATURATED_MIN, VALUE_DISTANCE, Finding
-from probdl.methods.adversarial.adversarial import (
+from probdl.methods.adversarial.losses import (
     LOSSES,
     Critic,
     DiscriminatorLoss,
@@ -28,9 +28,9 @@ from probdl.methods.adversarial.adversarial import (
 )
 from probdl.methods.base import Method
 from probdl.methods.training.checkpoint import checkpoint_of
+from probdl.methods.training.loop import stopped_at
 from probdl.methods.training.minibatch import PlateBatches
 from probdl.methods.training.optimizers import Training, check_optimizer, check_schedule
-from probdl.methods.training.training import stopped_at
 from probdl.methods.variational.guides import no_guide
 from probdl.methods.variational.objective import Trainable, first_not_finite
 from probdl.model.program import Program
@@ -40,7 +40,7 @@ from probdl.util.clock import look
 from probdl.util.isolation import evaluation
 from probdl.util.openmp import Waits, waits
 from probdl.util.progress import bar
-from probdl.util.state import stream
+from probdl.util.seeds import stream
 
 __all__ = ["GAN"]
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from probdl.errors import ModelError
 from probdl.findings import TAIL_DRAWS_MIN
-from probdl.methods.approximate.weighing import resample, weigh
+from probdl.methods.approximate.weighting import resample, weigh
 from probdl.methods.base import Method
-from probdl.methods.held import held_params
+from probdl.methods.fixed_params import held_params
 from probdl.methods.variational.guides import compare_sites
 from probdl.model.program import Program
 from probdl.model.sites import Structure

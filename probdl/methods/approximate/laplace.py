@@ -11,7 +11,7 @@ from probdl.compile import ENGINES, choose
 from probdl.errors import ModelError
 from probdl.io.idata import psis
 from probdl.methods.base import Method
-from probdl.methods.held import held_params
+from probdl.methods.fixed_params import held_params
 from probdl.methods.point.optimum import DENSE_MAX, curvature, largest, maximise
 from probdl.model.density import LogDensity
 from probdl.model.program import Program

@@ -20,9 +20,9 @@ from probdl.compile import ENGINES, Evaluator, choose
 from probdl.errors import ModelError
 from probdl.findings import TAIL_DRAWS_MIN
 from probdl.io.idata import psis
-from probdl.methods.approximate.weighing import resample
+from probdl.methods.approximate.weighting import resample
 from probdl.methods.base import Method
-from probdl.methods.held import held_params
+from probdl.methods.fixed_params import held_params
 from probdl.model.density import LogDensity
 from probdl.model.program import Program
 from probdl.results.diagnostics import check_weights, interrupted

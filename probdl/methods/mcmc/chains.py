@@ -14,7 +14,7 @@ from torch import Tensor
 from probdl.compile import Evaluator
 from probdl.errors import ModelError
 from probdl.findings import Finding
-from probdl.methods.held import held_params
+from probdl.methods.fixed_params import held_params
 from probdl.model.density import LogDensity
 from probdl.results.diagnostics import interrupted
 from probdl.results.fit import Fit

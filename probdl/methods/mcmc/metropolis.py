@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from probdl.compile import ENGINES, choose
-from probdl.compile.kernels.walk import Walk
+from probdl.compile.kernels.random_walk import Walk
 from probdl.findings import ACCEPTANCE_MIN, Finding
 from probdl.methods.base import Method
 from probdl.methods.mcmc.chains import Chain, Chains, Starts, gather, posterior_fit, random_start

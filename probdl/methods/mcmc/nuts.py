@@ -15,7 +15,7 @@ from torch import Tensor
 from probdl.compile import ENGINES, Evaluator, choose
 from probdl.methods.approximate.pathfinder import pathfinder_draw
 from probdl.methods.base import Method
-from probdl.methods.mcmc import eager, nutpie_adapter
+from probdl.methods.mcmc import nutpie_adapter, pyro_nuts
 from probdl.methods.mcmc.chains import Chains, posterior_fit, random_start
 from probdl.model.density import LogDensity
 from probdl.model.program import Program
@@ -116,7 +116,7 @@ class NUTS(Method, name="nuts"):
                 "full_mass": mass_matrix != "diag",
             }
             chains = _eager(
-                self, eager.NUTSKernel, kernel, density, evaluator, start, seed, progress
+                self, pyro_nuts.NUTSKernel, kernel, density, evaluator, start, seed, progress
             )
             reached = chains.stats["tree_depth"] >= self.max_treedepth
             chains.stats["reached_max_treedepth"] = reached
@@ -198,7 +198,9 @@ class HMC(Method, name="hmc"):
             "full_mass": self.mass_matrix == "dense",
         }
         start = functools.partial(random_start, density, evaluator)
-        chains = _eager(self, eager.HMCKernel, kernel, density, evaluator, start, seed, progress)
+        chains = _eager(
+            self, pyro_nuts.HMCKernel, kernel, density, evaluator, start, seed, progress
+        )
         del chains.stats["tree_depth"]
         findings += check_energy(chains.stats)
         return posterior_fit(self, density, evaluator, chains, seed, findings)
@@ -216,7 +218,7 @@ def _eager(
 ) -> Chains:
     """Run Pyro's kernels, on whichever engine evaluates the density."""
     seeds = np.random.SeedSequence(seed).generate_state(method.chains, np.uint64)
-    return eager.run(
+    return pyro_nuts.run(
         [
             functools.partial(kernel, density.dim, evaluator, start, int(s) >> 1, **options)
             for s in seeds

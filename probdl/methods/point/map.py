@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from probdl.compile import ENGINES
 from probdl.methods.base import Method
-from probdl.methods.point.point import point_fit
+from probdl.methods.point.estimate import point_fit
 from probdl.model.density import LogDensity
 from probdl.model.program import Program
 from probdl.model.sites import discover

@@ -16,7 +16,7 @@ from typing import ClassVar
 from probdl.compile import ENGINES
 from probdl.errors import ModelError
 from probdl.methods.base import Method
-from probdl.methods.point.point import point_fit
+from probdl.methods.point.estimate import point_fit
 from probdl.model.density import LogDensity
 from probdl.model.program import Program
 from probdl.model.sites import discover

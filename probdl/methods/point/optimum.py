@@ -22,10 +22,10 @@ from probdl.errors import ModelError
 from probdl.findings import Finding
 from probdl.model.density import LogDensity
 from probdl.results.diagnostics import interrupted
+from probdl.util.blas import one_blas_thread
 from probdl.util.clock import look
 from probdl.util.lazy import optimize
 from probdl.util.progress import bar
-from probdl.util.state import one_blas_thread
 
 __all__ = ["Curvature", "Optimum", "curvature", "largest", "maximise", "no_maximum", "site_names"]
 

@@ -18,12 +18,12 @@ from probdl.compile import ENGINES
 from probdl.compile.step import Parameters
 from probdl.errors import ModelError
 from probdl.findings import TAIL_DRAWS_MIN
-from probdl.methods.approximate.weighing import weigh
+from probdl.methods.approximate.weighting import weigh
 from probdl.methods.base import Method
 from probdl.methods.training.checkpoint import checkpoint_of
+from probdl.methods.training.loop import Plan, train
 from probdl.methods.training.minibatch import Batches, FullData, LoaderBatches, PlateBatches
 from probdl.methods.training.optimizers import SCHEDULES, Training, check_optimizer, check_schedule
-from probdl.methods.training.training import Plan, train
 from probdl.methods.variational.guides import check_guide, make_guide
 from probdl.methods.variational.objective import ELBOS, Objective, Trainable, resolve_elbo
 from probdl.model.density import LogDensity
@@ -33,7 +33,7 @@ from probdl.results.diagnostics import check_weights
 from probdl.results.fit import Fit
 from probdl.results.latent import Proposal
 from probdl.util.isolation import evaluation
-from probdl.util.state import stream
+from probdl.util.seeds import stream
 
 __all__ = ["SVI"]
 

@@ -16,9 +16,9 @@ from torch import Tensor
 from probdl.errors import DataError, ModelError, ProbdlError, SettingError, warn
 from probdl.findings import Finding
 from probdl.io import idata
-from probdl.io.archive import ARRAYS, IDATA, source_of
+from probdl.io.folders import folder_named, read_index
 from probdl.io.packing import Opaque, opaque_parts, unpack
-from probdl.io.store import folder_named, read_index
+from probdl.io.saving import ARRAYS, IDATA, source_of
 from probdl.methods import METHODS, Method
 from probdl.model.program import Program, WithoutModel, fingerprint, runnable, signature
 from probdl.model.sites import Site, Structure, discover

@@ -22,8 +22,8 @@ Array = NDArray[np.float64]
 
 
 @functools.cache
-def _walk() -> Any:
-    text = files("probdl.compile.kernels").joinpath("walk.c").read_text()
+def _random_walk() -> Any:
+    text = files("probdl.compile.kernels").joinpath("random_walk.c").read_text()
     function = loaded(Source(text, 0, 0), "walk").walk
     function.restype = ctypes.c_uint64
     function.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_uint64] * 2 + [ctypes.c_void_p] * 5
@@ -52,7 +52,7 @@ class Walk:
         self._function: Any = None
         if evaluator.engine == "native":
             try:
-                self._function = _walk()
+                self._function = _random_walk()
             except CompilerError as error:
                 self.failure = error
 

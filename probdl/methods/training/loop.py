@@ -25,7 +25,7 @@ from probdl.results.diagnostics import interrupted
 from probdl.util.clock import look
 from probdl.util.openmp import Waits, waits
 from probdl.util.progress import bar
-from probdl.util.state import stream
+from probdl.util.seeds import stream
 
 __all__ = ["Outcome", "Plan", "stopped_at", "train"]
 

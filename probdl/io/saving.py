@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from probdl.errors import SettingError, warn
 from probdl.io import idata
+from probdl.io.folders import folder_named, replace_folder
 from probdl.io.packing import pack
-from probdl.io.store import folder_named, replace_folder
 from probdl.model.program import Program, WithoutModel, fingerprint
 from probdl.model.sites import Structure
 

@@ -1,0 +1,15 @@
+"""The memory of the machine."""
+
+from __future__ import annotations
+
+import os
+
+__all__ = ["machine_memory"]
+
+
+def machine_memory(*, unknown: float) -> float:
+    """Return the machine's memory in bytes, or ``unknown`` where the system does not report it."""
+    try:
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return unknown
