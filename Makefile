@@ -14,7 +14,7 @@ SIMUK := .venv-simuk
 # NumPyro, PyMC and PyStan.
 PEERS := .venv-peers
 
-.PHONY: demo test environment test-matrix docs notebooks bench bench-busy bench-peers bench-scaling bench-references bench-mass bench-engine bench-loops bench-svi bench-gan bench-studies bench-predict lint types check format clean
+.PHONY: demo test coverage environment test-matrix docs notebooks bench bench-busy bench-peers bench-scaling bench-references bench-mass bench-engine bench-loops bench-svi bench-gan bench-studies bench-predict lint types check format clean
 
 demo: $(STAMP)  ## fit eight schools and a logistic regression on real data, by four methods
 	$(BIN)/python examples/demo.py
@@ -22,13 +22,17 @@ demo: $(STAMP)  ## fit eight schools and a logistic regression on real data, by 
 test: $(STAMP)  ## the tests and the examples in docstrings
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
+coverage: $(STAMP)  ## the tests with line coverage, into htmlcov/
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report=html --cov-report=term
+
 environment: $(STAMP)
 
 test-matrix:  ## what runs where: Python, torch, ArviZ and nutpie; writes docs/compatibility.md
 	$(PYTHON) tests/matrix.py
 
-docs: $(STAMP)  ## the documentation, into site/; warnings are errors
+docs: $(STAMP)  ## the documentation, into site/, looked at in a browser; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	$(BIN)/python docs/browser.py site
 
 notebooks: $(STAMP)  ## run all notebooks at full size, and store their outputs
 	$(BIN)/python notebooks/run.py

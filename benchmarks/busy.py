@@ -52,14 +52,14 @@ def busy() -> Iterator[None]:
 @contextlib.contextmanager
 def waiting_awake() -> Iterator[None]:
     """Leave OpenMP as torch has it, and its number of threads."""
-    gnu, use = openmp._gomp, openmp.Waits.use
+    gnu, use = openmp._gomp, openmp.WaitPolicy.use
     openmp._gomp = lambda: None
-    openmp.Waits.use = lambda self, parallel: None  # type: ignore[method-assign]
+    openmp.WaitPolicy.use = lambda self, parallel: None  # type: ignore[method-assign]
     try:
         yield
     finally:
         openmp._gomp = gnu
-        openmp.Waits.use = use  # type: ignore[method-assign]
+        openmp.WaitPolicy.use = use  # type: ignore[method-assign]
 
 
 def images(hidden: int, side: int) -> tuple[Any, Any]:
@@ -93,21 +93,21 @@ def gan(hidden: int, side: int) -> float:
 def steps_of(model: Any, x: Any, method: Callable[[int], Any]) -> float:
     """Train for some seconds; return those of a step, what happens once left out."""
     ended: list[float] = []
-    step = openmp.Waits.step
+    step = openmp.WaitPolicy.step
 
-    def noted(self: openmp.Waits) -> None:
+    def noted(self: openmp.WaitPolicy) -> None:
         step(self)
         ended.append(time.perf_counter())
         if ended[-1] - ended[0] > BEFORE + SECONDS:
             raise KeyboardInterrupt
 
-    openmp.Waits.step = noted  # type: ignore[method-assign]
+    openmp.WaitPolicy.step = noted  # type: ignore[method-assign]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             probdl.infer(model, x, method=method(10**5), seed=1, progress=False)
     finally:
-        openmp.Waits.step = step  # type: ignore[method-assign]
+        openmp.WaitPolicy.step = step  # type: ignore[method-assign]
     counted = [at for at in ended if at - ended[0] > BEFORE]
     return (counted[-1] - counted[0]) / (len(counted) - 1)
 

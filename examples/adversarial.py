@@ -1,7 +1,7 @@
-"""Adversarial training: two half moons, drawn by a generator that has no density.
+"""Adversarial training: a generator without a density learns to draw two half moons.
 
-The generator learns from a discriminator. How well is then asked of others: a fresh discriminator,
-and a two-sample test, on data that training has not seen.
+The generator learns from a discriminator. A new discriminator and a two-sample test then evaluate
+its draws on held-out data.
 """
 
 import warnings
@@ -18,7 +18,7 @@ warnings.simplefilter("ignore", probdl.FindingWarning)  # printed below
 x = torch.tensor(make_moons(4000, noise=0.08, random_state=0)[0], dtype=torch.float32)
 train, test = x[:3000], x[3000:]
 
-torch.manual_seed(0)  # of the initial weights
+torch.manual_seed(0)  # for the initial weights
 generator = probdl.nn.MLP([4, 64, 64, 2])
 
 
@@ -30,18 +30,18 @@ def model(x=None, size=1):
         return pyro.deterministic("x", generator(z), event_dim=1)
 
 
-print("Two samples without a point in common are log 2 = 0.693 nats apart, equal ones 0.\n")
+print("The divergence is 0 for equal distributions and log 2 = 0.693 nats without overlap.\n")
 for steps in (20, 1200):
     method = probdl.GAN(
         discriminator=probdl.nn.MLP([2, 64, 64, 1]), discriminator_steps=2, steps=steps,
         batch_size=128, ema=0.99,
     )  # fmt: skip
     fit = probdl.infer(model, train, method=method, seed=1)
-    far = fit.divergence(test, steps=200)
-    print(f"After {steps} steps the Jensen-Shannon divergence is {far.value:.2f} nats or more.")
+    divergence = fit.divergence(test, steps=200).value
+    print(f"After {steps} steps the Jensen-Shannon divergence is {divergence:.2f} nats or more.")
 
-print(f"\nWhat the fit finds: {fit.diagnose()}")
+print(f"\nFindings: {fit.diagnose()}")
 draws = torch.tensor(fit.predict(1000)["x"][0, 0])
 upper = ((draws[:, 1] > 0.25).float().mean(), (test[:, 1] > 0.25).float().mean())
-print(f"In the upper half lie {upper[0]:.0%} of the draws, and {upper[1]:.0%} of the data.")
-print(f"A test by the maximum mean discrepancy: {probdl.mmd_test(draws, test, seed=1)}")
+print(f"{upper[0]:.0%} of the draws and {upper[1]:.0%} of the data are in the upper half.")
+print(f"Test of the maximum mean discrepancy: {probdl.mmd_test(draws, test, seed=1)}")

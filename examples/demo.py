@@ -1,8 +1,8 @@
-"""The main job: two models on real data, each fitted by four methods through one call.
+"""The demonstration: two models of real data, each fitted by four methods.
 
-Eight schools (Rubin, 1981) and a logistic regression on scikit-learn's breast cancer data.
-Prints the summaries side by side, what each fit finds wrong with itself, and its score on data
-held out; writes three plots to output/. Run it as `make demo`.
+The models are the eight schools (Rubin, 1981) and a logistic regression on scikit-learn's breast
+cancer data. Prints the summaries side by side, the findings of each fit and the scores on held-out
+data, and writes three plots to output/. Run it with `make demo`.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ OUTPUT = Path("output")
 
 
 def fit_all(model: Callable[..., Any], *data: Any, **options: Any) -> dict[str, probdl.Fit]:
-    """Fit a model by each method, and tell how long it took and what the fit finds wrong."""
+    """Fit a model by each method, and print the time and the findings of each fit."""
     fits = {}
     for method in METHODS:
         start = time.perf_counter()
         fits[method] = probdl.infer(model, *data, method=method, seed=1, **options)
-        taken = time.perf_counter() - start
-        print(f"{method} ({taken:.2f} s): {fits[method].diagnose()}")
+        seconds = time.perf_counter() - start
+        print(f"{method} ({seconds:.2f} s): {fits[method].diagnose()}")
     return fits
 
 
@@ -50,13 +50,13 @@ def save(name: str) -> None:
 def main() -> None:
     """Fit, print and plot."""
     OUTPUT.mkdir(exist_ok=True)
-    warnings.simplefilter("ignore", probdl.FindingWarning)  # printed below, fit by fit
+    warnings.simplefilter("ignore", probdl.FindingWarning)  # the findings are printed below
 
-    print("Eight schools: what coaching adds to the score, in points\n")
+    print("Eight schools: the effect of coaching on the score, in points\n")
     schools = fit_all(eight_schools, SIGMA, EFFECT, coords={"school": LABELS})
     print(f"\n{side_by_side(schools, 'mu', 'tau', 'theta').to_string()}\n")
 
-    print("\nBreast cancer: the log odds that a tumour is benign, by standardised measurement\n")
+    print("\nBreast cancer: log odds of a benign tumour per standardised measurement\n")
     data = load_breast_cancer()
     order = np.random.default_rng(0).permutation(len(data.target))
     train, test = order[:400], order[400:]
@@ -67,7 +67,7 @@ def main() -> None:
     cancer = fit_all(logistic_regression, x[train], y[train], coords={"predictor": names})
     print(f"\n{side_by_side(cancer, 'intercept', 'beta').to_string()}\n")
     scores = pd.Series({m: fit.log_predictive(x[test], y[test]).total for m, fit in cancer.items()})
-    print(f"Mean log predictive density of the {len(test)} tumours held out, in nats (0 is best)\n")
+    print(f"Mean log predictive density of {len(test)} held-out tumours, in nats (0 is best)\n")
     print(f"{(scores / len(test)).round(4).to_string()}\n")
 
     plot_methods(schools, EFFECT, LABELS)

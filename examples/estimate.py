@@ -1,7 +1,7 @@
 """Point estimation: a logistic regression by maximum likelihood and by MAP.
 
-Which measurements of a tumour tell whether it is benign? A logistic regression on real data,
-first by the data alone, then with a prior that keeps the coefficients small.
+Which measurements of a tumour show whether it is benign? The model is fitted to real data, first
+without priors, then with priors that shrink the coefficients.
 """
 
 import warnings
@@ -12,7 +12,7 @@ from sklearn.datasets import load_breast_cancer
 import probdl
 from probdl.models import logistic_regression
 
-warnings.simplefilter("ignore", probdl.FindingWarning)  # printed below, fit by fit
+warnings.simplefilter("ignore", probdl.FindingWarning)  # the findings are printed below
 
 data = load_breast_cancer()
 order = np.random.default_rng(0).permutation(len(data.target))
@@ -30,12 +30,12 @@ for method in ("mle", "map"):
     clear = table[(table.ci_low > 0) | (table.ci_high < 0)]
     score = fit.log_predictive(x[test], y[test])
     scores[method] = score.total / len(test)
-    print(f"{method}: the log odds of a benign tumour, for one sd more of each measurement\n")
+    print(f"{method}: change of the log odds of a benign tumour per sd of each measurement\n")
     print(f"{table.round(2).to_string()}\n")
-    print(f"Intervals that leave out zero: {', '.join(clear.index) or 'none'}.")
-    print(f"What the fit finds: {fit.diagnose()}")
-    print(f"Mean log score of the {len(test)} tumours left out: {scores[method]:.3f} nats\n")
+    print(f"Intervals without zero: {', '.join(clear.index) or 'none'}.")
+    print(f"Findings: {fit.diagnose()}")
+    print(f"Mean log score of {len(test)} held-out tumours: {scores[method]:.3f} nats\n")
 
 better = max(scores, key=scores.get)
-print(f"On tumours left out {better} predicts better: the largest estimates by maximum likelihood")
-print("are those that 200 tumours say least about, and the prior pulls these to zero.")
+print(f"For held-out tumours, {better} predicts better. The largest maximum likelihood estimates")
+print("have the largest standard errors, and the prior shrinks them to zero.")

@@ -1,6 +1,6 @@
-"""A Pyro script, and the same script moved to probdl. `BEFORE` ran by itself; `AFTER` does too.
+"""Convert a Pyro script to probdl: `BEFORE` is a complete Pyro script, `AFTER` uses probdl.
 
-The model is the same text in both. What changes is how it is fitted: a few lines, shown as a diff.
+The model stays the same. Only the lines that fit it change; the script prints them as a diff.
 """
 
 import difflib
@@ -39,16 +39,16 @@ for old, new in (
 ):
     AFTER = AFTER.replace(old, new)
 
-print("What changes:\n")
+print("Changed lines:\n")
 for line in difflib.unified_diff(BEFORE.splitlines(), AFTER.splitlines(), lineterm="", n=0):
     if line[:2] not in ("--", "++", ""):
         print(line)
 
 for name, script in (("Pyro", BEFORE), ("probdl", AFTER)):
-    start, ran = time.perf_counter(), {}
-    exec(script, ran)
+    start, namespace = time.perf_counter(), {}
+    exec(script, namespace)
     print(f"\n{name}, {time.perf_counter() - start:.1f} s:")
     for site in ("intercept", "slope"):
-        draws = ran["draws"][site]
+        draws = namespace["draws"][site]
         print(f"  {site} {float(draws.mean()):.3f} ± {float(draws.std()):.3f}")
-    print(f"  prediction at x = 2: {float(ran['new'].mean()):.2f}")
+    print(f"  prediction at x = 2: {float(namespace['new'].mean()):.2f}")

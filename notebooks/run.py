@@ -1,6 +1,6 @@
-"""Run notebooks and store them with their outputs: `make notebooks`.
+"""Run the notebooks, and store them with their outputs: `make notebooks`.
 
-Messages on the error stream (progress, warnings of other packages) are left out of what is stored.
+Output on standard error (progress, warnings of other packages) is not stored.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 
 
 def clean(notebook: nbformat.NotebookNode) -> None:
-    """Leave out the error stream, and what differs from run to run."""
+    """Remove standard error, and metadata that differ between runs."""
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"
         if cell.cell_type == "code":

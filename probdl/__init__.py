@@ -1,4 +1,4 @@
-"""One call from a Pyro program to its posterior.
+"""Bayesian inference and maximum likelihood for Pyro models, in one call.
 
 >>> import numpy as np, pyro, pyro.distributions as dist, probdl
 >>> def model(y):
@@ -9,8 +9,8 @@
 2.0
 """
 
-# The public names are listed in __init__.pyi, and imported when they are first used: the command
-# answers many questions without torch.
+# The public names are listed in __init__.pyi and imported on first use, so that commands such as
+# `probdl --help` run without importing torch.
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,4 +1,4 @@
-"""The errors that probdl raises: what is wrong, where, and what to try, in one message."""
+"""The exceptions and warnings of probdl. A message says what is wrong, where, and what to do."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ __all__ = [
     "warn",
 ]
 
-# The files that stand between the user's call and what warns of it: ours, and our decorators'.
-_BETWEEN = (os.path.dirname(__file__), contextlib.__file__)
+# Files of frames between the user's call and a warning: this package and its decorators.
+_INTERNAL_FILES = (os.path.dirname(__file__), contextlib.__file__)
 
 
 class ProbdlError(Exception):
-    """The base of every error that probdl raises on purpose.
+    """The base class of all exceptions that probdl raises.
 
-    Each subclass derives from the built-in type that fits as well, so that
-    ``except ValueError`` keeps working.
+    Each subclass also derives from a built-in exception, so that ``except ValueError`` works too.
 
     >>> issubclass(SettingError, ProbdlError) and issubclass(SettingError, ValueError)
     True
@@ -33,28 +32,32 @@ class ProbdlError(Exception):
 
 
 class ModelError(ProbdlError, ValueError):
-    """The model cannot be run on these arguments, or not fitted by this method."""
+    """The model does not run on these arguments, or the method cannot fit it."""
+
+
+class CapabilityError(ModelError, AttributeError):
+    """The fit is by a method whose fits cannot do this."""
 
 
 class DataError(ProbdlError, ValueError):
-    """The data cannot be what the model describes: not finite, or outside the support."""
+    """The data are invalid for the model: not finite, or outside the support."""
 
 
 class SettingError(ProbdlError, ValueError):
-    """A method or one of its settings does not exist or is out of range."""
+    """A method or a setting does not exist, or a setting is out of range."""
 
 
 class TimeLimitError(ProbdlError, TimeoutError):
-    """The time limit of a fit passed before there was anything to return."""
+    """The time limit passed before there was any result to return."""
 
 
 class FindingWarning(UserWarning):
-    """The warning in which ``infer`` reports findings; ``fit.diagnose()`` has them in full."""
+    """The warning by which ``infer`` reports findings; ``fit.diagnose()`` returns them."""
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warn at the line of the user's code that called into the package."""
+    """Issue a warning that points to the line of the user's code that called the package."""
     frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_back.f_code.co_filename.startswith(_BETWEEN):
+    while frame.f_back is not None and frame.f_back.f_code.co_filename.startswith(_INTERNAL_FILES):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, category, stacklevel=level + 1)

@@ -1,8 +1,8 @@
 """Findings: the results of diagnostic checks, and the table of all checks.
 
-A check is named in ``CHECKS`` with its severity, meaning, threshold and source. The code takes its
-thresholds from here, and the page of the documentation that lists all findings is made from here. A
-finding whose name is not in the table cannot be made.
+Each check is named in ``TOPICS`` with its severity, meaning, threshold and source. The code takes
+its thresholds from here, and the documentation its list of findings. A finding whose name is not in
+the table cannot be made.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Self
 
-__all__ = ["CHECKS", "Check", "Finding", "Findings", "Severity"]
+__all__ = ["CHECKS", "TOPICS", "Check", "Finding", "Findings", "Severity"]
 
 Severity = Literal["info", "warning", "error"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
@@ -88,192 +88,212 @@ _W: tuple[Severity, ...] = ("warning",)
 _E: tuple[Severity, ...] = ("error",)
 _I: tuple[Severity, ...] = ("info",)
 
-CHECKS: dict[str, Check] = {
-    # Markov chains
-    "rhat": Check(
-        ("warning", "error"),
-        "The chains do not agree, so means and intervals cannot be trusted.",
-        f"R-hat above {RHAT_MAX}; an error above {RHAT_ERROR}",
-        _VEHTARI,
-    ),
-    "multimodal": Check(
-        _E,
-        "Each chain is stationary, but at a different mode. The number of chains at a mode does "
-        "not estimate its posterior probability.",
-        f"R-hat above {RHAT_ERROR}, R-hat of the halves of each chain below "
-        f"{RHAT_WITHIN_CHAIN_MAX}, chain means more than {MODE_DISTANCE:g} standard deviations "
-        "apart",
-    ),
-    "ess": Check(
-        _W,
-        "There are too few effective draws, in the bulk or the tails, for stable estimates of "
-        "R-hat and quantiles.",
-        f"effective sample size below {ESS_MIN_PER_CHAIN} a chain",
-        _VEHTARI,
-    ),
-    "mcse": Check(
-        _W,
-        "The Monte Carlo standard error of a posterior mean is large compared with the posterior "
-        "standard deviation, usually because of heavy tails.",
-        "the standard error that draws of the least acceptable effective sample size would have",
-    ),
-    "too_few_draws": Check(
-        _E,
-        "There are too few draws to compute R-hat and the effective sample size.",
-        f"fewer than {DRAWS_MIN} draws a chain",
-    ),
-    "divergences": Check(
-        ("warning", "error"),
-        "Hamiltonian trajectories diverged where the density curves strongly, so the draws may "
-        "miss part of the posterior.",
-        f"any divergent transition; an error if more than {DIVERGING_ERROR:.0%} of them diverge",
-        _BETANCOURT,
-    ),
-    "bfmi": Check(
-        _W,
-        "The energy changes slowly from draw to draw, so the tails are explored slowly.",
-        f"energy Bayesian fraction of missing information below {BFMI_MIN}",
-        _ENERGY,
-    ),
-    "tree_depth": Check(
-        _W,
-        "Trajectories stop at the length limit, so the chains mix slowly. The draws stay valid.",
-        f"more than {TREE_SHARE_MAX:.0%} of the transitions reach max_treedepth",
-        _BETANCOURT,
-    ),
-    "acceptance": Check(
-        _W,
-        "Random-walk chains rejected almost all proposals and barely moved.",
-        f"acceptance rate below {ACCEPTANCE_MIN:.0%}",
-    ),
-    "chain_failed": Check(_E, "Some chains stopped with an error, and are left out of the fit."),
-    "starts": Check(
-        _W,
-        "Some chains found no starting point of their own and began where another chain did, so "
-        "agreement between chains is weaker evidence of convergence.",
-    ),
-    "sampler": Check(
-        _W, "nutpie does not behave as expected; a slower sampler was used in its place."
-    ),
-    # Approximations and weights
-    "pareto_k": Check(
-        _W,
-        "The importance ratios have a heavy tail: the approximation does not match the posterior, "
-        "and its draws do not represent it.",
-        f"Pareto k-hat above {PARETO_K_MAX}",
-        _PARETO,
-    ),
-    "weights": Check(
-        _W,
-        "A small share of the draws carries almost all importance weight.",
-        f"effective sample size of the weights below {WEIGHT_SHARE_MIN:.0%} of the draws",
-    ),
-    # Point estimates
-    "not_converged": Check(
-        _W,
-        "The optimiser or the training stopped before it converged.",
-        f"all steps taken; in training, a last gain of {RISING_ERRORS:g} standard errors",
-    ),
-    "several_optima": Check(
-        _I, "The optimiser ended at different optima from different starts. The best is returned."
-    ),
-    "not_identified": Check(
-        _W, "Different parameter values fit equally well, so the estimate is one of several."
-    ),
-    "flat": Check(
-        _W,
-        "The information matrix is singular: the data do not determine some combinations of "
-        "parameters.",
-    ),
-    "saddle": Check(_W, "The estimate is not a maximum of the density."),
-    "boundary": Check(
-        _W,
-        "The maximum lies at the edge of the support, where standard errors and intervals from "
-        "normal theory do not hold.",
-    ),
-    "no_maximum": Check(
-        _W, "The density increases without a maximum at finite values of the parameters."
-    ),
-    "no_information": Check(
-        _I, "The model has too many parameters for an information matrix; no standard errors."
-    ),
-    # Training
-    "loss_not_finite": Check(
-        _E, "The loss became infinite or NaN. The fit holds the last state with a finite loss."
-    ),
-    "early_stopping": Check(
-        _I, "Training ended early because the smoothed ELBO stopped improving (patience=)."
-    ),
-    "mode_collapse": Check(
-        _W,
-        "The generator misses parts of the data, or its draws do not resemble the data.",
-        f"less than {COVERED_MIN:.0%} of the data have a draw in their neighbourhood",
-    ),
-    "saturated": Check(
-        _W,
-        "The discriminator separates draws from data almost perfectly, so the generator has almost "
-        "no gradient.",
-        f"D(x) - D(G(z)) of {SATURATED_MIN:g} or more",
-        _GAN,
-    ),
-    "value_function": Check(
-        _W,
-        "The value function is far from its value at equilibrium, -2 log 2.",
-        f"more than {VALUE_DISTANCE:g} nats away",
-        _GAN,
-    ),
-    # The model and its data
-    "no_data": Check(_W, "No site is observed, so the fit is of the prior."),
-    "identification": Check(
-        _I,
-        "The data are not informative about some sites: their posterior is indistinguishable from "
-        "their prior.",
-        f"a two-sample test does not reject at the level {SAME_AS_PRIOR:g}",
-    ),
-    "prior_conflict": Check(
-        _W,
-        "A summary of the data lies outside the range that the prior predicts.",
-        f"above or below all {PRIOR_DRAWS} data sets drawn from the prior",
-    ),
-    "params_held": Check(
-        _W, "pyro.param sites have no prior, so they were held fixed at their current values."
-    ),
-    "undeclared": Check(
-        _W,
-        "The model uses trainable tensors that are not sites, so they were held fixed.",
-    ),
-    # Monte Carlo
-    "no_variation": Check(
-        _W,
-        "All sampled values are equal, so a standard error of 0 may only mean that the relevant "
-        "region was never sampled.",
-    ),
-    "heavy_tail": Check(
-        _W,
-        "The values have such a heavy tail that the estimate and its standard error cannot be "
-        "trusted.",
-        f"Pareto k-hat above {PARETO_K_MAX}",
-        _PARETO,
-    ),
-    "tolerance": Check(
-        _W, "The standard error is still above the requested tolerance.", "tol= of expectation"
-    ),
-    "calibration": Check(
-        _E,
-        "Simulation-based calibration rejects the method for this model: it does not draw from the "
-        "posterior.",
-        f"uniformity of ranks rejected at the level {CALIBRATION_LEVEL:g}, all scalars together",
-        _TALTS,
-    ),
-    "failed_fits": Check(_W, "Some simulated data sets could not be fitted and are left out."),
-    # The run and the machine
-    "interrupted": Check(_W, "The run was interrupted; the fit holds what was finished."),
-    "time_limit": Check(_W, "The time limit ended the run; the fit holds what was finished."),
-    "engine": Check(_W, "The fast engine could not be used; a slower one gave the same results."),
-    "cache": Check(
-        _W, "The folder for compiled code cannot be used; code is compiled again in each process."
-    ),
+TOPICS: dict[str, dict[str, Check]] = {
+    "Markov chains": {
+        "rhat": Check(
+            ("warning", "error"),
+            "The chains do not agree, so means and intervals cannot be trusted.",
+            f"R-hat above {RHAT_MAX}; an error above {RHAT_ERROR}",
+            _VEHTARI,
+        ),
+        "multimodal": Check(
+            _E,
+            "Each chain is stationary, but at a different mode. The number of chains at a mode "
+            "does not estimate its posterior probability.",
+            f"R-hat above {RHAT_ERROR}, R-hat of the halves of each chain below "
+            f"{RHAT_WITHIN_CHAIN_MAX}, chain means more than {MODE_DISTANCE:g} standard deviations "
+            "apart",
+        ),
+        "ess": Check(
+            _W,
+            "There are too few effective draws, in the bulk or the tails, for stable estimates of "
+            "R-hat and quantiles.",
+            f"effective sample size below {ESS_MIN_PER_CHAIN} per chain",
+            _VEHTARI,
+        ),
+        "mcse": Check(
+            _W,
+            "The Monte Carlo standard error of a posterior mean is large compared with the "
+            "posterior standard deviation, usually because of heavy tails.",
+            "the standard error that draws of the least acceptable effective sample size would "
+            "have",
+        ),
+        "too_few_draws": Check(
+            _E,
+            "There are too few draws to compute R-hat and the effective sample size.",
+            f"fewer than {DRAWS_MIN} draws per chain",
+        ),
+        "divergences": Check(
+            ("warning", "error"),
+            "Hamiltonian trajectories diverged where the density curves strongly, so the draws may "
+            "miss part of the posterior.",
+            f"any divergent transition; an error if more than {DIVERGING_ERROR:.0%} of them "
+            "diverge",
+            _BETANCOURT,
+        ),
+        "bfmi": Check(
+            _W,
+            "The energy changes slowly from draw to draw, so the tails are explored slowly.",
+            f"energy Bayesian fraction of missing information below {BFMI_MIN}",
+            _ENERGY,
+        ),
+        "tree_depth": Check(
+            _W,
+            "Trajectories stop at the length limit, so the chains mix slowly. The draws stay "
+            "valid.",
+            f"more than {TREE_SHARE_MAX:.0%} of the transitions reach max_treedepth",
+            _BETANCOURT,
+        ),
+        "acceptance": Check(
+            _W,
+            "Random-walk chains rejected almost all proposals and barely moved.",
+            f"acceptance rate below {ACCEPTANCE_MIN:.0%}",
+        ),
+        "chain_failed": Check(
+            _E, "Some chains stopped with an error, and are left out of the fit."
+        ),
+        "starts": Check(
+            _W,
+            "Some chains found no starting point of their own and began where another chain did, "
+            "so agreement between chains is weaker evidence of convergence.",
+        ),
+        "sampler": Check(
+            _W, "nutpie does not behave as expected; a slower sampler was used in its place."
+        ),
+    },
+    "Approximations and weights": {
+        "pareto_k": Check(
+            _W,
+            "The importance ratios have a heavy tail: the approximation does not match the "
+            "posterior, and its draws do not represent it.",
+            f"Pareto k-hat above {PARETO_K_MAX}",
+            _PARETO,
+        ),
+        "weights": Check(
+            _W,
+            "A small share of the draws carries almost all importance weight.",
+            f"effective sample size of the weights below {WEIGHT_SHARE_MIN:.0%} of the draws",
+        ),
+    },
+    "Point estimates": {
+        "not_converged": Check(
+            _W,
+            "The optimiser or the training stopped before it converged.",
+            f"all steps taken; in training, a last gain of {RISING_ERRORS:g} standard errors",
+        ),
+        "several_optima": Check(
+            _I,
+            "The optimiser ended at different optima from different starts. The best is returned.",
+        ),
+        "not_identified": Check(
+            _W, "Different parameter values fit equally well, so the estimate is one of several."
+        ),
+        "flat": Check(
+            _W,
+            "The information matrix is singular: the data do not determine some combinations of "
+            "parameters.",
+        ),
+        "saddle": Check(_W, "The estimate is not a maximum of the density."),
+        "boundary": Check(
+            _W,
+            "The maximum lies at the edge of the support, where standard errors and intervals from "
+            "normal theory do not hold.",
+        ),
+        "no_maximum": Check(
+            _W, "The density increases without a maximum at finite values of the parameters."
+        ),
+        "no_information": Check(
+            _I, "The model has too many parameters for an information matrix; no standard errors."
+        ),
+    },
+    "Training": {
+        "loss_not_finite": Check(
+            _E, "The loss became infinite or NaN. The fit holds the last state with a finite loss."
+        ),
+        "early_stopping": Check(
+            _I, "Training ended early because the smoothed ELBO stopped improving (patience=)."
+        ),
+        "mode_collapse": Check(
+            _W,
+            "The generator misses parts of the data, or its draws do not resemble the data.",
+            f"less than {COVERED_MIN:.0%} of the data have a draw in their neighbourhood",
+        ),
+        "saturated": Check(
+            _W,
+            "The discriminator separates draws from data almost perfectly, so the generator has "
+            "almost no gradient.",
+            f"D(x) - D(G(z)) of {SATURATED_MIN:g} or more",
+            _GAN,
+        ),
+        "value_function": Check(
+            _W,
+            "The value function is far from its value at equilibrium, -2 log 2.",
+            f"more than {VALUE_DISTANCE:g} nats away",
+            _GAN,
+        ),
+    },
+    "The model and its data": {
+        "no_data": Check(_W, "No site is observed, so the fit is of the prior."),
+        "identification": Check(
+            _I,
+            "The data are not informative about some sites: their posterior is indistinguishable "
+            "from their prior.",
+            f"a two-sample test does not reject at the level {SAME_AS_PRIOR:g}",
+        ),
+        "prior_conflict": Check(
+            _W,
+            "A summary of the data lies outside the range that the prior predicts.",
+            f"above or below all {PRIOR_DRAWS} data sets drawn from the prior",
+        ),
+        "params_held": Check(
+            _W, "pyro.param sites have no prior, so they were held fixed at their current values."
+        ),
+        "undeclared": Check(
+            _W,
+            "The model uses trainable tensors that are not sites, so they were held fixed.",
+        ),
+    },
+    "Monte Carlo": {
+        "no_variation": Check(
+            _W,
+            "All sampled values are equal, so a standard error of 0 may only mean that the "
+            "relevant region was never sampled.",
+        ),
+        "heavy_tail": Check(
+            _W,
+            "The values have such a heavy tail that the estimate and its standard error cannot be "
+            "trusted.",
+            f"Pareto k-hat above {PARETO_K_MAX}",
+            _PARETO,
+        ),
+        "tolerance": Check(
+            _W, "The standard error is still above the requested tolerance.", "tol= of expectation"
+        ),
+        "calibration": Check(
+            _E,
+            "Simulation-based calibration rejects the method for this model: it does not draw "
+            "from the posterior.",
+            f"uniformity of ranks rejected at the level {CALIBRATION_LEVEL:g}, all scalars "
+            "together",
+            _TALTS,
+        ),
+        "failed_fits": Check(_W, "Some simulated data sets could not be fitted and are left out."),
+    },
+    "The run and the machine": {
+        "interrupted": Check(_W, "The run was interrupted; the fit holds what was finished."),
+        "time_limit": Check(_W, "The time limit ended the run; the fit holds what was finished."),
+        "engine": Check(
+            _W, "The fast engine could not be used; a slower one gave the same results."
+        ),
+        "cache": Check(
+            _W,
+            "The folder for compiled code cannot be used; code is compiled again in each process.",
+        ),
+    },
 }
+"""All checks by topic and name."""
+
+CHECKS = {name: check for checks in TOPICS.values() for name, check in checks.items()}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""``doctor``: what the native engine needs, what is there, and how long a toy model takes."""
+"""``doctor``: check the requirements of the native engine, and time a small model."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from probdl.util.clock import TimeUp, clock
 
 __all__ = ["Report", "clear_cache", "doctor"]
 
-_LIMIT = 60.0  # seconds for the toy model, which takes one or two
+_TOY_TIME_LIMIT = 60.0  # seconds; the toy model takes one or two
 _PACKAGES = ("probdl", "torch", "pyro-ppl", "arviz", "nutpie", "numpy")
 
 
 @dataclass(frozen=True)
 class Report:
-    """What ``doctor`` found.
+    """The report of ``doctor``.
 
     Attributes:
         healthy: whether models can run on the native engine.
-        lines: by topic, what there is.
-        seconds: by step, how long a toy model took.
+        lines: the result of each check, by topic.
+        seconds: the time of each step for a toy model.
     """
 
     healthy: bool
@@ -46,7 +46,7 @@ class Report:
     def __str__(self) -> str:
         rows = dict(self.lines)
         rows |= {f"toy model, {step}": f"{s * 1000:.3g} ms" for step, s in self.seconds.items()}
-        rows["native engine"] = "works" if self.healthy else "does not work: see above"
+        rows["native engine"] = "works" if self.healthy else "does not work, see above"
         width = max(map(len, rows))
         return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
 
@@ -54,7 +54,7 @@ class Report:
         return str(self)
 
 
-def _toy(y: torch.Tensor) -> None:
+def _toy_model(y: torch.Tensor) -> None:
     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
     sigma = pyro.sample("sigma", dist.HalfNormal(1.0))
     with pyro.plate("obs", len(y)):
@@ -62,13 +62,13 @@ def _toy(y: torch.Tensor) -> None:
 
 
 def doctor() -> Report:
-    """Tell what the native engine needs and has; print the result.
+    """Check the requirements of the native engine, and print a report.
 
-    It looks for a C compiler, for nutpie and the interface that is used of it, and at the cache
-    of compiled code; then it takes a toy model through every step, the cache left out.
+    The checks cover the C compiler, nutpie and the part of its interface that probdl uses, and the
+    cache of compiled code. Then a toy model runs through every step, without the cache.
 
     Returns:
-        The report; its text is a table.
+        The report, which prints as a table.
 
     Example:
         >>> import probdl
@@ -86,30 +86,30 @@ def doctor() -> Report:
         compiler = find_compiler()
         lines["C compiler"] = f"{compiler}: {compiler.version}"
     except CompilerError as error:
-        lines["C compiler"] = f"{error}; install gcc or clang"
+        lines["C compiler"] = f"{str(error).rstrip('.')}. Install gcc or clang."
     lines["nutpie's interface"] = nutpie_adapter.state()
     entries, size = cache.size()
     lines["compiled code"] = f"{entries} entries, {size / 2**20:.1f} MiB, in {cache.folder()}"
     seconds: dict[str, float] = {}
     healthy = False
     try:
-        with clock(_LIMIT):
-            _through(seconds)
+        with clock(_TOY_TIME_LIMIT):
+            _time_toy_model(seconds)
         healthy = nutpie_adapter.state().startswith("as expected")
     except CompilerError as error:
         lines["toy model"] = str(error)
     except TimeUp:
-        lines["toy model"] = f"not done after {_LIMIT:g} s; the C compiler may hang"
+        lines["toy model"] = f"not finished after {_TOY_TIME_LIMIT:g} s; the C compiler may hang"
     report = Report(healthy, lines, seconds)
     print(report)  # noqa: T201
     return report
 
 
-def _through(seconds: dict[str, float]) -> None:
-    """Take the toy model through each step, and time it."""
-    density = LogDensity.from_model(_toy, (torch.tensor([0.1, -0.3, 0.5]),))
+def _time_toy_model(seconds: dict[str, float]) -> None:
+    """Run the toy model through each step of the native engine, and time the steps."""
+    density = LogDensity.from_model(_toy_model, (torch.tensor([0.1, -0.3, 0.5]),))
     z = density.initial(torch.Generator().manual_seed(0))
-    trace(density, z)  # the first one of a process loads parts of torch
+    trace(density, z)  # the first trace of a process loads parts of torch, so it is not timed
     start = time.perf_counter()
     traced = trace(density, z)
     seconds["trace"] = time.perf_counter() - start
@@ -133,9 +133,9 @@ def _through(seconds: dict[str, float]) -> None:
 
 
 def clear_cache() -> int:
-    """Remove all compiled code from the disk; return how many entries there were.
+    """Remove all compiled code from the cache folder, and return the number of entries removed.
 
-    Where it lies, and how much there is, tells :func:`doctor`. It is made again when needed.
+    :func:`doctor` reports the folder and its size. Code is compiled again when it is needed.
 
     Example:
         >>> import probdl

@@ -1,4 +1,4 @@
-"""``infer``: resolves the method, runs it, and reports the findings."""
+"""``infer``: choose the method, run it, and report its findings."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from probdl.errors import FindingWarning, ModelError, SettingError, TimeLimitErr
 from probdl.findings import Finding
 from probdl.methods import METHODS, Method, resolve
 from probdl.methods.base import PYRO_NAMES, setting_named
-from probdl.model.program import Program, runnable, signature, takes
+from probdl.model.callables import accepts_argument, runnable, signature
+from probdl.model.program import Program
 from probdl.model.sites import discover
 from probdl.results.fit import Fit
 from probdl.results.priors import check_prior
 from probdl.util.clock import Clock, TimeUp, clock
 from probdl.util.isolation import isolated
-from probdl.util.progress import tell
+from probdl.util.progress import print_line
 from probdl.util.seeds import stream
 
 __all__ = ["infer"]
 
-_SETTINGS = {f.name for kind in METHODS.values() for f in fields(kind)} | set(PYRO_NAMES)
-_SEEDS = 2**63  # torch's generators take no more
-_OWN = ("method", "seed", "coords", "dims", "progress", "time_limit")
+_METHOD_SETTINGS = {f.name for kind in METHODS.values() for f in fields(kind)} | set(PYRO_NAMES)
+_SEED_LIMIT = 2**63  # the seeds of torch's generators are below this
+_RESERVED_NAMES = ("method", "seed", "coords", "dims", "progress", "time_limit")
 
 
 def infer(
@@ -47,29 +48,32 @@ def infer(
 
     Args:
         model: a Pyro program: a callable or an ``nn.Module`` with ``pyro.sample`` statements.
-        args: its arguments, the data: tensors, NumPy arrays, pandas Series or plain numbers.
-            Floating point is computed in float64; the caller's own tensors stay as they were.
+        args: the arguments of the model, the data: tensors, NumPy arrays, pandas Series or
+            numbers. Floating-point data are converted to float64; the caller's tensors do not
+            change.
         method: a name such as ``"nuts"``, ``"mle"``, ``"laplace"`` or ``"svi"``, or a
             method with its settings, such as ``probdl.NUTS(draws=2000)``.
-        seed: repeats a fit, bit for bit; None takes fresh entropy, kept in ``fit.seed``.
+        seed: the random seed; fits with the same seed are equal, bit for bit. None draws a seed,
+            which is stored in ``fit.seed``.
         coords: labels along dimensions by name, as in ArviZ. Plates name the dimensions.
-        dims: names of dimensions by site, as in ArviZ, where plates do not name them.
+        dims: names of dimensions by site, as in ArviZ, for dimensions that are not plates.
         progress: whether to show progress; None shows it on a terminal and in a notebook.
-        time_limit: seconds after which the work ends, and the fit holds what there is by then, as
-            after Ctrl-C; a finding says so. A last step is not cut short.
+        time_limit: seconds after which the method stops. The fit then holds the results so far, as
+            after Ctrl-C, and a finding reports this. The current step is always completed.
         kwargs: the model's keyword arguments.
 
     Returns:
-        The fit. Nothing global is changed: neither random generators nor Pyro's param store.
+        The fit. Global state does not change, such as random generators and Pyro's param store.
 
     Raises:
         ModelError: the model does not run on the arguments, or the method cannot fit it.
         DataError: the data are not finite, or outside the support of their site.
         SettingError: there is no such method, or a setting is out of range.
-        TimeLimitError: the time was up before there was anything to return.
+        TimeLimitError: the time limit passed before there were results to return.
 
     Warns:
-        FindingWarning: a check found something that matters; ``fit.diagnose()`` has it in full.
+        FindingWarning: a check has a finding of severity "warning" or "error"; see
+            ``fit.diagnose()``.
 
     Example:
         >>> import numpy as np, pyro, pyro.distributions as dist, probdl
@@ -85,30 +89,38 @@ def infer(
     chosen = resolve(method)
     if seed is None:
         seed = secrets.randbits(32)
-    elif isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or not 0 <= seed < _SEEDS:
+    elif (
+        isinstance(seed, bool)
+        or not isinstance(seed, numbers.Integral)
+        or not 0 <= seed < _SEED_LIMIT
+    ):
         raise SettingError(
-            f"seed={seed!r}: seed must be a whole number of at least 0 and below 2**63, or None."
+            f"seed={seed!r}: seed must be an integer of at least 0 and below 2**63, or None."
         )
-    clash = [name for name in _OWN if name in signature(runnable(model)).parameters]
+    clash = [name for name in _RESERVED_NAMES if name in signature(runnable(model)).parameters]
     if clash:
         raise ModelError(
-            f"the model has the argument {clash[0]!r}, which infer() takes for itself. Rename the "
-            "model's argument."
+            f"The model has an argument {clash[0]!r}, which is an argument of infer() itself. "
+            "Rename the model's argument."
         )
     seed = int(seed)
     real = isinstance(time_limit, numbers.Real) and not isinstance(time_limit, bool)
     if time_limit is not None and not (real and time_limit > 0):
-        raise SettingError(f"time_limit={time_limit!r} must be seconds above 0, or None.")
-    misplaced = [name for name in kwargs if name in _SETTINGS and not takes(model, name)]
+        raise SettingError(
+            f"time_limit={time_limit!r}: time_limit must be a number of seconds above 0, or None."
+        )
+    misplaced = [
+        name for name in kwargs if name in _METHOD_SETTINGS and not accepts_argument(model, name)
+    ]
     if misplaced:
         name = misplaced[0]
         raise SettingError(
-            f"{name}= is a setting of a method, and was given to infer(). Pass it to the method: "
+            f"{name}= is a setting of a method, not an argument of infer(). Pass it to the method: "
             f"method=probdl.{type(chosen).__name__}({setting_named(name)}=...)."
         )
     if progress not in (None, True, False):
         raise SettingError(f"progress={progress!r}: progress must be True, False or None.")
-    with isolated(seed):  # all of it, what a program makes of its arguments as well
+    with isolated(seed):  # also isolates what Program does with the arguments
         fit = _fit(chosen, model, args, kwargs, seed, coords, dims, progress, time_limit)
     _report(fit, progress)
     return fit
@@ -125,18 +137,18 @@ def _fit(
     progress: bool | None,
     time_limit: float | None,
 ) -> Fit:
-    """Check the arguments, run the method, and add what can be said of any fit."""
+    """Check the arguments, run the method, and add the findings that do not depend on it."""
     program = Program(model, args, kwargs)
     if program.loader is not None and not chosen.takes_loader:
         raise SettingError(
-            f"method {chosen.name!r} needs all the data at once, and a DataLoader was given. Pass "
-            "the data themselves, or fit by method='svi'."
+            f"Method {chosen.name!r} needs all the data at once and cannot use a DataLoader. "
+            "Pass the data themselves, or use method='svi'."
         )
-    if dims is not None or coords is not None:  # before the work, so that a slip does not lose it
+    if dims is not None or coords is not None:  # a mistake here must not cost a finished fit
         _check_labels(program, {} if dims is None else dims, {} if coords is None else coords)
     with clock(time_limit) as own:
         fit = _run(chosen, program, seed, progress, own)
-    findings = [*fit.findings, *_no_data(program, fit)]
+    findings = [*fit.findings, *_no_data_findings(program, fit)]
     if chosen.uses_prior:
         findings += check_prior(program, fit.structure, fit.draws, stream(seed, "prior check"))
     return replace(
@@ -149,42 +161,43 @@ def _fit(
 
 
 def _run(method: Method, program: Program, seed: int, progress: bool | None, own: Clock) -> Fit:
-    """Run the method; where the time is up too early, say what it went into."""
+    """Run the method; if the time limit passes too early, report where the time was spent."""
     try:
         with isolated(seed):
             return method.run(program, seed, progress)
     except TimeUp:
         spent = ", ".join(f"{part} {seconds:.3g} s" for part, seconds in own.timings.items())
         raise TimeLimitError(
-            f"time_limit={own.limit} s passed before there was anything to return "
-            f"({spent or 'in preparation'}). Give it more time, or ask for less (warmup=, steps=)."
+            f"The time limit of {own.limit} s passed before there were results to return "
+            f"({spent or 'during preparation'}). Raise time_limit=, or reduce the work (warmup=, "
+            "steps=)."
         ) from None
 
 
 def _report(fit: Fit, progress: bool | None) -> None:
-    """Warn of what matters; where all is well one line says so, if progress is shown."""
+    """Warn of serious findings; print one line if there are none and progress is shown."""
     serious = [f for f in fit.diagnose() if f.severity != "info"]
     if serious:
         warn("\n".join(map(str, serious)), FindingWarning)
     else:
-        tell(f"{fit.title} in {fit.timings['total']:.3g} s: no findings", progress)
+        print_line(f"{fit.title} in {fit.timings['total']:.3g} s: no findings", progress)
 
 
-def _no_data(program: Program, fit: Fit) -> list[Finding]:
-    """Tell that nothing was observed, where an argument was left out that may have been it."""
-    left_out = [
+def _no_data_findings(program: Program, fit: Fit) -> list[Finding]:
+    """Report a fit without observed sites if an optional argument of the model was not given."""
+    omitted = [
         name
         for name, parameter in program.signature.parameters.items()
         if parameter.default is None and program.arguments.get(name) is None
     ]
-    if not left_out or fit.structure.of("observed", "factor") or fit.structure.of("param"):
+    if not omitted or fit.structure.of("observed", "factor") or fit.structure.of("param"):
         return []
     return [
         Finding(
             "warning",
             "no_data",
-            f"no site is observed, so this is the prior: {', '.join(map(repr, left_out))} of "
-            f"'{program.name}' was left out.",
+            f"No site is observed, so the fit is of the prior: {', '.join(map(repr, omitted))} of "
+            f"'{program.name}' was not given.",
             "Pass the data to infer(), after the model.",
         )
     ]
@@ -193,11 +206,15 @@ def _no_data(program: Program, fit: Fit) -> list[Finding]:
 def _check_labels(
     program: Program, dims: Mapping[str, Sequence[str]], coords: Mapping[str, Any]
 ) -> None:
-    """Check that dims name what the model has, and that coords are as long as their dims."""
+    """Check that dims name sites or data of the model, and that coords fit their dimensions.
+
+    Raises:
+        SettingError: they do not.
+    """
     for what, given in (("dims", dims), ("coords", coords)):
         if not isinstance(given, Mapping):
             raise SettingError(
-                f"{what} is a {type(given).__name__}; it must be a dict, such as "
+                f"{what}= is a {type(given).__name__}; it must be a dict, such as "
                 f"{what}={{'school': ['A', 'B']}}."
             )
     for label, labels in coords.items():
@@ -213,14 +230,14 @@ def _check_labels(
     for name, axes in dims.items():
         if name not in shapes:
             raise SettingError(
-                f"dims names {name!r}, which the model does not have. Its sites and data are "
+                f"dims= names {name!r}, which is not in the model. Its sites and data are "
                 f"{', '.join(sorted(shapes))}."
             )
         listed = isinstance(axes, Sequence) and not isinstance(axes, str)
         if not listed or len(axes) > len(shapes[name]):
             raise SettingError(
                 f"dims[{name!r}] = {axes!r} must be a list of at most {len(shapes[name])} names: "
-                f"{name!r} has the shape {shapes[name]}."
+                f"{name!r} has shape {shapes[name]}."
             )
     named: dict[str, Sequence[str | None]] = {n: site.dims for n, site in sites.items()}
     named.update(dims)
@@ -228,6 +245,6 @@ def _check_labels(
         for dim, size in zip(names, shapes[name], strict=False):
             if dim is not None and dim in coords and len(coords[dim]) != size:
                 raise SettingError(
-                    f"coords[{dim!r}] has {len(coords[dim])} labels, but {name!r} is {size} long "
-                    "there."
+                    f"coords[{dim!r}] has {len(coords[dim])} labels, but {name!r} has length "
+                    f"{size} along that dimension."
                 )

@@ -1,10 +1,10 @@
-"""``load``: reads a fit from the folder that ``Fit.save`` wrote."""
+"""``load``: read a fit from the folder that ``Fit.save`` wrote."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,17 @@ from torch import Tensor
 from probdl.errors import DataError, ModelError, ProbdlError, SettingError, warn
 from probdl.findings import Finding
 from probdl.io import idata
-from probdl.io.folders import folder_named, read_index
+from probdl.io.folders import folder_path, read_index
 from probdl.io.packing import Opaque, opaque_parts, unpack
 from probdl.io.saving import ARRAYS, IDATA, source_of
 from probdl.methods import METHODS, Method
-from probdl.model.program import Program, WithoutModel, fingerprint, runnable, signature
+from probdl.model.callables import runnable, signature
+from probdl.model.fingerprint import fingerprint
+from probdl.model.program import Program
 from probdl.model.sites import Site, Structure, discover
+from probdl.model.without_model import WithoutModel
 from probdl.results.fit import Fit
+from probdl.results.guided import GuidedFit
 from probdl.results.latent import Proposal
 from probdl.util.isolation import isolated, sheltered
 
@@ -30,8 +34,8 @@ __all__ = ["load"]
 
 
 @dataclass(frozen=True, repr=False)
-class _Recorded(Method):
-    """The method of a loaded fit, where its settings could not all be saved."""
+class _IncompleteMethod(Method):
+    """The method of a loaded fit if some of its settings could not be saved."""
 
     recorded: str = ""
     shown: str = ""
@@ -44,10 +48,10 @@ class _Recorded(Method):
         return self.shown
 
     def run(self, program: Program, seed: int, progress: bool | None) -> Fit:
-        """Raise the error that says that the settings are not there."""
+        """Raise the error that the settings are incomplete."""
         raise ModelError(
-            f"the settings of {self.shown} could not all be saved, and fitting again needs them: "
-            "probdl.load(folder, model=..., method=...)."
+            f"Some settings of {self.shown} could not be saved, and fitting again needs them. Pass "
+            "the method: probdl.load(folder, model=..., method=...)."
         )
 
 
@@ -61,29 +65,29 @@ def load(
 ) -> Fit:
     """Read a fit that :meth:`Fit.save` wrote.
 
-    Without the model everything is there but what runs it: new predictions, scores of new data,
-    guides. The data lie in the folder.
+    Without the model, the fit can do everything that does not run the model; new predictions,
+    scores of new data and guides need it. The folder contains the data of the fit.
 
     Args:
-        folder: where the fit was saved.
-        args: the data again, for a model with arguments that could not be saved (a network, a
-            function); all of the model's arguments, as they were passed to :func:`infer`.
+        folder: the folder of the fit.
+        args: the arguments of the model, as they were passed to :func:`infer`; needed only if some
+            of them could not be saved (a network, a function). Pass all of them.
         model: the model that was fitted, or one with the same sites.
-        method: the method again, where its settings hold what cannot be saved: the guide of an
-            ``SVI`` that is a function, the discriminator of a ``GAN``.
+        method: the method of the fit; needed only if its settings contain objects that cannot be
+            saved, such as a guide function of ``SVI`` or the discriminator of a ``GAN``.
         kwargs: the model's keyword arguments.
 
     Returns:
-        The fit, as it was: draws, stats, findings, the ArviZ container.
+        The fit with its draws, stats, findings and ArviZ container.
 
     Raises:
-        DataError: there is no fit, its files are damaged or of a later version, or the data given
-            are not those that were fitted.
-        ModelError: the sites of the model are not those of the fit; the message names them.
+        DataError: there is no fit, its files are damaged or of a later version, or ``args`` differ
+            from the data that were fitted.
+        ModelError: the sites of the model differ from those of the fit; the message names them.
         SettingError: the method is not that of the fit.
 
     Warns:
-        UserWarning: the source of the model has changed since.
+        UserWarning: the source of the model has changed since the fit was saved.
 
     Example:
         >>> import numpy as np, pyro, pyro.distributions as dist, probdl, tempfile
@@ -100,7 +104,7 @@ def load(
         >>> again.predict(np.array([4.0]))["y"].shape
         (1, 1000, 1)
     """
-    path = folder_named(folder)
+    path = folder_path(folder)
     if method is not None and not isinstance(method, Method):
         raise SettingError(
             f"method={method!r} is a {type(method).__name__}; pass the method with the settings of "
@@ -108,24 +112,24 @@ def load(
         )
     index, files = read_index(path)
     if model is None and (args or kwargs):
-        raise SettingError("load() was given data, which it takes for a model only: model=.")
+        raise SettingError("load() needs the model of the data too. Pass it as model=.")
     try:
         arrays = safetensors.torch.load_file(files[ARRAYS])
         container = idata.read(files[IDATA])
-        stored = _Stored(path, index, arrays, container)
-        fit = stored.without_model(method)
-        return fit if model is None else stored.with_model(fit, model, args, kwargs)
+        saved = _SavedFit(path, index, arrays, container)
+        fit = saved.without_model(method)
+        return fit if model is None else saved.with_model(fit, model, args, kwargs)
     except ProbdlError:
         raise
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, OSError) as error:
         raise DataError(
-            f"the fit in {path} does not hold what a fit does ({type(error).__name__}: {error}). "
-            "It was written by another program, or an early version; save the fit again."
+            f"The contents of {path} are not those of a fit ({type(error).__name__}: {error}). "
+            "Another program or an early version of probdl wrote them; save the fit again."
         ) from None
 
 
-class _Stored:
-    """What was read, on its way to a fit."""
+class _SavedFit:
+    """The contents of a fit's folder, and their conversion to a fit."""
 
     def __init__(
         self, path: Path, index: dict[str, Any], arrays: dict[str, Tensor], container: Any
@@ -138,7 +142,7 @@ class _Stored:
         self.dtype = getattr(torch, index["data"]["dtype"])
 
     def without_model(self, method: Method | None) -> Fit:
-        """Make the fit, with its data in the place of the program."""
+        """Return the fit, with its data but without its model."""
         index = self.index
         posterior = idata.variables(self.container, "posterior")
         sites = {
@@ -154,7 +158,7 @@ class _Stored:
             )
             for s in index["sites"]
         }
-        fit = Fit(
+        fit = self.fit_type()(
             self.method(method),
             WithoutModel(index["model"]["name"], self.arguments, self.dtype),
             Structure(sites, index["plate_depth"]),
@@ -166,33 +170,41 @@ class _Stored:
             unpack(index["dims"], self.arrays),
             timings=index["timings"],
         )
-        vars(fit)["idata"] = self.container  # where the cached property keeps it
+        vars(fit)["idata"] = self.container  # the cache of the property
         return fit
 
+    def fit_type(self) -> type[Fit]:
+        """Return the class of the fits of the method."""
+        kind = METHODS.get(self.index["method"]["name"])
+        return Fit if kind is None else kind.fit_type
+
     def method(self, given: Method | None) -> Method:
-        """Make the method of its settings, or check the one that was given against them."""
-        told = self.index["method"]
-        name, settings = told["name"], unpack({"dict": [*told["settings"].items()]}, self.arrays)
+        """Return the method with its saved settings, or check a given method against them."""
+        recorded = self.index["method"]
+        name = recorded["name"]
+        settings = unpack({"dict": [*recorded["settings"].items()]}, self.arrays)
         if given is not None:
             if given.name != name:
-                raise SettingError(f"the fit in {self.path} is by {name!r}, not {given.name!r}.")
+                raise SettingError(
+                    f"The fit in {self.path} is by {name!r}, not {given.name!r}. Pass its method."
+                )
             for setting, value in settings.items():
                 if not isinstance(value, Opaque) and getattr(given, setting, value) != value:
                     raise SettingError(
-                        f"the fit in {self.path} is by {told['shown']}, and the method given has "
-                        f"{setting}={getattr(given, setting)!r}."
+                        f"The fit in {self.path} is by {recorded['shown']}, but method= has "
+                        f"{setting}={getattr(given, setting)!r}. Pass the settings of the fit."
                     )
             return given
         kind = METHODS.get(name)
         known = {f.name for f in fields(kind)} if kind is not None else set()
         if kind is None or opaque_parts(settings, "") or not settings.keys() <= known:
-            return _Recorded(name, told["shown"])
+            return _IncompleteMethod(name, recorded["shown"])
         return kind(**settings)
 
     def with_model(
         self, fit: Fit, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Fit:
-        """Put the model into its place, with the parameters of the fit."""
+        """Return the fit with its model, whose parameters are set to those of the fit."""
         with isolated(fit.seed):
             return self._with_model(fit, model, args, kwargs)
 
@@ -203,69 +215,75 @@ class _Stored:
         program = self.program(model, args, kwargs)
         structure = discover(program)
         self.check_sites(program, structure, fit.structure)
-        was, now = index["model"].get("source_sha256"), source_of(program.original)
-        if was is not None and now["source_sha256"] not in (was, None):
-            warn(
-                f"the source of the model '{program.name}' is not what it was when {self.path} was "
-                "saved. Its sites are the same; what it makes of them may differ."
-            )
+        saved_hash = index["model"].get("source_sha256")
+        if saved_hash is not None:
+            current_hash = source_of(program.original)["source_sha256"]
+            if current_hash not in (saved_hash, None):
+                warn(
+                    f"The source of the model '{program.name}' has changed since {self.path} was "
+                    "saved. Its sites are the same, but its density may differ; if it does, fit "
+                    "it again."
+                )
         _restore(program.modules, unpack(index["modules"], self.arrays) or ())
         values = {s.name: s.value for s in fit.structure.of("param")}
         structure = structure.with_values(values)
         proposal = None
         if index["proposal"] is not None:
-            told = index["proposal"]
+            recorded = index["proposal"]
             first = {n: torch.from_numpy(np.array(v[0, 0])) for n, v in fit.draws.items()}
+            assert isinstance(fit.method, Method)
             proposal = fit.method.restore(
                 program,
                 structure,
-                Proposal(None, unpack(told["values"], self.arrays), {}, tuple(told["local"])),
+                Proposal(
+                    None, unpack(recorded["values"], self.arrays), {}, tuple(recorded["local"])
+                ),
                 first,
             )
             if proposal is not None and proposal.program is not None:
-                _restore(proposal.program.modules, unpack(told["modules"], self.arrays))
+                _restore(proposal.program.modules, unpack(recorded["modules"], self.arrays))
         container = fit.idata
-        fit = Fit(
-            **{f.name: getattr(fit, f.name) for f in fields(fit)}
-            | {"program": program, "structure": structure, "proposal": proposal}
-        )
+        changed: dict[str, Any] = {"program": program, "structure": structure}
+        if isinstance(fit, GuidedFit):
+            changed["proposal"] = proposal
+        fit = replace(fit, **changed)
         vars(fit)["idata"] = container
         return fit
 
     def program(
         self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Program:
-        """Make the program, on the data of the folder or on those given again."""
+        """Return the model as a program, on the saved data or on the data passed to ``load``."""
         if args or kwargs:
             program = Program(model, args, kwargs, dtype=self.dtype)
             if fingerprint(program.tensors()) != self.index["data"]["fingerprint"]:
                 raise DataError(
-                    f"the data given are not those of the fit in {self.path}. Pass what was "
-                    "passed to infer(); for predictions at other data, load the fit first."
+                    f"The data differ from those of the fit in {self.path}. Pass the arguments "
+                    "that were passed to infer(); to predict at new data, use fit.predict()."
                 )
             return program
-        if lost := opaque_parts(self.arguments, "the arguments"):
-            name, what = next(iter(lost.items()))
+        if missing := opaque_parts(self.arguments, "arguments"):
+            name, what = next(iter(missing.items()))
             raise ModelError(
-                f"{name} is {what!r}: the model's arguments could not all be saved. Pass them "
-                "again: probdl.load(folder, *args, model=model), as they were passed to infer()."
+                f"{name} is {what!r}: some arguments of the model could not be saved. Pass all of "
+                "them as to infer(): probdl.load(folder, *args, model=model)."
             )
         wanted = signature(runnable(model))
         if unknown := self.arguments.keys() - wanted.parameters.keys():
             raise ModelError(
-                f"the model takes {', '.join(wanted.parameters) or 'no arguments'}, and the fit in "
-                f"{self.path} has data for {', '.join(self.arguments)}: it does not take "
-                f"{', '.join(sorted(unknown))}. Pass the model that was fitted."
+                f"The fit in {self.path} has data for {', '.join(self.arguments)}, but the model "
+                f"has no argument {', '.join(sorted(unknown))} (its arguments: "
+                f"{', '.join(wanted.parameters) or 'none'}). Pass the model that was fitted."
             )
         bound = wanted.bind_partial()
         bound.arguments.update(self.arguments)
         return Program(model, bound.args, bound.kwargs, dtype=self.dtype)
 
     def check_sites(self, program: Program, found: Structure, saved: Structure) -> None:
-        """Check that the model has the sites of the fit, and no others.
+        """Check that the model has the same sites as the fit.
 
         Raises:
-            ModelError: it does not; the message names those that differ.
+            ModelError: it does not; the message names the sites that differ.
         """
         differing = []
         for name in {**saved.sites, **found.sites}:
@@ -279,13 +297,13 @@ class _Stored:
                 )
         if differing:
             raise ModelError(
-                f"the model '{program.name}' is not that of the fit in {self.path}: "
-                f"{'; '.join(differing)}. Pass the model that was fitted, or fit this one anew."
+                f"The model '{program.name}' does not match the fit in {self.path}: "
+                f"{'; '.join(differing)}. Pass the model that was fitted, or fit this model."
             )
 
 
 def _restore(modules: list[Any], states: Any) -> None:
-    """Give modules their saved parameters, buffers and mode."""
+    """Restore the saved parameters, buffers and training mode of modules."""
     for module, saved in zip(modules, states, strict=True):
         module.load_state_dict(saved["state"])
         module.train(saved["training"])

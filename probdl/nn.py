@@ -1,10 +1,10 @@
-r"""Feedforward networks: layers and their initialization, Bayesian versions, Lipschitz bounds.
+r"""Feedforward networks: architectures, initialization, Bayesian versions, Lipschitz constants.
 
 A feedforward network is a composition of affine maps and element-wise activations,
 
 .. math:: f(x) = W_L\, a(\cdots a(W_1 x + b_1) \cdots) + b_L
 
-with N × M weights for a layer from N to M, and for a convolution as many as its filters have.
+with N × M weights for a fully connected layer from N to M units.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pyro.nn.module import to_pyro_module_
 from torch import Tensor, nn
 
 from probdl.errors import ModelError, SettingError
+from probdl.util.settings import check_choice, is_int, is_real, setting_error
 
 __all__ = [
     "MLP",
@@ -33,7 +34,7 @@ __all__ = [
     "lipschitz_estimate",
 ]
 
-SMALL = 0.01  # standard deviation of small random weights
+SMALL_WEIGHT_SD = 0.01  # of the scheme "small_normal"
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)
 
 _Sequential: Any = PyroModule[nn.Sequential]
@@ -42,29 +43,30 @@ _Conv2d: Any = PyroModule[nn.Conv2d]
 _ConvTranspose2d: Any = PyroModule[nn.ConvTranspose2d]
 
 SCHEMES: dict[str, Callable[[Tensor], Tensor]] = {
-    "small_normal": lambda w: nn.init.normal_(w, std=SMALL),
+    "small_normal": lambda w: nn.init.normal_(w, std=SMALL_WEIGHT_SD),
     "xavier": nn.init.xavier_normal_,
     "he": lambda w: nn.init.kaiming_normal_(w, nonlinearity="relu"),
 }
 
 
 def initialize(module: nn.Module, scheme: str = "he", bias: float = 0.0) -> nn.Module:
-    r"""Set the weights of all layers at random, and the biases to a constant.
+    r"""Initialize the weights of all layers randomly, and the biases to a constant.
 
-    ``"small_normal"`` draws weights from N(0, 0.01²); ``"xavier"`` gives them the variance
-    2 / (N + M), which keeps that of signals and gradients through linear and tanh layers; ``"he"``
-    the variance 2 / N, which does so through ReLU.
+    ``"small_normal"`` draws the weights from N(0, 0.01²). ``"xavier"`` uses the variance
+    2 / (N + M), which preserves the variance of signals and gradients through linear and tanh
+    layers. ``"he"`` uses the variance 2 / N, which does the same through ReLU layers.
 
     Args:
-        module: what to initialize, in place.
-        scheme: how.
-        bias: of all layers: zero, or a small positive number that keeps ReLUs alive at first.
+        module: the module to initialize, in place.
+        scheme: ``"small_normal"``, ``"xavier"`` or ``"he"``.
+        bias: the biases of all layers: zero, or a small positive number so that ReLUs start
+            active.
 
     Returns:
         The module.
 
     Raises:
-        SettingError: there is no such scheme.
+        SettingError: the scheme does not exist.
 
     >>> import torch
     >>> layer = initialize(torch.nn.Linear(100, 50), "xavier", bias=0.1)
@@ -73,8 +75,7 @@ def initialize(module: nn.Module, scheme: str = "he", bias: float = 0.0) -> nn.M
 
     Source: Glorot and Bengio (2010); He, Zhang, Ren and Sun (2015).
     """
-    if scheme not in SCHEMES:
-        raise SettingError(f"initialize={scheme!r} must be one of {', '.join(map(repr, SCHEMES))}.")
+    check_choice("initialize", scheme=(scheme, SCHEMES))
     for layer in module.modules():
         if isinstance(layer, _LAYERS):
             with torch.no_grad():
@@ -85,26 +86,30 @@ def initialize(module: nn.Module, scheme: str = "he", bias: float = 0.0) -> nn.M
 
 
 class _Network(_Sequential):
+    def _initialize(self, scheme: str, bias: float) -> None:
+        check_choice(type(self).__name__, initialize=(scheme, SCHEMES))
+        initialize(self, scheme, bias)
+
     def __getitem__(self, index: Any) -> Any:
-        """Return a layer, or a sequence of some: torch would call the class with those layers."""
+        """Return a layer, or a sequence of layers: torch would call this class with the layers."""
         if isinstance(index, slice):
             return _Sequential(*list(self)[index])
         return super().__getitem__(index)
 
 
 class MLP(_Network):
-    """A network of fully connected layers with an activation between.
+    """A network of fully connected layers with activations in between.
 
     Args:
-        sizes: of the input, the hidden layers and the output: (N, M) makes one layer with N × M
-            weights and M biases.
-        activation: makes the activation.
-        initialize: ``"small_normal"``, ``"xavier"`` or ``"he"``.
-        bias: of all layers, before training.
-        dropout: the share of each hidden layer's outputs that training leaves out at random.
+        sizes: the sizes of the input, the hidden layers and the output: (N, M) makes one layer
+            with N × M weights and M biases.
+        activation: the class of the activation, or a function that makes one.
+        initialize: ``"small_normal"``, ``"xavier"`` or ``"he"``; see :func:`initialize`.
+        bias: the initial biases of all layers.
+        dropout: the probability of dropping each hidden unit in training.
 
     Raises:
-        SettingError: there are fewer than two sizes, or no such scheme.
+        SettingError: there are fewer than two sizes, or the scheme does not exist.
 
     >>> import torch
     >>> net = MLP([3, 16, 2])
@@ -122,36 +127,40 @@ class MLP(_Network):
         bias: float = 0.0,
         dropout: float = 0.0,
     ) -> None:
-        if len(sizes) < 2 or any(not isinstance(n, int) or n < 1 for n in sizes):
-            raise SettingError(
-                f"sizes={list(sizes)!r}: give the size of the input, those of hidden layers and "
-                "that of the output, whole numbers of at least 1."
+        if len(sizes) < 2 or any(not is_int(n) or n < 1 for n in sizes):
+            rule = (
+                "must hold the sizes of the input, the hidden layers and the output, integers "
+                "of at least 1"
             )
+            raise setting_error("MLP", "sizes", list(sizes), rule)
         layers: list[nn.Module] = []
         for n, m in itertools.pairwise(sizes):
             layers += [_Linear(n, m), activation()]
             layers += [nn.Dropout(dropout)] if dropout else []
         super().__init__(*layers[: -2 if dropout else -1])
-        _initialize(self, initialize, bias)
+        self._initialize(initialize, bias)
 
 
 class ConvNet(_Network):
-    """A network of convolutions, each of which shrinks the image, and fully connected layers.
+    """A network of convolutions, each of which downsamples the image, and fully connected layers.
 
     A convolution with F filters of k × k over C channels has F × k × k × C weights and F biases.
 
     Args:
-        shape: of one image, (height, width) or (channels, height, width).
-        channels: how many filters each convolution has.
-        sizes: of the fully connected layers after them, the output last; none for the features.
-        kernel: the side of a filter.
-        stride: by how much each convolution shrinks the image, which is padded to that end.
-        activation: makes the activation.
-        initialize: ``"small_normal"``, ``"xavier"`` or ``"he"``.
-        bias: of all layers, before training.
+        shape: the shape of one image, (height, width) or (channels, height, width).
+        channels: the number of filters of each convolution.
+        sizes: the sizes of the fully connected layers after the convolutions, the output last;
+            if empty, the network returns the features of the convolutions.
+        kernel: the width and height of a filter.
+        stride: the factor by which each convolution divides the sides of the image; the image is
+            padded accordingly.
+        activation: the class of the activation, or a function that makes one.
+        initialize: ``"small_normal"``, ``"xavier"`` or ``"he"``; see :func:`initialize`.
+        bias: the initial biases of all layers.
 
     Raises:
-        SettingError: the image cannot be shrunk so often.
+        SettingError: the sides of the image are not divisible often enough, or a setting is
+            invalid.
 
     >>> import torch
     >>> net = ConvNet((8, 8), channels=[16], sizes=[10], kernel=2)
@@ -172,9 +181,9 @@ class ConvNet(_Network):
         initialize: str = "he",
         bias: float = 0.0,
     ) -> None:
-        image, small = _shrunk(shape, channels, stride)
+        image, small = _image_shapes("ConvNet", shape, channels, stride)
         layers: list[nn.Module] = [] if len(shape) == 3 else [nn.Unflatten(1, (1, shape[0]))]
-        padding, extra = _padding(kernel, stride)
+        padding, extra = _padding("ConvNet", kernel, stride)
         for a, b in itertools.pairwise([image[0], *channels]):
             layers += [nn.ZeroPad2d((0, extra, 0, extra))] if extra else []
             layers += [_Conv2d(a, b, kernel, stride, padding), activation()]
@@ -182,25 +191,27 @@ class ConvNet(_Network):
         for a, b in itertools.pairwise([math.prod(small), *sizes]):
             layers += [_Linear(a, b), activation()]
         super().__init__(*(layers[:-1] if sizes else layers))
-        _initialize(self, initialize, bias)
+        self._initialize(initialize, bias)
         self.features = sizes[-1] if sizes else math.prod(small)
 
 
 class TransposedConvNet(_Network):
-    """The mirror image of a ``ConvNet``: from numbers to images.
+    """The reverse of a ``ConvNet``: a network from vectors to images.
 
     Args:
-        sizes: of the input and of the fully connected layers.
-        shape: of one image, (height, width) or (channels, height, width).
-        channels: those of the ``ConvNet``, in its order: the last come first here.
-        kernel: the side of a filter; kernel - stride must be even and not negative.
-        stride: by how much each layer enlarges the image.
-        activation: makes the activation.
-        initialize: ``"small_normal"``, ``"xavier"`` or ``"he"``.
-        bias: of all layers, before training.
+        sizes: the sizes of the input and of the fully connected layers.
+        shape: the shape of one image, (height, width) or (channels, height, width).
+        channels: the channels of the corresponding ``ConvNet``, in its order; here the last
+            come first.
+        kernel: the width and height of a filter; kernel - stride must be even and not negative.
+        stride: the factor by which each layer multiplies the sides of the image.
+        activation: the class of the activation, or a function that makes one.
+        initialize: ``"small_normal"``, ``"xavier"`` or ``"he"``; see :func:`initialize`.
+        bias: the initial biases of all layers.
 
     Raises:
-        SettingError: the image cannot be made by so many layers.
+        SettingError: the sides of the image are not divisible often enough, or a setting is
+            invalid.
 
     >>> import torch
     >>> TransposedConvNet([20, 64], (28, 28), channels=[8, 16])(torch.zeros(5, 20)).shape
@@ -218,12 +229,11 @@ class TransposedConvNet(_Network):
         initialize: str = "he",
         bias: float = 0.0,
     ) -> None:
-        image, small = _shrunk(shape, channels, stride)
-        padding, extra = _padding(kernel, stride)
+        image, small = _image_shapes("TransposedConvNet", shape, channels, stride)
+        padding, extra = _padding("TransposedConvNet", kernel, stride)
         if extra:
-            raise SettingError(
-                f"kernel={kernel}, stride={stride}: kernel - stride must be even and not negative."
-            )
+            rule = f"- stride must be even and not negative, and stride is {stride}"
+            raise setting_error("TransposedConvNet", "kernel", kernel, rule)
         layers: list[nn.Module] = []
         for a, b in itertools.pairwise([*sizes, math.prod(small)]):
             layers += [_Linear(a, b), activation()]
@@ -231,34 +241,32 @@ class TransposedConvNet(_Network):
         for a, b in itertools.pairwise([image[0], *channels][::-1]):
             layers += [_ConvTranspose2d(a, b, kernel, stride, padding), activation()]
         super().__init__(*layers[:-1], *([] if len(shape) == 3 else [nn.Flatten(1, 2)]))
-        _initialize(self, initialize, bias)
+        self._initialize(initialize, bias)
 
 
-_initialize = initialize  # classes have an argument of that name
-
-
-def _shrunk(
-    shape: Sequence[int], channels: Sequence[int], stride: int
+def _image_shapes(
+    owner: str, shape: Sequence[int], channels: Sequence[int], stride: int
 ) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """Return the shape of an image with its channels, and what the convolutions leave of it."""
+    """Return the shapes (channels, height, width) before and after the convolutions."""
     *depth, height, width = shape
     factor = stride ** len(channels)
     if not channels or len(depth) > 1 or height % factor or width % factor:
-        raise SettingError(
-            f"shape={tuple(shape)}: {len(channels)} convolutions of stride {stride} need an image "
-            f"(height, width) or (channels, height, width) whose sides {factor} divides. Pad it, "
-            "or give fewer channels."
+        rule = (
+            "must be (height, width) or (channels, height, width) with height and width divisible "
+            f"by {factor}, for {len(channels)} convolutions of stride {stride}. Pad the image, or "
+            "use fewer channels"
         )
+        raise setting_error(owner, "shape", tuple(shape), rule)
     return (
         ((depth or [1])[0], height, width),
         (channels[-1], height // factor, width // factor),
     )
 
 
-def _padding(kernel: int, stride: int) -> tuple[int, int]:
-    """Return the padding on all sides, and what is missing on two, to shrink by the stride."""
+def _padding(owner: str, kernel: int, stride: int) -> tuple[int, int]:
+    """Return the padding on all sides, and additional padding on two, to divide by the stride."""
     if kernel < stride:
-        raise SettingError(f"kernel={kernel} must be at least stride={stride}.")
+        raise setting_error(owner, "kernel", kernel, f"must be at least the stride, {stride}")
     return (kernel - stride) // 2, (kernel - stride) % 2
 
 
@@ -270,20 +278,20 @@ def bayesian(
     .. math:: w \sim N(0, \sigma^2) \quad\Rightarrow\quad
         -\log p(w) = \frac{1}{2 \sigma^2} \lVert w \rVert^2 + \mathrm{const}
 
-    so that its MAP estimate is that of weight decay, the usual regularization. Call it inside a
-    model; each call samples all weights once.
+    so the MAP estimate is the estimate with weight decay, the usual regularization. Call the
+    network inside a model; each call samples all weights once.
 
     Args:
         module: any network; it is copied, not changed.
         prior: the standard deviation of independent normal priors; a distribution of one weight
-            such as ``dist.Laplace(0.0, 1.0)``; or a function of the parameter's name and value to
+            such as ``dist.Laplace(0.0, 1.0)``; or a function from a parameter's name and value to
             a distribution of its shape.
 
     Returns:
-        The network, with a site for each parameter, by its name in the module.
+        The network, with a site for each parameter, named as in the module.
 
     Raises:
-        SettingError: the prior is no such thing.
+        SettingError: the prior is of another type, or its shape is wrong.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist, probdl
@@ -299,38 +307,39 @@ def bayesian(
 
     Source: Neal, *Bayesian Learning for Neural Networks* (1996).
     """
-    made: Any = copy.deepcopy(module)
-    to_pyro_module_(made)
-    for path, layer in made.named_modules():
+    network: Any = copy.deepcopy(module)
+    to_pyro_module_(network)
+    for path, layer in network.named_modules():
         for name, value in list(layer.named_parameters(recurse=False)):
             full = f"{path}.{name}" if path else name
             setattr(layer, name, PyroSample(_prior(prior, full, value.detach())))
-    return made
+    return network
 
 
 def _prior(prior: Any, name: str, value: Tensor) -> Callable[[Any], Any]:
     shape = value.shape
-    if isinstance(prior, (int, float)) and not isinstance(prior, bool) and prior > 0:
+    if is_real(prior) and prior > 0:
         scale = float(prior)
         return lambda _: dist.Normal(0.0, scale).expand(shape).to_event(len(shape))
     if hasattr(prior, "log_prob"):
         return lambda _: prior.expand(shape).to_event(len(shape))
     if callable(prior):
-        made = prior(name, value)
-        if made.shape() != shape:
+        of_parameter = prior(name, value)
+        if of_parameter.shape() != shape:
             raise SettingError(
-                f"the prior of '{name}' has the shape {tuple(made.shape())}, and the parameter "
-                f"{tuple(shape)}. Use .expand(value.shape)."
+                f"The prior of '{name}' has shape {tuple(of_parameter.shape())}, but the parameter "
+                f"has shape {tuple(shape)}. Use .expand(value.shape)."
             )
-        return lambda _: made.to_event(len(shape) - made.event_dim)
-    raise SettingError(
-        f"prior={prior!r} must be a positive number, a distribution, or a function of a "
-        "parameter's name and value to a distribution."
+        return lambda _: of_parameter.to_event(len(shape) - of_parameter.event_dim)
+    rule = (
+        "must be a positive number, a distribution, or a function from a parameter's name and "
+        "value to a distribution"
     )
+    raise setting_error("bayesian", "prior", prior, rule)
 
 
-# The largest slope of activations and other maps without weights.
-_SLOPES: dict[type[nn.Module], float] = {
+# Lipschitz constants of activations and other maps without weights.
+_MAX_SLOPES: dict[type[nn.Module], float] = {
     nn.Identity: 1.0, nn.Flatten: 1.0, nn.Unflatten: 1.0, nn.ReLU: 1.0, nn.ReLU6: 1.0,
     nn.Tanh: 1.0, nn.Sigmoid: 0.25, nn.Softplus: 1.0, nn.Softsign: 1.0, nn.LogSigmoid: 1.0,
     nn.Hardtanh: 1.0, nn.SELU: 1.7581, nn.GELU: 1.1290, nn.SiLU: 1.0999, nn.Mish: 1.0885,
@@ -344,13 +353,16 @@ def lipschitz_bound(module: nn.Module) -> float:
     .. math:: |f(x_1) - f(x_2)| \le K |x_1 - x_2|, \qquad
         K \le \prod_l \lVert W_l \rVert_2 \, \max |a_l'|
 
-    The product of the spectral norms of the layers and the largest slopes of the activations. For
-    one linear map it is exact; for a network it is an upper bound, often a loose one.
-    A convolution is bounded by the norms of its kernel (Singla and Feizi, 2021). Dropout counts as
-    in evaluation.
+    This is the product of the spectral norms of the layers and the largest slopes of the
+    activations. It is exact for one linear map, and an upper bound for a network, often a loose
+    one. The norm of a convolution is bounded by the norms of its kernel (Singla and Feizi, 2021).
+    Dropout is treated as in evaluation mode.
+
+    Args:
+        module: a linear or convolutional layer, an activation, or an ``nn.Sequential`` of these.
 
     Raises:
-        ModelError: a layer is not one of a chain of linear layers, convolutions and activations.
+        ModelError: the Lipschitz constant of a layer is unknown.
 
     >>> import torch
     >>> layer = torch.nn.Linear(2, 2, bias=False)
@@ -361,30 +373,34 @@ def lipschitz_bound(module: nn.Module) -> float:
     if isinstance(module, nn.Sequential):
         return math.prod(lipschitz_bound(layer) for layer in module)
     if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
-        return float(_norm(module))
+        return float(_norm_bound(module))
     if isinstance(module, nn.LeakyReLU):
         return max(1.0, abs(module.negative_slope))
     if isinstance(module, nn.ELU):
         return max(1.0, abs(module.alpha))
-    for kind, slope in _SLOPES.items():
+    for kind, slope in _MAX_SLOPES.items():
         if isinstance(module, kind):
             return slope
     raise ModelError(
-        f"a {type(module).__name__} is not one of the layers whose Lipschitz constant is known "
-        "(linear, convolutional, activations, in a torch.nn.Sequential). lipschitz_estimate() "
-        "gives a lower bound for any function."
+        f"The Lipschitz constant of a {type(module).__name__} is unknown. Use linear and "
+        "convolutional layers and activations in a torch.nn.Sequential, or lipschitz_estimate(), "
+        "which gives a lower bound for any function."
     )
 
 
-def _norm(layer: Any) -> Tensor:
+def _norm_bound(layer: Any) -> Tensor:
+    """Bound the spectral norm of a layer: exact for a linear one."""
     weight = layer.weight.detach().to(torch.float64)
     if isinstance(layer, nn.Linear):
         return torch.linalg.matrix_norm(weight, 2)
     if layer.groups != 1:
-        raise ModelError("the Lipschitz constant of a convolution with groups is not known here.")
-    # A transposed convolution is the adjoint of a convolution, and has its norm.
+        raise ModelError(
+            "The Lipschitz constant of a convolution with groups is unknown. Use "
+            "lipschitz_estimate(), which gives a lower bound for any function."
+        )
+    # A transposed convolution is the adjoint of a convolution and has the same norm.
     out, into, height, width = weight.shape
-    # Four ways of writing the kernel as a matrix; each times sqrt(height × width) is a bound.
+    # The norm of each matrix form of the kernel, times sqrt(height × width), is a bound.
     matrices = [
         weight.reshape(out, into * height * width),
         weight.permute(1, 0, 2, 3).reshape(into, out * height * width),
@@ -398,24 +414,27 @@ def _norm(layer: Any) -> Tensor:
 def lipschitz_estimate(
     fn: Callable[[Tensor], Tensor], x: Tensor, num_pairs: int = 10_000, seed: int = 0
 ) -> float:
-    r"""Estimate the Lipschitz constant of any function from a sample: a lower bound.
+    r"""Estimate the Lipschitz constant of any function from a sample; the result is a lower bound.
 
     .. math:: K \ge \max_{i, j} \frac{|f(x_i) - f(x_j)|}{|x_i - x_j|}, \qquad
         K \ge \max_i \lVert \partial f(x_i) / \partial x \rVert_2
 
     Args:
-        fn: maps a batch (n, *shape) to (n,) or (n, *shape); differentiable by torch, at the
-            sample at least.
-        x: the sample (n, *shape), of at least two points.
-        num_pairs: how many pairs to compare; all, where there are no more.
-        seed: which pairs.
+        fn: a function from a batch (n, *shape) to (n,) or (n, *shape), differentiable by torch at
+            the points of the sample.
+        x: the sample (n, *shape), at least two points.
+        num_pairs: the number of random pairs to compare; all pairs if there are fewer.
+        seed: the seed for the choice of pairs.
+
+    Raises:
+        SettingError: the sample has fewer than two points.
 
     >>> import torch
     >>> lipschitz_estimate(torch.abs, torch.linspace(-1, 1, 101))   # not differentiable at 0
     1.0
     """
     if len(x) < 2:
-        raise SettingError(f"x has {len(x)} points, and a Lipschitz constant compares two.")
+        raise SettingError(f"x has {len(x)} points. lipschitz_estimate() needs at least two.")
     with torch.no_grad():
         y = fn(x)
         n = len(x)
@@ -424,9 +443,9 @@ def lipschitz_estimate(
         else:
             generator = torch.Generator().manual_seed(seed)
             i, j = torch.randint(n, (2, num_pairs), generator=generator)
-        apart = (x[i] - x[j]).reshape(len(i), -1).norm(dim=1)
-        moved = (y[i] - y[j]).reshape(len(i), -1).norm(dim=1)
-        ratios = (moved / apart)[apart > 0]
+        input_distance = (x[i] - x[j]).reshape(len(i), -1).norm(dim=1)
+        output_distance = (y[i] - y[j]).reshape(len(i), -1).norm(dim=1)
+        ratios = (output_distance / input_distance)[input_distance > 0]
         largest = float(ratios.max()) if len(ratios) else 0.0
     inputs = x.detach().clone().requires_grad_()
     outputs = fn(inputs)

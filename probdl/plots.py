@@ -1,11 +1,10 @@
-"""Plots of what ArviZ has no plot for: how training went, and what a latent variable holds.
+"""Plots that ArviZ does not have: training, images, latent spaces and Monte Carlo studies.
 
-Each returns matplotlib axes, and draws on those that it is given.
+The functions return matplotlib axes, and most can draw on given axes.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,12 +18,13 @@ from probdl.montecarlo import Calibration
 from probdl.results.fit import Fit
 from probdl.util.lazy import pyplot as plt
 from probdl.util.lazy import xarray as xr
+from probdl.util.suggestions import suggest
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MARKERS = "ox"  # of the first ten labels, and of ten more
+MARKERS = "ox"  # for the first ten labels and the next ten, which repeat the ten colours
 
 __all__ = [
     "plot_calibration",
@@ -38,19 +38,19 @@ __all__ = [
 
 
 def plot_fit(fit: Fit, kind: str, sites: Sequence[str] | None = None) -> Figure:
-    """Draw one of ArviZ's plots, which have other names and options in ArviZ 0.x and 1.x.
+    """Draw one of ArviZ's plots, with ArviZ 0.x or 1.x.
 
     Args:
         fit: a fit with draws.
-        kind: ``"trace"``, ``"forest"``, ``"ppc"`` (the posterior predictive beside the data),
+        kind: ``"trace"``, ``"forest"``, ``"ppc"`` (the posterior predictive and the data),
             ``"rank"``, ``"energy"`` or ``"pair"``.
-        sites: which sites to draw; None draws all.
+        sites: the names of the sites to plot; None plots all.
 
     Returns:
         The matplotlib figure.
 
     Raises:
-        SettingError: there is no such plot or site, or the fit has nothing to draw.
+        SettingError: there is no such plot or site, or the fit has no data for the plot.
 
     Example:
         >>> import numpy as np, probdl
@@ -61,41 +61,41 @@ def plot_fit(fit: Fit, kind: str, sites: Sequence[str] | None = None) -> Figure:
         1
     """
     if kind not in PLOTS:
-        near = difflib.get_close_matches(str(kind), PLOTS, 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise SettingError(f"there is no plot {kind!r}; {hint}({', '.join(PLOTS)})")
+        raise SettingError(f"There is no plot {kind!r}; {suggest(str(kind), PLOTS)}")
     if fit.is_point:
         raise SettingError(
-            f"the fit is a point estimate by {fit.method.name}, and has no draws to plot."
+            f"The fit is a point estimate by {fit.method.name} and has no draws to plot. Use a "
+            "method with draws, such as method='nuts'."
         )
     group = getattr(fit.idata, PLOTS[kind], None)
     if group is None or (kind == "energy" and "energy" not in group):
-        raise SettingError(f"the fit by {fit.method.name} has nothing for the plot {kind!r}.")
+        raise SettingError(
+            f"The fit by {fit.method.name} has no data for the plot {kind!r}. Choose another plot."
+        )
     held = variables(fit.idata, PLOTS[kind])
     unknown = [name for name in sites or () if name not in held]
     if unknown and kind != "energy":
-        near = difflib.get_close_matches(unknown[0], [*held], 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise SettingError(f"there is no site {unknown[0]!r}; {hint}({', '.join(held)})")
+        hint = suggest(unknown[0], held)
+        raise SettingError(f"There is no site {unknown[0]!r}; {hint}")
     scalars = sum(fit.draws[n][0, 0].size for n in sites or fit.draws) if kind == "pair" else 0
     if kind == "pair" and not 2 <= scalars <= 12:
         raise SettingError(
-            f"a plot of pairs is of 2 to 12 scalars, and these are {scalars}. Name the sites to "
-            "draw: fewer of them (or --site in the shell)."
+            f"A pair plot shows 2 to 12 scalars, but the sites have {scalars}. Select sites with "
+            "sites= (in the shell: --site)."
         )
     return plot(fit.idata, kind, sites)
 
 
 def plot_elbo(fit: Fit, ax: Axes | None = None, window: int = 100) -> Axes:
-    """Plot the ELBO over the steps of a fit by SVI, in nats, with its moving average.
+    """Plot the ELBO (nats) at each step of a fit by SVI, with its moving average.
 
     Args:
         fit: a fit by SVI.
-        ax: where to draw; None makes a figure.
-        window: how many steps the average is taken over.
+        ax: the axes to draw on; None makes a figure.
+        window: the number of steps in the moving average.
 
     Raises:
-        ModelError: the fit has no ELBO of each step.
+        ModelError: the fit has no ELBO at each step.
 
     >>> import torch, pyro, pyro.distributions as dist, probdl
     >>> from probdl.plots import plot_elbo
@@ -108,36 +108,34 @@ def plot_elbo(fit: Fit, ax: Axes | None = None, window: int = 100) -> Axes:
     """
     elbo = np.asarray(fit.stats.get("elbo", ()))
     if fit.method.name != "svi" or not elbo.size:
-        raise ModelError(
-            f"a fit by {fit.method.name} has no ELBO of each step. Fit by method='svi'."
-        )
+        raise ModelError(f"A fit by {fit.method.name} has no ELBO at each step. Use method='svi'.")
     ax = ax or plt.subplots(figsize=(7, 4))[1]
     window = max(1, min(window, len(elbo) // 2))
     smooth = np.convolve(elbo, np.ones(window) / window, "valid")
     steps = np.arange(1, len(elbo) + 1)
     ax.plot(steps, elbo, color="C0", alpha=0.25, lw=0.5, label="each step")
     ax.plot(steps[window - 1 :], smooth, color="C0", label=f"mean of {window}")
-    # The first steps are far below all others, and would press the rest into a line.
+    # The first steps are far below the others and would flatten the rest of the curve.
     low, high = np.quantile(elbo[len(elbo) // 10 :], [0.005, 1.0])
     ax.set_ylim(low - 0.1 * (high - low), high + 0.05 * (high - low))
     best = fit.stats["best_step"]
-    ax.axvline(best, color="k", lw=0.8, ls=":", label=f"kept: step {best}")
+    ax.axvline(best, color="k", lw=0.8, ls=":", label=f"best: step {best}")
     ax.set(xlabel="step", ylabel="ELBO (nats)")
     ax.legend()
     return ax
 
 
 def plot_images(images: Any, ax: Axes | None = None, columns: int | None = None) -> Axes:
-    """Draw images in one grid.
+    """Draw images in a grid.
 
     Args:
         images: (n, height, width), or (n, channels, height, width) with 1 or 3 channels; values
-            in [0, 1]. Leading dimensions of 1, as in predictions, are dropped.
-        ax: where to draw; None makes a figure.
-        columns: how many images there are in a row; None makes the grid square.
+            in [0, 1]. Leading dimensions of length 1, as in predictions, are dropped.
+        ax: the axes to draw on; None makes a figure.
+        columns: the number of images in a row; None makes the grid square.
 
     Raises:
-        SettingError: these are no images.
+        SettingError: the array does not have the shape of images.
 
     >>> import numpy as np
     >>> from probdl.plots import plot_images
@@ -151,8 +149,8 @@ def plot_images(images: Any, ax: Axes | None = None, columns: int | None = None)
         array = array[:, None]
     if array.ndim != 4 or array.shape[1] not in (1, 3):
         raise SettingError(
-            f"images of shape {np.shape(images)} cannot be drawn: give (n, height, width), or "
-            "(n, channels, height, width) with 1 or 3 channels."
+            f"An array of shape {np.shape(images)} cannot be drawn as images. Pass the shape "
+            "(n, height, width), or (n, channels, height, width) with 1 or 3 channels."
         )
     count, channels, height, width = array.shape
     columns = columns or math.ceil(math.sqrt(count))
@@ -171,14 +169,14 @@ def plot_images(images: Any, ax: Axes | None = None, columns: int | None = None)
 def plot_reconstructions(
     fit: Fit, x: Any, *args: Any, ax: Axes | None = None, columns: int = 10, **kwargs: Any
 ) -> Axes:
-    """Draw images above what a fit makes of them, row by row.
+    """Draw images and, below each row of them, their reconstructions.
 
     Args:
-        fit: a fit of a model of images with a latent variable for each.
+        fit: a fit of a model of images with a latent variable for each image.
         x: the images (n, height, width) or (n, channels, height, width).
         args: the model's other arguments.
-        ax: where to draw; None makes a figure.
-        columns: how many images there are in a row.
+        ax: the axes to draw on; None makes a figure.
+        columns: the number of images in a row.
         kwargs: the model's keyword arguments.
 
     >>> import torch, probdl
@@ -207,18 +205,18 @@ def plot_latent(
     ax: Axes | None = None,
     **kwargs: Any,
 ) -> Axes:
-    """Draw where the guide puts each row of data in two dimensions of the latent space.
+    """Plot the latent mean of each row of data in two dimensions of the latent space.
 
     Args:
         fit: a fit with a latent variable for each row.
         args: the model's arguments with the data.
         color: a label or a number for each row.
-        dims: which two dimensions; one that the model does not use looks like the prior's mean.
-        ax: where to draw; None makes a figure.
+        dims: the two dimensions. Dimensions that the model does not use stay at the prior mean.
+        ax: the axes to draw on; None makes a figure.
         kwargs: the model's keyword arguments.
 
     Raises:
-        SettingError: the latent space has no such dimensions.
+        SettingError: the latent space does not have these dimensions.
 
     >>> import torch, probdl
     >>> from probdl.plots import plot_latent
@@ -232,8 +230,8 @@ def plot_latent(
     codes = codes.reshape(len(codes), -1)
     if max(dims) >= codes.shape[1] or min(dims) < 0:
         raise SettingError(
-            f"dims={dims}: the latent site '{name}' has {codes.shape[1]} dimensions, numbered "
-            "from 0."
+            f"dims={dims}: the latent site '{name}' has {codes.shape[1]} dimensions. Pass two of "
+            f"the numbers 0 to {codes.shape[1] - 1}."
         )
     ax = ax or plt.subplots(figsize=(6, 6))[1]
     points = codes[:, list(dims)].T
@@ -251,20 +249,20 @@ def plot_latent(
 
 
 def plot_study(study: xr.Dataset, parameters: Sequence[str] | None = None) -> NDArray[Any]:
-    """Plot what a study found over sample size, with two standard errors on each side.
+    """Plot the results of a study against sample size, with error bars of two standard errors.
 
-    Above, the variance, the squared bias and the mean squared error on log axes, where a rate of
-    1/n is a line of slope -1; below, the coverage of intervals.
+    The upper row shows the variance, the squared bias and the mean squared error on log axes, where
+    a rate of 1/n is a line of slope -1; the lower row shows the coverage of the intervals.
 
     Args:
-        study: of :func:`probdl.montecarlo.study`.
-        parameters: which; None takes the first three.
+        study: the result of :func:`probdl.montecarlo.study`.
+        parameters: the parameters to plot; None plots the first three.
 
     Returns:
-        The axes, (2, parameters).
+        The axes, an array of shape (2, parameters).
 
     Raises:
-        SettingError: there is no such parameter.
+        SettingError: the study has no such parameter.
 
     >>> import torch, pyro, pyro.distributions as dist
     >>> from probdl.montecarlo import study
@@ -279,7 +277,9 @@ def plot_study(study: xr.Dataset, parameters: Sequence[str] | None = None) -> ND
     known = [str(p) for p in study.parameter.values]
     names = list(parameters) if parameters is not None else known[:3]
     if wrong := [n for n in names if n not in known]:
-        raise SettingError(f"the study has no parameter {wrong[0]!r}, but {', '.join(known)}.")
+        raise SettingError(
+            f"The study has no parameter {wrong[0]!r}. Its parameters are {', '.join(known)}."
+        )
     _, axes = plt.subplots(
         2, len(names), figsize=(4.5 * len(names), 6), squeeze=False, sharex=True,
         gridspec_kw={"height_ratios": [2, 1]}, layout="constrained",
@@ -289,7 +289,7 @@ def plot_study(study: xr.Dataset, parameters: Sequence[str] | None = None) -> ND
         of = study.sel(parameter=name)
         ax, below = axes[:, column]
         squared = (of.bias**2).values
-        # The square of an unbiased estimate is on average its variance too large.
+        # The square of an estimated bias overestimates by the variance of the estimate.
         noise = (of.bias_se**2).values
         ax.errorbar(n, of.mse, 2 * of.mse_se, marker="o", label="mean squared error")
         rate = f", slope {of.variance_rate:.2f} ± {of.variance_rate_se:.2f}" if len(n) > 1 else ""
@@ -309,16 +309,16 @@ def plot_study(study: xr.Dataset, parameters: Sequence[str] | None = None) -> ND
 
 
 def plot_calibration(calibration: Calibration, ax: Axes | None = None, prob: float = 0.95) -> Axes:
-    """Plot how far the empirical CDFs of the ranks are from uniform, with a simultaneous band.
+    """Plot the differences between the empirical CDFs of the ranks and the uniform CDF.
 
-    Of a method that is right all curves stay in the band with probability ``prob``, each by
-    itself. A curve that rises first and falls then has draws that are too narrow on both sides
-    (ranks at the ends); one that lies on one side only has draws that are shifted.
+    If the method is correct, each curve stays inside the band with probability ``prob``. A curve
+    that rises above zero and then falls below it means that the draws are too narrow (many ranks at
+    both ends); a curve on one side of zero means that the draws are shifted.
 
     Args:
-        calibration: of :func:`probdl.montecarlo.calibrate`.
-        ax: where to draw; None makes a figure.
-        prob: the probability of the band.
+        calibration: the result of :func:`probdl.montecarlo.calibrate`.
+        ax: the axes to draw on; None makes a figure.
+        prob: the simultaneous coverage of the band for one curve.
 
     >>> import torch, pyro, pyro.distributions as dist, probdl
     >>> from probdl.montecarlo import calibrate
@@ -328,7 +328,7 @@ def plot_calibration(calibration: Calibration, ax: Axes | None = None, prob: flo
     >>> method = probdl.Laplace(draws=99)
     >>> found = calibrate(model, method, (torch.tensor(0.0),), simulations=40, seed=1)
     >>> plot_calibration(found).get_xlabel()
-    'rank of the true value, as a share'
+    'normalised rank of the true value'
     """
     ax = ax or plt.subplots(figsize=(7, 4))[1]
     count, draws = calibration.ranks.sizes["simulation"], calibration.num_draws
@@ -338,6 +338,6 @@ def plot_calibration(calibration: Calibration, ax: Axes | None = None, prob: flo
     for name in parameters:
         ecdf = calibration.ecdf(name, points)
         ax.plot(points, ecdf - points, lw=1, label=str(name) if len(parameters) <= 10 else None)
-    ax.set(xlabel="rank of the true value, as a share", ylabel="ECDF - uniform")
+    ax.set(xlabel="normalised rank of the true value", ylabel="ECDF - uniform")
     ax.legend(fontsize="small")
     return ax

@@ -83,10 +83,11 @@ def versions(python: Path) -> dict[str, str]:
 def write(held: dict[str, dict[str, object]]) -> None:
     """Write the page from what was found."""
     lines = [
-        "# What runs where",
+        "# Tested versions",
         "",
-        "The whole suite on Linux (x86-64), run by `make test-matrix`. What pyproject.toml allows",
-        "lies between the oldest and the newest of these releases.",
+        "The results of the complete test suite on Linux (x86-64), run by `make test-matrix`. "
+        "pyproject.toml",
+        "allows the releases between the oldest and the newest in this table.",
         "",
         f"| Python | {' | '.join(PACKAGES)} | passed | failed | on |",
         "| " + " | ".join(["---"] * (len(PACKAGES) + 4)) + " |",
@@ -98,8 +99,8 @@ def write(held: dict[str, dict[str, object]]) -> None:
         lines.append(f"| {' | '.join(cells)} | {row['passed']} | {row['failed']} | {row['on']} |")
     lines += [
         "",
-        "ArviZ 1 needs Python 3.12; on Python 3.11 its newest release is 0.23. `fit.idata` is an",
-        "`xarray.DataTree` under ArviZ 1, and an `InferenceData` under 0.23.",
+        "ArviZ 1 needs Python 3.12; the newest release for Python 3.11 is 0.23. `fit.idata` is an",
+        "`xarray.DataTree` with ArviZ 1, and an `InferenceData` with 0.23.",
     ]
     PAGE.write_text("\n".join(lines) + "\n")
 

@@ -1,4 +1,4 @@
-"""The command: what it fits, what it writes, and how it refuses."""
+"""The command: fits, output files, messages and exit codes."""
 
 import contextlib
 import json
@@ -58,7 +58,7 @@ Y = [1.0, 2.0, 6.0]
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A folder with a file of models and a file of data, to work in."""
+    """A working folder with a file of models and files of data."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "my_models.py").write_text(MODEL)
@@ -93,7 +93,7 @@ def fitted(*words):
 # -- fitting ------------------------------------------------------------------------------------
 
 
-def test_the_mle_of_a_normal_mean_is_the_mean(here):
+def test_mle_of_a_normal_mean_is_the_mean(here):
     found = fitted("my_models.py:normal", "--data", "y.json", "--method", "mle", "--seed", 1)
     (row,) = found["summary"]
     assert row["name"] == "mu"
@@ -104,7 +104,7 @@ def test_the_mle_of_a_normal_mean_is_the_mean(here):
     assert found["findings"] == []
 
 
-def test_standard_output_holds_the_result_alone(here):
+def test_standard_output_holds_only_the_result(here):
     words = ["infer", "my_models.py:talks", "--data", "y.json", "--method", "mle", "--seed", 1]
     json.loads(good(*words, "--json").stdout)
     plain = good(*words)
@@ -115,13 +115,13 @@ def test_standard_output_holds_the_result_alone(here):
     assert lines[-1].endswith("seed 1; no findings")
 
 
-def test_quiet_says_nothing(here):
+def test_quiet_prints_no_messages(here):
     words = ["infer", "my_models.py:normal", "--data", "y.json", "--method", "mle", "--quiet"]
     assert good(*words).stderr == ""
 
 
-@pytest.mark.filterwarnings("ignore::probdl.FindingWarning")  # short: its ESS may be low
-def test_settings_are_those_of_the_method(here):
+@pytest.mark.filterwarnings("ignore::probdl.FindingWarning")  # the ESS of short chains is low
+def test_settings_are_passed_to_the_method(here):
     words = ["--data", "y.json", "--method", "nuts", "--seed", 1, "--set", "draws=100"]
     words += ["--set", "warmup=100", "--set", "chains=2", "--set", "mass_matrix=dense"]
     found = fitted("my_models.py:normal", *words)
@@ -136,12 +136,12 @@ def test_settings_are_those_of_the_method(here):
     assert found["summary"][0]["mean"] == direct.summary().loc["mu", "mean"]
 
 
-def test_nan_is_null(here):
+def test_nan_is_null_in_json(here):
     words = ["my_models.py:normal", "--data", "y.json", "--method", "laplace", "--seed", 1]
     assert fitted(*words)["summary"][0]["r_hat"] is None  # one chain has no R-hat
 
 
-def test_strict_exits_with_one_where_a_finding_is_an_error(here):
+def test_strict_exits_with_one_if_a_finding_is_an_error(here):
     (here / "far.py").write_text(
         "import pyro, pyro.distributions as d\n"
         "def model():\n"
@@ -158,40 +158,45 @@ def test_strict_exits_with_one_where_a_finding_is_an_error(here):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["my_models.py:normal"], "nothing in the data is called 'y'. The model's arguments: y."),
-        (["my_models.py:normal", "--data", "no.csv"], "there is no such file"),
-        (["my_models.py:normal", "--data", "my_models.py"], "files that end in .csv, .json"),
+        (["my_models.py:normal"], "The data do not contain 'y'. The model's arguments: y."),
+        (["my_models.py:normal", "--data", "no.csv"], "no.csv does not exist"),
+        (["my_models.py:normal", "--data", "my_models.py"], "Data files end in .csv, .json"),
         (["my_models.py:normal", "--data", "xy.csv"], "no argument 'x'"),
         (["my_models.py:nornal", "--data", "y.json"], "did you mean 'normal'?"),
         (["my_model.py:normal", "--data", "y.json"], "Did you mean 'my_models.py'?"),
         (["my_models.py", "--data", "y.json"], "Write file.py:name"),
         (["my_models.py:Holder"], "is a class"),
-        (["my_models.py:number"], "is a int, which cannot be called"),
+        (["my_models.py:number"], "is of type int and cannot be called"),
         (["my_models.py:normal", "--data", "y.json", "--method", "nutz"], "did you mean 'nuts'?"),
         (["my_models.py:normal", "--data", "y.json", "--set", "drws=5"], "did you mean 'draws'?"),
         (["my_models.py:normal", "--data", "y.json", "--set", "draws"], "write NAME=VALUE"),
         (
             ["my_models.py:normal", "--data", "y.json", "--set", "draws=-1"],
-            "NUTS(draws=-1): draws must be a whole number",
+            "NUTS(draws=-1): draws must be an integer",
         ),
         (["my_models.py:normal", "--data", "y.json", "--seed", "-1"], "seed=-1"),
-        (["my_models.py:normal", "--data", "y.json", "--data", "y.json"], "another file has"),
-        (["my_models.py:normal", "--data", "y.json", "--drop", "z"], "has no 'z' to drop"),
+        (
+            ["my_models.py:normal", "--data", "y.json", "--data", "y.json"],
+            "another file contains too",
+        ),
+        (["my_models.py:normal", "--data", "y.json", "--drop", "z"], "contains no 'z', only y"),
         (["my_models.py:normal", "--data", "y.json", "--out", "xy.csv"], "is a file"),
-        (["my_models.py:normal", "--data", "y.json", "--out", "."], "something else than a fit"),
+        (["my_models.py:normal", "--data", "y.json", "--out", "."], "other files than a fit"),
         (["my_models.py:normal", "--sed", "1"], "No such option"),
     ],
 )
-def test_bad_input_is_refused(here, words, message):
+def test_invalid_input_is_refused(here, words, message):
     assert message in refused("infer", *words)
 
 
-def test_an_unexpected_error_has_a_traceback_only_on_demand(here, monkeypatch):
+def test_an_unexpected_error_has_a_traceback_only_on_request(here, monkeypatch):
     monkeypatch.setattr(probdl, "infer", lambda *_, **__: 1 / 0)
     words = ["infer", "my_models.py:normal", "--data", "y.json"]
     plain = run(*words)
     assert plain.exit_code == 3
-    assert "error: ZeroDivisionError: division by zero\n`probdl --traceback infer" in plain.stderr
+    assert (
+        "error: ZeroDivisionError: division by zero\nRun `probdl --traceback infer" in plain.stderr
+    )
     assert "Traceback" not in plain.stderr
     assert "Traceback" in run("--traceback", *words).stderr
 
@@ -204,7 +209,7 @@ def test_models_are_found_by_file_and_by_module(here):
     assert locate(f"{here}/my_models.py:Holder.model").__name__ == "line"
     (here / "random.py").write_text("def model(): ...")
     locate("random.py:model")
-    import random  # the standard one is still there
+    import random  # still the module of the standard library
 
     assert random.random() < 1
     (here / "uses.py").write_text("from my_models import normal as model")
@@ -217,10 +222,10 @@ def test_models_are_found_by_file_and_by_module(here):
         ("x = 1\nx = (", "broken.py, line 2: SyntaxError"),
         ("\n\n1 / 0", "broken.py, line 3: ZeroDivisionError"),
         ("import no_such_module", "line 1: ModuleNotFoundError"),
-        ("import sys\nsys.exit()", "line 2: it ends the program"),
+        ("import sys\nsys.exit()", "line 2: the file exits"),
     ],
 )
-def test_a_file_that_fails_is_told_by_line(here, text, message):
+def test_an_error_in_a_model_file_is_reported_with_its_line(here, text, message):
     (here / "broken.py").write_text(text)
     with pytest.raises(ModelError, match=message):
         locate("broken.py:model")
@@ -231,7 +236,7 @@ def test_a_file_that_fails_is_told_by_line(here, text, message):
 # -- data ---------------------------------------------------------------------------------------
 
 
-def test_all_formats_hold_the_same(tmp_path):
+def test_all_file_formats_give_the_same_data(tmp_path):
     table = {"x": np.array([0.1, 1 / 3, 1e-17]), "n": np.array([1, 2, 3])}
     csv, js, npz, nc = (tmp_path / f"data.{end}" for end in ("csv", "json", "npz", "nc"))
     rows = (f"{x!r},{n}" for x, n in zip(table["x"].tolist(), table["n"].tolist(), strict=True))
@@ -255,20 +260,20 @@ def test_all_formats_hold_the_same(tmp_path):
     ("name", "text", "message"),
     [
         ("a.csv", "x,y\n1,2\n3,\n", "'y' is empty in row 2"),
-        ("a.csv", "x,c\n1,red\n3,blue\n", "'c' holds text .row 1: 'red'.* as integers"),
-        ("a.csv", "x\n1\n2a\n", "'x' holds text .row 2: '2a'"),
+        ("a.csv", "x,c\n1,red\n3,blue\n", "'c' contains text .row 1: 'red'.* as integers"),
+        ("a.csv", "x\n1\n2a\n", "'x' contains text .row 2: '2a'"),
         ("a.csv", "", "cannot be read as csv"),
-        ("a.json", "[1, 2]", "holds a list"),
+        ("a.json", "[1, 2]", "contains a list"),
         ("a.json", "{", "cannot be read as json"),
         ("a.json", '{"x": [[1], [1, 2]]}', "different lengths"),
         ("a.json", '{"x": [1, null]}', r"no value .null. at index \[1\]"),
-        ("a.json", '{"x": ["a"]}', "models take numbers"),
+        ("a.json", '{"x": ["a"]}', "models need numbers"),
         ("a.json", '{"x": {"y": 1}}', "is an object"),
         ("a.csv", "x,y\n1,2,3\n4,5,6\n", "more cells than its first line has names"),
         ("a.csv", "x,y\n1,2\n4,5,6\n", "cannot be read as csv"),
-        ("a.csv", f"x\n1\n{2**70}\n", "'x' holds 1180591620717411303424, and whole numbers"),
-        ("a.json", f'{{"x": [1, {2**70}]}}', "'x' holds 1180591620717411303424"),
-        ("a.json", f'{{"x": {2**70}}}', "'x' holds 1180591620717411303424"),
+        ("a.csv", f"x\n1\n{2**70}\n", "'x' contains 1180591620717411303424; integers"),
+        ("a.json", f'{{"x": [1, {2**70}]}}', "'x' contains 1180591620717411303424"),
+        ("a.json", f'{{"x": {2**70}}}', "'x' contains 1180591620717411303424"),
         ("a.json", '{"x": ' + "[" * 100_000 + "]" * 100_000 + "}", "cannot be read as json"),
         ("a.npz", "no zip", "cannot be read as npz"),
         ("a.npz", "PK\x03\x04 and no more", "cannot be read as npz"),
@@ -283,23 +288,23 @@ def test_unreadable_data_are_refused(tmp_path, name, text, message):
         read(path)
 
 
-@pytest.mark.parametrize("place", range(30, 900, 60))
-def test_damaged_arrays_are_refused_or_read(tmp_path, place):
+@pytest.mark.parametrize("position", range(30, 900, 60))
+def test_damaged_arrays_are_refused_or_read(tmp_path, position):
     path = tmp_path / "a.npz"
     np.savez_compressed(path, x=np.random.default_rng(1).normal(size=100))
     data = path.read_bytes()
-    path.write_bytes(data[:place] + bytes([data[place] ^ 85]) + data[place + 1 :])
+    path.write_bytes(data[:position] + bytes([data[position] ^ 85]) + data[position + 1 :])
     with contextlib.suppress(DataError):
         assert read(path)["x"].shape == (100,)
 
 
-def test_a_name_is_dropped_from_the_files_that_have_it(tmp_path):
+def test_drop_applies_to_all_files(tmp_path):
     (tmp_path / "a.csv").write_text("x,id\n1,one\n")
     (tmp_path / "b.csv").write_text("y,id\n2,two\n")
     (tmp_path / "c.csv").write_text("z\n3\n")
     paths = [tmp_path / name for name in ("a.csv", "b.csv", "c.csv")]
     assert [*read_all(paths, drop=["id"])] == ["x", "y", "z"]
-    with pytest.raises(DataError, match="have no 'ID' to drop, only x, id, y, z"):
+    with pytest.raises(DataError, match="contain no 'ID', only x, id, y, z"):
         read_all(paths, drop=["id", "ID"])
 
 
@@ -311,7 +316,7 @@ def test_columns_are_bound_by_name():
     assert (bound.args, bound.kwargs) == ((1,), {"scale": 2.0})
     with pytest.raises(DataError, match=r"no argument 'z'.*arguments: x, y, scale. .*data: x, z"):
         bind(model, {"x": 1, "z": 2})
-    with pytest.raises(DataError, match="nothing in the data is called 'x'"):
+    with pytest.raises(DataError, match="do not contain 'x'"):
         bind(model, {})
     assert bind(model, {}, optional=["x"]).args == (None,)
 
@@ -321,7 +326,7 @@ def test_columns_are_bound_by_name():
     assert bind(open_model, {"x": 1, "z": 2}).kwargs == {"z": 2}
 
 
-def test_numbered_columns_make_a_matrix():
+def test_numbered_columns_are_joined_into_a_matrix():
     def model(x, y):
         raise NotImplementedError
 
@@ -329,8 +334,8 @@ def test_numbered_columns_make_a_matrix():
     for names in (("x[0]", "x[1]"), ("x_0", "x_1")):
         bound = bind(model, {names[1]: two, "y": y, names[0]: one})
         np.testing.assert_array_equal(bound.args[0], np.column_stack([one, two]))
-    with pytest.raises(DataError, match="nothing in the data is called 'x'"):
-        bind(model, {"x_0": one, "x_2": two, "y": y})  # one is missing
+    with pytest.raises(DataError, match="do not contain 'x'"):
+        bind(model, {"x_0": one, "x_2": two, "y": y})  # x_1 is missing
 
 
 # -- saved fits ---------------------------------------------------------------------------------
@@ -338,7 +343,7 @@ def test_numbered_columns_make_a_matrix():
 
 @pytest.fixture
 def saved(here):
-    """A fit by Laplace, saved."""
+    """A saved fit by Laplace."""
     words = ["my_models.py:line", "--data", "xy.csv", "--method", "laplace", "--seed", 1]
     return here, fitted(*words, "--out", "fits/line")
 
@@ -361,7 +366,7 @@ def test_predictions_at_new_data(saved):
         y = predictions["y"].load()
     assert y.dims == ("chain", "draw", "obs")
     assert y.shape == (1, 1000, 2)
-    posterior = (2.5 + 7 + 19.5 + 30) / (30 + 1 / 100)  # slope: mean of its posterior
+    posterior = (2.5 + 7 + 19.5 + 30) / (30 + 1 / 100)  # posterior mean of the slope
     sd = np.sqrt(1 + 100 / (30 + 1 / 100))
     assert float(y[0, :, 1].mean()) == pytest.approx(10 * posterior, abs=5 * sd / 1000**0.5)
     good("predict", "fits/line", "--out", "p.npz", "--model", "my_models.py:line")
@@ -379,10 +384,10 @@ def test_observed_arguments_may_be_missing_from_new_data(here):
     result = good("predict", "fit", "--data", "new.json", "--out", "p.nc", "--json")
     assert json.loads(result.stdout)["variables"]["y"] == {"chain": 1, "draw": 1, "obs": 5}
     (here / "none.json").write_text('{"y": [1.0]}')
-    assert "called 'x'" in refused("predict", "fit", "--data", "none.json", "--out", "p.nc")
+    assert "do not contain 'x'" in refused("predict", "fit", "--data", "none.json", "--out", "p.nc")
 
 
-def test_a_name_of_a_column_that_infer_takes_for_itself(here):
+def test_a_column_with_the_name_of_an_argument_of_infer(here):
     (here / "open.py").write_text(
         "import pyro, pyro.distributions as dist\n"
         "def model(y, **rest):\n"
@@ -391,22 +396,22 @@ def test_a_name_of_a_column_that_infer_takes_for_itself(here):
     for name in ("seed", "method", "time_limit", "progress", "model", "coords"):
         (here / "table.json").write_text(json.dumps({"y": 1.0, name: 3}))
         words = ["open.py:model", "--data", "table.json", "--method", "laplace"]
-        told = refused("infer", *words)
-        assert f"the data have '{name}', which infer() takes for itself" in told
-        assert f"--drop {name}" in told
+        message = refused("infer", *words)
+        assert f"The data contain '{name}', which is an argument of infer() itself" in message
+        assert f"--drop {name}" in message
         good("infer", *words, "--drop", name)
 
 
-def test_coordinates_are_read_where_an_argument_is_called_so(here):
+def test_coordinates_are_read_if_an_argument_has_their_name(here):
     y = xr.DataArray([2.5, 3.5, 6.5], dims="x", coords={"x": [1.0, 2.0, 3.0]}, name="y")
     y.to_dataset().to_netcdf(here / "xy.nc", engine="h5netcdf")
     words = ["--data", "xy.nc", "--method", "mle", "--seed", 1]
     (row,) = fitted("my_models.py:line", *words)["summary"]
     assert row["estimate"] == pytest.approx(29 / 14, rel=1e-4)
-    good("infer", "my_models.py:normal", *words)  # which has no x, and is given none
+    good("infer", "my_models.py:normal", *words)  # has no argument x
 
 
-def test_where_nothing_can_be_written_is_told_before_the_work(saved):
+def test_output_files_are_checked_before_the_work(saved):
     here, _ = saved
     (here / "folder.png").mkdir()
     for words, message in (
@@ -426,7 +431,7 @@ def test_every_command_can_be_quiet(saved):
         assert good(*words, "--quiet").stderr == ""
 
 
-def test_odd_names_of_sites(here):
+def test_unusual_site_names(here):
     (here / "odd.py").write_text(
         "import pyro, pyro.distributions as dist\n"
         "def model(y):\n"
@@ -446,10 +451,10 @@ def test_odd_names_of_sites(here):
 @pytest.mark.usefixtures("saved")
 def test_fits_are_compared():
     words = ["my_models.py:line", "--data", "xy.csv", "--method", "importance", "--seed", 1]
-    fitted(*words, "--out", "fits/weighed")
-    result = good("compare", "fits/line", "fits/weighed", "--json")
+    fitted(*words, "--out", "fits/weighted")
+    result = good("compare", "fits/line", "fits/weighted", "--json")
     rows = json.loads(result.stdout)["comparison"]
-    assert {row["name"] for row in rows} == {"line", "weighed"}
+    assert {row["name"] for row in rows} == {"line", "weighted"}
     assert "at least two fits" in refused("compare", "fits/line")
 
 
@@ -462,7 +467,7 @@ def test_plots_are_drawn(saved):
         plt.close("all")
     for words, message in (
         (["forrest"], "did you mean 'forest'?"),
-        (["energy"], "nothing for the plot 'energy'"),
+        (["energy"], "no data for the plot 'energy'"),
         (["pair"], "2 to 12 scalars"),
         (["trace", "--site", "slop"], "did you mean 'slope'?"),
     ):
@@ -481,44 +486,44 @@ def test_a_folder_without_a_fit_is_refused(here):
         refused(words[0], "nothing", *words[1:])
 
 
-# -- the others ---------------------------------------------------------------------------------
+# -- other commands -----------------------------------------------------------------------------
 
 
-def test_the_version():
+def test_version():
     assert good("--version").stdout == f"probdl {probdl.__version__}\n"
 
 
-def test_the_methods_are_listed():
+def test_methods_are_listed():
     listed = json.loads(good("methods", "--json").stdout)["methods"]
     by_name = {row["name"]: row for row in listed}
     assert by_name["nuts"]["settings"]["draws"] == 1000
     assert by_name["nuts"]["description"] == probdl.NUTS.__doc__.splitlines()[0]
-    assert "mle: Maximise the likelihood alone.\n  starts=4" in good("methods").stdout
+    assert "mle: Maximum likelihood estimation.\n  starts=4" in good("methods").stdout
     assert "target_accept" in good("methods", "nuts").stdout
     assert "did you mean 'nuts'?" in refused("methods", "nust")
 
 
-def test_the_doctor_reports():
+def test_doctor_prints_its_report():
     assert "native engine" in good("doctor").stdout
     assert "C compiler" in json.loads(good("doctor", "--json").stdout)["lines"]
 
 
-def test_the_demo(tmp_path):
+def test_demo(tmp_path):
     found = json.loads(good("demo", "--json", "--out", tmp_path / "demo.png").stdout)
     assert list(found["summary"]) == ["mle", "map", "laplace", "nuts"]
     effects = {r["name"]: r["estimate"] for r in found["summary"]["mle"]}
-    assert effects["theta[A]"] == pytest.approx(28.0, abs=1e-3)  # its own effect, not pooled
+    assert effects["theta[A]"] == pytest.approx(28.0, abs=1e-3)  # no pooling
     assert plt.imread(found["plot"]).shape[1] > 500
 
 
 # -- Ctrl-C -------------------------------------------------------------------------------------
 
 
-def test_control_c_before_there_is_anything(here):
+def test_control_c_before_there_are_results(here):
     (here / "slow.py").write_text("raise KeyboardInterrupt")
     result = run("infer", "slow.py:model")
     assert result.exit_code == 130
-    assert result.stderr == "interrupted: there was nothing to keep yet\n"
+    assert result.stderr == "interrupted: no results yet, nothing was saved\n"
 
 
 SLOW = """
@@ -530,14 +535,14 @@ calls = 0
 def counted(y):
     global calls
     calls += 1
-    if calls == 500:  # many draws are done by then
+    if calls == 500:  # many draws are finished
         print("now", file=sys.stderr, flush=True)
     normal(y)
 """
 
 
-def test_control_c_keeps_what_there_is(here):
-    """A real process, with a real signal and a real exit code."""
+def test_control_c_keeps_the_draws_so_far(here):
+    """Use a real process, a real signal and the real exit code."""
     (here / "slow.py").write_text(MODEL + SLOW)
     code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     code += "from probdl.command.app import app; app(prog_name='probdl')"
@@ -551,9 +556,9 @@ def test_control_c_keeps_what_there_is(here):
         env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
     )
     while (line := process.stderr.readline()) != "now\n":
-        assert line, process.wait()  # it ended before
+        assert line, process.wait()  # the process ended too early
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=600)
-    assert process.returncode == 0, said
-    assert "(interrupted)" in said
+    _, messages = process.communicate(timeout=600)
+    assert process.returncode == 0, messages
+    assert "(interrupted)" in messages
     assert 0 < probdl.load("fit").num_draws < 1_000_000

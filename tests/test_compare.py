@@ -1,4 +1,4 @@
-"""Comparison and cross-validation against exact leave-one-out densities."""
+"""Comparison and cross-validation against exact held-out densities."""
 
 import numpy as np
 import pyro
@@ -8,7 +8,7 @@ from scipy import stats
 
 import probdl
 from probdl.io import idata
-from probdl.results.crossvalidation import held_out
+from probdl.results.crossvalidation import score_held_out
 
 METHOD = probdl.NUTS(draws=1000, warmup=500, chains=2)
 
@@ -20,7 +20,7 @@ def location(y, scale=2.0):
 
 
 def exact(y, rows, scale=2.0):
-    """Return the log density of rows given all others: normal, in closed form."""
+    """Return the log density of rows given all other rows, in closed form."""
     kept = np.setdiff1d(np.arange(len(y)), rows)
     precision = 1 / 100 + len(kept) / scale**2
     mean = y[kept].sum() / scale**2 / precision
@@ -52,7 +52,7 @@ def test_the_better_model_comes_first(fits, y):
     assert table.loc["right", "weight"] > 0.9
 
 
-def test_methods_are_compared_too(y):
+def test_fits_by_different_methods_are_compared(y):
     fits = {
         name: probdl.infer(location, y, method=m, seed=1)
         for name, m in {"nuts": METHOD, "laplace": "laplace"}.items()
@@ -68,8 +68,8 @@ def outlier_model(y, x):
         pyro.sample("y", dist.Normal(beta * x, 1.0), obs=y)
 
 
-def test_rows_with_a_high_k_are_fitted_again(y):
-    """One row with great leverage, for which importance sampling fails."""
+def test_rows_with_a_high_k_are_refitted(y):
+    """One row has a high leverage, so importance sampling fails for it."""
     x = np.append(np.random.default_rng(2).normal(size=15), 40.0)
     data = np.append(x[:-1], 25.0)
     fit = probdl.infer(outlier_model, data, x, method=METHOD, seed=1)
@@ -83,11 +83,11 @@ def test_rows_with_a_high_k_are_fitted_again(y):
     precision = 1 / 100 + (x[:-1] ** 2).sum()
     mean = (x[:-1] * data[:-1]).sum() / precision
     known = stats.norm.logpdf(data[-1], 40 * mean, np.sqrt(1600 / precision + 1))
-    (again,) = held_out(fit, [[15]], workers=1, progress=False)
-    assert again[0] == pytest.approx(known, abs=0.2)
+    (score,) = score_held_out(fit, [[15]], workers=1, progress=False)
+    assert score[0] == pytest.approx(known, abs=0.2)
 
 
-def test_cross_validation_is_exact_for_every_fold(fits, y):
+def test_cross_validation_agrees_with_exact_densities(fits, y):
     found = fits["right"].cross_validate(5)
     assert found.pointwise.shape == (30,)
     known = np.empty(30)
@@ -107,18 +107,18 @@ def test_cross_validation_of_a_point_estimate(y):
     np.testing.assert_allclose(found.pointwise, stats.norm.logpdf(y, others, 2.0), rtol=1e-6)
 
 
-def test_rows_with_latent_sites_of_their_own(schools):
-    """A school that is left out has an effect drawn from the population."""
+def test_cross_validation_with_a_latent_site_per_row(schools):
+    """The effect of a held-out school is drawn from the population."""
     method = probdl.NUTS(draws=500, warmup=500, chains=2, target_accept=0.95)
     fit = probdl.infer(probdl.models.eight_schools, *schools, method=method, seed=1)
     found = fit.cross_validate(8)
     sigma, effect = schools
-    # Between complete pooling and a population as wide as the data: all near these densities.
+    # The spread of the population is between 0 and that of the data; 6 is a value in between.
     rough = stats.norm.logpdf(effect, effect.mean(), np.hypot(sigma, 6.0))
     assert np.all(np.abs(found.pointwise - rough) < 0.6)
 
 
-def test_bad_input_is_refused(fits, y):
+def test_invalid_input_is_an_error(fits, y):
     fit = fits["right"]
     point = probdl.infer(location, y, method="mle", seed=1)
     other = probdl.infer(location, y + 1, method=METHOD, seed=1)
@@ -134,7 +134,7 @@ def test_bad_input_is_refused(fits, y):
             fit.cross_validate(k)
 
 
-def test_exact_terms_take_the_place_of_estimates(fits):
+def test_exact_terms_replace_estimates(fits):
     result = idata.loo(fits["right"].idata, "y")
     made = idata.with_exact(result, {3: -5.0})
     name = "elpd" if idata.ARVIZ_1 else "elpd_loo"

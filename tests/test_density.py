@@ -1,4 +1,4 @@
-"""The log density: its value, its gradient, its transforms, its starts."""
+"""The log density: values, gradients, transforms and starting points."""
 
 import math
 
@@ -134,7 +134,7 @@ def test_constrain_and_unconstrain_are_inverse_on_every_support():
     torch.testing.assert_close(density.unconstrain(values), z)
 
 
-def test_jacobian_of_a_moving_support_is_that_of_its_interval():
+def test_jacobian_of_a_support_that_depends_on_a_site_is_that_of_its_interval():
     density = LogDensity.from_model(many_supports)
     z = density.initial(generator(1))
     a = density.constrain(z)["a"]
@@ -151,7 +151,7 @@ def test_jacobian_of_a_moving_support_is_that_of_its_interval():
     assert (density(z) - without(z)).item() == pytest.approx(expected.item())
 
 
-def test_flat_priors_count_as_zero():
+def test_flat_priors_contribute_zero():
     def model(y):
         mu = pyro.sample("mu", dist.ImproperUniform(constraints.real, (), ()))
         sigma = pyro.sample("sigma", dist.ImproperUniform(constraints.positive, (), ()))
@@ -172,7 +172,7 @@ def test_starts_are_uniform_within_two():
     assert z.std().item() == pytest.approx(2 / math.sqrt(3), rel=0.1)
 
 
-def test_a_start_that_is_never_finite_names_the_sites_and_their_values():
+def test_an_error_without_finite_start_names_the_sites_and_their_values():
     def model(y):
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
         pyro.sample("y", dist.Uniform(mu, mu + 1), obs=y)
@@ -200,7 +200,7 @@ def test_a_matrix_that_is_not_positive_definite_has_no_density():
     assert grad.shape == (1,)
 
 
-def test_arguments_are_cast_and_left_as_they_were():
+def test_arguments_are_cast_without_changing_the_originals():
     x = torch.randn(5, 2, generator=generator())
     y = np.arange(5, dtype=np.float32)
     density = LogDensity.from_model(linear_regression, (x, y))
@@ -215,8 +215,8 @@ def test_labels_name_every_coordinate():
 
 
 @pytest.mark.parametrize("product", ["einsum", "bmm", "matmul"])
-def test_float32_data_in_a_closure_meet_float64(product):
-    x = torch.linspace(0, 1, 12).reshape(6, 2)  # float32, and no argument
+def test_float32_data_in_a_closure_are_promoted_to_float64(product):
+    x = torch.linspace(0, 1, 12).reshape(6, 2)  # float32, and not an argument
     y = torch.arange(6.0)
 
     def model(y):

@@ -1,4 +1,4 @@
-"""Each finding appears where it should, and none where all is well."""
+"""Findings of `diagnose()`: each appears when its check fails, and not otherwise."""
 
 import numpy as np
 import pyro
@@ -19,67 +19,68 @@ def checks(fit):
     return [f.check for f in fit.diagnose()]
 
 
-def of_draws(**sites):
+def check_draws_of(**sites):
+    """Return the findings for draws of four chains, by check."""
     return {f.check: f for f in check_draws(to_idata({"posterior": sites}), 4)}
 
 
 def test_independent_draws_have_no_finding():
-    assert not of_draws(x=RNG.normal(size=(4, 1000)), y=RNG.standard_t(5, size=(4, 1000, 3)))
+    assert not check_draws_of(x=RNG.normal(size=(4, 1000)), y=RNG.standard_t(5, size=(4, 1000, 3)))
 
 
 def test_chains_that_disagree():
     x = RNG.normal(size=(4, 1000)) + np.array([0.0, 0.0, 0.0, 0.7])[:, None]
-    finding = of_draws(x=x, fine=RNG.normal(size=(4, 1000)))["rhat"]
+    finding = check_draws_of(x=x, fine=RNG.normal(size=(4, 1000)))["rhat"]
     assert finding.sites == ("x",)
     assert finding.severity == "warning" or "R-hat" in finding.message
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_too_few_draws_for_any_diagnostic(count, recwarn):
-    found = of_draws(x=RNG.normal(size=(4, count)))
+    found = check_draws_of(x=RNG.normal(size=(4, count)))
     assert found.keys() == {"too_few_draws"}
     assert found["too_few_draws"].severity == "error"
-    assert f"{count} draws a chain are too few" in found["too_few_draws"].message
+    assert f"{count} draws per chain are too few" in found["too_few_draws"].message
     assert not [w for w in recwarn if "chains" in str(w.message)]
-    assert "too_few_draws" not in of_draws(x=RNG.normal(size=(4, 4)))
+    assert "too_few_draws" not in check_draws_of(x=RNG.normal(size=(4, 4)))
 
 
-def test_few_effective_draws():
+def test_a_low_effective_sample_size():
     steps = RNG.normal(size=(4, 1000))
     walk = np.zeros_like(steps)
-    for t in range(1, 1000):  # an autoregression with rho = 0.98 is worth about 1 % of its draws
+    for t in range(1, 1000):  # autoregression, rho = 0.98: the ESS is 1 % of the draws
         walk[:, t] = 0.98 * walk[:, t - 1] + 0.2 * steps[:, t]
-    found = of_draws(walk=walk, fine=RNG.normal(size=(4, 1000)))
+    found = check_draws_of(walk=walk, fine=RNG.normal(size=(4, 1000)))
     assert found["ess"].sites == ("walk",)
-    assert "mcse" not in found  # which would say the same
+    assert "mcse" not in found  # it would report the same problem
 
 
-def test_a_mean_that_is_known_badly_though_ranks_mix():
-    # The ESS of ranks hardly notices that each chain makes one short excursion far out, on which
-    # mean and standard deviation hang.
+def test_an_imprecise_mean_of_draws_whose_ranks_mix():
+    # Each chain makes one short excursion. It hardly changes the ESS of the ranks, but determines
+    # mean and standard deviation.
     x = RNG.normal(size=(4, 1000))
     for chain in range(4):
         x[chain, 200 * chain + 100 :][:20] += 1e4
-    found = of_draws(x=x, fine=RNG.normal(size=(4, 1000)))
+    found = check_draws_of(x=x, fine=RNG.normal(size=(4, 1000)))
     assert found.keys() == {"mcse"}
     assert found["mcse"].sites == ("x",)
-    assert "more than 0.05 blurs it" in found["mcse"].message
+    assert "above 0.05. The estimate of the mean is imprecise" in found["mcse"].message
 
 
 SIGMA = np.ones(20)
 
 
-def test_a_prior_that_expects_such_data_has_no_conflict():
+def test_data_from_the_prior_predictive_have_no_conflict():
     conflicts = 0
-    for seed in range(40):  # data from the prior predictive: each has a chance of 1 % or 2 %
+    for seed in range(40):  # each data set has a conflict with probability 1 % to 2 %
         rng = np.random.default_rng(seed)
         y = rng.normal(rng.normal(0.0, 1.0), 1.0, size=20)
         fit = probdl.infer(normal_normal, SIGMA, y, method="map", seed=seed)
         conflicts += "prior_conflict" in checks(fit)
-    assert conflicts <= 4  # binomial(40, 0.02) exceeds it once in two thousand
+    assert conflicts <= 4  # binomial(40, 0.02) exceeds it with probability 0.0005
 
 
-def test_data_far_from_the_prior_conflict():
+def test_data_far_from_the_prior_have_a_conflict():
     y = RNG.normal(200.0, 1.0, size=20)
     for method in ("map", "laplace", probdl.NUTS(draws=50, warmup=50, chains=1)):
         fit = probdl.infer(normal_normal, SIGMA, y, method=method, seed=1)
@@ -92,7 +93,7 @@ def test_data_far_from_the_prior_conflict():
     )
 
 
-def test_data_wider_than_the_prior_expects_conflict_and_narrower_ones_do_not():
+def test_data_with_a_large_spread_have_a_conflict_and_with_a_small_one_do_not():
     for scale, conflict in ((30.0, True), (1.0, False), (0.1, False)):
         y = RNG.normal(0.0, scale, size=20)
         y -= y.mean()
@@ -100,7 +101,7 @@ def test_data_wider_than_the_prior_expects_conflict_and_narrower_ones_do_not():
         assert ("prior_conflict" in found) == conflict
 
 
-def test_counts_are_compared_too():
+def test_conflicts_of_counts():
     trials = np.full(30, 20)
     prior = {"a": 200.0, "b": 200.0}  # p near one half
     fine = probdl.infer(beta_binomial, trials, np.full(30, 10), **prior, method="map", seed=1)
@@ -109,7 +110,7 @@ def test_counts_are_compared_too():
     assert "prior_conflict" in checks(high)
 
 
-def test_a_site_that_the_data_say_nothing_about():
+def test_a_site_about_which_the_data_are_not_informative():
     def model(y):
         mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
         idle = pyro.sample("idle", dist.Gamma(2.0, 1.0))
@@ -117,14 +118,14 @@ def test_a_site_that_the_data_say_nothing_about():
             pyro.sample("y", dist.Normal(mu + 0.0 * idle, 1.0), obs=y)
 
     method = probdl.NUTS(draws=500, warmup=300, chains=2)
-    y = np.random.default_rng(1).normal(size=30)  # whatever tests ran before this one
+    y = np.random.default_rng(1).normal(size=30)  # independent of the order of tests
     fit = probdl.infer(model, y, method=method, seed=1)
     (finding,) = [f for f in fit.diagnose() if f.check == "identification"]
     assert finding.severity == "info"
     assert finding.sites == ("idle",)
 
 
-def test_flat_priors_and_priors_that_cannot_be_sampled_are_no_matter():
+def test_flat_priors_and_priors_that_cannot_be_sampled_are_not_checked():
     def flat(y):
         mu = pyro.sample("mu", dist.ImproperUniform(dist.constraints.real, (), ()))
         pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
@@ -140,7 +141,7 @@ def test_flat_priors_and_priors_that_cannot_be_sampled_are_no_matter():
     probdl.infer(broken, np.array([0.5, -0.5]), method=method, seed=1)
 
 
-def test_a_good_fit_says_so_in_one_line(capsys):
+def test_a_fit_without_findings_prints_one_line(capsys):
     x = RNG.normal(size=(40, 2))
     y = x @ [1.0, -1.0] + RNG.normal(size=40)
     fit = probdl.infer(linear_regression, x, y, seed=1, progress=True)

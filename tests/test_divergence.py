@@ -31,7 +31,7 @@ def test_simulation_agrees_with_quadrature(a, b, sb):
     assert found.exact
 
 
-def test_the_best_discriminator_is_the_ratio_of_densities():
+def test_the_optimal_discriminator_is_a_ratio_of_densities():
     p, q = dist.Normal(0.0, 1.0), dist.Normal(1.0, 2.0)
     t = torch.linspace(-4, 4, 9)
     expected = p.log_prob(t).exp() / (p.log_prob(t).exp() + q.log_prob(t).exp())
@@ -46,7 +46,7 @@ def test_equal_densities_give_one_half_and_minus_log_four_exactly():
     assert found.value == found.standard_error == 0.0
 
 
-def test_a_trained_discriminator_gives_a_lower_bound_that_is_nearly_tight():
+def test_a_trained_discriminator_gives_a_nearly_tight_lower_bound():
     torch.manual_seed(0)
     real, fake = torch.randn(8000, 1), 1.5 + torch.randn(8000, 1)
     found = estimate_divergence(real, fake, MLP([1, 16, 1]), seed=1)

@@ -1,4 +1,4 @@
-"""The Python of the README and of docs/ runs as it stands, page by page, block after block."""
+"""The Python code of the README and of docs/ runs, block after block on each page."""
 
 import ast
 import re
@@ -19,9 +19,9 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(
     r"^(?P<indent> *)```python(?P<info>[^\n]*)\n(?P<code>.*?)^(?P=indent)```$", re.M | re.S
 )
-OTHERS = ("PyMC", "Stan")  # marked by title="PyMC"; they are not installed here
+OTHERS = ("PyMC", "Stan")  # titles of blocks for libraries that are not installed here
 SMALLER = {
-    "README.md": [
+    "docs/tour.md": [
         ("torch.rand(1000, 28, 28)", "torch.rand(128, 28, 28)"),
         ("fit.log_evidence(x)", "fit.log_evidence(x, num_samples=50)"),
         ("sizes=[10, 100, 1000])", "sizes=[10, 100], replicates=20, workers=1)"),
@@ -73,10 +73,10 @@ def test_a_page_runs(page, tmp_path, monkeypatch):
                 smaller.remove((large, small))
             if block.title == "ArviZ 1" and not ARVIZ_1:
                 continue
-            # Blank lines before it, so that a traceback shows the line of the page.
+            # Leading blank lines, so that tracebacks show line numbers of the page.
             exec(compile("\n" * block.line + code, str(page), "exec"), namespace)
     plt.close("all")
-    assert not smaller, "the page no longer has what is made smaller here"
+    assert not smaller, "the page no longer contains text that SMALLER replaces"
 
 
 @pytest.mark.parametrize("block", THEIRS)

@@ -1,4 +1,4 @@
-"""The examples run as they stand, and say what they ought to say."""
+"""The examples run, and print plausible results."""
 
 import os
 import re
@@ -11,7 +11,7 @@ SCRIPTS = sorted(p for p in EXAMPLES.glob("*.py") if p.stem != "demo")
 
 
 def run(name, folder):
-    """Run an example in an empty folder, and return what it prints."""
+    """Run an example in an empty folder, and return its output."""
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "PYTHONIOENCODING": "utf-8",
@@ -37,42 +37,42 @@ def test_the_examples_are_short():
 
 
 def test_the_demo(tmp_path):
-    said = run("demo", tmp_path)
-    assert said.splitlines()[0].startswith("Eight schools")
+    output = run("demo", tmp_path)
+    assert output.splitlines()[0].startswith("Eight schools")
     assert len(list((tmp_path / "output").glob("*.png"))) == 3
 
 
 def test_estimate(tmp_path):
-    mle, map_ = numbers(r"left out: (-[\d.]+) nats", run("estimate", tmp_path))
+    mle, map_ = numbers(r"tumours: (-[\d.]+) nats", run("estimate", tmp_path))
     assert -0.3 < mle < map_ < -0.1
 
 
 def test_posterior(tmp_path):
-    said = run("posterior", tmp_path)
-    assert "no findings" in said
-    (inside,) = numbers(r"(\d+)% are inside", said)
-    assert 80 <= inside <= 100  # 90 % of 50, two binomial standard errors of 4 % about it
+    output = run("posterior", tmp_path)
+    assert "no findings" in output
+    (inside,) = numbers(r"(\d+)% are inside", output)
+    assert 80 <= inside <= 100  # 90 % of 50 cars; two binomial standard errors are 8 %
 
 
 def test_autoencoder(tmp_path):
-    said = run("autoencoder", tmp_path)
-    assert numbers(r"tell (\d+)% of", said)[0] > 70  # by chance 10
-    of_digits, of_noise = numbers(r"(-[\d.]+)(?: nats, of noise|\.\n)", said)
+    output = run("autoencoder", tmp_path)
+    assert numbers(r"classify (\d+)% of", output)[0] > 70  # chance level: 10
+    of_digits, of_noise = numbers(r"(-[\d.]+)(?: nats, of noise|\.\n)", output)
     assert of_digits > of_noise + 20
 
 
 def test_adversarial(tmp_path):
-    said = run("adversarial", tmp_path)
-    early, late = numbers(r"divergence is ([\d.]+) nats", said)
+    output = run("adversarial", tmp_path)
+    early, late = numbers(r"divergence is ([\d.]+) nats", output)
     assert late < 0.1 < early
 
 
 def test_from_pyro(tmp_path):
-    said = run("from_pyro", tmp_path)
-    changed = re.findall(r"^[-+].*$", said, re.M)
+    output = run("from_pyro", tmp_path)
+    changed = re.findall(r"^[-+].*$", output, re.M)
     assert 0 < len(changed) <= 12
-    means = numbers(r"(?:intercept|slope) (-?[\d.]+) ±", said)
-    sds = numbers(r"± ([\d.]+)", said)
+    means = numbers(r"(?:intercept|slope) (-?[\d.]+) ±", output)
+    sds = numbers(r"± ([\d.]+)", output)
     for before, after, sd in zip(means[:2], means[2:], sds[:2], strict=True):
-        # Pyro's 200 draws are worth at least 70: four standard errors of a mean of so many.
+        # Four standard errors; Pyro's 200 draws have an effective sample size of at least 70.
         assert abs(before - after) < 4 * sd / 70**0.5

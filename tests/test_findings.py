@@ -1,6 +1,7 @@
 """The table of findings is what the code raises: every name in it is used, and no other."""
 
 import ast
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,11 @@ def test_findings_of_a_later_release_can_be_read():
     (found,) = Findings([Finding.saved(later)])
     assert str(found) == "info (new): Seen."
     assert found.sites == ("a",)
+
+
+def test_the_page_of_the_documentation_is_made_from_the_table():
+    path = PACKAGE.parent / "docs" / "findings.py"
+    spec = importlib.util.spec_from_file_location("docs_findings", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.PAGE.read_text(encoding="utf-8") == module.page(), "run `python docs/findings.py`"

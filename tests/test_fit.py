@@ -1,4 +1,4 @@
-"""What a fit tells: predictions, scores, the ArviZ container, its text."""
+"""`Fit`: predictions, scores, the ArviZ container, text and HTML."""
 
 import subprocess
 import sys
@@ -27,7 +27,7 @@ def regression():
     return probdl.infer(linear_regression, X, Y, method="laplace", seed=1)
 
 
-def test_draws_are_numpy_by_chain_and_draw(schools_fit):
+def test_draws_are_arrays_by_chain_and_draw(schools_fit):
     shapes = {name: array.shape for name, array in schools_fit.draws.items()}
     assert shapes == {
         "mu": (2, 200), "tau": (2, 200), "theta_trans": (2, 200, 8), "theta": (2, 200, 8)
@@ -39,7 +39,7 @@ def test_draws_are_numpy_by_chain_and_draw(schools_fit):
     )
 
 
-def test_log_likelihood_is_that_of_each_draw(regression):
+def test_log_likelihood_of_each_draw(regression):
     points = regression.log_likelihood()["y"]
     d = regression.draws
     mean = d["intercept"][..., None] + d["beta"] @ X.T
@@ -65,12 +65,12 @@ def test_predictions_at_new_arguments_have_their_shape_and_mean(regression):
     mean = (d["intercept"][..., None] + d["beta"] @ new.T)[0]
     error = np.hypot(mean.std(0), d["sigma"].mean()) / 1000**0.5
     assert (abs(predicted[0].mean(0) - mean.mean(0)) < 4 * error).all()
-    # Data that come along are not looked at: observed sites are drawn anew.
+    # Data among the arguments are ignored: observed sites are drawn.
     np.testing.assert_array_equal(regression.predict(new, np.zeros(7))["y"], predicted)
 
 
 def test_scoring_without_data_is_an_error(regression):
-    with pytest.raises(probdl.ModelError, match="observes no site on these arguments"):
+    with pytest.raises(probdl.ModelError, match="observes no site at these arguments"):
         regression.log_predictive(X)
 
 
@@ -85,11 +85,11 @@ def test_a_scalar_distribution_over_an_array_predicts_the_array():
     assert abs(np.corrcoef(replicates[0].T)[0, 1]) < 0.2  # independent given mu
 
 
-def test_a_site_of_another_shape_is_drawn_from_its_prior_and_told(schools_fit):
-    with pytest.warns(UserWarning, match="site 'theta_trans' has another shape"):
+def test_a_site_of_another_shape_is_drawn_from_its_prior_with_a_warning(schools_fit):
+    with pytest.warns(UserWarning, match="Sampled site 'theta_trans' from its prior"):
         new = schools_fit.predict(np.ones(3))
     assert new["theta"].shape == (2, 200, 3)
-    # mu and tau keep their posterior: Var(theta_new) = Var(mu) + E[tau²], their draws being kept.
+    # Given the posterior draws of mu and tau, which are kept, theta is Normal(mu, tau).
     d = schools_fit.draws
     spread = (new["theta"][..., 0] - d["mu"]) / d["tau"]
     assert abs(spread.mean()) < 4 / 400**0.5
@@ -112,12 +112,12 @@ def test_mixture_predictions_and_scores_sum_over_the_components():
     density = (1 - weight) * stats.norm(mu[:, :1], 1).pdf(y)
     density = density + weight * stats.norm(mu[:, 1:], 1).pdf(y)
     np.testing.assert_allclose(fit.log_likelihood()["y"][0], np.log(density))
-    positive = np.where(mu[:, 1:] > 0, weight, 1 - weight)  # whichever way round the mode is
+    positive = np.where(mu[:, 1:] > 0, weight, 1 - weight)  # the mode may have either order
     share = (fit.predict()["y"] > 0).mean()
     assert abs(share - positive.mean()) < 4 * np.hypot(weight.std(), 0.5 / 120**0.5) / 1000**0.5
 
 
-def test_a_discrete_site_common_to_all_data_keeps_its_posterior():
+def test_a_discrete_site_shared_by_all_data_keeps_its_posterior():
     rng = np.random.default_rng(6)
     y = np.r_[rng.normal(-2.0, 1.0, 12), rng.normal(3.0, 1.0, 20)]
 
@@ -133,8 +133,8 @@ def test_a_discrete_site_common_to_all_data_keeps_its_posterior():
     mean = fit.predict()["y"].mean((0, 1))
     assert (mean[:11] < -1).all()
     assert (mean[13:] > 2).all()
-    # Tied together by `at`, the observations have a joint score only.
-    with pytest.raises(probdl.ModelError, match="ties the observations together"):
+    # The observations depend on one another through `at`, so there is only a joint score.
+    with pytest.raises(probdl.ModelError, match="observations depend on one another"):
         fit.log_likelihood()
     by_hand = [
         logsumexp([
@@ -203,7 +203,7 @@ def test_arviz_works_on_idata_directly(schools_fit, schools, tmp_path):
     np.testing.assert_array_equal(read.posterior["theta"], schools_fit.draws["theta"])
 
 
-def test_the_prior_on_request(schools_fit):
+def test_idata_with_draws_from_the_prior(schools_fit):
     idata = schools_fit.to_idata(prior=4000)
     prior = idata.prior
     assert prior["theta"].shape == (1, 4000, 8)
@@ -213,7 +213,7 @@ def test_the_prior_on_request(schools_fit):
     assert float(prior["tau"].median()) == pytest.approx(5.0, rel=0.15)  # of a HalfCauchy(5)
 
 
-def test_names_that_clash_are_told_apart():
+def test_a_dimension_with_the_name_of_a_variable_is_renamed():
     def model(y):
         with pyro.plate("y", len(y)):
             mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
@@ -223,7 +223,7 @@ def test_names_that_clash_are_told_apart():
     assert fit.idata.posterior["mu"].dims == ("chain", "draw", "y_dim")
 
 
-def test_dims_and_coords_name_what_plates_do_not():
+def test_dims_and_coords_label_event_dimensions():
     def model(x, y):
         beta = pyro.sample("beta", dist.Normal(torch.zeros(2), 1.0).to_event(1))
         pyro.sample("y", dist.Normal(x @ beta, 1.0).to_event(1), obs=y)
@@ -235,7 +235,7 @@ def test_dims_and_coords_name_what_plates_do_not():
     assert list(fit.summary().index) == ["beta[a]", "beta[b]"]
 
 
-def test_a_point_estimate_is_a_fit_like_any_other():
+def test_a_point_estimate_is_a_fit_with_one_draw():
     fit = probdl.infer(linear_regression, X, Y, method="mle", seed=1)
     assert fit.is_point
     assert fit.idata.posterior["beta"].shape == (1, 1, 2)
@@ -243,7 +243,7 @@ def test_a_point_estimate_is_a_fit_like_any_other():
     assert fit.log_predictive().joint == pytest.approx(fit.stats["log_likelihood"])
 
 
-def test_text_and_html_tell_what_was_fitted_and_found(schools_fit):
+def test_text_and_html_show_the_model_the_method_and_the_summary(schools_fit):
     text = repr(schools_fit)
     assert text.startswith("Fit of 'eight_schools' by NUTS(draws=200,")
     assert "2 chains of 200 draws of 18 scalars" in text
@@ -262,22 +262,22 @@ def test_text_and_html_tell_what_was_fitted_and_found(schools_fit):
 
 def test_findings_are_readable():
     finding = probdl.Finding("warning", "ess", "Few <draws>.", "Draw more.")
-    findings = probdl.Findings([probdl.Finding("info", "a", "b"), finding])
-    assert findings[0] is finding  # the gravest first
-    assert str(findings) == "warning (ess): Few <draws>. Draw more.\ninfo (a): b"
+    findings = probdl.Findings([probdl.Finding("info", "early_stopping", "b"), finding])
+    assert findings[0] is finding  # the most severe first
+    assert str(findings) == "warning (ess): Few <draws>. Draw more.\ninfo (early_stopping): b"
     assert "Few &lt;draws&gt;." in findings._repr_html_()
     assert "no findings" in str(probdl.Findings())
 
 
-def test_a_model_without_its_data_is_the_prior():
+def test_a_model_without_data_is_sampled_from_its_prior():
     method = probdl.NUTS(draws=300, warmup=200, chains=2)
     fit = probdl.infer(normal_normal, np.ones(8), scale=5.0, method=method, seed=2)
-    assert fit.draws["y"].shape == (2, 300, 8)  # not given, so latent as well
+    assert fit.draws["y"].shape == (2, 300, 8)  # not given, so it is latent too
     error = float(az.mcse(fit.idata, var_names="mu")["mu"])
     assert abs(fit.draws["mu"].mean()) < 4 * error
 
 
-def test_predictions_to_files_are_those_in_memory(regression, tmp_path):
+def test_predictions_in_files_equal_those_in_memory(regression, tmp_path):
     new = np.random.default_rng(4).normal(size=(7, 2))
     written = regression.predict(new, out=tmp_path / "predictions")
     assert isinstance(written["y"], np.memmap)
@@ -288,7 +288,7 @@ def test_predictions_to_files_are_those_in_memory(regression, tmp_path):
         regression.predict(new, out=tmp_path / "file")
 
 
-MEMORY = """
+PREDICT_TO_FILES = """
 import resource, sys, numpy as np, probdl
 from probdl.models import linear_regression
 x = np.random.default_rng(0).normal(size=(50, 3))
@@ -304,16 +304,19 @@ print(size / 2**20, (after - before) / 2**10)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss differs")
-def test_predictions_to_files_take_bounded_memory(tmp_path):
+def test_predictions_to_files_use_bounded_memory(tmp_path):
     run = subprocess.run(
-        [sys.executable, "-c", MEMORY, str(tmp_path)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", PREDICT_TO_FILES, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     size, grown = map(float, run.stdout.split())
     assert size > 150  # MiB of predictions
-    assert grown < 1000  # a part: 256 MiB of all that its draws make, and what is copied of it
+    assert grown < 1000  # a part of 256 MiB, and copies of it
 
 
-def test_a_reparameterised_site_is_drawn_and_not_data(schools):
+def test_a_reparameterised_site_is_latent_and_not_observed(schools):
     def centred(sigma, y=None):
         mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
         tau = pyro.sample("tau", dist.HalfCauchy(5.0))

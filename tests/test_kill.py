@@ -1,4 +1,4 @@
-"""A kill at any moment leaves what was there, or what was being written: both load."""
+"""After a kill at any moment, a folder holds the old or the new content, and loads."""
 
 import os
 import random
@@ -15,12 +15,12 @@ from probdl.methods.training.checkpoint import Checkpoint
 KILLS = 20
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
 
-# One process that has imported and compiled everything is copied, and each copy is killed.
+# A process that has imported and compiled everything is forked, and each child is killed.
 KILLING = """
-    def changed():
-        before, patience = file.stat().st_mtime_ns, time.monotonic() + 600
+    def wait_for_change():
+        before, deadline = file.stat().st_mtime_ns, time.monotonic() + 600
         while file.stat().st_mtime_ns == before:
-            assert time.monotonic() < patience
+            assert time.monotonic() < deadline
             time.sleep(0.001)
     import os, signal, sys, time
     print("ready", flush=True)
@@ -29,7 +29,7 @@ KILLING = """
             work()
             os._exit(0)
         commits, seconds = line.split()
-        began(int(commits))
+        wait_for_commits(int(commits))
         time.sleep(float(seconds))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
@@ -43,9 +43,9 @@ SAVING = """
     fits = [probdl.infer(normal_normal, np.ones(20_000), v, method="map", seed=1) for v in y]
     for fit in (*fits, fits[0]):
         fit.save(sys.argv[1])
-    def began(commits):
+    def wait_for_commits(commits):
         for _ in range(commits):
-            changed()
+            wait_for_change()
     def work():
         while True:
             for fit in fits:
@@ -60,16 +60,16 @@ TRAINING = """
             steps=steps, draws=30, checkpoint=sys.argv[1], every=100, schedule="constant"
         )
         probdl.infer(normal_normal, np.ones(4), np.ones(4), method=method, seed=1)
-    work(100)  # compiles, and leaves the first checkpoint
+    work(100)  # compiles, and writes the first checkpoint
     file = pathlib.Path(sys.argv[1], "checkpoint.pt")
-    def began(commits):
-        changed()
+    def wait_for_commits(commits):
+        wait_for_change()
 """
 
 
 @pytest.fixture
 def kill(tmp_path):
-    """Return what starts some work, and then a call that kills a copy of it after some time."""
+    """Return a function that starts a process and returns a function that kills its next child."""
     processes = []
 
     def start(code):
@@ -84,12 +84,12 @@ def kill(tmp_path):
         processes.append(process)
         assert process.stdout.readline() == "ready\n"
 
-        def after(seconds, commits=1):
+        def kill_after(seconds, commits=1):
             process.stdin.write(f"{commits} {seconds}\n")
             process.stdin.flush()
             assert process.stdout.readline() == "killed\n"
 
-        return after
+        return kill_after
 
     yield start
     for process in processes:
@@ -98,26 +98,28 @@ def kill(tmp_path):
 
 
 def test_a_kill_while_saving_leaves_a_fit(kill, tmp_path):
-    after = kill(SAVING)
+    kill_after = kill(SAVING)
     moments, found = random.Random(0), set()
     for i in range(KILLS):
-        after(moments.uniform(0.0, 0.1), commits=i % 3)
+        kill_after(moments.uniform(0.0, 0.1), commits=i % 3)
         fit = probdl.load(tmp_path / "folder")
         data = fit.idata.observed_data["y"].values
         assert data.std() == 0
-        assert fit.draws["mu"].item() == pytest.approx(data[0], abs=0.01)  # of one fit, not of two
+        assert fit.draws["mu"].item() == pytest.approx(
+            data[0], abs=0.01
+        )  # draws and data are of one fit
         found.add(data[0])
-    assert len(found) == 2  # kills came after saves of either
+    assert len(found) == 2  # both fits were found
 
 
 def test_a_kill_while_training_leaves_a_checkpoint(kill, tmp_path):
-    after = kill(TRAINING)
+    kill_after = kill(TRAINING)
     moments, done = random.Random(1), [100]
     for _ in range(KILLS):
-        after(moments.uniform(0.0, 0.1))
+        kill_after(moments.uniform(0.0, 0.1))
         done.append(Checkpoint(tmp_path / "folder", 100, {}).read(5_000_000)["done"])
     assert done == sorted(done)
-    assert len(set(done)) == KILLS + 1  # each went on where the one before was killed
+    assert len(set(done)) == KILLS + 1  # each child continued from the last checkpoint
     method = probdl.SVI(
         steps=done[-1] + 100,
         draws=30,

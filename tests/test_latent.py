@@ -1,4 +1,4 @@
-"""The ELBO, the evidence and the codes of a linear-Gaussian model, where all are known."""
+"""The ELBO, the evidence and the codes of a linear Gaussian model, where they are known."""
 
 import numpy as np
 import pyro
@@ -17,7 +17,7 @@ LATENT = 2
 
 
 class Factors(nn.Module):
-    """z ~ N(0, I), x ~ N(W z, NOISE²), with a guide N(A x, diag(s²)) that is not exact."""
+    """z ~ N(0, I), x ~ N(W z, NOISE²), with an inexact guide N(A x, diag(s²))."""
 
     def __init__(self, correct=False):
         super().__init__()
@@ -47,7 +47,7 @@ class Factors(nn.Module):
             pyro.sample("z", q)
 
 
-STILL = probdl.SVI(steps=10, learning_rate=1e-12)
+NO_TRAINING = probdl.SVI(steps=10, learning_rate=1e-12)
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +59,12 @@ def x():
 
 @pytest.fixture(scope="module")
 def fit(x):
-    return probdl.infer(Factors(), x, method=STILL, seed=1)
+    return probdl.infer(Factors(), x, method=NO_TRAINING, seed=1)
 
 
 @pytest.fixture(scope="module")
 def exact_fit(x):
-    return probdl.infer(Factors(correct=True), x, method=STILL, seed=1)
+    return probdl.infer(Factors(correct=True), x, method=NO_TRAINING, seed=1)
 
 
 def evidence(x):
@@ -84,33 +84,33 @@ def divergence(x):
     return 0.5 * (trace + np.einsum("ni,ij,nj->n", gap, precision, gap) - LATENT + log_det)
 
 
-def test_the_elbo_falls_short_of_the_evidence_by_the_divergence(fit, x):
+def test_the_elbo_is_the_evidence_minus_the_divergence(fit, x):
     count = 4000
     elbo = fit.elbo(x, num_samples=count)
     expected = evidence(x) - divergence(x)
     assert elbo.standard_error > 0
     assert abs(elbo.total - expected.sum()) < 4 * elbo.standard_error
-    # Row by row: the KL term is exact, so the rest is the Monte Carlo error of log p(x|z).
+    # The KL term of each row is exact, so the only error is that of the mean of log p(x|z).
     f = Factors()
     mean = x.numpy() @ f.a.numpy().T
     kl = 0.5 * (f.s.numpy() ** 2 + mean**2 - 1 - 2 * np.log(f.s.numpy())).sum(1)
     np.testing.assert_allclose(elbo.kl, kl, rtol=1e-6)
-    spread = 3.0 / np.sqrt(count)  # of log p(x|z) under q, generously
+    spread = 3.0 / np.sqrt(count)  # an upper bound of the sd of log p(x|z) under q
     np.testing.assert_allclose(elbo.pointwise, expected, atol=4 * spread)
     assert elbo.pointwise.shape == elbo.reconstruction.shape == (40,)
     assert elbo.global_kl == 0.0
 
 
-def test_with_the_posterior_as_guide_the_bound_is_the_evidence(exact_fit, x):
+def test_with_the_posterior_as_guide_the_elbo_is_the_evidence(exact_fit, x):
     elbo = exact_fit.elbo(x, num_samples=20)
-    # log p(x, z) - log q(z) is then the same at every z.
+    # log p(x, z) - log q(z) is the same at every z.
     estimate = exact_fit.log_evidence(x, num_samples=30)
     np.testing.assert_allclose(estimate.pointwise, evidence(x), atol=1e-6)
     np.testing.assert_allclose(estimate.standard_error, 0.0, atol=1e-6)
     assert abs(elbo.total - evidence(x).sum()) < 4 * elbo.standard_error
 
 
-def test_importance_sampling_finds_the_evidence(fit, x):
+def test_importance_sampling_estimates_the_evidence(fit, x):
     estimate = fit.log_evidence(x, num_samples=4000)
     gap = np.abs(estimate.pointwise - evidence(x))
     np.testing.assert_array_less(gap, 4.5 * estimate.standard_error)
@@ -118,7 +118,7 @@ def test_importance_sampling_finds_the_evidence(fit, x):
     assert estimate.pareto_k.shape == (40,)
     assert estimate.pareto_k.max() < 0.7
     assert estimate.total == pytest.approx(evidence(x).sum(), abs=0.5)
-    # More samples make a tighter bound, on average.
+    # More samples give a tighter bound on average.
     few = np.mean([fit.log_evidence(x[:, :], num_samples=k).total for k in (1, 1, 1, 2)])
     assert few < estimate.total
 
@@ -129,7 +129,7 @@ def test_scores_are_the_evidence_of_each_row(exact_fit, x):
     assert score.total == pytest.approx(evidence(x).sum())
 
 
-def test_codes_and_what_is_decoded_of_them(fit, x):
+def test_encoding_and_decoding(fit, x):
     mean = x.numpy() @ Factors().a.numpy().T
     np.testing.assert_allclose(fit.encode(x)["z"], mean, atol=1e-6)
     draws = fit.encode(x, num_samples=500)["z"]
@@ -144,7 +144,7 @@ def test_codes_and_what_is_decoded_of_them(fit, x):
     assert many.shape == (100, 3)
 
 
-def test_new_data_come_from_the_prior(fit):
+def test_new_data_are_drawn_from_the_prior(fit):
     draws = np.concatenate([fit.predict(x=None)["x"][0, 0], fit.predict()["x"][0, 0]])
     assert draws.shape == (45, 3)
     covariance = W.numpy() @ W.numpy().T + NOISE**2 * np.eye(3)
@@ -174,34 +174,36 @@ def test_a_model_with_shared_sites_has_one_evidence():
     assert elbo.global_kl > 0
     np.testing.assert_allclose(elbo.kl, 0.0)
     assert elbo.total == pytest.approx(exact, abs=4 * elbo.standard_error + 0.01)
-    with pytest.raises(probdl.ModelError, match="belong to one row"):
+    with pytest.raises(probdl.ModelError, match="a latent site in the data plate"):
         fit.encode(y)
 
 
-def test_what_needs_a_guide_says_so(x, fit):
+def test_methods_that_need_a_guide_raise_without_one(x, fit):
     def model(y):
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
         with pyro.plate("obs", len(y)):
             pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
 
     nuts = probdl.infer(model, np.ones(30), method=probdl.NUTS(draws=500, chains=2), seed=1)
-    for call in (nuts.elbo, nuts.log_evidence, nuts.encode, nuts.reconstruct):
-        with pytest.raises(probdl.ModelError, match="a fit by nuts has no guide"):
-            call()
+    for name in ("elbo", "log_evidence", "encode", "decode", "reconstruct"):
+        assert not hasattr(nuts, name)
+        assert name not in dir(nuts)
+        with pytest.raises(probdl.ModelError, match=rf"A fit by nuts has no guide.*{name}\(\)"):
+            getattr(nuts, name)()
     with pytest.raises(probdl.SettingError, match=r"codes of site 'z' with the shape \(rows, 2\)"):
         fit.decode(np.zeros((3, 4)))
-    with pytest.raises(probdl.ModelError, match="integrated over by"):
+    with pytest.raises(probdl.ModelError, match=r"log_evidence\(\), which integrates over them"):
         fit.log_likelihood()
 
 
-def test_scores_repeat_and_leave_the_random_generator_alone(fit, x):
+def test_scores_are_reproducible_and_leave_the_random_generator_unchanged(fit, x):
     before = torch.get_rng_state()
     first, second = (fit.log_predictive(x).pointwise["data"] for _ in range(2))
     np.testing.assert_array_equal(first, second)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_model_whose_only_parameters_are_the_guides():
+def test_only_the_guide_has_parameters():
     def model(x):
         with pyro.plate("rows", len(x)):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))

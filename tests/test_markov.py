@@ -22,21 +22,21 @@ from probdl.models.markov import (
 P = np.array([[0.8, 0.15, 0.05], [0.3, 0.5, 0.2], [0.1, 0.3, 0.6]])
 
 
-def test_the_stationary_distribution_stays():
+def test_the_stationary_distribution_is_invariant():
     pi = stationary(P)
     np.testing.assert_allclose(pi @ P, pi, atol=1e-12)
     assert pi.sum() == pytest.approx(1.0)
     np.testing.assert_allclose(np.linalg.matrix_power(P, 200)[0], pi, atol=1e-10)
 
 
-def test_the_spectral_gap_is_that_of_the_eigenvalues():
+def test_the_spectral_gap_follows_from_the_eigenvalues():
     moduli = np.sort(np.abs(np.linalg.eigvals(P)))
     assert spectral_gap(P) == pytest.approx(1 - moduli[-2])
-    assert spectral_gap([[0.0, 1.0], [1.0, 0.0]]) == 0.0  # goes round
-    assert spectral_gap(np.eye(2)) == 0.0  # falls apart
+    assert spectral_gap([[0.0, 1.0], [1.0, 0.0]]) == 0.0  # periodic
+    assert spectral_gap(np.eye(2)) == 0.0  # reducible
 
 
-def test_the_mixing_time_is_the_first_time_below():
+def test_the_mixing_time_is_the_first_time_below_the_distance():
     pi = stationary(P)
     for distance in (0.25, 0.05, 1e-6):
         t = mixing_time(P, distance)
@@ -69,7 +69,7 @@ def test_the_markov_property_holds_for_a_chain_and_fails_for_one_with_memory():
     assert stats.kstest(p_values, "uniform").pvalue > 1e-3
     rng = np.random.default_rng(0)
     states = [0, 1]
-    for _ in range(1000):  # likely to be what it was two steps ago
+    for _ in range(1000):  # repeats the state of two steps before with probability 0.7 or more
         states.append(states[-2] if rng.random() < 0.7 else int(rng.integers(2)))
     assert markov_property(np.array(states)) < 1e-6
 
@@ -92,7 +92,7 @@ def brute_force(initial, transition, score):
     length, size = score.shape
     terms = []
     for path in itertools.product(range(size), repeat=length):
-        term = np.log(initial[path[0]])  # Pyro's chain takes a step before the first observation
+        term = np.log(initial[path[0]])  # Pyro's chain moves before the first observation
         total = 0.0
         for start in range(size):
             total += initial[start] * transition[start, path[0]]
@@ -123,7 +123,7 @@ def test_hidden_chains_are_summed_out_exactly():
     assert float(density(density.unconstrain(values))) == pytest.approx(expected, rel=1e-9)
 
 
-def test_a_state_space_model_is_kalmans():
+def test_a_state_space_model_equals_the_exact_likelihood():
     y, sigma, tau = np.random.default_rng(4).normal(size=6), 0.7, 0.4
     density = LogDensity.from_model(state_space, (y,), prior=False, jacobian=False)
     found = float(density(density.unconstrain({"sigma": sigma, "tau": tau})))
@@ -149,7 +149,7 @@ def test_a_long_hidden_chain_compiles_to_a_small_graph():
     assert np.all(np.abs(draws.mean(0) - transition) < 4 * draws.std(0))
 
 
-def test_an_autoregression_is_least_squares():
+def test_an_autoregression_equals_least_squares():
     rng = np.random.default_rng(6)
     y = np.zeros(300)
     for t in range(2, 300):
@@ -164,16 +164,16 @@ def test_an_autoregression_is_least_squares():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: stationary(np.ones((2, 3))), "is square"),
-        (lambda: stationary([[0.5, 0.5], [0.5, 0.6]]), "row 1 of the transition matrix"),
-        (lambda: stationary([[1.5, -0.5], [0.5, 0.5]]), "row 0"),
+        (lambda: stationary(np.ones((2, 3))), "must be square"),
+        (lambda: stationary([[0.5, 0.5], [0.5, 0.6]]), "Row 1 of the transition matrix"),
+        (lambda: stationary([[1.5, -0.5], [0.5, 0.5]]), "Row 0"),
         (lambda: stationary(np.eye(2)), "several stationary distributions"),
-        (lambda: mixing_time([[0.0, 1.0], [1.0, 0.0]]), "never comes near"),
-        (lambda: mixing_time(P, 2.0), "between 0 and 1"),
+        (lambda: mixing_time([[0.0, 1.0], [1.0, 0.0]]), "does not converge"),
+        (lambda: mixing_time(P, 2.0), "above 0 and below 1"),
         (lambda: simulate_chain(P, 0), "at least 1"),
-        (lambda: markov_property(np.array([0.5, 0.2, 0.1])), "whole numbers"),
+        (lambda: markov_property(np.array([0.5, 0.2, 0.1])), "integers"),
     ],
 )
-def test_bad_input_is_refused(call, message):
+def test_invalid_input_is_an_error(call, message):
     with pytest.raises(probdl.SettingError, match=message):
         call()

@@ -1,4 +1,4 @@
-"""The mistakes of `docs/mistakes.md`: what each gets told, and that the page says the same."""
+"""The messages for the mistakes in `docs/mistakes.md`, and that the page quotes them."""
 
 import functools
 import re
@@ -23,7 +23,7 @@ MISTAKES = {}
 
 
 def mistake(name, *parts):
-    """Enter a mistake: its name, and what the error or the findings of its fit must say."""
+    """Register a mistake by name, with parts of the error or findings that it must lead to."""
 
     def enter(code):
         assert name not in MISTAKES
@@ -56,7 +56,7 @@ def normal(y):
 
 
 def with_mean(change):
-    """Return a model whose mean is changed on its way from the site to the data."""
+    """Return a model whose likelihood uses a function of the mean."""
 
     def model(y):
         mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
@@ -67,7 +67,7 @@ def with_mean(change):
 
 
 def of_data(prior, likelihood):
-    """Return a model with one site `a` and data in a plate."""
+    """Return a model with one latent site `a` and data in a plate."""
 
     def model(y):
         a = pyro.sample("a", prior)
@@ -80,12 +80,16 @@ def of_data(prior, likelihood):
 # -- shapes and plates ----------------------------------------------------------------------
 
 
-@mistake("a column where a row is meant", "data of shape (6, 1) do not fit", "A column of shape")
+@mistake(
+    "data of shape (n, 1) instead of (n,)",
+    "data of shape (6, 1) do not match",
+    "Common causes are a column of shape",
+)
 def _():
     infer(line, X, Y[:, None])
 
 
-@mistake("a plate of another length", "plate 'obs' of size 5")
+@mistake("a plate of the wrong length", "plate 'obs' of size 5")
 def _():
     def model(y):
         mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
@@ -95,7 +99,9 @@ def _():
     infer(model, Y)
 
 
-@mistake("no to_event for an observed vector", "Shape mismatch inside plate('obs')", ".to_event(1)")
+@mistake(
+    "an observed vector without to_event", "Shape mismatch inside plate('obs')", ".to_event(1)"
+)
 def _():
     def model(y):
         mu = pyro.sample("mu", dist.Normal(torch.zeros(2), 1.0).to_event(1))
@@ -105,7 +111,7 @@ def _():
     infer(model, Y.reshape(3, 2))
 
 
-@mistake("no to_event for a latent vector", "at site z", ".to_event(1)")
+@mistake("a latent vector without to_event", "at site z", ".to_event(1)")
 def _():
     def model(y):
         with pyro.plate("obs", len(y)):
@@ -115,7 +121,7 @@ def _():
     infer(model, Y)
 
 
-@mistake("a time index off by one", "batch shape (5,)", "data of shape (6,) do not fit")
+@mistake("a time index off by one", "batch shape (5,)", "data of shape (6,) do not match")
 def _():
     def model(y):
         rho = pyro.sample("rho", dist.Normal(0.0, 1.0))
@@ -124,7 +130,9 @@ def _():
     infer(model, Y)
 
 
-@mistake("a fixed plate, and predictions for other rows", "Shape mismatch inside plate('obs')")
+@mistake(
+    "a plate of fixed length, and predictions for other rows", "Shape mismatch inside plate('obs')"
+)
 def _():
     def model(x, y=None):
         slope = pyro.sample("slope", dist.Normal(0.0, 10.0))
@@ -134,7 +142,7 @@ def _():
     infer(model, X, Y).predict(X[:3])
 
 
-@mistake("a plate as long as data that predictions lack", "object of type 'NoneType' has no len()")
+@mistake("a plate with the length of the observed data", "object of type 'NoneType' has no len()")
 def _():
     def model(x, y=None):
         slope = pyro.sample("slope", dist.Normal(0.0, 10.0))
@@ -147,7 +155,7 @@ def _():
 # -- names and statements -------------------------------------------------------------------
 
 
-@mistake("two sites of one name", "Multiple sample sites named 'a'", "a name of its own")
+@mistake("two sites with the same name", "Multiple sample sites named 'a'", "a unique name")
 def _():
     def model(y):
         a = pyro.sample("a", dist.Normal(0.0, 1.0))
@@ -157,7 +165,7 @@ def _():
     infer(model, Y)
 
 
-@mistake("one name in a loop", "Multiple sample sites named 'y'", "f'y{i}' in a loop")
+@mistake("the same name in a loop", "Multiple sample sites named 'y'", "f'y{i}' in a loop")
 def _():
     def model(y):
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
@@ -167,17 +175,17 @@ def _():
     infer(model, Y)
 
 
-@mistake("a name that is no string", "the name of a site is 3; it must be a string")
+@mistake("a name that is not a string", "The name of a site is 3. It must be a string")
 def _():
     infer(lambda y: pyro.sample(3, dist.Normal(0.0, 1.0)), Y)
 
 
-@mistake("a distribution of torch, not of Pyro", "pyro.distributions as dist")
+@mistake("a torch distribution instead of a Pyro distribution", "pyro.distributions as dist")
 def _():
     infer(of_data(dist.Normal(0.0, 1.0), lambda a: torch.distributions.Normal(a, 1.0)), Y)
 
 
-@mistake("`if` on a latent value that adds a site", "site 'b' is met in one run", "torch.where()")
+@mistake("a site inside an `if` on a latent value", "Site 'b' exists in one run", "torch.where()")
 def _():
     def model(y):
         a = pyro.sample("a", dist.Normal(0.0, 1.0))
@@ -188,12 +196,12 @@ def _():
     infer(model, Y)
 
 
-@mistake("`if` on a latent value", "runs on the eager engine", "Write `if` on the value of a site")
+@mistake("`if` on a latent value", "runs on the eager engine", "Replace `if` on the value of")
 def _():
     return infer(with_mean(lambda mu: mu if mu > 0 else 2 * mu), Y)
 
 
-@mistake("torch.randn in the model", "is random", "Draw at random by pyro.sample alone")
+@mistake("torch.randn in the model", "is random", "Draw random numbers with pyro.sample only")
 def _():
     infer(with_mean(lambda mu: mu + torch.randn(())), Y)
 
@@ -203,7 +211,7 @@ def _():
     infer(with_mean(lambda mu: mu + dist.Normal(0.0, 1.0).sample()), Y)
 
 
-@mistake("torch.no_grad in the model", "is cut for 'mu'", "leave out torch.no_grad()")
+@mistake("torch.no_grad in the model", "is wrong for 'mu'", "do not apply torch.no_grad()")
 def _():
     def change(mu):
         with torch.no_grad():
@@ -212,17 +220,17 @@ def _():
     infer(with_mean(change), Y)
 
 
-@mistake("a value taken out of torch", "is cut for 'mu'", ".item()")
+@mistake("a latent value converted to a number", "is wrong for 'mu'", ".item()")
 def _():
     infer(with_mean(lambda mu: mu.item()), Y)
 
 
-@mistake("torch.tensor() around values of sites", "is cut for 'mu'", "torch.stack() joins them")
+@mistake("torch.tensor() of latent values", "is wrong for 'mu'", "torch.stack() joins them")
 def _():
     infer(with_mean(lambda mu: torch.tensor([mu, mu])), Y[:2])
 
 
-@mistake("NumPy on the value of a site", "Can't call numpy()", "NumPy knows no gradients")
+@mistake("a NumPy function of a latent value", "Can't call numpy()", "does not compute gradients")
 def _():
     infer(with_mean(np.exp), Y)
 
@@ -230,7 +238,7 @@ def _():
 # -- data -----------------------------------------------------------------------------------
 
 
-@mistake("missing values", "argument 'y': 1 of 6 values are NaN", "poutine.mask")
+@mistake("missing values", "Argument 'y': 1 of 6 values are NaN", "poutine.mask")
 def _():
     infer(line, X, pd.Series([1, None, 2, 3, 4, 5]))
 
@@ -250,7 +258,7 @@ def _():
     infer(line, pd.DataFrame({"x": X}), Y)
 
 
-@mistake("lists of numbers in arithmetic", "x a list", "np.asarray()")
+@mistake("arithmetic with a list of numbers", "x a list", "np.asarray()")
 def _():
     infer(line, list(X), Y)
 
@@ -260,22 +268,22 @@ def _():
     infer(line, [X, Y])
 
 
-@mistake("a generator as data", "is a generator, which is used up")
+@mistake("a generator as data", "is a generator, which is exhausted")
 def _():
     infer(line, X, (value for value in Y))
 
 
-@mistake("no rows", "The data are empty")
+@mistake("data without rows", "The data are empty")
 def _():
     infer(line, X[:0], Y[:0])
 
 
-@mistake("a sparse tensor", "is a sparse tensor", "Pass a dense one")
+@mistake("a sparse tensor", "is a sparse tensor", "Pass a dense tensor")
 def _():
     infer(line, X, torch.as_tensor(Y).to_sparse())
 
 
-@mistake("labels -1 and 1 for a Bernoulli", "outside the support of Bernoulli", "takes 0 and 1")
+@mistake("labels -1 and 1 for a Bernoulli", "outside the support of Bernoulli", "accepts 0 and 1")
 def _():
     infer(of_data(dist.Beta(1.0, 1.0), dist.Bernoulli), np.array([-1, 1, 1]))
 
@@ -290,7 +298,7 @@ def _():
     infer(of_data(dist.Gamma(1.0, 1.0), dist.Poisson), np.array([1, -1]))
 
 
-@mistake("counts that do not add up to total_count", "add up to its total_count, 10", "6")
+@mistake("counts that do not sum to total_count", "must sum to its total_count, 10", "6")
 def _():
     prior = dist.Dirichlet(torch.ones(3))
     infer(of_data(prior, functools.partial(dist.Multinomial, 10)), np.array([[1, 2, 3]]))
@@ -299,12 +307,12 @@ def _():
 # -- distributions --------------------------------------------------------------------------
 
 
-@mistake("a probability outside 0 to 1", "has probs =", "logits= for probabilities")
+@mistake("a probability outside [0, 1]", "has probs =", "logits= for probabilities")
 def _():
     infer(of_data(dist.Normal(0.0, 1.0), lambda a: dist.Bernoulli(a + 3)), np.array([0, 1]))
 
 
-@mistake("a Cholesky factor where a covariance is meant", "has covariance_matrix =")
+@mistake("a Cholesky factor as a covariance", "has covariance_matrix =")
 def _():
     def likelihood(a):
         return dist.MultivariateNormal(torch.zeros(2), covariance_matrix=a)
@@ -321,7 +329,7 @@ def _():
     infer(of_data(dist.Normal(0.0, 1.0), likelihood), Y.reshape(3, 2))
 
 
-@mistake("a Wishart prior", "the support of Wishart has no bijection", "LKJCholesky times scales")
+@mistake("a Wishart prior", "no bijection from R^n to the support of Wishart", "from LKJCholesky")
 def _():
     def likelihood(a):
         return dist.MultivariateNormal(torch.zeros(2), precision_matrix=a)
@@ -350,12 +358,12 @@ def _():
     infer(model, Y, method="mle")
 
 
-@mistake("a discrete site without a bound", "Poisson is discrete without a finite support")
+@mistake("a discrete site with unbounded support", "Poisson is discrete without a finite support")
 def _():
     infer(of_data(dist.Poisson(3.0), lambda a: dist.Normal(a, 1.0)), Y)
 
 
-@mistake("interchangeable parts of a mixture", "(multimodal)", "in order")
+@mistake("interchangeable components of a mixture", "(multimodal)", "in order")
 def _():
     def likelihood(a):
         return dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), dist.Normal(a, 0.5))
@@ -366,7 +374,7 @@ def _():
     return infer(of_data(prior, likelihood), draws.ravel(), method=method)
 
 
-@mistake("a flat prior and no data", "the sampler could not start", "a prior that is not flat")
+@mistake("a flat prior and no data", "The sampler could not start", "a prior that is not flat")
 def _():
     def model():
         pyro.sample("mu", dist.ImproperUniform(dist.constraints.real, (), ()))
@@ -374,7 +382,7 @@ def _():
     infer(model, method=probdl.NUTS(draws=20, warmup=20, chains=1))
 
 
-@mistake("data that are not told apart", "(flat)", "is not identified")
+@mistake("parameters that the data do not identify", "(flat)", "is not identified")
 def _():
     def model(y):
         a, b = pyro.param("a", torch.tensor(0.0)), pyro.param("b", torch.tensor(0.0))
@@ -394,7 +402,7 @@ def _():
     infer(normal, Y, method=svi(guide=guide))
 
 
-@mistake("a guide of another support", "outside the support of HalfNormal", "LogNormal or Gamma")
+@mistake("a guide with another support", "outside the support of HalfNormal", "LogNormal or Gamma")
 def _():
     def guide(y):
         loc = pyro.param("loc", torch.tensor(0.0))
@@ -404,7 +412,7 @@ def _():
     infer(normal, Y, method=svi(guide=guide))
 
 
-@mistake("a guide of another shape", "site 'mu' has the shape (2,) in the guide")
+@mistake("a guide with another shape", "Site 'mu' has the shape (2,) in the guide")
 def _():
     def guide(y):
         pyro.sample("mu", dist.Normal(pyro.param("loc", torch.zeros(2)), 1.0).to_event(1))
@@ -413,7 +421,7 @@ def _():
     infer(normal, Y, method=svi(guide=guide))
 
 
-@mistake("obs= in the guide", "the guide 'guide' observes the site 'y'")
+@mistake("obs= in the guide", "The guide 'guide' observes the site 'y'")
 def _():
     def guide(y):
         pyro.sample("mu", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
@@ -423,7 +431,7 @@ def _():
     infer(normal, Y, method=svi(guide=guide))
 
 
-@mistake("an autoguide that is made already", "guide=AutoNormal(model) is tied to a model")
+@mistake("an autoguide instance instead of its class", "guide=AutoNormal(model) is tied to a model")
 def _():
     infer(normal, Y, method=svi(guide=AutoNormal(normal)))
 
@@ -460,7 +468,7 @@ def _():
     infer(model, Y)
 
 
-@mistake("parameters of an earlier run", "in Pyro's param store", "pyro.clear_param_store()")
+@mistake("parameters from an earlier run", "in Pyro's param store", "pyro.clear_param_store()")
 def _():
     def model(y):
         mu = pyro.param("mu", torch.tensor(0.0))
@@ -471,7 +479,7 @@ def _():
         infer(model, Y, method="mle")
 
 
-@mistake("pyro.param under a method that draws", "(params_held)", "Give them a prior")
+@mistake("pyro.param with a sampling method", "(params_held)", "Give them a prior")
 def _():
     def model(y):
         sd = pyro.param("sd", torch.tensor(1.0), constraint=dist.constraints.positive)
@@ -501,7 +509,7 @@ def _():
     infer(Network(), X[:, None], Y, method="nuts")
 
 
-@mistake("a network that the model does not declare", "(undeclared)", "pyro.module('net', net)")
+@mistake("a network that is not declared in the model", "(undeclared)", "pyro.module('net', net)")
 def _():
     net = nn.Linear(1, 1)
     with torch.no_grad():
@@ -512,12 +520,14 @@ def _():
 # -- the call -------------------------------------------------------------------------------
 
 
-@mistake("the model called, not passed", "the model is a NoneType, which cannot be called")
+@mistake("the model called instead of passed", "The model is a NoneType, which cannot be called")
 def _():
     infer(line(torch.as_tensor(X)), X, Y)
 
 
-@mistake("the data under another name", "unexpected keyword argument 'obs'", "line(x, y=None)")
+@mistake(
+    "data under the wrong argument name", "unexpected keyword argument 'obs'", "line(x, y=None)"
+)
 def _():
     infer(line, X, obs=Y)
 
@@ -527,17 +537,21 @@ def _():
     infer(line, X, Y, Y)
 
 
-@mistake("the data left out", "(no_data)", "'y' of 'line' was left out")
+@mistake("data not passed", "(no_data)", "'y' of 'line' was not given")
 def _():
     return infer(line, X)
 
 
-@mistake("the data left out, for maximum likelihood", "'line' has no observed site")
+@mistake("data not passed, with maximum likelihood", "'line' has no observed site")
 def _():
     infer(line, X, method="mle")
 
 
-@mistake("data without the default None", "missing a required argument: 'y'", "default None")
+@mistake(
+    "an observed argument without the default None",
+    "missing a required argument: 'y'",
+    "default None",
+)
 def _():
     def model(x, y):
         slope = pyro.sample("slope", dist.Normal(0.0, 10.0))
@@ -546,7 +560,7 @@ def _():
     infer(model, X, Y).predict(X)
 
 
-@mistake("an argument that infer takes", "'seed', which infer() takes for itself")
+@mistake("an argument name that infer() uses", "'seed', which is an argument of infer()")
 def _():
     def model(seed):
         pyro.sample("mu", dist.Normal(seed, 1.0))
@@ -554,7 +568,7 @@ def _():
     infer(model)
 
 
-@mistake("a method misspelt", "there is no method 'nutz'; did you mean 'nuts'?")
+@mistake("a misspelt method", "There is no method 'nutz'; did you mean 'nuts'?")
 def _():
     infer(line, X, Y, method="nutz")
 
@@ -564,12 +578,16 @@ def _():
     probdl.NUTS(num_samples=1000)
 
 
-@mistake("a setting misspelt", "SVI has no setting 'learnin_rate'", "Did you mean learning_rate")
+@mistake("a misspelt setting", "SVI has no setting 'learnin_rate'", "Did you mean learning_rate")
 def _():
     probdl.SVI(learnin_rate=0.1)
 
 
-@mistake("a setting given to infer", "num_samples= is a setting of a method", "NUTS(draws=...)")
+@mistake(
+    "a method's setting passed to infer()",
+    "num_samples= is a setting of a method",
+    "NUTS(draws=...)",
+)
 def _():
     infer(line, X, Y, method="nuts", num_samples=1000)
 
@@ -579,27 +597,27 @@ def _():
     return infer(normal, Y, method=probdl.NUTS(draws=50, warmup=50, chains=1))
 
 
-def told(code):
-    """Return what a user is told: the error, or the findings of the fit."""
+def message_of(code):
+    """Return the message of the error, or the findings of the fit."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", probdl.FindingWarning)
             fit = code()
     except probdl.ProbdlError as error:
         return str(error)
-    assert fit is not None, "nothing was told"
+    assert fit is not None, "neither an error nor a fit"
     return str(fit.diagnose())
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_told(name):
+def test_a_mistake_is_reported(name):
     code, parts = MISTAKES[name]
-    message = told(code)
+    message = message_of(code)
     for part in parts:
         assert part in message
 
 
-def test_the_page_tells_each_mistake_and_its_message():
+def test_the_page_lists_each_mistake_and_its_message():
     rows = {}
     for row in PAGE.read_text(encoding="utf-8").splitlines():
         cells = [cell.strip() for cell in row.replace("\\|", "¦").strip("|").split(" | ")]
@@ -613,7 +631,7 @@ def test_the_page_tells_each_mistake_and_its_message():
 
 
 @pytest.mark.parametrize(
-    ("setting", "here"),
+    ("setting", "translated"),
     [
         ("warmup_steps", "warmup"),
         ("num_chains", "chains"),
@@ -621,8 +639,8 @@ def test_the_page_tells_each_mistake_and_its_message():
         ("max_tree_depth", "max_treedepth"),
     ],
 )
-def test_the_names_that_pyro_gives_to_settings_are_translated(setting, here):
-    with pytest.raises(probdl.SettingError, match=f"Here it is called {here}"):
+def test_pyro_names_of_settings_are_translated(setting, translated):
+    with pytest.raises(probdl.SettingError, match=f"Here it is called {translated}"):
         probdl.NUTS(**{setting: 1})
     for name, translated in {"lr": "learning_rate", "num_steps": "steps"}.items():
         with pytest.raises(probdl.SettingError, match=f"Here it is called {translated}"):
@@ -635,10 +653,10 @@ def test_metropolis_needs_no_gradient():
         Y,
         method=probdl.Metropolis(draws=300, warmup=300, chains=1, thin=2),
     )
-    assert abs(fit.draws["mu"].mean() - Y.mean()) < 0.2  # sd 0.41, some 80 effective draws
+    assert abs(fit.draws["mu"].mean() - Y.mean()) < 0.2  # sd 0.41, about 80 effective draws
 
 
-def test_draws_without_density_have_no_evidence():
-    """Where no draw of the prior has a density, there is nothing to resample."""
-    with pytest.raises(probdl.ModelError, match="none of 100 draws"):
+def test_zero_density_at_all_draws_is_an_error():
+    """If the density is zero at all prior draws, there is nothing to resample."""
+    with pytest.raises(probdl.ModelError, match="None of 100 draws"):
         infer(normal, Y * 1e300, method=probdl.Importance(num_samples=100))

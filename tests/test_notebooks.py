@@ -1,4 +1,4 @@
-"""Every notebook runs at a reduced size, and is stored with the outputs of its full size."""
+"""Every notebook runs at a reduced size, and is stored with the outputs of the full size."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def test_a_notebook_runs(path, tmp_path, monkeypatch):
     client = nbclient.NotebookClient(
         notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
     )
-    client.execute()  # an error in a cell is raised
+    client.execute()  # raises the error of a cell
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

@@ -1,4 +1,4 @@
-"""How threads wait: what is chosen at given times of steps, and that no bit depends on it."""
+"""The wait policy: the choice for given times of steps, and results that do not depend on it."""
 
 import numpy as np
 import pytest
@@ -12,8 +12,8 @@ from probdl.util import openmp
 gnu = pytest.mark.skipif(openmp._gomp() is None, reason="torch has another OpenMP here")
 
 
-class Recorded(openmp.Waits):
-    """Chooses without switching anything, at times that are made up."""
+class RecordedPolicy(openmp.WaitPolicy):
+    """A policy that records its switches and changes nothing in OpenMP."""
 
     def __init__(self):
         self.switches = 0
@@ -21,82 +21,82 @@ class Recorded(openmp.Waits):
         self.close()
         self.usable, self.switches = True, 0
 
-    def _switch(self, asleep):
-        self.asleep = asleep
+    def _switch(self, passive):
+        self.passive = passive
         self.switches += 1
 
 
-def run(watch, steps, awake, asleep):
-    """Take steps that take so long in either way; return the total time."""
+def run(policy, steps, active, passive):
+    """Record steps with these times under either policy; return the total time."""
     total = 0.0
     for _ in range(steps):
-        seconds = asleep if watch.asleep else awake
-        watch.note(seconds)
+        seconds = passive if policy.passive else active
+        policy.record(seconds)
         total += seconds
     return total
 
 
-def test_idle_cores_are_waited_for_awake():
-    watch = Recorded()
-    total = run(watch, 10_000, awake=1.0, asleep=1.1)
-    assert not watch.asleep
+def test_waiting_is_active_on_idle_cores():
+    policy = RecordedPolicy()
+    total = run(policy, 10_000, active=1.0, passive=1.1)
+    assert not policy.passive
     assert total < 10_000 * 1.005
-    assert watch.switches < 20
+    assert policy.switches < 20
 
 
-def test_busy_cores_are_waited_for_asleep():
-    watch = Recorded()
-    total = run(watch, 5000, awake=50.0, asleep=2.0)
-    assert watch.asleep
+def test_waiting_is_passive_on_busy_cores():
+    policy = RecordedPolicy()
+    total = run(policy, 5000, active=50.0, passive=2.0)
+    assert policy.passive
     assert total < 5000 * 2.0 * 1.1
 
 
-def test_short_steps_are_left_alone_unless_they_become_slow():
-    watch = Recorded()
-    run(watch, 5000, awake=0.5e-3, asleep=1e-3)
-    assert watch.switches == 0
-    run(watch, 500, awake=9e-3, asleep=3e-3)
-    assert watch.asleep
+def test_short_steps_do_not_switch_unless_they_become_slow():
+    policy = RecordedPolicy()
+    run(policy, 5000, active=0.5e-3, passive=1e-3)
+    assert policy.switches == 0
+    run(policy, 500, active=9e-3, passive=3e-3)
+    assert policy.passive
 
 
-def test_very_slow_steps_are_compared_after_seconds():
-    watch = Recorded()
-    assert run(watch, 6, awake=0.35, asleep=4e-3) < 2.0
-    assert watch.asleep
+def test_very_slow_steps_are_compared_within_seconds():
+    policy = RecordedPolicy()
+    assert run(policy, 6, active=0.35, passive=4e-3) < 2.0
+    assert policy.passive
 
 
-def test_load_that_comes_and_goes_is_seen():
-    watch = Recorded()
-    run(watch, 3000, awake=1.0, asleep=1.1)
-    assert run(watch, 1000, awake=50.0, asleep=2.0) < 1000 * 2.0 * 1.3
-    assert watch.asleep
-    run(watch, 8000, awake=1.0, asleep=1.1)
-    assert not watch.asleep
+def test_the_policy_follows_changes_of_the_load():
+    policy = RecordedPolicy()
+    run(policy, 3000, active=1.0, passive=1.1)
+    assert run(policy, 1000, active=50.0, passive=2.0) < 1000 * 2.0 * 1.3
+    assert policy.passive
+    run(policy, 8000, active=1.0, passive=1.1)
+    assert not policy.passive
 
 
 @gnu
-def test_threads_that_sleep_come_and_go():
+def test_sleeping_threads_start_and_end():
     library = openmp._gomp()
-    with openmp.sleepers(3) as there:
-        assert there
+    with openmp.sleeping_threads(3) as supported:
+        assert supported
         assert library.omp_get_max_threads() >= 1
         x = torch.randn(512, 512)
         assert torch.equal(x @ x, x @ x)
-    with openmp.sleepers(1), openmp.sleepers(2):
+    with openmp.sleeping_threads(1), openmp.sleeping_threads(2):
         pass
 
 
-def test_another_openmp_is_left_alone(monkeypatch):
+def test_another_openmp_is_not_changed(monkeypatch):
     monkeypatch.setattr(openmp, "_gomp", lambda: None)
-    with openmp.sleepers(3) as there:
-        assert not there
-    with openmp.waits() as watch:
-        watch.step()
-        assert not watch.usable
+    with openmp.sleeping_threads(3) as supported:
+        assert not supported
+    with openmp.wait_policy() as policy:
+        policy.step()
+        assert not policy.usable
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_no_bit_of_a_fit_depends_on_how_threads_wait(monkeypatch):
+def test_fits_are_identical_under_every_wait_policy(monkeypatch):
     x = (torch.rand(64, 20, 20, generator=torch.Generator().manual_seed(1)) < 0.3).float()
     before = torch.get_num_threads()
 
@@ -109,16 +109,17 @@ def test_no_bit_of_a_fit_depends_on_how_threads_wait(monkeypatch):
 
     torch.set_num_threads(2)
     try:
-        for name, value in (("STAY", 4), ("WINDOW", 2), ("SHORT", 0.0)):
-            monkeypatch.setattr(openmp, name, value)
-        often = fit()
+        monkeypatch.setattr(openmp, "COMPARE_AFTER_STEPS", 4)
+        monkeypatch.setattr(openmp, "TIMED_STEPS", 2)
+        monkeypatch.setattr(openmp, "SHORT_STEP_SECONDS", 0.0)
+        switched = fit()
         monkeypatch.setattr(openmp, "_gomp", lambda: None)
-        never = fit()
+        unswitched = fit()
     finally:
         torch.set_num_threads(before)
-    np.testing.assert_array_equal(often.stats["elbo"], never.stats["elbo"])
-    for name, value in never.stats["params"].items():
-        np.testing.assert_array_equal(often.stats["params"][name], value)
+    np.testing.assert_array_equal(switched.stats["elbo"], unswitched.stats["elbo"])
+    for name, value in unswitched.stats["params"].items():
+        np.testing.assert_array_equal(switched.stats["params"][name], value)
 
 
 def workload(call, *shapes):
@@ -140,12 +141,12 @@ def workload(call, *shapes):
         (torch.exp, [(8, 3)], 0),
     ],
 )
-def test_the_work_of_a_step_is_counted(call, shapes, multiplications):
+def test_the_multiplications_of_a_step_are_counted(call, shapes, multiplications):
     assert workload(call, *shapes).multiplications == multiplications
 
 
 @pytest.mark.parametrize(("rows", "parallel"), [(32767, False), (32768, True)])
-def test_torch_divides_long_rows_from_its_own_size_on(rows, parallel):
+def test_elementwise_operations_are_parallel_from_the_grain_size_of_torch(rows, parallel):
     assert workload(torch.exp, (rows,)).parallel == parallel
     assert workload(lambda x: x.sum(), (rows,)).parallel == parallel
 
@@ -159,16 +160,16 @@ def _vae(side, hidden):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("engine", ["auto", "eager"])
 @pytest.mark.parametrize(("hidden", "threads"), [(8, 1), (256, 2)])
-def test_a_step_of_small_operations_takes_one_thread(monkeypatch, engine, hidden, threads):
-    used, step = [], openmp.Waits.step
+def test_a_step_of_small_operations_uses_one_thread(monkeypatch, engine, hidden, threads):
+    used, step = [], openmp.WaitPolicy.step
 
-    def noted(self):
+    def recorded_step(self):
         used.append(torch.get_num_threads())
         step(self)
         if len(used) == 15:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(openmp.Waits, "step", noted)
+    monkeypatch.setattr(openmp.WaitPolicy, "step", recorded_step)
     before = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]):
         vae, x = _vae(20, hidden)

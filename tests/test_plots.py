@@ -1,4 +1,4 @@
-"""Plots: what is drawn is what the fit holds."""
+"""Plots: they show the values of the fit."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -23,7 +23,7 @@ def fit(x):
     return probdl.infer(vae, x, method=probdl.SVI(steps=300), seed=1)
 
 
-def test_the_elbo_and_its_mean(fit):
+def test_the_elbo_and_its_moving_average(fit):
     ax = plots.plot_elbo(fit, window=50)
     raw, smooth = ax.get_lines()[:2]
     np.testing.assert_array_equal(raw.get_ydata(), fit.stats["elbo"])
@@ -33,7 +33,7 @@ def test_the_elbo_and_its_mean(fit):
     assert plots.plot_elbo(fit, ax=given) is given
 
 
-def test_images_lie_where_they_should():
+def test_positions_of_images_in_the_grid():
     images = np.arange(5)[:, None, None] / 4 * np.ones((5, 3, 2))
     grid = plots.plot_images(images, columns=2).get_images()[0].get_array()
     assert grid.shape == (3 * 4 + 1, 2 * 3 + 1)
@@ -45,14 +45,14 @@ def test_images_lie_where_they_should():
         plots.plot_images(np.zeros((4, 4)))
 
 
-def test_reconstructions_are_under_their_images(fit, x):
+def test_reconstructions_are_below_their_images(fit, x):
     grid = plots.plot_reconstructions(fit, x[:3], columns=2).get_images()[0].get_array()
     assert grid.shape == (4 * 5 + 1, 2 * 5 + 1)
     np.testing.assert_allclose(grid[1:5, 6:10], x[1])
     np.testing.assert_allclose(grid[6:10, 6:10], fit.reconstruct(x[:3])["x"][1], rtol=1e-5)
 
 
-def test_the_latent_map_has_a_point_for_each_row(fit, x):
+def test_the_latent_plot_has_a_point_for_each_row(fit, x):
     label = np.arange(30) % 3
     ax = plots.plot_latent(fit, x, color=label, dims=(2, 0))
     points = np.concatenate([c.get_offsets() for c in ax.collections])
@@ -66,5 +66,5 @@ def test_the_latent_map_has_a_point_for_each_row(fit, x):
 
 def test_other_fits_have_no_elbo():
     fit = probdl.infer(normal_normal, np.ones(2), np.ones(2), method="map", seed=1)
-    with pytest.raises(probdl.ModelError, match="a fit by map has no ELBO"):
+    with pytest.raises(probdl.ModelError, match="A fit by map has no ELBO"):
         plots.plot_elbo(fit)

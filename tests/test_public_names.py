@@ -12,6 +12,7 @@ from probdl.models import markov
 MODULES = (probdl, probdl.montecarlo, probdl.nn, probdl.models, markov, probdl.plots)
 # Errors, and what functions return, are shown by the examples of what raises and returns them.
 RETURNED = (
+    "AdversarialFit",
     "Calibration",
     "DataError",
     "Divergence",
@@ -19,6 +20,7 @@ RETURNED = (
     "FindingWarning",
     "Findings",
     "Fit",
+    "GuidedFit",
     "LogPredictive",
     "Method",
     "ModelError",
@@ -36,7 +38,7 @@ def public():
             thing = getattr(module, name)
             if not isinstance(thing, ModuleType):
                 found[f"{module.__name__}.{name}"] = thing
-    for cls in (probdl.Fit, probdl.LogDensity):
+    for cls in (probdl.Fit, probdl.GuidedFit, probdl.AdversarialFit, probdl.LogDensity):
         for name, thing in vars(cls).items():
             if not name.startswith("_") and isinstance(
                 thing, (FunctionType, classmethod, staticmethod)

@@ -1,8 +1,8 @@
-"""Malformed input, drawn at random: `infer` gives a correct fit or a ProbdlError, and nothing else.
+"""Random malformed input: `infer` must return a correct fit or raise a ProbdlError.
 
-A case is a valid model with valid data, and one or two corruptions of its data, its arguments, its
-statements, its settings or its labels. Those that change nothing (a Series for an array, float32)
-must give the fit of the clean data.
+A case is a valid model with valid data, and one or two corruptions of its data, arguments,
+statements, settings or labels. Harmless corruptions (a Series instead of an array, float32) must
+give the fit of the clean data.
 """
 
 import faulthandler
@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 import probdl
 
-SECONDS = 300  # after which a case hangs; they take a few, and more on a busy machine
+CASE_TIMEOUT = 300  # seconds; a case takes a few, and more on a busy machine
 X = np.array([-1.5, -0.5, 0.0, 0.5, 1.0, 2.0])
 DATA = {
     "normal": np.array([-2.1, -0.4, 0.3, 1.3, 1.9, 4.2]),
@@ -54,10 +54,10 @@ def regression(family):
     return model
 
 
-MODELS = {family: regression(family) for family in DATA}  # made once, so each compiles once
+MODELS = {family: regression(family) for family in DATA}  # shared, so that each compiles once
 
 
-# -- corruptions of data that change nothing ------------------------------------------------
+# -- harmless corruptions of data ---------------------------------------------------------------
 
 
 def read_only(a):
@@ -88,7 +88,7 @@ HARMLESS = {
     "masked array without a mask": np.ma.masked_array,
 }
 
-# -- and such that do -----------------------------------------------------------------------
+# -- harmful corruptions of data ----------------------------------------------------------------
 
 
 def put(value):
@@ -159,7 +159,7 @@ HARMFUL = {
     "object": lambda a: object(),
 }
 
-# -- corruptions of the call, and of the model ----------------------------------------------
+# -- corruptions of the call and of the model -----------------------------------------------
 
 CALLS = {
     "no data": lambda x, y: ((), {}),
@@ -193,7 +193,7 @@ CALLS = {
 
 
 def statement(prior, scale=1.0, name="a", loc=lambda a: a, plate=True):
-    """Make a model of one site, its statements as told."""
+    """Return a model with one latent site and the given statements."""
 
     def model(x, y=None):
         a = pyro.sample(name, prior())
@@ -345,7 +345,7 @@ BAD = [-1, 0.0, float("nan"), float("inf"), "many", None, [], {}, True, 1j, obje
 
 @contextmanager
 def limited(seconds):
-    """Fail a case that hangs, with a traceback of where."""
+    """Fail a case that hangs, with a traceback."""
 
     def stop(*_):
         faulthandler.dump_traceback()
@@ -361,23 +361,23 @@ def limited(seconds):
 
 
 def attempt(model, args, kwargs):
-    """Fit; return the fit, None where it is refused."""
+    """Return the fit, or None if `infer` raises a ProbdlError."""
     options = {"seed": 0, "progress": False} | kwargs
-    with limited(SECONDS), warnings.catch_warnings():
+    with limited(CASE_TIMEOUT), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             fit = probdl.infer(model, *args, **options)
         except probdl.ProbdlError:
             return None
-        told = any(f.severity != "info" for f in fit.diagnose())
+        has_finding = any(f.severity != "info" for f in fit.diagnose())
         for name, draws in fit.draws.items():
-            assert np.isfinite(draws).all() or told, f"{name}: {draws}"
+            assert np.isfinite(draws).all() or has_finding, f"{name}: {draws}"
         return fit
 
 
 @pytest.fixture(scope="module")
 def clean():
-    """The fits of the clean data."""
+    """The fits of the clean data by family and method."""
     return {
         (family, name): attempt(MODELS[family], (X, DATA[family]), {"method": method})
         for family in DATA
@@ -405,7 +405,7 @@ def test_data_of_another_kind_give_the_same_fit(clean, kind_x, kind_y, family, m
     fit = attempt(MODELS[family], args, {"method": METHODS[method]})
     assert fit is not None
     for name, draws in clean[family, method].draws.items():
-        if method == "nuts":  # chains part at the last digit
+        if method == "nuts":  # rounding makes chains diverge from each other
             assert np.abs(fit.draws[name].mean() - draws.mean()) < 1.0
         else:
             rough = "16" in kind_x + kind_y or "32" in kind_x + kind_y

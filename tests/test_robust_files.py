@@ -1,4 +1,4 @@
-"""Damaged folders and malformed files: `load` and the command refuse them, or get them right."""
+"""Damaged folders and malformed files: `load` and the command refuse or read them correctly."""
 
 import contextlib
 import json
@@ -51,7 +51,7 @@ def lengthened(data, _, bit):
 
 
 def retyped(data, where, bit):
-    """Put something of another type in the place of a value of the index."""
+    """Replace a value of the index by a value of another type."""
     index = json.loads(data) if data[:1] == b"{" else {}
     keys = sorted(index) or ["format"]
     other = (None, 3, "x", [], {}, -1.5, True, [[1]])[bit]
@@ -66,12 +66,14 @@ def retyped(data, where, bit):
     bit=st.integers(0, 7),
     other=st.sampled_from(FILES),
 )
-def test_a_damaged_folder_is_refused_or_read_right(sound, scratch, name, damage, where, bit, other):
+def test_a_damaged_folder_is_refused_or_read_correctly(
+    sound, scratch, name, damage, where, bit, other
+):
     folder = scratch / "damaged"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(sound, folder)
     data = (folder / name).read_bytes()
-    if damage is None:  # one file in the place of another
+    if damage is None:  # replace one file by another
         (folder / name).write_bytes((sound / other).read_bytes())
     else:
         (folder / name).write_bytes(damage(data, where, bit))

@@ -1,4 +1,4 @@
-"""A saved fit comes back as it was, with its model and without, from any method."""
+"""Saving and loading: a loaded fit equals the saved one, with and without its model."""
 
 import contextlib
 import json
@@ -27,6 +27,7 @@ NEW = RNG.normal(size=(4, 2))
 
 METHODS = {
     "nuts": probdl.NUTS(draws=50, warmup=50, chains=2),
+    "hmc": probdl.HMC(draws=50, warmup=50, chains=2),
     "mle": probdl.MLE(),
     "map": probdl.MAP(starts=2),
     "laplace": probdl.Laplace(draws=50),
@@ -51,7 +52,7 @@ def folder(fit, tmp_path_factory):
 
 
 def same(a, b):
-    """Compare trees of stats."""
+    """Assert that two trees of stats are equal."""
     if isinstance(a, dict):
         assert list(a) == list(b)
         for key in a:
@@ -63,7 +64,7 @@ def same(a, b):
         np.testing.assert_equal(a, b)
 
 
-def test_without_the_model_all_but_prediction_works(fit, folder):
+def test_without_the_model_everything_except_prediction_works(fit, folder):
     loaded = probdl.load(folder)
     assert list(loaded.draws) == list(fit.draws)
     same(fit.draws, loaded.draws)
@@ -81,7 +82,7 @@ def test_without_the_model_all_but_prediction_works(fit, folder):
         loaded.predict(NEW)
 
 
-def test_with_the_model_it_predicts_the_same(fit, folder):
+def test_with_the_model_predictions_are_the_same(fit, folder):
     loaded = probdl.load(folder, model=linear_regression)
     np.testing.assert_array_equal(loaded.predict(NEW)["y"], fit.predict(NEW)["y"])
     assert loaded.log_predictive(X, Y).joint == fit.log_predictive(X, Y).joint
@@ -95,19 +96,19 @@ def test_plain_arviz_opens_the_container(fit, folder):
     np.testing.assert_array_equal(opened.observed_data["y"], Y)
 
 
-def test_the_index_tells_where_the_fit_comes_from(fit, folder):
-    told = json.loads((folder / "fit.json").read_text())
-    assert told["method"]["name"] == fit.method.name
-    assert told["model"]["qualname"] == "probdl.models.regression.linear_regression"
-    assert told["model"]["file"].endswith("regression.py")
-    assert len(told["model"]["source_sha256"]) == 64
-    assert told["versions"]["probdl"] == probdl.__version__
-    assert told["timings"]["total"] > 0
+def test_the_index_records_the_origin_of_the_fit(fit, folder):
+    index = json.loads((folder / "fit.json").read_text())
+    assert index["method"]["name"] == fit.method.name
+    assert index["model"]["qualname"] == "probdl.models.regression.linear_regression"
+    assert index["model"]["file"].endswith("regression.py")
+    assert len(index["model"]["source_sha256"]) == 64
+    assert index["versions"]["probdl"] == probdl.__version__
+    assert index["timings"]["total"] > 0
     other = probdl.infer(linear_regression, X + 1, Y, method="mle", seed=1)
     other.save(folder.parent / "other")
     again = json.loads((folder.parent / "other" / "fit.json").read_text())
-    assert again["data"]["fingerprint"] != told["data"]["fingerprint"]
-    assert again["model"] == told["model"]
+    assert again["data"]["fingerprint"] != index["data"]["fingerprint"]
+    assert again["model"] == index["model"]
 
 
 def test_a_loaded_fit_can_be_saved_again(folder, tmp_path):
@@ -118,7 +119,7 @@ def test_a_loaded_fit_can_be_saved_again(folder, tmp_path):
     assert twice.predict(NEW)["y"].shape[-1] == 4
 
 
-# -- what cannot be written -----------------------------------------------------------------
+# -- objects that cannot be saved -----------------------------------------------------------
 
 
 def network_model(x, net, y=None):
@@ -127,7 +128,7 @@ def network_model(x, net, y=None):
         pyro.sample("y", dist.Normal(net(x).squeeze(-1), scale), obs=y)
 
 
-def test_arguments_that_cannot_be_saved_are_asked_for(tmp_path):
+def test_arguments_that_cannot_be_saved_must_be_passed(tmp_path):
     net = nn.Linear(2, 1)
     fit = probdl.infer(network_model, X, net, Y, method="map", seed=1)
     folder = fit.save(tmp_path / "fit")
@@ -135,7 +136,7 @@ def test_arguments_that_cannot_be_saved_are_asked_for(tmp_path):
         probdl.load(folder, model=network_model)
     loaded = probdl.load(folder, X, net, Y, model=network_model)
     np.testing.assert_array_equal(loaded.predict(NEW, net)["y"], fit.predict(NEW, net)["y"])
-    with pytest.raises(probdl.DataError, match="the data given are not those of the fit"):
+    with pytest.raises(probdl.DataError, match="The data differ from those of the fit"):
         probdl.load(folder, X + 1, net, Y, model=network_model)
 
 
@@ -151,7 +152,7 @@ def guide(x, y=None):
     pyro.sample("slope", dist.Normal(loc, scale))
 
 
-def test_a_guide_of_ones_own_is_given_again(tmp_path):
+def test_a_custom_guide_must_be_passed_again(tmp_path):
     method = probdl.SVI(guide=guide, steps=100, draws=30)
     fit = probdl.infer(regression, X[:, 0], Y, method=method, seed=1)
     folder = fit.save(tmp_path / "fit")
@@ -168,7 +169,7 @@ def test_a_guide_of_ones_own_is_given_again(tmp_path):
         probdl.load(folder, method=probdl.SVI(guide=guide, steps=7, draws=30))
 
 
-def test_networks_come_back_with_their_weights(tmp_path):
+def test_networks_are_loaded_with_their_weights(tmp_path):
     x = (torch.rand(60, 6, generator=torch.Generator().manual_seed(0)) < 0.3).float()
     vae = VAE.mlp((6,), latent_dim=2, hidden=[8])
     fit = probdl.infer(vae, x, method=probdl.SVI(steps=50, batch_size=20), seed=1)
@@ -176,11 +177,11 @@ def test_networks_come_back_with_their_weights(tmp_path):
     np.testing.assert_array_equal(loaded.encode()["z"], fit.encode()["z"])
     np.testing.assert_array_equal(loaded.reconstruct(x)["x"], fit.reconstruct(x)["x"])
     assert loaded.elbo().total == fit.elbo().total
-    with pytest.raises(probdl.ModelError, match="is not that of the fit"):
+    with pytest.raises(probdl.ModelError, match="does not match the fit"):
         probdl.load(tmp_path / "vae", model=VAE.mlp((6,), latent_dim=3, hidden=[8]))
 
 
-def test_running_statistics_and_the_mode_come_back(tmp_path):
+def test_running_statistics_and_the_training_mode_are_restored(tmp_path):
     class Generator(nn.Module):
         def __init__(self):
             super().__init__()
@@ -201,7 +202,7 @@ def test_running_statistics_and_the_mode_come_back(tmp_path):
     assert all(torch.equal(loaded.stats["discriminator"][n], w) for n, w in weights.items())
 
 
-def test_sites_that_differ_are_named(tmp_path, schools):
+def test_differing_sites_are_named(tmp_path, schools):
     folder = probdl.infer(eight_schools, *schools, method="map", seed=1).save(tmp_path / "fit")
 
     def other(sigma, y=None):
@@ -217,11 +218,11 @@ def test_sites_that_differ_are_named(tmp_path, schools):
     def third(a, b=None):
         other(a, b)
 
-    with pytest.raises(probdl.ModelError, match="it does not take sigma, y"):
+    with pytest.raises(probdl.ModelError, match="has no argument sigma, y"):
         probdl.load(folder, model=third)
 
 
-def test_a_change_of_the_source_is_told(tmp_path):
+def test_a_changed_source_leads_to_a_warning(tmp_path):
     fit = probdl.infer(regression, X[:, 0], Y, method="map", seed=1)
     folder = fit.save(tmp_path / "fit")
 
@@ -230,11 +231,11 @@ def test_a_change_of_the_source_is_told(tmp_path):
         with pyro.plate("obs", len(x)):
             pyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
 
-    with pytest.warns(UserWarning, match="the source of the model 'changed' is not what it was"):
+    with pytest.warns(UserWarning, match="The source of the model 'changed' has changed since"):
         probdl.load(folder, model=changed)
 
 
-def test_names_with_a_slash_and_odd_data(tmp_path):
+def test_names_with_a_slash_and_nested_data(tmp_path):
     def model(data, power, label="a"):
         rate = pyro.sample("a/rate", dist.HalfNormal(1.0))
         with pyro.plate("obs", len(data["y"])):
@@ -258,7 +259,7 @@ def saved(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["fit.json", "idata.nc", "arrays.safetensors"])
-def test_missing_truncated_and_damaged_files_are_told(saved, name):
+def test_missing_truncated_and_damaged_files_are_reported(saved, name):
     path = saved / name
     whole = path.read_bytes()
     for damaged in (
@@ -275,17 +276,17 @@ def test_missing_truncated_and_damaged_files_are_told(saved, name):
         probdl.load(saved)
 
 
-def test_a_later_format_is_told(saved):
+def test_a_later_format_is_refused(saved):
     index = json.loads((saved / "fit.json").read_text())
     (saved / "fit.json").write_text(json.dumps(index | {"format": 99}))
-    with pytest.raises(probdl.DataError, match="of format 99, which a later version"):
+    with pytest.raises(probdl.DataError, match="has format 99, written by a later version"):
         probdl.load(saved)
 
 
-def test_there_is_no_fit(tmp_path, saved):
+def test_a_path_without_a_fit_is_refused(tmp_path, saved):
     with pytest.raises(probdl.DataError, match="does not exist"):
         probdl.load(tmp_path / "nothing")
-    with pytest.raises(probdl.DataError, match=r"holds no fit\.json"):
+    with pytest.raises(probdl.DataError, match=r"contains no fit\.json"):
         probdl.load(tmp_path)
     fit = probdl.load(saved)
     (tmp_path / "file").write_text("x")
@@ -294,26 +295,26 @@ def test_there_is_no_fit(tmp_path, saved):
 
 
 @pytest.mark.parametrize("name", [None, 5, "", "a\0b", b"fit"])
-def test_what_names_no_folder_is_refused(saved, name):
+def test_an_invalid_path_is_refused(saved, name):
     fit = probdl.load(saved)
     for call in (fit.save, probdl.load):
-        with pytest.raises(probdl.SettingError, match="names no folder"):
+        with pytest.raises(probdl.SettingError, match="is not a path"):
             call(name)
 
 
-def test_a_file_is_no_folder(saved):
+def test_a_file_is_not_a_folder(saved):
     with pytest.raises(probdl.DataError, match="is not a folder"):
         probdl.load(saved / "fit.json")
 
 
-def test_the_method_is_given_with_its_settings(saved):
+def test_the_method_must_be_passed_with_its_settings(saved):
     for method in ("map", probdl.MAP):
         with pytest.raises(probdl.SettingError, match="pass the method with the settings"):
             probdl.load(saved, method=method)
 
 
 @pytest.mark.parametrize("text", ["garbage", "[]", "{}", '{"files": 3}'])
-def test_a_damaged_commit_is_told_and_can_be_replaced(saved, text):
+def test_a_damaged_commit_is_reported_and_can_be_replaced(saved, text):
     fit = probdl.load(saved)
     (saved / "fit.json.commit").write_text(text)
     with pytest.raises(probdl.DataError):
@@ -324,7 +325,7 @@ def test_a_damaged_commit_is_told_and_can_be_replaced(saved, text):
 
 @pytest.mark.parametrize("key", ["files", "data", "sites", "model", "proposal", "modules", "draws"])
 @pytest.mark.parametrize("value", [3, [1], {"a": 1}, None, "x"])
-def test_an_index_with_odd_contents_is_told(saved, key, value):
+def test_an_index_with_invalid_contents_is_reported(saved, key, value):
     index = json.loads((saved / "fit.json").read_text())
     if index[key] == value:
         return
@@ -332,14 +333,14 @@ def test_an_index_with_odd_contents_is_told(saved, key, value):
     index |= {key: value}
     whole = index | {"sha256": probdl.io.folders._digest(index)}
     (saved / "fit.json").write_text(json.dumps(whole))
-    with contextlib.suppress(probdl.DataError):  # what plays no part here may be anything
+    with contextlib.suppress(probdl.DataError):  # entries that this fit does not use are ignored
         fit = probdl.load(saved, model=normal_normal)
         assert key in ("proposal", "modules", "model")
         assert fit.predict()["y"].shape == (1, 1, 3)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="has no locks on folders")
-def test_two_that_save_into_one_folder_wait_for_each_other(tmp_path):
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot lock folders")
+def test_concurrent_saves_into_one_folder_wait_for_each_other(tmp_path):
     fits = [
         probdl.infer(normal_normal, np.ones(3), np.full(3, v), method="map", seed=1)
         for v in (0.0, 1.0)
@@ -357,7 +358,7 @@ FULL_DISK = """
     import resource, signal, sys, numpy as np, probdl
     from probdl.models import normal_normal
     fit = probdl.infer(normal_normal, np.ones(9000), np.ones(9000), method="map", seed=1)
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit is then an error
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing beyond the limit raises an error
     limit = int(sys.argv[2])
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     try:
@@ -367,9 +368,9 @@ FULL_DISK = """
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit of the system on files")
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
 @pytest.mark.parametrize("limit", [100, 20_000, 100_000])
-def test_a_full_disk_loses_no_earlier_fit(saved, limit):
+def test_a_full_disk_keeps_the_previous_fit(saved, limit):
     before = {p.name: p.read_bytes() for p in saved.iterdir()}
     command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(FULL_DISK)]
     done = subprocess.run(
@@ -377,11 +378,11 @@ def test_a_full_disk_loses_no_earlier_fit(saved, limit):
     )
     assert done.returncode == 0, done.stderr
     assert "could not be saved" in done.stdout
-    assert "The fit that was there is unchanged." in done.stdout
+    assert "The previous fit is unchanged." in done.stdout
     assert {p.name: p.read_bytes() for p in saved.iterdir()} == before
 
 
-def test_the_files_have_the_rights_of_any_new_file(saved):
+def test_files_have_the_permissions_of_other_new_files(saved):
     (saved / "other").write_text("")
     modes = {path.name: path.stat().st_mode for path in saved.iterdir()}
     assert len(set(modes.values())) == 1, modes

@@ -1,4 +1,4 @@
-"""What an import and a command load: modules are counted, not seconds."""
+"""The modules that imports and commands load, as a measure of their start-up time."""
 
 import dataclasses
 import inspect
@@ -17,7 +17,7 @@ LOADED = "import json; print(json.dumps(sorted({name.split('.')[0] for name in s
 
 
 def loaded(code):
-    """Run code in a new process; return the packages that it has loaded at the end."""
+    """Run code in a new process, and return the packages loaded at the end."""
     done = subprocess.run(
         [sys.executable, "-W", "error::FutureWarning", "-c", f"import sys\n{code}\n{LOADED}"],
         capture_output=True,
@@ -27,14 +27,14 @@ def loaded(code):
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
-def test_the_package_adds_nothing_heavy_to_torch_and_pyro():
+def test_importing_probdl_loads_no_heavy_package_besides_torch_and_pyro():
     bare = loaded("import torch, pyro")
     assert not (loaded("import torch, pyro, probdl") - bare) & HEAVY
     every = "import torch, pyro, probdl\nfor name in dir(probdl): getattr(probdl, name)"
     assert not (loaded(every) - bare) & HEAVY
 
 
-def test_an_estimate_needs_neither_tables_nor_plots():
+def test_a_point_estimate_loads_no_packages_for_tables_or_plots():
     code = (
         "import numpy as np, probdl\n"
         "from probdl.models import normal_normal\n"
@@ -64,7 +64,7 @@ def test_an_estimate_needs_neither_tables_nor_plots():
         (["predict", "folder", "--out", "x.txt"], 2),
     ],
 )
-def test_help_and_refusals_come_without_torch(words, status):
+def test_help_and_input_errors_do_not_load_torch(words, status):
     code = (
         "from probdl.command.app import app\n"
         "try:\n"
@@ -75,7 +75,7 @@ def test_help_and_refusals_come_without_torch(words, status):
     assert not loaded(code) & {"torch", "pyro"}
 
 
-def test_the_catalogue_is_what_the_methods_are():
+def test_the_catalogue_agrees_with_the_methods():
     listed = catalogue()
     assert listed.keys() == METHODS.keys()
     for name, cls in METHODS.items():
@@ -83,8 +83,8 @@ def test_the_catalogue_is_what_the_methods_are():
         fields = {f.name: f.default for f in dataclasses.fields(cls)}
         assert listed[name].settings.keys() == fields.keys()
         for setting, default in fields.items():
-            told = listed[name].settings[setting]
-            assert told == default or (callable(default) and isinstance(told, str))
+            shown = listed[name].settings[setting]
+            assert shown == default or (callable(default) and isinstance(shown, str))
 
 
 def test_the_package_runs_as_a_module():

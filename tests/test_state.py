@@ -1,4 +1,4 @@
-"""Nothing global is touched, also after an exception."""
+"""Global state does not change, also after an exception."""
 
 import random
 
@@ -35,7 +35,7 @@ def snapshot():
 
 @pytest.fixture(params=[torch.float32, torch.float64])
 def unusual_state(request):
-    """A state that differs from every default."""
+    """Set global state to values that differ from all defaults."""
     before = torch.get_default_dtype(), torch.get_num_threads()
     torch.set_default_dtype(request.param)
     torch.set_num_threads(2)
@@ -62,10 +62,10 @@ METHODS = [
 
 @pytest.mark.filterwarnings("ignore::probdl.FindingWarning")
 @pytest.mark.parametrize("method", METHODS, ids=str)
-def test_infer_leaves_no_trace(unusual_state, method):
+def test_infer_restores_global_state(unusual_state, method):
     def model(sigma, y):
         pyro.param("shift", torch.tensor(0.5))
-        pyro.set_rng_seed(7)  # a rude model
+        pyro.set_rng_seed(7)  # a model that changes global state
         normal_normal(sigma, y)
 
     before = snapshot()
@@ -76,7 +76,7 @@ def test_infer_leaves_no_trace(unusual_state, method):
 
 
 @pytest.mark.parametrize("error", [RuntimeError("boom"), KeyboardInterrupt()])
-def test_infer_leaves_no_trace_after_an_exception(unusual_state, error):
+def test_infer_restores_global_state_after_an_exception(unusual_state, error):
     runs = 0
 
     def model(y):
@@ -95,7 +95,7 @@ def test_infer_leaves_no_trace_after_an_exception(unusual_state, error):
     assert snapshot() == before
 
 
-def test_a_module_keeps_its_own_parameters():
+def test_the_parameters_of_a_module_do_not_change():
     net = torch.nn.Linear(1, 1)
     weight = net.weight.detach().clone()
 
@@ -130,7 +130,7 @@ def test_the_same_seed_gives_the_same_draws_and_chains_differ(method):
         np.testing.assert_array_equal(read(fits[0]), read(fits[1]))
 
 
-def test_without_a_seed_fits_differ_and_can_be_repeated():
+def test_without_a_seed_fits_differ_and_are_reproducible():
     first, second = (probdl.infer(normal_normal, *DATA, method="laplace") for _ in range(2))
     assert first.seed != second.seed
     again = probdl.infer(normal_normal, *DATA, method="laplace", seed=first.seed)

@@ -1,4 +1,4 @@
-"""Threads, event loops, grad modes, other people's handlers and devices: the answers stay."""
+"""Results do not depend on threads, event loops, grad modes, handlers and default devices."""
 
 import asyncio
 import random
@@ -17,7 +17,7 @@ from pyro import poutine
 from torch.distributions import Distribution
 
 import probdl
-from probdl.util.lock import Turn
+from probdl.util.lock import SuspendableLock
 
 X = np.linspace(0.0, 1.0, 20)
 Y = 2.0 * X + np.random.default_rng(0).normal(size=20)
@@ -59,7 +59,7 @@ class Generator(torch.nn.Module):
 
 
 def gan():
-    """Return what trains a small GAN, and returns what it draws."""
+    """Return a function that trains a small GAN and returns samples from it."""
     discriminator = Net().net
     generator, method = Generator(), probdl.GAN(discriminator, steps=10, batch_size=10)
     data = np.random.default_rng(0).normal(size=(40, 1)).astype(np.float32)
@@ -114,7 +114,7 @@ def state():
 
 @pytest.fixture(autouse=True)
 def untouched():
-    """Whatever a test does, it leaves the process as it was."""
+    """Check that each test leaves the global state unchanged."""
     before = state()
     yield
     assert state() == before
@@ -130,7 +130,7 @@ def same(found, expected):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_eight_threads_get_what_one_gets(name):
+def test_eight_threads_get_the_results_of_one(name):
     method = METHODS[name]
     expected = [fit(method, seed) for seed in range(4)]
     with ThreadPoolExecutor(8) as pool:
@@ -139,7 +139,7 @@ def test_eight_threads_get_what_one_gets(name):
         same(one, expected[i % 4])
 
 
-def test_threads_of_many_kinds_at_once():
+def test_different_methods_in_threads_at_once():
     kinds = list(METHODS)
     expected = {name: fit(METHODS[name], 3) for name in kinds}
     with torch.random.fork_rng(devices=[]):
@@ -155,7 +155,7 @@ def test_threads_of_many_kinds_at_once():
             np.testing.assert_array_equal(weight.result().draws["net.weight"], trained)
 
 
-def test_what_is_read_of_a_fit_in_threads(tmp_path):
+def test_a_fit_can_be_read_in_threads(tmp_path):
     known = fit(METHODS["nuts"], 1)
     known.save(tmp_path / "fit")
     reads = {
@@ -175,7 +175,7 @@ def test_what_is_read_of_a_fit_in_threads(tmp_path):
             np.testing.assert_array_equal(result.result(), expected[name])
 
 
-def test_event_loops_may_wait_in_threads():
+def test_event_loops_can_await_fits_in_threads():
     async def all_of_them():
         jobs = (asyncio.to_thread(fit, METHODS["nuts"], seed) for seed in (1, 2, 1))
         return await asyncio.gather(*jobs)
@@ -185,7 +185,7 @@ def test_event_loops_may_wait_in_threads():
     same(other, fit(METHODS["nuts"], 2))
 
 
-def test_an_error_in_one_thread_leaves_the_others():
+def test_an_error_in_one_thread_does_not_affect_the_others():
     def broken(x, y):
         raise RuntimeError("no such luck")
 
@@ -202,16 +202,16 @@ def test_an_error_in_one_thread_leaves_the_others():
         same(found[i], fit(METHODS["map"], 1))
 
 
-def test_a_fork_while_another_thread_holds_the_turn_can_work():
+def test_a_fork_while_another_thread_holds_the_lock_can_work():
     code = """if True:
         import os, threading, numpy as np, probdl
         from probdl.models import normal_normal
-        from probdl.util.lock import TURN
+        from probdl.util.lock import GLOBAL_LOCK
         fit = lambda: probdl.infer(normal_normal, np.ones(3), np.ones(3), method="mle", seed=1)
         fit()
         held, go = threading.Event(), threading.Event()
         def hold():
-            with TURN:
+            with GLOBAL_LOCK:
                 held.set()
                 go.wait()
         thread = threading.Thread(target=hold)
@@ -225,22 +225,22 @@ def test_a_fork_while_another_thread_holds_the_turn_can_work():
         thread.join()
     """
     if not hasattr(__import__("os"), "fork"):
-        pytest.skip("there is no fork here")
+        pytest.skip("this platform has no fork")
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=300)
 
 
-def test_a_turn_is_given_up_and_taken_back():
-    turn = Turn()
-    with turn, turn:
-        depth = turn.give_up()
-        assert not turn.held
+def test_a_lock_is_suspended_and_resumed():
+    lock = SuspendableLock()
+    with lock, lock:
+        depth = lock.suspend()
+        assert not lock.held
         with ThreadPoolExecutor(1) as pool:
             assert pool.submit(
-                lambda: turn.__enter__().held and turn.__exit__(None, None, None) is None
+                lambda: lock.__enter__().held and lock.__exit__(None, None, None) is None
             ).result()
-        turn.take_back(depth)
-        assert turn.depth == 2
-    assert not turn.held
+        lock.resume(depth)
+        assert lock.depth == 2
+    assert not lock.held
 
 
 # -- modes --------------------------------------------------------------------------------------
@@ -254,7 +254,7 @@ MODES = {
 
 def test_adversarial_training_in_threads_modes_and_devices():
     with torch.random.fork_rng(devices=[]):
-        train = gan()  # networks are made here: their weights are of the process's generator
+        train = gan()  # the weights of its networks come from the global generator
     expected = train()
     with ThreadPoolExecutor(4) as pool:
         for found in pool.map(train, range(4)):
@@ -266,7 +266,7 @@ def test_adversarial_training_in_threads_modes_and_devices():
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", METHODS)
-def test_grad_modes_change_nothing(name, mode):
+def test_grad_modes_do_not_change_results(name, mode):
     expected = fit(METHODS[name], 1)
     with MODES[mode]():
         found = fit(METHODS[name], 1)
@@ -277,7 +277,7 @@ def test_grad_modes_change_nothing(name, mode):
     np.testing.assert_array_equal(likelihood, expected.log_likelihood()["y"])
 
 
-def test_data_and_networks_that_were_made_in_inference_mode():
+def test_data_and_networks_made_in_inference_mode():
     with torch.inference_mode(), torch.random.fork_rng(devices=[]):
         x, y = torch.tensor(X), torch.tensor(Y)
         net = Net()
@@ -317,7 +317,7 @@ HANDLERS = {
 
 @pytest.mark.parametrize("name", ["nuts", "map", "svi", "importance"])
 @pytest.mark.parametrize("handler", HANDLERS)
-def test_handlers_around_infer_do_not_reach_its_model(handler, name):
+def test_handlers_around_infer_do_not_affect_its_model(handler, name):
     expected = fit(METHODS[name], 1)
     found = []
 
@@ -329,7 +329,7 @@ def test_handlers_around_infer_do_not_reach_its_model(handler, name):
     same(found[0], expected)
 
 
-def test_plates_and_models_around_infer_do_not_reach_its_model():
+def test_plates_and_models_around_infer_do_not_affect_its_model():
     expected = fit(METHODS["laplace"], 1)
     with pyro.plate("outer", 3), pyro.plate("obs", 2):
         same(fit(METHODS["laplace"], 1), expected)
@@ -365,7 +365,7 @@ def test_a_density_as_a_factor_of_another_model():
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_another_default_device_changes_nothing(name):
+def test_another_default_device_does_not_change_results(name):
     expected = fit(METHODS[name], 1)
     reads = (
         lambda f: f.predict(X)["y"],
@@ -387,7 +387,7 @@ def test_another_default_device_changes_nothing(name):
             np.testing.assert_array_equal(got, wanted)
 
 
-def test_a_device_of_a_context():
+def test_a_device_set_by_a_context():
     expected = fit(METHODS["laplace"], 1)
     with torch.device("meta"):
         same(fit(METHODS["laplace"], 1), expected)
@@ -396,11 +396,11 @@ def test_a_device_of_a_context():
     assert value.device.type == grad.device.type == "cpu"
 
 
-# -- the end ------------------------------------------------------------------------------------
+# -- exit ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ends", ["refused", "interrupted", "time is up"])
-def test_the_process_ends_in_order_after_a_run_that_did_not(ends):
+def test_the_process_exits_normally_after_a_failed_run(ends):
     code = textwrap.dedent(
         f"""
         import signal, threading, os, time
@@ -441,7 +441,7 @@ def test_the_process_ends_in_order_after_a_run_that_did_not(ends):
         assert done.stdout.strip() == known.get(ends, "TimeLimitError"), done.stderr
 
 
-def test_a_warning_names_the_line_of_the_call():
+def test_a_warning_points_to_the_line_of_the_call():
     class Local(torch.nn.Module):
         def model(self, y):
             with pyro.plate("n", len(y)):
@@ -475,7 +475,7 @@ def test_twosample_tests_and_anomaly_detection():
             same(fit(METHODS["svi"], 1), expected[1])
 
 
-@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="there is no fork here")
+@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="this platform has no fork")
 def test_a_fork_in_the_middle_of_another_threads_fit_starts_clean():
     code = """if True:
         import os, threading, pyro, torch
@@ -502,8 +502,8 @@ def test_a_fork_in_the_middle_of_another_threads_fit_starts_clean():
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=300)
 
 
-def test_a_property_that_is_read_in_a_model_of_another_thread():
-    """One thread holds the turn and reads a property, another the other way round."""
+def test_a_cached_property_read_by_a_model_in_another_thread():
+    """One thread reads a property under the lock; another takes the lock to compute a property."""
     earlier = [fit(METHODS["laplace"], seed) for seed in range(8)]
 
     def model(x, y):
@@ -517,10 +517,10 @@ def test_a_property_that_is_read_in_a_model_of_another_thread():
         list(pool.map(read, [0, 1, 2, 3, 0, 4, 5, 6, 7, 0]))
 
 
-@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="there is no fork here")
+@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="this platform has no fork")
 @pytest.mark.parametrize("method", ["svi", "laplace"])
 def test_a_forked_process_can_fit(method):
-    """GNU OpenMP's threads are not there after a fork, and to wait for them takes for ever."""
+    """A fork has no threads of GNU OpenMP, so waiting for them would never end."""
     code = f"""if True:
         import os, numpy as np, pyro, pyro.distributions as dist, torch, probdl
         def model(x, y):

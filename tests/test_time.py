@@ -1,4 +1,4 @@
-"""A time limit, Ctrl-C and a chain that fails: what there is is returned, and told."""
+"""A time limit, Ctrl-C and a failing chain: partial results are returned and reported."""
 
 import threading
 
@@ -29,12 +29,12 @@ ENDLESS = {
     "importance": probdl.Importance(num_samples=MANY * 30, draws=50),
 }
 
-LOOKS = {"pathfinder": 300, "importance": 8}  # there are many in a path, and few at large draws
+CHECKS = {"pathfinder": 300, "importance": 8}  # many per path, few per large number of draws
 
 
 @pytest.fixture
 def time_passes(monkeypatch):
-    """Let the time be up once the work has looked at the clock so often, however fast it is."""
+    """Make the time limit pass after a number of readings of the clock, on every machine."""
 
     def passes(after):
         left = [after]
@@ -49,19 +49,19 @@ def time_passes(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ENDLESS)
-def test_a_time_limit_returns_what_there_is(name, time_passes):
+def test_a_time_limit_returns_partial_results(name, time_passes):
     method = ENDLESS[name]
-    time_passes(after=LOOKS.get(name, 60))
-    with pytest.warns(probdl.FindingWarning, match=r"the time limit of 1\.5 s ended the run after"):
+    time_passes(after=CHECKS.get(name, 60))
+    with pytest.warns(probdl.FindingWarning, match=r"The time limit of 1\.5 s ended the run after"):
         fit = probdl.infer(normal_normal, SIGMA, Y, method=method, seed=1, time_limit=1.5)
     assert "time_limit" in [f.check for f in fit.diagnose()]
     assert fit.draws["mu"].size < 1_000_000 * method.__dict__.get("chains", 1)
-    if name not in ("eager", "hmc", "svi", "svi_eager"):  # which may not have come far
+    if name not in ("eager", "hmc", "svi", "svi_eager"):  # which may have made little progress
         assert fit.draws["mu"].mean() == pytest.approx(1.5, abs=0.5)
 
 
 @pytest.mark.parametrize("paths", [1, 3])
-def test_the_draws_of_a_path_end_in_time(paths, time_passes):
+def test_drawing_from_a_path_stops_at_the_time_limit(paths, time_passes):
     method = probdl.Pathfinder(paths=paths, draws=5_000_000)
     time_passes(after=200)
     with pytest.warns(
@@ -72,7 +72,7 @@ def test_the_draws_of_a_path_end_in_time(paths, time_passes):
     assert fit.draws["mu"].mean() == pytest.approx(1.5, abs=0.5)
 
 
-def test_a_gan_ends_in_time(time_passes):
+def test_a_gan_stops_at_the_time_limit(time_passes):
     def generator(x):
         net = pyro.module("net", probdl.nn.MLP([1, 4, 1]).double())
         with pyro.plate("rows", len(x)):
@@ -84,7 +84,7 @@ def test_a_gan_ends_in_time(time_passes):
 
     method = probdl.GAN(discriminator=probdl.nn.MLP([1, 4, 1]).double(), steps=MANY)
     time_passes(after=60)
-    with pytest.warns(probdl.FindingWarning, match="the time limit of 2 s ended the run"):
+    with pytest.warns(probdl.FindingWarning, match="The time limit of 2 s ended the run"):
         fit = probdl.infer(generator, np.zeros((64, 1)), method=method, seed=1, time_limit=2)
     assert 0 < len(fit.stats["value"]) < MANY
 
@@ -99,15 +99,15 @@ def test_a_limit_that_is_not_reached_changes_nothing():
     assert sum(two.timings[part] for part in ("compile", "sampling")) <= two.timings["total"]
 
 
-def test_time_that_is_up_before_there_is_anything_is_an_error():
-    with pytest.raises(probdl.TimeLimitError, match="passed before there was anything") as error:
+def test_a_time_limit_before_any_result_is_an_error():
+    with pytest.raises(probdl.TimeLimitError, match="passed before there were results") as error:
         probdl.infer(normal_normal, SIGMA, Y, method="nuts", seed=1, time_limit=1e-9)
     assert isinstance(error.value, TimeoutError)
     assert isinstance(error.value, probdl.ProbdlError)
 
 
 @pytest.mark.parametrize("limit", [0, -1.0, "long", True, float("nan")])
-def test_limits_that_are_none(limit):
+def test_invalid_time_limits(limit):
     with pytest.raises(probdl.SettingError, match="time_limit"):
         probdl.infer(normal_normal, SIGMA, Y, seed=1, time_limit=limit)
 
@@ -119,26 +119,26 @@ def chain(length, failure=None):
 @pytest.mark.parametrize(
     ("lengths", "shape"),
     [
-        ([100, 100, 0, 0], (2, 100)),  # on two cores the others had not begun
+        ([100, 100, 0, 0], (2, 100)),  # on two cores the other chains have not started
         ([100, 100, 60, 55], (4, 55)),
         ([100, 100, 60, 45], (2, 100)),
         ([7, 9, 8], (3, 7)),
     ],
 )
-def test_of_unequal_chains_the_most_draws_are_kept(lengths, shape):
+def test_unequal_chains_are_cut_to_keep_the_most_draws(lengths, shape):
     found = gather([chain(n) for n in lengths], 100, TimeUp(1.0))
     assert found.z.shape == (*shape, 1)
     assert found.stats["lp"].shape == shape
     assert [f.check for f in found.findings] == ["time_limit"]
 
 
-def test_a_chain_that_failed_is_left_out_and_told():
+def test_a_failed_chain_is_excluded_and_reported():
     found = gather([chain(9), chain(4, ValueError("overflow")), chain(9)], 9, None)
     assert found.z.shape == (2, 9, 1)
     assert [(f.severity, f.check) for f in found.findings] == [("error", "chain_failed")]
     assert "1 of 3 chains failed" in found.findings[0].message
     assert "chain 1 failed after 4 draws: overflow" in found.findings[0].message
-    with pytest.raises(probdl.ModelError, match="every chain failed; chain 0 failed after 0"):
+    with pytest.raises(probdl.ModelError, match="Every chain failed; chain 0 failed after 0"):
         gather([chain(0, ValueError("overflow"))], 9, None)
 
 
@@ -160,7 +160,7 @@ def test_a_model_that_fails_once_loses_only_that_chain(kind):
     assert fit.draws["mu"].mean() == pytest.approx(0.5, abs=0.3)
 
 
-def test_a_chain_without_a_start_of_its_own_begins_where_another_did(monkeypatch):
+def test_a_chain_without_start_uses_the_start_of_another(monkeypatch):
     original = probdl.LogDensity.initial
     failed = []
 

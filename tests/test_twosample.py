@@ -1,4 +1,4 @@
-"""Two-sample tests: a closed form, the level where nothing differs, and the power where it does."""
+"""Two-sample tests: a closed form, the level under the null hypothesis, and the power."""
 
 import math
 
@@ -16,10 +16,10 @@ def normal(rows, dim=1, mean=0.0, seed=0):
     return mean + torch.randn(rows, dim, generator=torch.Generator().manual_seed(seed))
 
 
-def test_mmd_is_that_of_two_normals():
+def test_mmd_of_two_normals_in_closed_form():
     h, gap = 1.3, 0.7
 
-    def kernel_mean(distance):  # E k of two normals of variance 1 whose means lie so far apart
+    def kernel_mean(distance):  # E k(x, y) for normals with variance 1
         total = h**2 + 2
         return math.sqrt(h**2 / total) * math.exp(-(distance**2) / (2 * total))
 
@@ -39,7 +39,7 @@ def test_mmd_is_that_of_two_normals():
     assert abs(np.mean(same)) < 4 * np.std(same) / math.sqrt(200)
 
 
-def test_the_p_values_of_equal_distributions_are_uniform():
+def test_p_values_for_equal_distributions_are_uniform():
     p = [
         mmd_test(
             normal(30, 3, seed=i), normal(40, 3, seed=900 + i), permutations=199, seed=i
@@ -50,7 +50,7 @@ def test_the_p_values_of_equal_distributions_are_uniform():
     assert min(p) >= 1 / 200
 
 
-def test_a_classifier_keeps_its_level():
+def test_the_classifier_test_keeps_its_level():
     below = sum(
         classifier_test(
             normal(200, 2, seed=i), normal(200, 2, seed=700 + i), steps=150, seed=i
@@ -61,17 +61,17 @@ def test_a_classifier_keeps_its_level():
     assert below <= stats.binom.ppf(0.999, 40, 0.1)
 
 
-def test_both_see_a_difference():
+def test_both_tests_detect_a_difference():
     x, y = normal(600, 2, seed=1), normal(600, 2, seed=2) * torch.tensor([1.0, 1.6])
     assert mmd_test(x, y).p_value < 0.01
     assert classifier_test(x, y).p_value < 0.01
-    # The best accuracy for two normals whose means lie d apart is Phi(d / 2).
+    # For normals with means at a distance d, the best accuracy is Phi(d / 2).
     found = classifier_test(normal(4000, 1, seed=3), normal(4000, 1, mean=2.0, seed=4))
     best = stats.norm.cdf(1.0)
     assert abs(found.statistic - best) < 4 * math.sqrt(best * (1 - best) / 2000)
 
 
-def test_a_network_of_ones_own_is_copied_and_repeats():
+def test_a_given_network_is_copied_and_results_are_reproducible():
     net = MLP([2, 8, 1])
     before = [p.clone() for p in net.parameters()]
     x, y = normal(100, 2, seed=1), normal(100, 2, seed=2, mean=1.0)
@@ -80,7 +80,7 @@ def test_a_network_of_ones_own_is_copied_and_repeats():
     assert mmd_test(x, y, seed=3) == mmd_test(x, y, seed=3)
 
 
-def test_images_and_draws_of_a_fit_are_read():
+def test_images_and_draws_with_chain_and_draw_dimensions():
     images = np.random.default_rng(0).normal(size=(60, 4, 4))
     found = probdl.mmd_test(images, images[None, None, ::-1].copy() + 1.0, max_rows=50)
     assert found.rows == 50
@@ -92,11 +92,11 @@ def test_images_and_draws_of_a_fit_are_read():
     ("x", "y", "message"),
     [
         (normal(50, 2), normal(50, 3), r"shapes \(50, 2\) and \(50, 3\)"),
-        (normal(50), normal(5), "needs 20 of each"),
+        (normal(50), normal(5), "needs at least 20 of each"),
         (normal(50) * math.nan, normal(50), "NaN or infinite"),
     ],
 )
-def test_bad_samples_are_refused(x, y, message):
+def test_invalid_samples_are_errors(x, y, message):
     for test in (mmd_test, classifier_test):
         with pytest.raises(probdl.SettingError, match=message):
             test(x, y)

@@ -1,4 +1,4 @@
-"""Variational autoencoders: shapes, likelihoods, labels, and that they learn."""
+"""Variational autoencoders: training, shapes, likelihoods and labels."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from probdl.models import VAE
 
 
 def squares(n, seed=0):
-    """Images of a bright square in one of four corners, with its corner as the label."""
+    """Return images with a bright square in one of four corners, and the corners as labels."""
     rng = np.random.default_rng(seed)
     label = rng.integers(0, 4, n)
     rate = np.full((n, 8, 8), 0.05)
@@ -31,11 +31,11 @@ def trained():
     return probdl.infer(vae, x, method=method, seed=1)
 
 
-def test_it_learns_what_images_look_like(trained):
+def test_a_trained_vae_is_close_to_the_true_distribution(trained):
     x, label = squares(500, seed=1)
     assert trained.stats["engine"] == "graph"
     evidence = trained.log_evidence(x, num_samples=200)
-    # The truth knows the four corners: log p(x) with the right rates.
+    # log p(x) of the true mixture of four corners
     rate = np.full((4, 8, 8), 0.05)
     for corner in range(4):
         rate[corner, 4 * (corner // 2) :, 4 * (corner % 2) :][:4, :4] = 0.95
@@ -45,22 +45,22 @@ def test_it_learns_what_images_look_like(trained):
     elbo = trained.elbo(x)
     assert elbo.total < evidence.total
     assert (elbo.kl > 0).all()
-    assert elbo.kl.mean() > np.log(4) * 0.7  # which of four corners: log 4 nats
+    assert elbo.kl.mean() > np.log(4) * 0.7  # the corner alone has log 4 nats
     means = trained.reconstruct(x)["x"]
     for corner in range(4):
         np.testing.assert_allclose(means[label == corner].mean(0), rate[corner], atol=0.12)
 
 
-def test_new_images_are_like_the_old_ones(trained):
+def test_generated_images_resemble_the_data(trained):
     images = trained.predict(size=400)["x"]
     assert images.shape == (1, 1, 400, 8, 8)
     assert set(np.unique(images)) == {0.0, 1.0}
     quarters = images[0, 0].reshape(400, 2, 4, 2, 4).mean((2, 4)).reshape(400, 4)
-    assert (quarters.max(1) > 0.7).mean() > 0.5  # one corner is bright, but between the codes
+    assert (quarters.max(1) > 0.7).mean() > 0.5  # not for codes between those of two corners
     assert len(set(quarters.argmax(1))) == 4
 
 
-def test_codes_tell_the_corners_apart(trained):
+def test_codes_separate_the_corners(trained):
     x, label = squares(400, seed=2)
     codes = trained.encode(x)["z"]
     centres = np.stack([codes[label == k].mean(0) for k in range(4)])
@@ -68,7 +68,7 @@ def test_codes_tell_the_corners_apart(trained):
     assert (nearest == label.numpy()).mean() > 0.9
 
 
-def test_the_summary_is_of_the_weights_that_generate(trained):
+def test_draws_are_the_weights_of_the_decoder(trained):
     assert trained.is_point
     assert all(name.startswith(("encoder", "decoder")) for name in trained.stats["params"])
     assert all(name.startswith("decoder") for name in trained.draws)
@@ -87,12 +87,12 @@ def test_convolutions_keep_the_shape(shape):
     assert fit.predict(size=2)["x"].shape == (1, 1, 2, *shape)
     assert fit.stats["engine"] == "graph"
     assert vae.decoder.second[0].weight.shape == (16, 3)
-    with pytest.raises(probdl.SettingError, match="whose sides 8 divides"):
+    with pytest.raises(probdl.SettingError, match="divisible by 8"):
         VAE.conv((10, 8), channels=(4, 8, 8))
 
 
 @pytest.mark.parametrize("make", [VAE.mlp, VAE.conv])
-def test_a_label_conditions_what_is_drawn(make):
+def test_generated_images_match_the_label(make):
     torch.manual_seed(0)
     x, label = squares(600)
     kind = {"hidden": 32} if make == VAE.mlp else {"hidden": 32, "channels": (8,)}
@@ -127,10 +127,10 @@ def test_other_likelihoods(likelihood):
         assert fit.stats["params"]["noise"] == pytest.approx(0.5, rel=0.15)
 
 
-def test_images_outside_the_support_are_refused():
+def test_images_outside_the_support_are_errors():
     vae = VAE.mlp((4,), latent_dim=1, hidden=4)
     for bad in (torch.full((3, 4), 1.5), torch.full((3, 4), 200, dtype=torch.uint8)):
-        with pytest.raises(probdl.DataError, match=r"site 'x': 12 of 12 values .* Bernoulli"):
+        with pytest.raises(probdl.DataError, match=r"Site 'x': 12 of 12 values .* Bernoulli"):
             probdl.infer(vae, bad, method=probdl.SVI(steps=1), seed=1)
     with pytest.raises(probdl.DataError, match="ContinuousBernoulli"):
         probdl.infer(vae, torch.full((3, 4), 0.5), method=probdl.SVI(steps=1), seed=1)
@@ -138,7 +138,7 @@ def test_images_outside_the_support_are_refused():
         VAE.mlp((4,), likelihood="gauss")
 
 
-def test_networks_of_ones_own():
+def test_custom_networks():
     torch.manual_seed(0)
     x, _ = squares(50)
     encoder = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))

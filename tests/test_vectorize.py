@@ -1,4 +1,4 @@
-"""Mapping over draws gives what a loop gives."""
+"""Mapping over draws gives the same results as a loop."""
 
 import importlib
 import warnings
@@ -35,7 +35,7 @@ LOG_PROBS = {
 @pytest.mark.parametrize("name", LOG_PROBS)
 def test_log_probabilities_equal_those_of_a_loop(name):
     with evaluation(), warnings.catch_warnings():
-        warnings.simplefilter("error")  # the slow way counts as failure
+        warnings.simplefilter("error")  # falling back to the loop is a failure
         mapped = vectorize(LOG_PROBS[name], DRAWS)
         looped = torch.stack([LOG_PROBS[name](d) for d in DRAWS])
     torch.testing.assert_close(mapped, looped)
@@ -71,7 +71,7 @@ def test_samples_differ_between_draws_and_have_the_right_mean(name):
     assert (x[1:] != x[:-1]).any()
 
 
-def test_a_value_written_in_place_is_read_in_place():
+def test_a_value_written_in_place_is_read_back():
     def fn(d):
         noise = torch.empty(3)
         noise.normal_()  # the result of the call is not used
@@ -84,11 +84,11 @@ def test_a_value_written_in_place_is_read_in_place():
     assert x.std().item() == pytest.approx(1.0, abs=0.03)
 
 
-def test_control_flow_on_a_value_is_run_draw_by_draw_and_told():
+def test_control_flow_on_a_value_runs_draw_by_draw_with_a_warning():
     def fn(d):
         return d if d > 1 else -d
 
-    with pytest.warns(UserWarning, match="once a draw, which is slow"):
+    with pytest.warns(UserWarning, match="once per draw, which is slow"):
         x = vectorize(fn, DRAWS)
     torch.testing.assert_close(x, torch.where(DRAWS > 1, DRAWS, -DRAWS))
 
@@ -99,12 +99,12 @@ def test_a_single_draw_and_a_nested_result():
     assert x["b"].shape == (1, 2)
 
 
-def test_large_results_come_in_parts_and_are_the_same(monkeypatch):
+def test_large_results_are_computed_in_chunks_and_are_the_same(monkeypatch):
     vectorize_module = importlib.import_module("probdl.model.vectorize")
     draws = torch.randn(50, generator=torch.Generator().manual_seed(0))
     fn = lambda d: {"y": d * torch.arange(10.0), "z": (d + torch.arange(10.0)).sum()}  # noqa: E731
     whole = vectorize(fn, draws)
-    monkeypatch.setattr(vectorize_module, "_CHUNK_NUMBERS", 200)
+    monkeypatch.setattr(vectorize_module, "MAX_NUMBERS_PER_CHUNK", 200)
     parts = list(vectorize_module.chunks(fn, draws))
     assert len(parts) > 5
     again = vectorize(fn, draws)
@@ -112,22 +112,22 @@ def test_large_results_come_in_parts_and_are_the_same(monkeypatch):
     assert torch.equal(whole["z"], again["z"])
 
 
-def test_parts_draw_different_random_numbers(monkeypatch):
-    monkeypatch.setattr(importlib.import_module("probdl.model.vectorize"), "_CHUNK_NUMBERS", 300)
+def test_chunks_draw_different_random_numbers(monkeypatch):
+    vectorize_module = importlib.import_module("probdl.model.vectorize")
+    monkeypatch.setattr(vectorize_module, "MAX_NUMBERS_PER_CHUNK", 300)
     drawn = vectorize(lambda d: d + torch.randn(20), torch.zeros(40))
     assert drawn.unique().numel() == 800
 
 
-def test_a_result_larger_than_the_memory_is_refused(monkeypatch):
-    monkeypatch.setattr(importlib.import_module("probdl.model.vectorize"), "_CHUNK_NUMBERS", 2000)
-    monkeypatch.setattr(
-        importlib.import_module("probdl.model.vectorize"), "machine_memory", lambda unknown: 1000.0
-    )
+def test_a_result_larger_than_the_memory_is_an_error(monkeypatch):
+    vectorize_module = importlib.import_module("probdl.model.vectorize")
+    monkeypatch.setattr(vectorize_module, "MAX_NUMBERS_PER_CHUNK", 2000)
+    monkeypatch.setattr(vectorize_module, "machine_memory", lambda unknown: 1000.0)
     with pytest.raises(probdl.SettingError, match=r"100 draws of .* MiB each.*out=folder"):
         vectorize(lambda d: d + torch.zeros(100), torch.zeros(100))
 
 
-def test_counts_that_are_the_same_for_all_draws_make_no_noise(capfd):
+def test_counts_that_are_the_same_for_all_draws_print_no_warning(capfd):
     seeds, germinated = torch.tensor([10.0, 20.0, 30.0]), torch.tensor([3.0, 4.0, 9.0])
 
     def model(seeds, y=None):

@@ -1,4 +1,4 @@
-"""The results as a table for each task, a summary with the bars, and a plot."""
+"""The results as a table for each task, a summary, and a plot."""
 
 from __future__ import annotations
 
@@ -198,18 +198,18 @@ def _summary(results: dict[str, Rows]) -> list[str]:
     ratios = [found[0] for found in best.values() if found]
     strict = [found[0] for rows in all_rows if (found := against_best(rows, *SET_UP))]
     lines = [
-        "| what, geometric mean (of how many tasks) | bar | measured |",
-        "| --- | --- | --- |",
-        f"| ESS per second, ours / best peer | at least 1.0 | {_mean(ratios)} |",
-        f"| the same, worst task | at least 0.5 | {min(ratios, default=math.nan):.2f} |",
+        "| what, geometric mean (number of tasks) | measured |",
+        "| --- | --- |",
+        f"| ESS per second, ours / best peer | {_mean(ratios)} |",
+        f"| the same, worst task | {min(ratios, default=math.nan):.2f} |",
         "| ESS per second, ours / best peer, those with correlations in their mass matrix among "
-        f"them (worst task) | | {_mean(strict)} ({min(strict, default=math.nan):.2f}) |",
-        f"| ESS per second, ours / Pyro | at least 100 | {_mean(map(against_pyro, all_rows), 0)} |",
-        f"| first call, ours / fastest peer | at most 1.0 | {_mean(map(first_call, all_rows))} |",
-        "| first call, ours cached / fastest peer without a cache | at most 0.2 | "
+        f"them (worst task) | {_mean(strict)} ({min(strict, default=math.nan):.2f}) |",
+        f"| ESS per second, ours / Pyro | {_mean(map(against_pyro, all_rows), 0)} |",
+        f"| first call, ours / fastest peer | {_mean(map(first_call, all_rows))} |",
+        "| first call, ours cached / fastest peer without a cache | "
         f"{_mean(first_call(rows, 'cached_first_s') for rows in all_rows)} |",
-        f"| later calls, ours / fastest peer | | {_mean(map(later_call, all_rows))} |",
-        f"| tasks on which all our runs are right | | "
+        f"| later calls, ours / fastest peer | {_mean(map(later_call, all_rows))} |",
+        f"| tasks on which all our runs are right | "
         f"{sum(_right('probdl', rows) for rows in all_rows)} of {len(done)} |",
         "",
         "ESS per second leaves compilation out.",

@@ -1,1 +1,1 @@
-"""What the ``probdl`` command needs beside the package: words and files in, text and JSON out."""
+"""The ``probdl`` command: read options and files, call the public functions, print text or JSON."""

@@ -1,4 +1,4 @@
-"""What the commands do, once their options are read: thin skins over the public names."""
+"""The commands after their options are parsed: each is a thin layer over the public functions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ import numpy as np
 
 import probdl
 from probdl.command import demo as demonstration
-from probdl.command.console import aside, counted, finding_records, records, say, show
+from probdl.command.console import (
+    count_findings,
+    finding_records,
+    log,
+    output_to_stderr,
+    print_result,
+    records,
+)
 from probdl.command.saved import (
     load_with_model,
     observed_arguments,
@@ -25,7 +32,7 @@ from probdl.command.tabular import bind, read_all
 from probdl.errors import DataError, FindingWarning
 from probdl.findings import Findings
 from probdl.methods import METHODS
-from probdl.model.program import runnable, signature
+from probdl.model.callables import runnable, signature
 from probdl.plots import plot_fit
 from probdl.util.lazy import matplotlib as mpl
 from probdl.util.lazy import pyplot as plt
@@ -47,27 +54,27 @@ def infer(
     quiet: bool,
     as_json: bool,
 ) -> bool:
-    """Fit a model; return whether a finding is an error.
+    """Fit a model, and return whether a finding is an error.
 
     Args:
         program: the model.
-        place: where it is, as it was typed.
-        data: files.
-        method: a name.
-        settings: of the method.
-        seed: repeats a fit.
-        time_limit: in seconds.
+        place: the location of the model, as the user typed it.
+        data: data files.
+        method: the name of the method.
+        settings: the settings of the method.
+        seed: the random seed.
+        time_limit: seconds.
         out: the folder to save the fit in.
-        drop: columns of the data to leave out.
-        quiet: whether to say nothing but errors.
+        drop: columns of the data to ignore.
+        quiet: whether to print errors only.
         as_json: whether to print JSON.
     """
     chosen = METHODS[method.lower()](**settings)
-    bound = _bound(program, data, drop, probdl.infer)
+    bound = _bind_files(program, data, drop, probdl.infer)
     shapes = ", ".join(f"{n} {np.shape(v)}" for n, v in bound.arguments.items())
     start = time.perf_counter()
-    say(f"fitting {place} by {chosen!r} to {shapes or 'no data'}", quiet)
-    with aside(quiet, FindingWarning):
+    log(f"fitting {place} by {chosen!r} to {shapes or 'no data'}", quiet)
+    with output_to_stderr(quiet, FindingWarning):
         fit = probdl.infer(
             program,
             *bound.args,
@@ -81,13 +88,13 @@ def infer(
         if out is not None:
             fit.save(out)
     seconds = time.perf_counter() - start
-    say(f"done in {seconds:.1f} s, seed {fit.seed}; {counted(findings)}", quiet)
+    log(f"done in {seconds:.1f} s, seed {fit.seed}; {count_findings(findings)}", quiet)
     for finding in findings:
-        say(str(finding), quiet)
+        log(str(finding), quiet)
     if out is not None:
-        say(f"saved to {out}", quiet)
+        log(f"saved to {out}", quiet)
     table = fit.summary()
-    show(
+    print_result(
         as_json,
         table,
         fit=None if out is None else str(out),
@@ -97,22 +104,22 @@ def infer(
         summary=records(table),
         findings=finding_records(findings),
     )
-    return _serious(findings)
+    return _has_error(findings)
 
 
 def summary(folder: Path, quiet: bool, as_json: bool) -> None:
-    """Print one row for each scalar of the draws."""
-    with aside(quiet):
+    """Print the summary table, one row per scalar."""
+    with output_to_stderr(quiet):
         table = probdl.load(folder).summary()
-    show(as_json, table, fit=str(folder), summary=records(table))
+    print_result(as_json, table, fit=str(folder), summary=records(table))
 
 
 def diagnose(folder: Path, quiet: bool, as_json: bool) -> bool:
-    """Print the findings; return whether one is an error."""
-    with aside(quiet):
+    """Print the findings, and return whether one is an error."""
+    with output_to_stderr(quiet):
         findings = probdl.load(folder).diagnose()
-    show(as_json, findings, fit=str(folder), findings=finding_records(findings))
-    return _serious(findings)
+    print_result(as_json, findings, fit=str(folder), findings=finding_records(findings))
+    return _has_error(findings)
 
 
 def predict(
@@ -124,12 +131,12 @@ def predict(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Draw predictions, and write them to a file."""
-    with aside(quiet):
+    """Draw from the posterior predictive, and write the draws to a file."""
+    with output_to_stderr(quiet):
         fit = load_with_model(folder, model)
         if data:
             observed = observed_arguments(fit)
-            bound = _bound(fit.model, data, drop, fit.predict, optional=observed)
+            bound = _bind_files(fit.model, data, drop, fit.predict, optional=observed)
             draws = fit.predict(*bound.args, **bound.kwargs)
         else:
             draws = fit.predict()
@@ -139,7 +146,7 @@ def predict(
     else:
         write_npz(out, draws)
     variables = {n: dict(array.sizes) for n, array in predictions.items()}
-    show(
+    print_result(
         as_json,
         "\n".join(f"{n}: {sizes}" for n, sizes in variables.items()) + f"\nwrote {out}",
         predictions=str(out),
@@ -150,15 +157,15 @@ def predict(
 def compare(folders: Sequence[Path], refit: bool, quiet: bool, as_json: bool) -> None:
     """Compare fits by leave-one-out cross-validation."""
     names = [folder.resolve().name for folder in folders]
-    if len(set(names)) < len(names):  # a/fit and b/fit
+    if len(set(names)) < len(names):  # such as a/fit and b/fit
         names = [str(folder) for folder in folders]
-    with aside(quiet):
+    with output_to_stderr(quiet):
         load = load_with_model if refit else probdl.load
         fits = {name: load(folder) for name, folder in zip(names, folders, strict=True)}
         table = probdl.compare(fits, refit=refit, progress=False if quiet else None)
     if not refit and table["high_k"].any():
-        say("no row was fitted again, which needs the models; --refit does it", quiet)
-    show(as_json, table.round(3), comparison=records(table))
+        log("k-hat is high for some rows; --refit refits without them (needs the models)", quiet)
+    print_result(as_json, table.round(3), comparison=records(table))
 
 
 def plot(
@@ -166,34 +173,34 @@ def plot(
 ) -> None:
     """Draw one of ArviZ's plots."""
     mpl.use("Agg")
-    with aside(quiet):
+    with output_to_stderr(quiet):
         fit = probdl.load(folder)
-    with aside(quiet=True):  # of matplotlib's
+    with output_to_stderr(quiet=True):  # without matplotlib's warnings
         figure = plot_fit(fit, kind, site)
     figure.savefig(out, dpi=120, bbox_inches="tight")
-    show(as_json, f"wrote {out}", plot=str(out))
+    print_result(as_json, f"wrote {out}", plot=str(out))
 
 
 def doctor(quiet: bool, as_json: bool) -> None:
-    """Print what the native engine needs, and what is available."""
-    with contextlib.redirect_stdout(None):  # it prints its report by itself
+    """Print the report on the requirements of the native engine."""
+    with contextlib.redirect_stdout(None):  # doctor() prints its report itself
         report = probdl.doctor()
-    show(as_json, report, **dataclasses.asdict(report))
+    print_result(as_json, report, **dataclasses.asdict(report))
 
 
 def demo(out: Path | None, quiet: bool, as_json: bool) -> None:
-    """Fit eight schools by four methods."""
+    """Fit the eight schools by four methods."""
     mpl.use("Agg")
     fits = {}
-    with aside(quiet, FindingWarning):
+    with output_to_stderr(quiet, FindingWarning):
         for name, fit in demonstration.fit_schools(False if quiet else None):
             fits[name] = fit
-            say(f"{name}: {fit.diagnose()}", quiet)
+            log(f"{name}: {fit.diagnose()}", quiet)
     if out is not None:
         demonstration.plot_methods(fits, demonstration.EFFECT, demonstration.LABELS)
         plt.gcf().savefig(out, dpi=120)
     table = demonstration.side_by_side(fits, "mu", "tau", "theta")
-    show(
+    print_result(
         as_json,
         f"{table.to_string()}" + (f"\nwrote {out}" if out else ""),
         summary={name: records(fit.summary()) for name, fit in fits.items()},
@@ -202,29 +209,34 @@ def demo(out: Path | None, quiet: bool, as_json: bool) -> None:
     )
 
 
-def _bound(
+def _bind_files(
     model: Any,
     paths: Sequence[Path] | None,
     drop: Sequence[str] | None,
     call: Callable[..., Any],
     optional: Sequence[str] = (),
 ) -> inspect.BoundArguments:
-    """Read files of data, and give what they hold to the arguments of a model, for a call."""
+    """Read data files and bind their contents to the arguments of a model.
+
+    Raises:
+        DataError: as in `bind`, or a name in the data is an argument of ``call`` itself.
+    """
     known = signature(runnable(model)).parameters
-    bound = bind(model, read_all(paths or (), drop=drop or (), also=known), optional=optional)
-    taken = inspect.signature(call).parameters
-    if clash := [name for name in bound.kwargs if name in taken and name not in known]:
+    values = read_all(paths or (), drop=drop or (), coordinates=known)
+    bound = bind(model, values, optional=optional)
+    reserved = inspect.signature(call).parameters
+    if clash := [name for name in bound.kwargs if name in reserved and name not in known]:
         raise DataError(
-            f"the data have {clash[0]!r}, which {call.__name__}() takes for itself, so that a "
-            f"model with **{_rest(known)} cannot have it. Rename it in the file, or leave it out "
-            f"by --drop {clash[0]}."
+            f"The data contain {clash[0]!r}, which is an argument of {call.__name__}() itself, so "
+            f"it cannot be passed to the model through **{_var_keyword(known)}. Rename it in the "
+            f"file, or ignore it with --drop {clash[0]}."
         )
     return bound
 
 
-def _rest(parameters: Mapping[str, inspect.Parameter]) -> str:
+def _var_keyword(parameters: Mapping[str, inspect.Parameter]) -> str:
     return next(name for name, p in parameters.items() if p.kind is p.VAR_KEYWORD)
 
 
-def _serious(findings: Findings) -> bool:
+def _has_error(findings: Findings) -> bool:
     return any(f.severity == "error" for f in findings)

@@ -1,8 +1,8 @@
-"""The ``probdl`` command: its options, and what is refused before any work.
+"""The ``probdl`` command: its options, and the checks that run before any work.
 
-What a command finds goes to standard output, what it says meanwhile to standard error. It ends
-with 0 where all is well, with 1 under ``--strict`` where a finding is an error, with 2 on bad
-input, with 3 on an unexpected error, and with 130 after Ctrl-C.
+Results go to standard output, progress and messages to standard error. Exit codes: 0 for success,
+1 for a finding that is an error (with ``--strict``), 2 for invalid input, 3 for an unexpected
+error, and 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -18,35 +18,36 @@ import typer
 from typer.core import TyperCommand
 
 from probdl import __version__
-from probdl.command.catalogue import catalogue, find, near
-from probdl.command.console import show
+from probdl.command.catalogue import catalogue, find_method
+from probdl.command.console import print_result
 from probdl.command.locate import locate_model
 from probdl.command.outputs import check_file, check_folder, check_picture
 from probdl.command.settings import parse
 from probdl.errors import ProbdlError, SettingError
 from probdl.io.idata import PLOTS
+from probdl.util.suggestions import suggest
 
 __all__ = ["app"]
 
 
 def _actions() -> ModuleType:
-    """Import what the commands do, which imports torch: help and refusals come without it."""
+    """Import the actions when they are needed: they import torch, but help and checks do not."""
     from probdl.command import actions
 
     return actions
 
 
 class _Command(TyperCommand):
-    """A command that tells an error in one line, and in its exit code."""
+    """A command that reports an error in one line and by its exit code."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
         try:
             return super().invoke(ctx)
-        except (typer.Exit, typer.Abort, BrokenPipeError):  # the last is `probdl … | head`
+        except (typer.Exit, typer.Abort, BrokenPipeError):  # BrokenPipeError: `probdl … | head`
             raise
         except KeyboardInterrupt:
-            typer.echo("interrupted: there was nothing to keep yet", err=True)
+            typer.echo("interrupted: no results yet, nothing was saved", err=True)
             raise typer.Exit(130) from None
         except (ProbdlError, OSError) as error:
             typer.echo(f"error: {error}", err=True)
@@ -56,7 +57,7 @@ class _Command(TyperCommand):
             if ctx.parent.params["traceback"]:
                 tracebacks.print_exc()
             else:
-                typer.echo(f"`probdl --traceback {self.name} …` shows where", err=True)
+                typer.echo(f"Run `probdl --traceback {self.name} …` for a traceback.", err=True)
             raise typer.Exit(3) from None
 
 
@@ -70,16 +71,16 @@ app = typer.Typer(
 Folder = Annotated[Path, typer.Argument(help="The folder of a fit.", show_default=False)]
 Data = Annotated[
     list[Path] | None,
-    typer.Option(metavar="FILE", help="Data by name: .csv, .json, .npz, .nc; may be repeated."),
+    typer.Option(metavar="FILE", help="A data file (.csv, .json, .npz or .nc); may be repeated."),
 ]
 Drop = Annotated[
     list[str] | None,
-    typer.Option(metavar="NAME", help="A column of the data to leave out; may be repeated."),
+    typer.Option(metavar="NAME", help="A column of the data to ignore; may be repeated."),
 ]
-Model = Annotated[str | None, typer.Option(help="file.py:name, where it is not where it was.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors on stderr.")]
+Model = Annotated[str | None, typer.Option(help="file.py:name, if the model has moved.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors to stderr.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 on findings that are errors.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 if a finding is an error.")]
 
 
 def _version(value: bool) -> None:
@@ -94,10 +95,10 @@ def main(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
     traceback: Annotated[
-        bool, typer.Option("--traceback", help="Print where an unexpected error came from.")
+        bool, typer.Option("--traceback", help="Print the traceback of an unexpected error.")
     ] = False,
 ) -> None:
-    """One call from a Pyro program to its posterior."""
+    """Fit Pyro models to data from the command line."""
 
 
 @app.command(cls=_Command)
@@ -106,15 +107,17 @@ def infer(
         str, typer.Argument(help="file.py:name or package.module:name.", show_default=False)
     ],
     data: Data = None,
-    method: Annotated[str, typer.Option(help="A name that `probdl methods` lists.")] = "nuts",
+    method: Annotated[str, typer.Option(help="A name listed by `probdl methods`.")] = "nuts",
     setting: Annotated[
         list[str] | None,
         typer.Option(
             "--set", metavar="NAME=VALUE", help="A setting of the method; may be repeated."
         ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Repeats a fit.")] = None,
-    time_limit: Annotated[float | None, typer.Option(help="Seconds; keeps what there is.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed; makes the fit repeatable.")] = None,
+    time_limit: Annotated[
+        float | None, typer.Option(help="In seconds; the fit holds the draws made by then.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The folder to save the fit in.")] = None,
     drop: Drop = None,
     strict: Strict = False,
@@ -123,15 +126,15 @@ def infer(
 ) -> None:
     """Fit a model to data.
 
-    Columns of a table, keys of a JSON object, arrays and variables of files are given to the
-    arguments of the model by name. Columns x[0], x[1], … or x_0, x_1, … make one argument x.
-    After Ctrl-C the fit is that of the draws there are.
+    Table columns, JSON keys, arrays and netCDF variables are passed to the model's arguments by
+    name. Columns x[0], x[1], … or x_0, x_1, … are joined into one argument x. After Ctrl-C, the
+    fit holds the draws made so far.
     """
     settings = parse(method, setting or [])
     program = locate_model(model)
     if out is not None:
         check_folder(out)
-    findings_fail = _actions().infer(
+    has_errors = _actions().infer(
         program,
         model,
         data,
@@ -144,12 +147,12 @@ def infer(
         quiet=quiet,
         as_json=as_json,
     )
-    _exit(findings_fail and strict)
+    _exit_if(has_errors and strict)
 
 
 @app.command(cls=_Command)
 def summary(folder: Folder, quiet: Quiet = False, as_json: AsJson = False) -> None:
-    """Print one row for each scalar of the draws."""
+    """Print the summary table, one row per scalar."""
     _actions().summary(folder, quiet, as_json)
 
 
@@ -157,8 +160,8 @@ def summary(folder: Folder, quiet: Quiet = False, as_json: AsJson = False) -> No
 def diagnose(
     folder: Folder, strict: Strict = False, quiet: Quiet = False, as_json: AsJson = False
 ) -> None:
-    """Print the findings, each with what to try."""
-    _exit(_actions().diagnose(folder, quiet, as_json) and strict)
+    """Print the findings, each with a remedy."""
+    _exit_if(_actions().diagnose(folder, quiet, as_json) and strict)
 
 
 @app.command(cls=_Command)
@@ -171,10 +174,10 @@ def predict(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Draw predictions, at new data or at those of the fit.
+    """Draw from the posterior predictive, at new data or at the data of the fit.
 
-    The observed arguments may be missing from the new data. Predictions have the dimensions
-    (chain, draw, *shape of the site at the new data).
+    The new data may omit the observed arguments. Predictions have the dimensions (chain, draw,
+    *shape of the site at the new data).
     """
     check_file(out, "predictions", (".nc", ".npz"))
     _actions().predict(folder, out, data, model, drop, quiet, as_json)
@@ -182,9 +185,9 @@ def predict(
 
 @app.command(cls=_Command)
 def compare(
-    folders: Annotated[list[Path], typer.Argument(help="The folders of fits of the same data.")],
+    folders: Annotated[list[Path], typer.Argument(help="The folders of fits to the same data.")],
     refit: Annotated[
-        bool, typer.Option(help="Fit again without the rows where k-hat is high; needs the models.")
+        bool, typer.Option(help="Refit without each row whose k-hat is high; needs the models.")
     ] = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -199,26 +202,26 @@ def plot(
     kind: Annotated[str, typer.Argument(help=" | ".join(PLOTS), show_default=False)],
     out: Annotated[Path, typer.Option(help="A .png, .pdf or .svg file.", show_default=False)],
     site: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="A site to draw; may be repeated.")
+        list[str] | None, typer.Option(metavar="NAME", help="A site to plot; may be repeated.")
     ] = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Draw one of ArviZ's plots."""
     if kind not in PLOTS:
-        raise SettingError(f"there is no plot {kind!r}; {near(kind, PLOTS)}")
+        raise SettingError(f"There is no plot {kind!r}; {suggest(kind, PLOTS)}")
     check_picture(out)
     _actions().plot(folder, kind, out, site, quiet, as_json)
 
 
 @app.command(cls=_Command)
 def methods(
-    name: Annotated[str | None, typer.Argument(help="One of them, in full.")] = None,
+    name: Annotated[str | None, typer.Argument(help="A method to describe in full.")] = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """List the methods with their settings."""
-    shown = catalogue() if name is None else {name.lower(): find(name)}
+    shown = catalogue() if name is None else {name.lower(): find_method(name)}
     if name is not None:
         text = "\n".join(entry.doc for entry in shown.values())
     else:
@@ -235,28 +238,28 @@ def methods(
         }
         for n, entry in shown.items()
     ]
-    show(as_json, text, methods=records)
+    print_result(as_json, text, methods=records)
 
 
 @app.command(cls=_Command)
 def doctor(quiet: Quiet = False, as_json: AsJson = False) -> None:
-    """Tell what the native engine needs, and what is there."""
+    """Check the requirements of the native engine."""
     _actions().doctor(quiet, as_json)
 
 
 @app.command(cls=_Command)
 def demo(
-    out: Annotated[Path | None, typer.Option(help="A file for the plot, such as demo.png.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The plot's file, such as demo.png.")] = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Fit eight schools by four methods."""
+    """Fit the eight schools by four methods."""
     if out is not None:
         check_picture(out)
     _actions().demo(out, quiet, as_json)
 
 
-def _exit(failed: bool) -> None:
+def _exit_if(failed: bool) -> None:
     if failed:
         raise typer.Exit(1)
 

@@ -1,4 +1,4 @@
-"""What a command says: its result on standard output, as text or JSON, the rest on stderr."""
+"""Output of the commands: results on standard output, as text or JSON; messages on stderr."""
 
 from __future__ import annotations
 
@@ -17,45 +17,53 @@ import numpy as np
 from probdl.findings import Finding
 from probdl.util.lazy import pandas as pd
 
-__all__ = ["aside", "counted", "finding_records", "records", "say", "show", "table_text"]
+__all__ = [
+    "count_findings",
+    "finding_records",
+    "log",
+    "output_to_stderr",
+    "print_result",
+    "records",
+    "table_text",
+]
 
-_ROWS = 40  # of a table for the eye; JSON has them all
+MAX_TABLE_ROWS = 40  # printed as text; JSON holds all rows
 
 
-def say(line: str, quiet: bool) -> None:
-    """Write a line to standard error, or say nothing."""
+def log(line: str, quiet: bool) -> None:
+    """Write a line to standard error, unless ``quiet``."""
     if not quiet:
         print(line, file=sys.stderr, flush=True)  # noqa: T201
 
 
 @contextlib.contextmanager
-def aside(quiet: bool, *unsaid: type[Warning]) -> Iterator[None]:
-    """Keep standard output free: what a model prints, and warnings, go to standard error.
+def output_to_stderr(quiet: bool, *ignored: type[Warning]) -> Iterator[None]:
+    """Redirect the output of models, and warnings, from standard output to standard error.
 
     Args:
-        quiet: whether to leave warnings out.
-        unsaid: warnings to leave out in any case.
+        quiet: whether to suppress all warnings.
+        ignored: warnings to suppress in any case.
     """
     with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
-        warnings.simplefilter("ignore")  # of libraries to programmers
+        warnings.simplefilter("ignore")  # such as the deprecation warnings of libraries
         if not quiet:
             warnings.simplefilter("always", UserWarning)
-        for category in unsaid:
+        for category in ignored:
             warnings.simplefilter("ignore", category)
-        warnings.showwarning = lambda message, *_args, **_kwargs: say(f"warning: {message}", False)
+        warnings.showwarning = lambda message, *_args, **_kwargs: log(f"warning: {message}", False)
         yield
 
 
-def show(as_json: bool, text: Any, **result: Any) -> None:
-    """Write a result to standard output.
+def print_result(as_json: bool, text: Any, **result: Any) -> None:
+    """Print a result to standard output.
 
     Args:
-        as_json: whether a machine reads it.
-        text: for people.
-        result: for machines. NaN and infinite numbers become null, which JSON has none for.
+        as_json: whether to print ``result`` as JSON instead of ``text``.
+        text: a string, or a table to print as text.
+        result: the values for JSON. NaN and infinite numbers become null.
     """
     if as_json:
-        print(json.dumps(_plain(result), indent=2, ensure_ascii=False))  # noqa: T201
+        print(json.dumps(_to_json(result), indent=2, ensure_ascii=False))  # noqa: T201
     else:
         print(table_text(text) if hasattr(text, "to_string") else text)  # noqa: T201
 
@@ -63,14 +71,14 @@ def show(as_json: bool, text: Any, **result: Any) -> None:
 def table_text(table: pd.DataFrame) -> str:
     """Return the first rows of a table as text."""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    lines = [table.head(_ROWS).to_string(line_width=width)]
-    if len(table) > _ROWS:
-        lines.append(f"… and {len(table) - _ROWS} more rows, which --json prints")
+    lines = [table.head(MAX_TABLE_ROWS).to_string(line_width=width)]
+    if len(table) > MAX_TABLE_ROWS:
+        lines.append(f"… and {len(table) - MAX_TABLE_ROWS} more rows; --json prints all")
     return "\n".join(lines)
 
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return the rows of a table, each with its label as ``name``."""
+    """Return the rows of a table as dicts, with the row label under ``name``."""
     return [
         {"name": str(label), **{str(k): v for k, v in row.items()}}
         for label, row in table.to_dict("index").items()
@@ -78,15 +86,15 @@ def records(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def finding_records(findings: Iterable[Finding]) -> list[dict[str, Any]]:
-    """Return findings as plain values."""
+    """Return findings as dicts."""
     return [asdict(finding) for finding in findings]
 
 
-def counted(findings: Iterable[Finding]) -> str:
-    """Say how many findings there are of each severity.
+def count_findings(findings: Iterable[Finding]) -> str:
+    """Return the number of findings of each severity as text.
 
-    >>> counted([Finding("error", "rhat", "…"), Finding("error", "ess", "…")])
-    '2 findings: 2 error'
+    >>> count_findings([Finding("error", "rhat", "…"), Finding("warning", "ess", "…")])
+    '2 findings: 1 error, 1 warning'
     """
     severities = [f.severity for f in findings]
     if not severities:
@@ -95,11 +103,11 @@ def counted(findings: Iterable[Finding]) -> str:
     return f"{len(severities)} finding{'s' * (len(severities) > 1)}: {', '.join(parts)}"
 
 
-def _plain(value: Any) -> Any:
+def _to_json(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): _to_json(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [_to_json(v) for v in value]
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):

@@ -1,4 +1,4 @@
-"""The demonstration: eight schools by four methods, side by side."""
+"""The demonstration: the eight schools fitted by four methods, side by side."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["EFFECT", "LABELS", "METHODS", "SIGMA", "fit_schools", "plot_methods", "side_by_side"]
 
 METHODS = ("mle", "map", "laplace", "nuts")
-SIGMA = np.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])  # points of the score
-EFFECT = np.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])  # Rubin (1981), table 1
+# Effects of coaching and their standard errors, in points: Rubin (1981), table 1.
+SIGMA = np.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
+EFFECT = np.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
 LABELS = tuple("ABCDEFGH")
 
 
@@ -28,7 +29,7 @@ def fit_schools(progress: bool | None = None) -> Iterator[tuple[str, Fit]]:
     """Fit the eight schools by each method in turn.
 
     Args:
-        progress: whether to show progress; None shows it on a terminal.
+        progress: whether to show progress; None shows it on a terminal only.
     """
     coords = {"school": LABELS}
     for method in METHODS:
@@ -47,7 +48,7 @@ def fit_schools(progress: bool | None = None) -> Iterator[tuple[str, Fit]]:
 
 
 def side_by_side(fits: Mapping[str, Fit], *sites: str) -> pd.DataFrame:
-    """Put the estimates of several fits, and their standard errors or sds, beside one another."""
+    """Return a table of the estimates of several fits with their standard errors or sds."""
     columns = {}
     for name, fit in fits.items():
         table = fit.summary()
@@ -58,9 +59,9 @@ def side_by_side(fits: Mapping[str, Fit], *sites: str) -> pd.DataFrame:
 
 
 def plot_methods(fits: Mapping[str, Fit], effect: Any, labels: Sequence[str]) -> Axes:
-    """Plot what each method says of each school: the estimate, and 95 % around it."""
+    """Plot the estimate and the 95 % interval of each method for each school."""
     _, ax = plt.subplots(figsize=(8, 4.2), layout="constrained")
-    place = np.arange(len(labels))
+    position = np.arange(len(labels))
     for i, (name, fit) in enumerate(fits.items()):
         if fit.is_point:
             center = fit.draws["theta"][0, 0]
@@ -69,12 +70,12 @@ def plot_methods(fits: Mapping[str, Fit], effect: Any, labels: Sequence[str]) ->
             draws = fit.draws["theta"].reshape(-1, len(labels))
             center = draws.mean(0)
             low, high = np.quantile(draws, [0.025, 0.975], axis=0)
-        at = place + 0.18 * (i - 1.5)
+        at = position + 0.18 * (i - 1.5)
         ax.vlines(at, low, high, color=f"C{i}", lw=2)
         ax.plot(at, center, "o", color=f"C{i}", ms=5, label=name)
-    ax.hlines(effect, place - 0.36, place + 0.36, color="k", lw=1, label="observed")
+    ax.hlines(effect, position - 0.36, position + 0.36, color="k", lw=1, label="observed")
     ax.set(
-        xticks=place,
+        xticks=position,
         xticklabels=labels,
         xlabel="school",
         ylabel="effect of coaching, points",

@@ -1,4 +1,4 @@
-"""Saved fits as the command uses them: with their model, as data sets of predictions, in plots."""
+"""Saved fits: load them with their model, and write their predictions."""
 
 from __future__ import annotations
 
@@ -22,20 +22,24 @@ __all__ = ["load_with_model", "observed_arguments", "to_dataset", "write_npz"]
 
 
 def load_with_model(folder: Path, model: str | None = None) -> Fit:
-    """Load a fit with its model, found where it was unless ``model`` tells where it is.
+    """Load a fit with its model.
+
+    Args:
+        folder: the folder of the fit.
+        model: the location of the model; None uses the location that was saved.
 
     Raises:
-        ModelError: the model is not there any more.
+        ModelError: the model is not at its saved location.
     """
     if model is None:
-        was = read_index(folder)[0]["model"]
-        file, parts = was.get("file"), (was.get("qualname") or "<unknown>").split(".")
+        recorded = read_index(folder)[0]["model"]
+        file, parts = recorded.get("file"), (recorded.get("qualname") or "<unknown>").split(".")
         if not file or not Path(file).is_file() or any("<" in part for part in parts):
             raise ModelError(
-                f"the model {was['name']!r} of {folder} is not to be found where it was "
-                f"({file or 'unknown'}). Tell where it is with --model file.py:name."
+                f"The model {recorded['name']!r} of {folder} was not found at its saved location "
+                f"({file or 'unknown'}). Pass --model file.py:name."
             )
-        # A qualified name is module and name; a module in a package is imported as such.
+        # The qualified name is module.name. A module in a package is imported by its full name.
         stem = Path(file).stem
         at = parts.index(stem) if stem in parts else 0
         place = ".".join(parts[: at + 1]) if at else file
@@ -44,7 +48,7 @@ def load_with_model(folder: Path, model: str | None = None) -> Fit:
 
 
 def observed_arguments(fit: Fit) -> list[str]:
-    """List the arguments that are the observed values of a site."""
+    """Return the names of the arguments whose values are observed at a site."""
     values = [site.value for site in fit.structure.of("observed")]
     return [
         name
@@ -54,7 +58,7 @@ def observed_arguments(fit: Fit) -> list[str]:
 
 
 def to_dataset(fit: Fit, draws: dict[str, Any]) -> xr.Dataset:
-    """Name the dimensions of predictions after the plates."""
+    """Return predictions as a dataset with named dimensions and their labels."""
     sites = {n: [*fit.structure.sites[n].dims] for n in draws}
     named = unclashed(sites, [*draws]) | {n: [*d] for n, d in fit.dims.items() if n in draws}
     arrays = {}
@@ -71,7 +75,7 @@ def to_dataset(fit: Fit, draws: dict[str, Any]) -> xr.Dataset:
 
 
 def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Write arrays as ``numpy.savez`` does, which takes no array of the name ``file``."""
+    """Write arrays in the format of ``numpy.savez``, which cannot store an array named ``file``."""
     with zipfile.ZipFile(path, "w") as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:

@@ -1,4 +1,4 @@
-"""Methods made from words: their names and settings, as they are typed."""
+"""Parse the settings of a method from the command line."""
 
 from __future__ import annotations
 
@@ -7,33 +7,34 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from probdl.command.catalogue import find, near
+from probdl.command.catalogue import find_method
 from probdl.command.locate import locate
 from probdl.errors import SettingError
+from probdl.util.suggestions import suggest
 
 __all__ = ["parse"]
 
 
 def parse(name: str, settings: Sequence[str]) -> dict[str, Any]:
-    """Read the settings of a method, each of the form ``name=value``.
+    """Parse the settings of a method, each of the form ``name=value``.
 
-    Values are read as JSON or as Python writes them; ``file.py:name`` is that object, and
-    anything else a word.
+    A value is a JSON value or a Python literal; ``file.py:name`` is imported, and anything else is
+    a string.
 
     Raises:
-        SettingError: there is no such method or setting.
+        SettingError: the method or the setting does not exist.
 
     >>> parse("nuts", ["draws=2000", "mass_matrix=dense"])
     {'draws': 2000, 'mass_matrix': 'dense'}
     """
-    known = find(name).settings
+    known = find_method(name).settings
     given = {}
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:
             raise SettingError(f"--set {setting}: write NAME=VALUE, such as draws=2000.")
         if key not in known:
-            raise SettingError(f"{name} has no setting {key!r}; {near(key, known)}")
+            raise SettingError(f"{name} has no setting {key!r}; {suggest(key, known)}")
         given[key] = text
     return {key: _value(text) for key, text in given.items()}
 

@@ -1,8 +1,7 @@
-"""Data in files, and which of a model's arguments they are."""
+"""Read data files, and bind their contents to the arguments of a model."""
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import json
 import re
@@ -17,17 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from probdl.errors import DataError
-from probdl.model.program import runnable, signature
+from probdl.model.callables import runnable, signature
 from probdl.util.lazy import pandas as pd
 from probdl.util.lazy import xarray as xr
+from probdl.util.suggestions import did_you_mean
 
 __all__ = ["bind", "read", "read_all"]
 
 Values = dict[str, Any]
 
-_NUMBERED = re.compile(r"(.+?)(?:\[(\d+)\]|_(\d+))")
-_WHOLE = re.compile(r"\s*[+-]?\d{1,4000}\s*")  # Python converts no more digits than 4300
-_ERRORS = (  # of readers, on a file that is none of theirs or that is damaged
+_NUMBERED_COLUMN = re.compile(r"(.+?)(?:\[(\d+)\]|_(\d+))")
+_INTEGER = re.compile(r"\s*[+-]?\d{1,4000}\s*")  # int() refuses more than 4300 digits
+_READ_ERRORS = (  # raised by the readers for damaged files and for files of another format
     OSError,
     ValueError,
     KeyError,
@@ -40,22 +40,22 @@ _ERRORS = (  # of readers, on a file that is none of theirs or that is damaged
 
 
 def read(path: str | Path, *, drop: Collection[str] = ()) -> Values:
-    r"""Read a file of data: what it holds, by name.
+    r"""Read a data file, and return its contents by name.
 
     ============  ==============================================================================
-    ``.csv``      a table: the first line names the columns, each an array
-    ``.json``     an object: lists of numbers become arrays, single numbers and words stay so
-    ``.npz``      arrays, as ``numpy.savez`` writes them
+    ``.csv``      a table with column names in the first line; each column becomes an array
+    ``.json``     an object; lists of numbers become arrays, numbers and strings stay as they are
+    ``.npz``      arrays written by ``numpy.savez``
     ``.nc``       the variables of a netCDF file
     ============  ==============================================================================
 
     Args:
         path: the file.
-        drop: what to leave out of it.
+        drop: names to ignore.
 
     Raises:
-        DataError: the file cannot be read, a cell is empty, a column holds text, or there is
-            nothing of that name to leave out.
+        DataError: the file cannot be read, a cell is empty, a column contains text, or a name in
+            ``drop`` does not exist.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp(), "data.csv")
@@ -67,66 +67,71 @@ def read(path: str | Path, *, drop: Collection[str] = ()) -> Values:
 
 
 def read_all(
-    paths: Iterable[str | Path], *, drop: Collection[str] = (), also: Collection[str] = ()
+    paths: Iterable[str | Path], *, drop: Collection[str] = (), coordinates: Collection[str] = ()
 ) -> Values:
-    """Read several files of data into one.
+    """Read several data files, and return their contents by name.
 
     Args:
         paths: the files.
-        drop: what to leave out; it may be in any of them.
-        also: what to read of a netCDF file though it is a coordinate, and no variable.
+        drop: names to ignore, in all files.
+        coordinates: names to read from netCDF files even if they are coordinates.
 
     Raises:
-        DataError: as in `read`; or two files hold something of one name.
+        DataError: as in `read`, or two files contain the same name.
     """
     values: Values = {}
-    files = [(Path(path), _raw(Path(path), also)) for path in paths]
-    for path, held in files:
-        kept = {n: v for n, v in held.items() if n not in drop}
-        if twice := [name for name in kept if name in values]:
-            raise DataError(f"{path} holds {twice[0]!r}, which another file has already.")
-        values |= {n: _checked(v, f"{path}: {n!r}") for n, v in kept.items()}
-    names = list(dict.fromkeys(name for _, held in files for name in held))
+    files = [(Path(path), _read_file(Path(path), coordinates)) for path in paths]
+    for path, contents in files:
+        kept = {n: v for n, v in contents.items() if n not in drop}
+        if duplicates := [name for name in kept if name in values]:
+            raise DataError(
+                f"{path} contains {duplicates[0]!r}, which another file contains too. Rename it "
+                "in one of them."
+            )
+        values |= {n: _check_value(v, f"{path}: {n!r}") for n, v in kept.items()}
+    names = list(dict.fromkeys(name for _, contents in files for name in contents))
     if files and (unknown := [name for name in drop if name not in names]):
-        have = "has" if len(files) == 1 else "have"
+        contain = "contains" if len(files) == 1 else "contain"
         raise DataError(
-            f"{' and '.join(str(path) for path, _ in files)} {have} no "
-            f"{_quoted(unknown)} to drop, only {', '.join(names) or 'nothing'}."
+            f"--drop {unknown[0]}: {' and '.join(str(path) for path, _ in files)} {contain} no "
+            f"{_quoted(unknown)}, only {', '.join(names) or 'nothing'}."
         )
     return values
 
 
-def _raw(path: Path, also: Collection[str]) -> Values:
-    """Read what a file holds, as it is."""
+def _read_file(path: Path, coordinates: Collection[str]) -> Values:
+    """Return the contents of a file without checks."""
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
-        raise DataError(f"{path}: data are read from files that end in {', '.join(_READERS)}.")
+        raise DataError(
+            f"{path} has an unknown file type. Data files end in {', '.join(_READERS)}."
+        )
     if not path.is_file():
-        raise DataError(f"{path}: there is no such file.")
+        raise DataError(f"The data file {path} does not exist.")
     try:
-        return reader(path, also)
+        return reader(path, coordinates)
     except DataError:
         raise
-    except _ERRORS as error:
+    except _READ_ERRORS as error:
         raise DataError(f"{path} cannot be read as {path.suffix[1:]}: {error}") from error
 
 
 def bind(
     model: Callable[..., Any], values: Mapping[str, Any], *, optional: Collection[str] = ()
 ) -> inspect.BoundArguments:
-    """Give values to the arguments of a model by name.
+    """Bind values to the arguments of a model by name.
 
-    Arguments with defaults may be left out, and so may those in ``optional``, which become None.
-    Where a model has an argument ``x``, and there are columns ``x[0]``, ``x[1]``, … or ``x_0``,
-    ``x_1``, … (numbered from 0, none missing) and no ``x``, they are its columns.
+    Arguments with a default may be missing. Missing arguments in ``optional`` become None. If an
+    argument ``x`` is missing but there are columns ``x[0]``, ``x[1]``, … or ``x_0``, ``x_1``, …
+    (numbered from 0 without gaps), they are joined into a matrix.
 
     Args:
         model: a callable or an ``nn.Module``.
-        values: by name.
-        optional: arguments without a default that may be left out all the same.
+        values: the values by name.
+        optional: arguments without a default that may be missing too.
 
     Raises:
-        DataError: an argument is left without a value, or a value without an argument.
+        DataError: an argument has no value, or a value matches no argument.
 
     >>> def model(x, y=None): ...
     >>> bind(model, {"x_0": np.zeros(3), "x_1": np.ones(3)}).kwargs
@@ -134,8 +139,8 @@ def bind(
     >>> bind(model, {"x_0": np.zeros(3), "x_1": np.ones(3)}).args[0].shape
     (3, 2)
     """
-    taken = signature(runnable(model))
-    parameters = taken.parameters
+    model_signature = signature(runnable(model))
+    parameters = model_signature.parameters
     kinds = inspect.Parameter
     names = {n: p for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
     given = _with_matrices(dict(values), names)
@@ -145,22 +150,21 @@ def bind(
     takes_any = any(p.kind is kinds.VAR_KEYWORD for p in parameters.values())
     extra = [] if takes_any else [n for n in given if n not in names]
     if missing or extra:
-        said = []
+        problems = []
         if missing:
-            said.append(f"nothing in the data is called {_quoted(missing)}")
+            problems.append(f"The data do not contain {_quoted(missing)}.")
         if extra:
-            near = difflib.get_close_matches(extra[0], missing or names, 1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            said.append(f"the model has no argument {_quoted(extra)}{hint}")
+            hint = did_you_mean(extra[0], missing or names, before=" (", after=")")
+            problems.append(f"The model has no argument {_quoted(extra)}{hint}.")
         raise DataError(
-            f"{'; '.join(said)}. The model's arguments: {', '.join(names) or 'none'}. "
-            f"In the data: {', '.join(values) or 'nothing'}."
+            f"{' '.join(problems)} The model's arguments: {', '.join(names) or 'none'}. "
+            f"Names in the data: {', '.join(values) or 'none'}."
         )
     for name in optional:
         if name in names and name not in given and names[name].default is kinds.empty:
             given[name] = None
     named = {n: v for n, v in given.items() if n in names}
-    bound = taken.bind_partial()
+    bound = model_signature.bind_partial()
     bound.arguments.update({n: named[n] for n in names if n in named})
     rest = {n: v for n, v in given.items() if n not in names}
     if rest:
@@ -171,13 +175,13 @@ def bind(
 
 
 def _with_matrices(values: Values, wanted: Iterable[str]) -> Values:
-    """Put numbered columns together, for arguments that have no column of their own."""
+    """Join numbered columns into matrices for arguments that have no value of their own."""
     for name in wanted:
         if name in values:
             continue
         columns = {}
         for column in values:
-            match = _NUMBERED.fullmatch(column)
+            match = _NUMBERED_COLUMN.fullmatch(column)
             if match and match[1] == name and column not in wanted:
                 columns[int(match[2] or match[3])] = column
         if columns and sorted(columns) == list(range(len(columns))):
@@ -186,38 +190,38 @@ def _with_matrices(values: Values, wanted: Iterable[str]) -> Values:
     return values
 
 
-def _read_csv(path: Path, _also: Collection[str]) -> Values:
+def _read_csv(path: Path, _coordinates: Collection[str]) -> Values:
     with warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)
         try:
-            # False, since pandas takes what the header does not name for labels of the rows.
+            # By default, pandas uses columns without a name as row labels.
             table = pd.read_csv(path, index_col=False)
         except pd.errors.ParserWarning:
             raise DataError(
                 f"{path} has rows with more cells than its first line has names. Name every "
-                "column there; a number with a comma in it needs quotes or a point."
+                "column in the first line, and write decimals with a point, not a comma."
             ) from None
     return {str(name): column for name, column in table.items()}
 
 
-def _read_json(path: Path, _also: Collection[str]) -> Values:
+def _read_json(path: Path, _coordinates: Collection[str]) -> Values:
     values = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(values, dict):
         raise DataError(
-            f"{path} holds a {type(values).__name__}; it should be an object of values by name, "
-            'such as {"x": [1.0, 2.0], "y": [0, 1]}.'
+            f"{path} contains a {type(values).__name__}; it must contain an object, such as "
+            '{"x": [1.0, 2.0], "y": [0, 1]}.'
         )
     return values
 
 
-def _read_npz(path: Path, _also: Collection[str]) -> Values:
+def _read_npz(path: Path, _coordinates: Collection[str]) -> Values:
     with np.load(path, allow_pickle=False) as arrays:
         return dict(arrays)
 
 
-def _read_netcdf(path: Path, also: Collection[str]) -> Values:
+def _read_netcdf(path: Path, coordinates: Collection[str]) -> Values:
     with xr.open_dataset(path) as dataset:
-        names = [*dataset.data_vars, *(name for name in dataset.coords if name in also)]
+        names = [*dataset.data_vars, *(name for name in dataset.coords if name in coordinates)]
         return {str(name): dataset[name].to_numpy() for name in names}
 
 
@@ -229,66 +233,72 @@ _READERS: dict[str, Callable[[Path, Collection[str]], Values]] = {
 }
 
 
-def _checked(value: Any, what: str) -> Any:
-    """Take what torch can hold; a number by itself is a number, not an array."""
+def _check_value(value: Any, what: str) -> Any:
+    """Return a value as a scalar, a string or an array of numbers.
+
+    Raises:
+        DataError: torch has no data type for it.
+    """
     if isinstance(value, pd.Series):
         return _from_column(value, what)
     if isinstance(value, (list, dict)):
         value = _from_json(value, what)
     if not isinstance(value, np.ndarray):
-        _refuse_large([value], what)
+        _check_integer_range([value], what)
         return value
     if value.dtype.kind not in "biuf":
         raise DataError(
-            f"{what} is of dtype {value.dtype}, and models take numbers. Encode categories as "
-            "integers, and leave out text."
+            f"{what} has dtype {value.dtype}; models need numbers. Encode categories as integers, "
+            "and drop text."
         )
     return value if value.ndim else value.item()
 
 
 def _from_column(column: pd.Series, what: str) -> NDArray[Any]:
     if not len(column):
-        raise DataError(f"{what} has no rows: the table has a first line of names and no more.")
+        raise DataError(f"{what} has no rows: the table has column names but no data.")
     empty = np.flatnonzero(column.isna())
     if len(empty):
         raise DataError(
             f"{what} is empty in row {empty[0] + 1} ({len(empty)} of {len(column)} rows). Fill in "
-            "the value, or leave the row out."
+            "the value, or remove the row."
         )
     if column.dtype.kind not in "biuf":
-        _refuse_large(column, what)
+        _check_integer_range(column, what)
         text = np.flatnonzero(pd.to_numeric(column, errors="coerce").isna())
         row = text[0] if len(text) else 0
         raise DataError(
-            f"{what} holds text (row {row + 1}: {column.iloc[row]!r}). Encode categories as "
-            "integers, or leave the column out."
+            f"{what} contains text (row {row + 1}: {column.iloc[row]!r}). Encode categories as "
+            "integers, or drop the column."
         )
     return column.to_numpy()
 
 
 def _from_json(value: Any, what: str) -> NDArray[Any]:
     if isinstance(value, dict):
-        raise DataError(f"{what} is an object; it should be a number or a list of numbers.")
+        raise DataError(f"{what} is an object; it must be a number or a list of numbers.")
     try:
         array: NDArray[Any] = np.array(value)
     except ValueError:
-        raise DataError(f"{what} holds lists of different lengths, which make no array.") from None
+        raise DataError(
+            f"{what} contains lists of different lengths. Pad them to one length."
+        ) from None
     if array.dtype.kind == "O":
-        _refuse_large(array.ravel(), what)
+        _check_integer_range(array.ravel(), what)
         for index, cell in np.ndenumerate(array):
             if cell is None:
                 raise DataError(f"{what} has no value (null) at index {list(index)}.")
     return array
 
 
-def _refuse_large(cells: Iterable[Any], what: str) -> None:
-    """Refuse whole numbers that no 64 bits hold, which would come as text or objects."""
+def _check_integer_range(cells: Iterable[Any], what: str) -> None:
+    """Check that integers fit in 64 bits; larger ones would be read as text or objects."""
     for cell in cells:
-        whole = isinstance(cell, int) or (isinstance(cell, str) and _WHOLE.fullmatch(cell))
-        if whole and not -(2**63) <= int(cell) < 2**63:
+        integer = isinstance(cell, int) or (isinstance(cell, str) and _INTEGER.fullmatch(cell))
+        if integer and not -(2**63) <= int(cell) < 2**63:
             raise DataError(
-                f"{what} holds {cell}, and whole numbers must be at least -2**63 and below 2**63. "
-                "With a decimal point or an exponent it is a floating-point number."
+                f"{what} contains {cell}; integers must be at least -2**63 and below 2**63. "
+                "Write it as a floating-point number, with a decimal point or an exponent."
             )
 
 

@@ -1,4 +1,4 @@
-"""Log densities as native code: traced, written as C, compiled, verified, cached."""
+"""Compilation of log densities and training steps to native code. See README.md for the stages."""
 
 from probdl.compile.engine import ENGINES, Evaluator, choose
 

@@ -1,8 +1,8 @@
-"""Which engine evaluates a density: native code where it can be had, the model itself elsewhere.
+"""The choice of the engine that evaluates a density.
 
-Three ways, the fastest first: C code (``native``); the traced graph, run by torch without Pyro
-around it; the model as it is (``eager``). The second serves where an operation has no C form,
-or there is no compiler, and only if it proves faster than the third when both are timed.
+There are three engines, the fastest first: C code (``native``); the traced graph, run by torch
+without Pyro (``graph``); and the model itself (``eager``). The graph is used if an operation has
+no C form or there is no compiler, and only if it is faster than the model when both are timed.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ from probdl.compile.verify import MismatchError, verify
 from probdl.errors import ModelError
 from probdl.findings import Finding
 from probdl.model.density import LogDensity
-from probdl.util.clock import look, timed
+from probdl.util.clock import check_time_limit, timed
 from probdl.util.isolation import evaluation
 
 __all__ = ["ENGINES", "Evaluator", "GraphDensity", "choose"]
 
 ENGINES = ("auto", "native", "eager")
-MAX_STATEMENTS = 40_000  # of C; so many take a minute to compile
-POINTS = 5  # at which new code is verified
-POINTS_AGAIN = 2  # where the same model was verified before, on other data
+MAX_STATEMENTS = 40_000  # of C; they take a minute to compile
+VERIFIED_POINTS = 5  # at which new code is compared with the model
+REVERIFIED_POINTS = 2  # for code that was verified on other data
 
 Evaluator = Any
-"""What evaluates a density: it has ``engine``, ``value_and_grad(z)`` and ``__call__(z)``."""
+"""An evaluator of a density: it has ``engine``, ``value_and_grad(z)`` and ``__call__(z)``."""
 
 _REMEDIES: dict[type[Exception], str] = {
-    UntraceableError: "Write `if` on the value of a site as torch.where(), and keep what is drawn "
-    "at random in pyro.sample.",
-    MismatchError: "The draws are right, only slow. Please report the model.",
+    UntraceableError: "Replace `if` on the value of a site by torch.where(), and draw random "
+    "numbers with pyro.sample only.",
+    MismatchError: "The results are correct, but slower to compute. Please report the model.",
     CompilerError: "probdl.doctor() shows what is available and what is missing.",
-    UnsupportedError: "Write that part of the model in other operations, and loops over time as "
-    "operations on whole series.",
+    UnsupportedError: "Use other operations in that part of the model, and operations on whole "
+    "series instead of loops over time.",
 }
 
 
@@ -58,13 +58,13 @@ class _Compiled:
     findings: tuple[Finding, ...]
 
 
-# By model, then by the shapes of its arguments and the kind of density. A model that is gone
-# takes its entry with it.
-_known: weakref.WeakKeyDictionary[Any, dict[Any, _Compiled]] = weakref.WeakKeyDictionary()
+# By model, then by the shapes of its arguments and the kind of density. An entry is removed
+# with its model.
+_compiled_models: weakref.WeakKeyDictionary[Any, dict[Any, _Compiled]] = weakref.WeakKeyDictionary()
 
 
 class GraphDensity:
-    """A traced log density, run by torch as a graph, without Pyro around it."""
+    """A traced log density, run by torch without Pyro."""
 
     engine = "graph"
 
@@ -79,7 +79,7 @@ class GraphDensity:
         return value, grad
 
     def __call__(self, z: Tensor) -> Tensor:
-        """Evaluate the log density at ``z`` (d,), as a scalar that autograd can follow."""
+        """Return the log density at ``z`` (d,), as a scalar that autograd can differentiate."""
         return differentiable(self, z)
 
 
@@ -92,20 +92,20 @@ def choose(
     trusted: bool = False,
     gradient: bool = True,
 ) -> tuple[Evaluator, list[Finding]]:
-    """Return what evaluates the density, and findings: where that is not native code, and why.
+    """Return an evaluator of the density, and findings: if it is not native code, the reason.
 
     Args:
         density: the density.
-        engine: ``"native"``, ``"eager"``, or ``"auto"``: native if that can be.
-        seed: of the points at which the compiled code is verified.
-        threads: how many threads will call it at once.
-        trusted: whether code that this model has from other data need not be verified again, since
-            nothing but the data has changed.
+        engine: ``"native"``, ``"eager"``, or ``"auto"``: native if possible.
+        seed: seed of the points at which the compiled code is verified.
+        threads: number of threads that will call it at once.
+        trusted: whether to reuse code that was compiled for this model on other data without
+            verifying it again, since only the data have changed.
         gradient: whether the method needs the gradient.
 
     Raises:
-        ModelError: the engine must be native, and cannot be; the density is finite nowhere, random,
-            or without a gradient.
+        ModelError: the native engine is required but not available; the density is not finite
+            anywhere, is random, or has no correct gradient.
     """
     with timed("compile"):
         return _choose(density, engine, seed, threads, trusted, gradient)
@@ -117,22 +117,22 @@ def _choose(
     generator = torch.Generator().manual_seed(seed)
     evaluator: Evaluator = density
     findings: list[Finding] = []
-    if (again := _remembered(density)) is not None:
-        findings = list(again.findings)
+    if (known := _compiled_before(density)) is not None:
+        findings = list(known.findings)
     elif not trusted:
         findings = probe(density, density.initial(generator), gradient=gradient)
     if engine == "eager":
         return density, findings
     generator = torch.Generator().manual_seed(seed)
     try:
-        if (known := _recall(density, generator, threads, trusted)) is not None:
-            return known, [*findings, *cache.findings()]
-        points = _points(density, generator, POINTS)
-        look()
+        if (reused := _reused(density, generator, threads, trusted)) is not None:
+            return reused, [*findings, *cache.findings()]
+        points = _points(density, generator, VERIFIED_POINTS)
+        check_time_limit()
         traced = trace(density, points[0])
-        look()
+        check_time_limit()
         try:
-            native = _compile(density, traced, points, threads, findings)
+            native = _compile_and_verify(density, traced, points, threads, findings)
             return native, [*findings, *cache.findings()]
         except (UnsupportedError, CompilerError):
             if engine == "auto":
@@ -144,30 +144,30 @@ def _choose(
     if engine == "native":
         raise ModelError(
             f"the model '{density.program.name}' cannot run on the native engine: {why}. {remedy} "
-            "engine='auto' takes another in its place."
+            "engine='auto' uses another engine."
         )
     return evaluator, [
         *findings,
         Finding(
             "warning",
             "engine",
-            f"the model '{density.program.name}' runs on the {evaluator.engine} engine, which is "
-            f"slow, and not on the native one: {why}.",
+            f"The model '{density.program.name}' runs on the {evaluator.engine} engine, which is "
+            f"slow, instead of the native one: {why}.",
             remedy,
         ),
     ]
 
 
-def _remembered(density: LogDensity) -> _Compiled | None:
+def _compiled_before(density: LogDensity) -> _Compiled | None:
     key = _key(density)
-    return _known.get(density.program.model, {}).get(key) if key is not None else None
+    return _compiled_models.get(density.program.model, {}).get(key) if key is not None else None
 
 
-def _recall(
+def _reused(
     density: LogDensity, generator: torch.Generator, threads: int, trusted: bool
 ) -> NativeDensity | None:
-    """Take the code that this model had on other data; None if there is none that is right."""
-    known = _remembered(density)
+    """Return the code that was compiled for this model on other data; None if it is not usable."""
+    known = _compiled_before(density)
     arrays = known.traced.arrays(density.program.tensors()) if known is not None else None
     if known is None or arrays is None:
         return None
@@ -175,27 +175,27 @@ def _recall(
     if trusted:
         return compiled
     try:
-        verify(compiled, density, _points(density, generator, POINTS_AGAIN))
-    except MismatchError:  # what the model has from elsewhere than its arguments has changed
+        verify(compiled, density, _points(density, generator, REVERIFIED_POINTS))
+    except MismatchError:  # data that are not arguments of the model have changed
         return None
     return compiled
 
 
-def _compile(
+def _compile_and_verify(
     density: LogDensity, traced: Traced, points: Tensor, threads: int, findings: Sequence[Finding]
 ) -> NativeDensity:
     source = emit(traced.density, density.dim)
     if source.statements > MAX_STATEMENTS:
         raise UnsupportedError(
-            f"its graph has {source.statements} operations, and more than {MAX_STATEMENTS} take "
-            "minutes to compile; loops over time are the usual cause"
+            f"its graph has {source.statements} operations; more than {MAX_STATEMENTS} would take "
+            "minutes to compile. Loops over time are the usual cause"
         )
     compiled = NativeDensity(source, density.dim, _arrays(density, traced), threads)
-    look()
+    check_time_limit()
     verify(compiled, density, points)
     key = _key(density)
     if key is not None and traced.reads_data:
-        _known.setdefault(density.program.model, {})[key] = _Compiled(
+        _compiled_models.setdefault(density.program.model, {})[key] = _Compiled(
             traced, source, tuple(findings)
         )
     return compiled
@@ -203,7 +203,7 @@ def _compile(
 
 def _arrays(density: LogDensity, traced: Traced) -> list[Tensor]:
     arrays = traced.arrays(density.program.tensors())
-    assert arrays is not None  # they have the shapes that they were traced with
+    assert arrays is not None  # the shapes are those of the trace
     return arrays
 
 
@@ -212,22 +212,22 @@ def _points(density: LogDensity, generator: torch.Generator, count: int) -> Tens
 
 
 def _key(density: LogDensity) -> Any:
-    """Name what a trace depends on, but for the values of the data; None if that is not known."""
+    """Return a key of all that a trace depends on, except values of the data; None if unknown."""
     try:
-        _known.get(density.program.model)
-    except TypeError:  # a model that has no hash or no weak references
+        _compiled_models.get(density.program.model)
+    except TypeError:  # a model without a hash, or without weak references
         return None
     leaves, structure = tree_flatten(density.program.arguments)
-    kinds: list[Any] = []
+    types: list[Any] = []
     for leaf in leaves:
         if isinstance(leaf, Tensor):
-            kinds.append((tuple(leaf.shape), leaf.dtype))
+            types.append((tuple(leaf.shape), leaf.dtype))
         elif leaf is None or isinstance(leaf, (bool, int, float, str)):
-            kinds.append((type(leaf), leaf))
+            types.append((type(leaf), leaf))
         else:
             return None
     options = (density.prior, density.jacobian, tuple(density.blocks))
-    return (str(structure), tuple(kinds), options)
+    return (str(structure), tuple(types), options)
 
 
 def _graph_if_faster(density: LogDensity, traced: Traced, points: Tensor) -> Evaluator:

@@ -1,9 +1,8 @@
-"""Whether a log density is what methods take it for: a function, with a gradient, of its sites.
+"""Checks that a log density is a deterministic, differentiable function of its sites.
 
-Four slips in a model go through without a sound, and give numbers that mean nothing: it draws at
-random outside its sites; a gradient is cut on its way; a distribution gets arguments that are none
-and computes all the same; a network takes part whose weights no one has declared. They are looked
-for at one point, before the work.
+Four mistakes in a model raise no error but make the results meaningless: random numbers outside
+of sample sites; a gradient that is lost in a detached tensor; invalid arguments of a distribution;
+and a network whose weights are not declared as sites. They are checked at one point before a fit.
 """
 
 from __future__ import annotations
@@ -23,40 +22,40 @@ from probdl.model.density import LogDensity
 
 __all__ = ["probe"]
 
-STEPS = (1e-4, 1e-5)  # of the differences that a gradient is compared with
-SAME = 1e-9  # relative; rounding in sums that run in another order
-GRADIENT_SAME = 1e-3
+DIFFERENCE_STEPS = (1e-4, 1e-5)  # of the finite differences that a gradient is compared with
+VALUE_TOLERANCE = 1e-9  # relative; sums in another order are rounded differently
+GRADIENT_TOLERANCE = 1e-3  # relative
 
 
 def probe(density: LogDensity, z: Tensor, *, gradient: bool = True) -> list[Finding]:
-    """Look for slips in a model at a point (d,) where its density is finite.
+    """Check a model for mistakes at a point where its density is finite.
 
     Args:
         density: the log density of the model.
-        z: the point.
-        gradient: whether the gradient matters.
+        z: the point, (d,).
+        gradient: whether the method needs the gradient.
 
     Raises:
-        ModelError: the density is random, its gradient is not its slope, or a distribution has
-            arguments that it cannot have.
+        ModelError: the density is random, its gradient differs from finite differences, or an
+            argument of a distribution is invalid.
     """
     name = density.program.name
     value = _value(density, z)
-    if abs(_value(density, z) - value) > SAME * (1 + abs(value)):
+    if abs(_value(density, z) - value) > VALUE_TOLERANCE * (1 + abs(value)):
         raise ModelError(
-            f"the log density of the model '{name}' is random: at the same values of its sites it "
-            "came out different. Draw at random by pyro.sample alone, not by torch.randn, "
+            f"the log density of the model '{name}' is random: two evaluations at the same values "
+            "of its sites differ. Draw random numbers with pyro.sample only, not with torch.randn, "
             "np.random or dist.Normal(...).sample(), and call .eval() on a network with dropout."
         )
     if bad := density.at(z, _bad_argument):
         raise ModelError(
-            f"the model '{name}': {bad}, and there the distribution computes a density all the "
-            "same, which means nothing. Keep the argument in its range: a prior with that support, "
-            "or torch.exp() for scales and rates, logits= for probabilities."
+            f"the model '{name}': {bad}. The distribution still computes a density there, but a "
+            "meaningless one. Keep the argument in its range: use a prior with that support, "
+            "torch.exp() for scales and rates, or logits= for probabilities."
         )
     if gradient:
         _check_gradient(density, z)
-    return _undeclared(density, z)
+    return _undeclared_parameters(density, z)
 
 
 def _value(density: LogDensity, z: Tensor) -> float:
@@ -65,14 +64,14 @@ def _value(density: LogDensity, z: Tensor) -> float:
 
 
 def _bad_argument(trace: Trace) -> str:
-    """Say which distribution has an argument outside its range; none is ''."""
+    """Return a message on the first argument of a distribution outside its range, or ''."""
     nodes: dict[str, Any] = trace.nodes  # type: ignore[assignment]
     for site, node in nodes.items():
         if node["type"] != "sample":
             continue
-        for fn in _parts(node["fn"]):
+        for fn in _components(node["fn"]):
             for name, constraint in getattr(fn, "arg_constraints", {}).items():
-                if constraints.is_dependent(constraint) or not _given(fn, name):
+                if constraints.is_dependent(constraint) or not _is_passed(fn, name):
                     continue
                 value = getattr(fn, name)
                 if not isinstance(value, Tensor):
@@ -88,60 +87,60 @@ def _bad_argument(trace: Trace) -> str:
     return ""
 
 
-def _parts(fn: Any) -> Iterator[Any]:
-    """List a distribution and those it is made of."""
+def _components(fn: Any) -> Iterator[Any]:
+    """Yield a distribution and the distributions that it is composed of."""
     yield fn
     for name in ("base_dist", "_mixture_distribution", "_component_distribution"):
         if (part := getattr(fn, name, None)) is not None:
-            yield from _parts(part)
+            yield from _components(part)
 
 
-def _given(fn: Any, name: str) -> bool:
-    """Tell whether a distribution was given this argument, and does not derive it."""
+def _is_passed(fn: Any, name: str) -> bool:
+    """Return whether an argument was passed to the distribution, rather than derived by it."""
     return name in vars(fn) or not isinstance(
         getattr(type(fn), name, None), (lazy_property, property)
     )
 
 
 def _check_gradient(density: LogDensity, z: Tensor) -> None:
-    """Compare the gradient with slopes: along one direction, and where that differs, by site."""
+    """Compare the gradient with finite differences: in one direction, then for each site."""
     _, grad = density.value_and_grad(z)
     generator = torch.Generator().manual_seed(0)
-    along = torch.randn(z.shape, generator=generator, dtype=z.dtype)
-    noise = 1e-12 * (1 + abs(_value(density, z))) / STEPS[1]
+    direction = torch.randn(z.shape, generator=generator, dtype=z.dtype)
+    noise = 1e-12 * (1 + abs(_value(density, z))) / DIFFERENCE_STEPS[1]
 
-    def differs(along: Tensor, tolerance: float) -> tuple[float, float] | None:
-        told = float(grad @ along)
+    def difference(along: Tensor, tolerance: float) -> tuple[float, float] | None:
+        computed = float(grad @ along)
         slopes = [
             (_value(density, z + h * along) - _value(density, z - h * along)) / (2 * h)
-            for h in STEPS
+            for h in DIFFERENCE_STEPS
         ]
         error = 100 * (abs(slopes[0] - slopes[1]) + noise) + tolerance * abs(slopes[0])
-        return (told, slopes[0]) if abs(slopes[0] - told) > error else None
+        return (computed, slopes[0]) if abs(slopes[0] - computed) > error else None
 
-    if differs(along, SAME) is None:
+    if difference(direction, VALUE_TOLERANCE) is None:
         return
     wrong = []
     for site, block in density.blocks.items():
         part = torch.zeros_like(z)
         part[block.start : block.start + block.size] = 1.0
-        if (found := differs(part * along, GRADIENT_SAME)) is not None:
+        if (found := difference(part * direction, GRADIENT_TOLERANCE)) is not None:
             wrong.append((site, *found))
     if not wrong:
         return
-    site, told, slope = wrong[0]
+    _, computed, slope = wrong[0]
     sites = ", ".join(repr(site) for site, *_ in wrong[:5])
     raise ModelError(
-        f"the gradient of the log density of the model '{density.program.name}' is cut for "
-        f"{sites}: torch computes {told:.4g} where the density rises by {slope:.4g}. Inside the "
-        "model leave out torch.no_grad(), .detach(), .item(), float(), NumPy and torch.tensor() on "
-        "the values of sites (torch.stack() joins them), or fit by method='metropolis', which "
-        "needs no gradient."
+        f"the gradient of the log density of the model '{density.program.name}' is wrong for "
+        f"{sites}: torch computes {computed:.4g}, but finite differences give {slope:.4g}. Inside "
+        "the model, do not apply torch.no_grad(), .detach(), .item(), float(), NumPy or "
+        "torch.tensor() to the values of sites (torch.stack() joins them), or use "
+        "method='metropolis', which needs no gradient."
     )
 
 
-def _undeclared(density: LogDensity, z: Tensor) -> list[Finding]:
-    """Tell of trainable tensors that the density depends on, and that are no sites."""
+def _undeclared_parameters(density: LogDensity, z: Tensor) -> list[Finding]:
+    """Report trainable tensors that the density depends on but that are not sites."""
     with torch.enable_grad():
         value = density(z.detach().requires_grad_())
     seen, left, shapes = set(), [value.grad_fn], []
@@ -161,10 +160,10 @@ def _undeclared(density: LogDensity, z: Tensor) -> list[Finding]:
         Finding(
             "warning",
             "undeclared",
-            f"the model '{density.program.name}' uses {len(shapes)} trainable parameters that are "
-            f"no sites of it (of shape {shown}), so they stay at their present values.",
-            "Declare the network by pyro.module('net', net), make the model a module that holds "
-            "it, or give its weights priors by probdl.nn.bayesian(net). If they are to stay, "
-            "net.requires_grad_(False) says so.",
+            f"The model '{density.program.name}' uses {len(shapes)} trainable parameters that are "
+            f"not sites (of shape {shown}), so they stay at their present values.",
+            "Declare the network with pyro.module('net', net), make the model a module that holds "
+            "it, or give its weights priors with probdl.nn.bayesian(net). To keep them fixed, call "
+            "net.requires_grad_(False).",
         )
     ]

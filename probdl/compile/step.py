@@ -1,11 +1,12 @@
-"""One step of stochastic training: a loss with its gradient, by the fastest means there are.
+"""One step of stochastic training: a loss and its gradient, on the fastest available engine.
 
-The loss of a variational method draws random numbers at each evaluation. Three ways, as for a log
-density: C code (``native``), where everything is float64 and what is drawn does not depend on the
-parameters (noise that the parameters then scale and shift); the traced graph, run by torch without
-Pyro and autograd around it (``graph``), for networks, whose matrix products torch does best; and
-the loss as it is (``eager``). In the first two nothing random is a constant: the native step reads
-fresh noise each time, and in the graph the operations that draw are part of it.
+The loss of a variational method draws random numbers at each evaluation. The engines are C code
+(``native``), if everything is float64 and the random draws do not depend on the parameters (noise
+that the parameters scale and shift); the traced graph, run by torch without Pyro and autograd
+(``graph``), for networks, whose matrix products are fastest in torch; the same graph compiled by
+Inductor (``inductor``), for many steps; and the loss itself (``eager``). Each engine draws new
+random numbers at every step: the native step reads new noise, and the graph contains the
+operations that draw.
 """
 
 from __future__ import annotations
@@ -36,20 +37,20 @@ __all__ = ["BLOCK", "Loss", "Parameters", "Step", "choose_step"]
 
 aten = torch.ops.aten
 
-BLOCK = 100  # steps for which noise is drawn at once
-_LONG = 12_000  # steps: Inductor takes some seconds to compile what it gains half a millisecond by
-_PRODUCTS = 1_000_000  # multiplications of matrices from which on torch is faster than plain C
+BLOCK = 100  # steps whose noise is drawn at once
+_MIN_INDUCTOR_STEPS = 12_000  # Inductor compiles for seconds, and saves half a millisecond a step
+_MAX_NATIVE_MULTIPLICATIONS = 1_000_000  # in matrix products; for more, torch is faster than C
 
 
 class ForeignWriteError(UntraceableError):
-    """A step writes to a tensor of the caller's."""
+    """A step writes to a tensor that belongs to the caller."""
 
 
 class Loss(Protocol):
-    """A loss: runs backward, and returns its value, and what else is told of each step after it.
+    """A loss that runs backward and returns its value, or a list of it and other quantities.
 
     Attributes:
-        buffers: tensors that it keeps and may write to, such as running statistics.
+        buffers: tensors that it owns and may write to, such as running statistics.
     """
 
     @property
@@ -58,18 +59,18 @@ class Loss(Protocol):
     def __call__(
         self, values: Sequence[Tensor], data: Sequence[Tensor], *, traced: bool = False
     ) -> Any:
-        """Evaluate at parameters and data, and add the gradient to that of the parameters.
+        """Evaluate at parameters and data, and accumulate the gradient in the parameters.
 
-        ``traced`` says that operations are being recorded, so no value may be looked at.
+        With ``traced``, operations are being recorded, so the loss must not read any value.
         """
 
 
 class Parameters:
-    """Tensors to be trained, all of them views of one flat vector.
+    """The trained tensors, all of them views of one flat vector.
 
     Attributes:
         flat: the vector (d,).
-        values: the tensors, leaves with a gradient.
+        values: the tensors, as leaves with a gradient.
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
@@ -77,7 +78,7 @@ class Parameters:
         self.sizes = [t.numel() for t in tensors]
         self.flat = torch.cat([t.detach().reshape(-1) for t in tensors])
         self.values = [v.requires_grad_() for v in self.split(self.flat)]
-        self.flat_grad: Tensor | None = None  # where the gradients are views of one vector too
+        self.flat_grad: Tensor | None = None  # set if the gradients are views of one vector, too
 
     def grad(self) -> Tensor:
         """Return the gradient as a flat vector."""
@@ -86,16 +87,16 @@ class Parameters:
         return torch.cat([v.grad.reshape(-1) for v in self.values])  # type: ignore[union-attr]
 
     def split(self, flat: Tensor) -> list[Tensor]:
-        """Cut a flat vector into tensors of the shapes of the parameters."""
+        """Split a flat vector into tensors with the shapes of the parameters."""
         parts = flat.split(self.sizes)
         return [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
 
 class Step(Protocol):
-    """What evaluates a loss at the parameters and leaves the gradient in their ``grad``.
+    """An evaluator of a loss at the parameters; it leaves the gradient in their ``grad``.
 
     Attributes:
-        engine: which engine it is.
+        engine: the name of its engine.
         parallel: whether an operation is large enough for more than one thread.
     """
 
@@ -103,14 +104,14 @@ class Step(Protocol):
     parallel: bool
 
     def begin_block(self, size: int = BLOCK) -> None:
-        """Forget noise that was drawn ahead; up to ``size`` calls will follow."""
+        """Discard noise that was drawn in advance; up to ``size`` calls will follow."""
 
     def __call__(self, data: Sequence[Tensor]) -> Any:
-        """Return the loss at a minibatch, with new random numbers; a list, if more is told."""
+        """Return the loss at a minibatch, with new random numbers; or a list, as the loss does."""
 
 
 class EagerStep:
-    """The loss as it is."""
+    """The loss itself."""
 
     engine = "eager"
     parallel = True
@@ -120,7 +121,7 @@ class EagerStep:
         self._parameters = parameters
 
     def begin_block(self, size: int = BLOCK) -> None:
-        """Do nothing: random numbers are drawn as they are needed."""
+        """Do nothing: random numbers are drawn when they are needed."""
 
     def __call__(self, data: Sequence[Tensor]) -> Any:
         """Return the loss at a minibatch."""
@@ -139,7 +140,7 @@ class GraphStep:
 
     engine = "graph"
     parallel = True
-    writes = False  # whether it writes to buffers
+    writes = False  # whether it writes to the buffers of the loss
 
     def __init__(self, loss: Loss, parameters: Parameters, data: Sequence[Tensor]) -> None:
         count = len(parameters.values)
@@ -156,14 +157,14 @@ class GraphStep:
         inputs = [*(v.detach() for v in parameters.values), *data]
         recording = record(loss_and_grads, inputs)
         for node in recording.graph.nodes:
-            for kept in _written(node):
-                own = kept.op == "get_attr" and any(
-                    recording.constants[str(kept.target)] is buffer for buffer in loss.buffers
+            for written in _written_tensors(node):
+                own = written.op == "get_attr" and any(
+                    recording.constants[str(written.target)] is buffer for buffer in loss.buffers
                 )
-                if kept.op == "placeholder" or (kept.op == "get_attr" and not own):
+                if written.op == "placeholder" or (written.op == "get_attr" and not own):
                     raise ForeignWriteError(
-                        "it writes to a tensor that is not the fit's own, as a network with "
-                        "running statistics does that the model closes over"
+                        "it writes to a tensor that does not belong to the fit, such as the "
+                        "running statistics of a network that the model closes over"
                     )
                 self.writes = self.writes or own
         recording.graph.eliminate_dead_code()
@@ -171,7 +172,7 @@ class GraphStep:
         self._parameters = parameters
 
     def begin_block(self, size: int = BLOCK) -> None:
-        """Do nothing: the graph draws as it runs."""
+        """Do nothing: the graph draws random numbers when it runs."""
 
     def __call__(self, data: Sequence[Tensor]) -> Any:
         """Return the loss at a minibatch."""
@@ -185,32 +186,32 @@ class GraphStep:
 
 
 class FusedStep(GraphStep):
-    """The traced graph, its element-wise operations fused by torch's own compiler, Inductor."""
+    """The traced graph, with element-wise operations fused by torch's compiler Inductor."""
 
     engine = "inductor"
 
     def __init__(self, loss: Loss, parameters: Parameters, data: Sequence[Tensor]) -> None:
         super().__init__(loss, parameters, data)
         if self.writes:
-            raise UntraceableError("it writes to running statistics")
+            raise UntraceableError("it updates running statistics")
         self._graph = torch.compile(self._graph, backend="inductor", dynamic=False, fullgraph=True)
-        # Random numbers as torch draws them, so that the step can be verified, and repeated on
-        # another engine; no pool of processes, which would outlive the fit.
+        # Draw random numbers as torch does, so that the step can be verified and reproduced on
+        # another engine. Use no pool of processes, since it would outlive the fit.
         options = {"fallback_random": True, "compile_threads": 1}
         with torch._inductor.config.patch(options):
             self(data)
 
 
-def _written(node: fx.Node) -> Iterator[fx.Node]:
-    """List the tensors whose memory a node writes to: where views of it come from."""
-    if node.target is aten.native_batch_norm.default and node.args[5]:  # its schema does not say
+def _written_tensors(node: fx.Node) -> Iterator[fx.Node]:
+    """Yield the tensors whose memory a node writes to, also through views."""
+    if node.target is aten.native_batch_norm.default and node.args[5]:  # not in its schema
         yield from (arg for arg in node.args[3:5] if isinstance(arg, fx.Node))
     schema = getattr(node.target, "_schema", None)
     if schema is None or not schema.is_mutable:
         return
     named = [(node.kwargs[a.name], a) for a in schema.arguments if a.name in node.kwargs]
-    for arg, of in [*zip(node.args, schema.arguments, strict=False), *named]:
-        if of.alias_info is None or not of.alias_info.is_write:
+    for arg, argument in [*zip(node.args, schema.arguments, strict=False), *named]:
+        if argument.alias_info is None or not argument.alias_info.is_write:
             continue
         while isinstance(arg, fx.Node) and is_view(arg):
             arg = arg.args[0]
@@ -219,7 +220,7 @@ def _written(node: fx.Node) -> Iterator[fx.Node]:
 
 
 class NativeStep:
-    """C code of the loss and its gradient, at noise that torch draws for many steps at once."""
+    """C code of the loss and its gradient; torch draws the noise of many steps at once."""
 
     engine = "native"
     parallel = True
@@ -233,12 +234,12 @@ class NativeStep:
             return z.grad, torch.as_tensor(value).detach()
 
         if loss.buffers:
-            raise UnsupportedError("it keeps running statistics")
+            raise UnsupportedError("it updates running statistics")
         if parameters.flat.dtype != torch.float64:
-            raise UnsupportedError(f"it trains in {parameters.flat.dtype}, and C code is float64")
+            raise UnsupportedError(f"it trains in {parameters.flat.dtype}, but C code is float64")
         traced = trace_function(value_and_grad, parameters.flat, data, random=True)
-        if _products(traced.density) > _PRODUCTS:
-            raise UnsupportedError("its matrix products are so large that torch is faster")
+        if _matrix_multiplications(traced.density) > _MAX_NATIVE_MULTIPLICATIONS:
+            raise UnsupportedError("its matrix products are so large that torch is faster than C")
         source = emit(traced.density, len(parameters.flat))
         if source.statements > MAX_STATEMENTS:
             raise UnsupportedError(f"its graph has {source.statements} operations")
@@ -247,12 +248,12 @@ class NativeStep:
         self._traced = traced
         self._data: Sequence[Tensor] | None = data
         self._arrays = [laid_out(a.to(torch.float64)).clone() for a in arrays]
-        self._draw = _Noise(traced.draw) if traced.draw is not None else None
+        self._draw = _NoiseGenerator(traced.draw) if traced.draw is not None else None
         self._noise = (
             [laid_out(x[0]).clone() for x in self._draw(1)] if self._draw is not None else []
         )
         self._block: list[Tensor] = []
-        self._left = 0
+        self._remaining = 0
         self._size = BLOCK
         self._code = NativeDensity(source, len(parameters.flat), self._arrays + self._noise, 1)
         self._parameters = parameters
@@ -261,8 +262,8 @@ class NativeStep:
         self._grads = parameters.split(self._grad)
 
     def begin_block(self, size: int = BLOCK) -> None:
-        """Draw the noise of as many steps at once, when the next one comes."""
-        self._size, self._left = size, 0
+        """Make the next call draw the noise of ``size`` steps at once."""
+        self._size, self._remaining = size, 0
 
     @property
     def code(self) -> NativeDensity:
@@ -271,11 +272,11 @@ class NativeStep:
 
     @property
     def noise(self) -> list[Tensor]:
-        """The arrays that the compiled loss reads its noise from."""
+        """The arrays from which the compiled loss reads its noise."""
         return self._noise
 
     def draw(self, count: int) -> list[Tensor]:
-        """Draw the noise of ``count`` evaluations: for each array (count, ...)."""
+        """Draw the noise of ``count`` evaluations: (count, ...) for each array."""
         return self._draw(count) if self._draw is not None else []
 
     def __call__(self, data: Sequence[Tensor]) -> float:
@@ -283,16 +284,19 @@ class NativeStep:
         if data is not self._data:
             arrays = self._traced.arrays(data)
             if arrays is None or not self._traced.reads_data:
-                raise ModelError("the shapes of a minibatch changed the model's graph")
+                raise ModelError(
+                    "the graph of the model differs between minibatches, so the compiled step "
+                    "cannot be used. Use engine='eager'."
+                )
             for array, new in zip(self._arrays, arrays, strict=True):
                 array.copy_(new)
             self._data = data
         if self._draw is not None:
-            if not self._left:
-                self._block, self._left = self._draw(self._size), self._size
+            if not self._remaining:
+                self._block, self._remaining = self._draw(self._size), self._size
             for noise, block in zip(self._noise, self._block, strict=True):
-                noise.copy_(block[self._size - self._left])
-            self._left -= 1
+                noise.copy_(block[self._size - self._remaining])
+            self._remaining -= 1
         self._code.evaluate(self._parameters.flat, self._grad, self._value)
         self._parameters.flat_grad = self._grad
         for value, grad in zip(self._parameters.values, self._grads, strict=True):
@@ -300,8 +304,8 @@ class NativeStep:
         return float(self._value)
 
 
-def _products(graph: fx.Graph) -> int:
-    """Count the multiplications in products of matrices."""
+def _matrix_multiplications(graph: fx.Graph) -> int:
+    """Return the number of multiplications in matrix products."""
     count = 0
     for node in graph.nodes:
         if node.target in (aten.mm.default, aten.bmm.default, aten.mv.default):
@@ -311,13 +315,13 @@ def _products(graph: fx.Graph) -> int:
     return count
 
 
-class _Noise:
-    """Draws what a traced loss needs at random: for one evaluation, or for many at once."""
+class _NoiseGenerator:
+    """Draws the random numbers of a traced loss, for one evaluation or for many at once."""
 
     def __init__(self, draw: fx.GraphModule) -> None:
         self._draw = draw
         for node in list(draw.graph.nodes):
-            _out_of_nothing(node)
+            _replace_filled_noise(node)
         draw.graph.eliminate_dead_code()
         draw.recompile()
 
@@ -331,15 +335,15 @@ class _Noise:
                 many = torch.vmap(lambda _: self._draw(), randomness="different")(dummy)
             except RuntimeError:
                 many = None
-            # vmap has no rule for some operations, and draws once for all with some others.
+            # vmap has no rule for some operations, and with others draws once for all evaluations.
             if many is None or any(torch.equal(x[0], x[1]) for x in many):
                 each = [self._draw() for _ in range(count)]
                 many = [torch.stack(same) for same in zip(*each, strict=True)]
             return [x.to(torch.float64) for x in many]
 
 
-def _out_of_nothing(node: fx.Node) -> None:
-    """Write noise that fills an empty tensor as a new one, which vmap draws anew for each."""
+def _replace_filled_noise(node: fx.Node) -> None:
+    """Replace an operation that fills a tensor with noise by one that vmap draws separately."""
     plain = {
         aten.normal_functional.default: (aten.randn.default, (0.0, 1.0)),
         aten.uniform.default: (aten.rand.default, (0.0, 1.0)),
@@ -369,19 +373,19 @@ def choose_step(
     seed: int,
     steps: int = 0,
 ) -> tuple[Step, list[Finding]]:
-    """Return what evaluates a loss, and a finding where that is the slow eager way.
+    """Return an evaluator of a loss, and a finding if it is slower than necessary.
 
     Args:
         loss: the loss.
-        parameters: what it is a function of.
-        data: a minibatch; the step serves for others of the same shapes.
+        parameters: the parameters of the loss.
+        data: a minibatch; the step can be used for others of the same shapes.
         engine: ``"native"``, ``"inductor"``, ``"graph"``, ``"eager"``, or ``"auto"`` for the first
-            that will do, Inductor only where its compilation pays.
-        seed: of the random numbers at which the compiled step is verified.
-        steps: how many steps there will be.
+            that is available; Inductor only for many steps, since it takes long to compile.
+        seed: seed of the random numbers at which the compiled step is verified.
+        steps: the number of steps to expect.
 
     Raises:
-        ModelError: the engine must be native, and cannot be.
+        ModelError: the native engine is required but not available.
     """
     eager = EagerStep(loss, parameters)
     eager.parallel = _is_parallel(eager, parameters, data, loss.buffers)
@@ -392,31 +396,32 @@ def choose_step(
     for kind in (NativeStep, FusedStep, GraphStep):
         if engine not in ("auto", kind.engine):
             continue
-        if engine == "auto" and kind is FusedStep and steps < _LONG:
+        if engine == "auto" and kind is FusedStep and steps < _MIN_INDUCTOR_STEPS:
             continue
         try:
-            with _restored(loss.buffers):
+            with _buffers_restored(loss.buffers):
                 compiled = kind(loss, parameters, data)
             _verify(compiled, eager, parameters, data, seed, loss.buffers)
         except (ProbdlError, RuntimeError, ImportError, SyntaxError) as error:
             failures.append(error)
         else:
             compiled.parallel = eager.parallel
-            return compiled, _slower(compiled, failures)
+            return compiled, _speed_findings(compiled, failures)
     why = _reason(failures[-1])
     if engine == "native":
         raise ModelError(
-            f"no native step can be made for this model: {why}. engine='auto' takes a traced graph."
+            f"the steps of this model cannot run on the native engine: {why}. engine='auto' uses "
+            "another engine."
         )
     return eager, [
         Finding(
             "warning",
             "engine",
-            f"the steps run on the eager engine, which is slow: {why}.",
+            f"The steps run on the eager engine, which is slow: {why}.",
             "Make the model a torch.nn.Module that holds the network; the fit trains a copy of it."
             if isinstance(failures[-1], ForeignWriteError)
-            else "Write `if` on the value of a site or a parameter as torch.where(), and leave "
-            "out .item().",
+            else "Replace `if` on the value of a site or a parameter by torch.where(), and do not "
+            "use .item().",
         )
     ]
 
@@ -426,9 +431,9 @@ def _is_parallel(
 ) -> bool:
     """Return whether an operation of a step is large enough for more than one thread."""
     try:
-        with torch.random.fork_rng(devices=[]), _restored(buffers), Workload() as work:
+        with torch.random.fork_rng(devices=[]), _buffers_restored(buffers), Workload() as work:
             eager(data)
-    except Exception:  # a model that fails does so at its first step, where the error is explained
+    except Exception:  # the first step will raise the same error, with an explanation
         return True
     finally:
         for value in parameters.values:
@@ -436,16 +441,16 @@ def _is_parallel(
     return work.parallel
 
 
-def _slower(step: Step, failures: Sequence[Exception]) -> list[Finding]:
-    """Report where the compiler or the cache folder makes a step slower than it could be."""
+def _speed_findings(step: Step, failures: Sequence[Exception]) -> list[Finding]:
+    """Report if a problem with the compiler or the cache folder makes a step slower."""
     if step.engine == "native":
         return cache.findings()
     return [
         Finding(
             "warning",
             "engine",
-            f"the steps run on the {step.engine} engine, which is slower, and not on the native "
-            f"one: {_reason(error)}.",
+            f"The steps run on the {step.engine} engine, which is slower than the native one: "
+            f"{_reason(error)}.",
             "probdl.doctor() shows what is available and what is missing.",
         )
         for error in failures
@@ -455,13 +460,13 @@ def _slower(step: Step, failures: Sequence[Exception]) -> list[Finding]:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, ControlFlowError):
-        return "its control flow in Python depends on values"
+        return "its control flow in Python depends on values of tensors"
     return str(error).splitlines()[0].rstrip(".")
 
 
 @contextmanager
-def _restored(buffers: Sequence[Tensor]) -> Iterator[None]:
-    """Leave running statistics as they were."""
+def _buffers_restored(buffers: Sequence[Tensor]) -> Iterator[None]:
+    """Restore running statistics on exit."""
     before = [b.clone() for b in buffers]
     try:
         yield
@@ -479,7 +484,7 @@ def _verify(
     seed: int,
     buffers: Sequence[Tensor],
 ) -> None:
-    """Compare loss and gradient with the loss as it is, at the same random numbers."""
+    """Compare loss and gradient with those of the eager step, at the same random numbers."""
     start = parameters.flat.clone()
     tolerance = torch.finfo(start.dtype).eps ** 0.5
     generator = torch.Generator().manual_seed(seed)
@@ -492,7 +497,7 @@ def _verify(
                 for step in (eager, compiled):
                     torch.default_generator.manual_seed(seed)
                     step.begin_block(1)
-                    with _restored(buffers):
+                    with _buffers_restored(buffers):
                         loss = np.atleast_1d(step(data))
                     results.append((loss, parameters.grad().clone()))
                 (loss, grad), (found, found_grad) = results

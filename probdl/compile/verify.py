@@ -1,4 +1,4 @@
-"""Compiled code against Pyro itself, before it is trusted."""
+"""Verification of compiled code against Pyro, before it is used."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from torch import Tensor
 
 from probdl.errors import ProbdlError
 from probdl.model.density import LogDensity
-from probdl.util.clock import look
+from probdl.util.clock import check_time_limit
 
 __all__ = ["TOLERANCE", "MismatchError", "verify"]
 
-# Of the value, and of the largest element of the gradient. Sums in another order differ by some
-# tens of rounding errors; the square root of the rounding error leaves room for ill-conditioned
-# models, and a wrong formula is never this near.
+# Relative, for the value and for the largest element of the gradient. Sums in another order differ
+# by tens of rounding errors. The square root of the rounding error leaves room for ill-conditioned
+# models, and a wrong formula has a larger error.
 TOLERANCE = torch.finfo(torch.float64).eps ** 0.5
 
 
 class MismatchError(ProbdlError, RuntimeError):
-    """Compiled code gives other numbers than the model."""
+    """Compiled code and the model compute different numbers."""
 
 
 def verify(compiled: Any, density: LogDensity, points: Tensor) -> float:
-    """Compare value and gradient at points (n, d) with those of the model itself.
+    """Compare value and gradient of compiled code with those of the model at points (n, d).
 
     Returns:
-        The largest error, relative to 1 + the size of what was compared.
+        The largest error relative to 1 + |value|, or to 1 + the largest element of the gradient.
 
     Raises:
-        MismatchError: an error is above ``TOLERANCE``, or only one side is finite.
+        MismatchError: an error is above ``TOLERANCE``, or only the model is finite.
     """
     worst = 0.0
     for point in points:
-        look()
+        check_time_limit()
         value, grad = density.value_and_grad(point)
         if not (torch.isfinite(value) and torch.isfinite(grad).all()):
-            continue  # a point of density zero, or where its gradient fails: no one goes there
+            continue  # no method accepts such a point
         found, found_grad = compiled.value_and_grad(point)
         error = max(
             float(abs(found - value) / (1 + abs(value))),

@@ -1,8 +1,8 @@
-"""How large the operations of a step are: whether more than one thread can gain anything.
+"""The size of the operations of a step, to decide whether several threads can be faster than one.
 
-Torch itself divides element-wise work from 32768 elements on. Matrix products it leaves to BLAS,
-which takes all threads for products of a few microseconds as well; where other work has the cores,
-each then waits for a thread that has none.
+Torch itself splits element-wise operations of at least 32768 elements. It leaves matrix products
+to BLAS, which uses all threads even for products that take a few microseconds. If other processes
+keep the cores busy, each such product waits for a thread without a core.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ __all__ = ["Workload"]
 
 aten = torch.ops.aten
 
-ELEMENTS = 32768  # at::internal::GRAIN_SIZE
-MULTIPLICATIONS = 1_000_000  # about 50 microseconds on one core, where two gain little
+MIN_PARALLEL_ELEMENTS = 32768  # at::internal::GRAIN_SIZE
+MIN_PARALLEL_MULTIPLICATIONS = 1_000_000  # about 50 microseconds on one core
 
-_LEFT = {aten.mm: 0, aten.bmm: 0, aten.mv: 0, aten.dot: 0, aten.addmm: 1, aten.baddbmm: 1}
+# By matrix product: the position of the left factor among the arguments.
+_LEFT_FACTOR = {aten.mm: 0, aten.bmm: 0, aten.mv: 0, aten.dot: 0, aten.addmm: 1, aten.baddbmm: 1}
 
 
 class Workload(TorchDispatchMode):
-    """Notes the largest of the operations that run within it."""
+    """Records the size of the largest operation that runs inside it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,12 +37,15 @@ class Workload(TorchDispatchMode):
     @property
     def parallel(self) -> bool:
         """Whether an operation is large enough for more than one thread."""
-        return self.elements >= ELEMENTS or self.multiplications >= MULTIPLICATIONS
+        return (
+            self.elements >= MIN_PARALLEL_ELEMENTS
+            or self.multiplications >= MIN_PARALLEL_MULTIPLICATIONS
+        )
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        """Run an operation and note its size."""
+        """Run an operation and record its size."""
         result = func(*args, **(kwargs or {}))
         tensors = [x for x in tree_leaves((args, result)) if isinstance(x, Tensor)]
         self.elements = max(self.elements, *(x.numel() for x in tensors), 0)
@@ -52,11 +56,11 @@ class Workload(TorchDispatchMode):
 def _multiplications(func: Any, args: Sequence[Any], result: Any) -> int:
     """Count the multiplications of a matrix product or a convolution."""
     operation = func.overloadpacket
-    if operation in _LEFT:
-        return int(result.numel() * args[_LEFT[operation]].shape[-1])
+    if operation in _LEFT_FACTOR:
+        return int(result.numel() * args[_LEFT_FACTOR[operation]].shape[-1])
     if operation is aten.convolution:
         return int(result.numel() * args[1][0].numel())
-    # Its results are gradients; each takes as much as the product that it belongs to.
+    # Each resulting gradient takes as many multiplications as the convolution.
     if operation is aten.convolution_backward:
         return int(args[0].numel() * args[2][0].numel())
     return 0

@@ -1,1 +1,1 @@
-"""Fits on disk, and as ArviZ's containers."""
+"""Saved fits, and conversion to ArviZ containers."""

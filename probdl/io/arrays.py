@@ -1,4 +1,4 @@
-"""Arrays that are larger than memory, as files."""
+"""Write arrays that do not fit into memory to files."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ __all__ = ["write_arrays"]
 def write_arrays(
     folder: str | os.PathLike[str], parts: Iterable[Mapping[str, Tensor]], lead: tuple[int, ...]
 ) -> dict[str, NDArray[Any]]:
-    """Write arrays that come in parts, each after the other, and return them memory-mapped.
+    """Write arrays part by part to ``.npy`` files, and return them memory-mapped.
 
     Args:
-        folder: where ``<name>.npy`` are written; made where it is not there.
-        parts: by name, some rows (n, *shape) at a time.
-        lead: the shape that all rows together have, in the place of their number.
+        folder: the folder of the files ``<name>.npy``; it is created if it does not exist.
+        parts: consecutive rows by name, each of shape (n, *shape).
+        lead: the leading shape of the whole arrays, (*lead, *shape).
 
     Raises:
         SettingError: the files cannot be written.
@@ -49,8 +49,8 @@ def write_arrays(
         for name in paths:
             paths[name].unlink(missing_ok=True)
         raise SettingError(
-            f"the predictions could not be written to {path}: {error.strerror or error}. Free some "
-            "space, or name another folder."
+            f"The predictions could not be written to {path}: {error.strerror or error}. Free disk "
+            "space, or choose another folder."
         ) from None
     return {name: np.load(file, mmap_mode="r") for name, file in paths.items()}
 

@@ -1,9 +1,9 @@
-"""A folder of files that is replaced as a whole: a kill leaves the old ones or the new ones.
+"""Replace the files of a folder atomically: after a crash, all files are old or all are new.
 
-New files are written beside the old under names of their own. Once all are on the disk, one rename
-makes the new index, ``fit.json.commit``, and with it the new files are what the folder holds; the
-renames that follow only tidy up. Whoever reads or writes next finishes what a kill left undone.
-The index holds a checksum of each file and of itself, so that damage is known as such.
+New files are written next to the old ones, under temporary names. When all are on disk, renaming
+the new index to ``fit.json.commit`` commits them. Then each file is renamed to its final name; the
+next writer completes this step if a crash interrupted it, and a reader finds the files under either
+name. The index holds a checksum of each file and of itself, so damage is detected.
 """
 
 from __future__ import annotations
@@ -23,47 +23,48 @@ try:
 except ImportError:  # on Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["FORMAT", "folder_named", "read_index", "replace_folder"]
+__all__ = ["FORMAT", "folder_path", "read_index", "replace_folder"]
 
 INDEX = "fit.json"
-FORMAT = 1  # of the folder; a later one is refused
-_NEW, _COMMIT = ".new", ".commit"
+FORMAT = 1  # version of the folder's format; later versions are refused
+_NEW_SUFFIX, _COMMIT_SUFFIX = ".new", ".commit"
+_DAMAGE_REMEDY = "The file is damaged; save the fit again, or restore the folder from a backup."
 
 
-def folder_named(name: Any) -> Path:
-    """Return the path of a folder that a user named.
+def folder_path(name: Any) -> Path:
+    """Return the argument of a user as the path of a folder.
 
     Raises:
-        SettingError: it is no path.
+        SettingError: the argument is not a path.
     """
     try:
         path = os.fspath(name)
     except TypeError:
         path = ""
     if not isinstance(path, str) or not path or "\0" in path:
-        raise SettingError(f"{name!r} names no folder. Pass a path, such as 'fits/first'.")
+        raise SettingError(f"{name!r} is not a path. Pass a path, such as 'fits/first'.")
     return Path(path)
 
 
 def replace_folder(
     folder: Path, index: Mapping[str, Any], writers: Mapping[str, Callable[[Path], None]]
 ) -> None:
-    """Write the files of a folder and its index, all or none.
+    """Write the files of a folder and its index, either all or none.
 
     Args:
-        folder: made where it is not there. Other files in it are left alone.
-        index: what the index holds, as JSON.
-        writers: by file name, what writes that file to a path.
+        folder: created if it does not exist. Other files in it are left alone.
+        index: the contents of the index, as JSON values.
+        writers: by file name, a function that writes the file to a path.
 
     Raises:
-        SettingError: the folder cannot be made or written; what it held is unchanged.
+        SettingError: the folder cannot be written; its contents are unchanged.
     """
     with ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(_alone(folder))
+            stack.enter_context(_locked(folder))
         except OSError as error:
-            raise _failed(folder, error) from None
+            raise _save_failed(folder, error) from None
         _replace(folder, index, writers)
 
 
@@ -72,43 +73,44 @@ def _replace(
 ) -> None:
     new: list[Path] = []
     try:
-        _finish(folder)
+        _complete_commit(folder)
         files = {}
         for name, write in writers.items():
-            new.append(path := folder / (name + _NEW))
+            new.append(path := folder / (name + _NEW_SUFFIX))
             write(path)
             files[name] = {"bytes": path.stat().st_size, "sha256": _checksum(path)}
-            _to_disk(path)
-        new.append(path := folder / (INDEX + _NEW))
+            _fsync(path)
+        new.append(path := folder / (INDEX + _NEW_SUFFIX))
         whole = {"format": FORMAT, "files": files, **index}
         text = json.dumps(whole | {"sha256": _digest(whole)}, indent=1, ensure_ascii=False)
         path.write_text(text + "\n", encoding="utf-8")
-        _to_disk(path)
-        os.replace(path, folder / (INDEX + _COMMIT))
+        _fsync(path)
+        os.replace(path, folder / (INDEX + _COMMIT_SUFFIX))
     except BaseException as error:
         for path in new:
             path.unlink(missing_ok=True)
-        if isinstance(error, (OSError, RuntimeError)):  # the latter of HDF5
-            raise _failed(folder, error) from None
+        if isinstance(error, (OSError, RuntimeError)):  # HDF5 raises RuntimeError
+            raise _save_failed(folder, error) from None
         raise
-    _finish(folder)
+    _complete_commit(folder)
 
 
-def _failed(folder: Path, error: Exception) -> SettingError:
-    why = getattr(error, "strerror", None) or error
-    kept = " The fit that was there is unchanged." if (folder / INDEX).exists() else ""
+def _save_failed(folder: Path, error: Exception) -> SettingError:
+    reason = getattr(error, "strerror", None) or error
+    kept = " The previous fit is unchanged." if (folder / INDEX).exists() else ""
     return SettingError(
-        f"the fit could not be saved in {folder}: {why}.{kept} Free some space, or save it in "
+        f"The fit could not be saved in {folder}: {reason}.{kept} Free disk space, or save it in "
         "another folder."
     )
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Wait until nobody else writes into a folder, and keep others waiting meanwhile.
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold an exclusive lock on a folder while it is written.
 
-    The lock is the system's, on the folder itself: it leaves no file, and a kill ends it. Where
-    there is none (on Windows, on some network disks), two at a time get in each other's way.
+    The operating system locks the folder itself: no lock file is left behind, and the lock ends
+    with the process. Systems without such locks (Windows, some network disks) do not protect
+    against two writers at the same time.
     """
     if fcntl is None:
         yield
@@ -123,76 +125,73 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def read_index(folder: Path) -> tuple[dict[str, Any], dict[str, Path]]:
-    """Return the index of a folder, and where each of its files is.
+    """Return the index of a folder, and the path of each of its files.
 
     Raises:
-        DataError: there is none, or it is of a later version, or a file is missing or damaged.
+        DataError: there is no index, its format is newer, or a file is missing or damaged.
     """
-    committed = folder / (INDEX + _COMMIT)
+    committed = folder / (INDEX + _COMMIT_SUFFIX)
     pending = committed.exists()
     path = committed if pending else folder / INDEX
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        what = "is not a folder" if folder.is_file() else f"holds no {INDEX}"
+        what = "is not a folder" if folder.is_file() else f"contains no {INDEX}"
         what = what if folder.exists() else "does not exist"
         raise DataError(
-            f"there is no saved fit at {folder}: it {what}. Name the folder that fit.save() wrote."
+            f"There is no saved fit at {folder}: it {what}. Pass the folder that fit.save() wrote."
         ) from None
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}. {_AGAIN}") from None
+        raise DataError(f"{path} cannot be read: {error}. {_DAMAGE_REMEDY}") from None
     if not isinstance(index, dict) or not isinstance(index.get("format"), int):
-        raise DataError(f"{path} is not the index of a saved fit. {_AGAIN}")
+        raise DataError(f"{path} is not the index of a saved fit. {_DAMAGE_REMEDY}")
     if index["format"] > FORMAT:
         raise DataError(
-            f"the fit in {folder} is of format {index['format']}, which a later version of probdl "
-            f"wrote; this one reads format {FORMAT}. Update probdl to read it."
+            f"The fit in {folder} has format {index['format']}, written by a later version of "
+            f"probdl; this version reads format {FORMAT}. Update probdl."
         )
     if index.pop("sha256", None) != _digest(index):
-        raise DataError(f"{path} does not hold what was written: its checksum differs. {_AGAIN}")
+        raise DataError(f"{path} does not match its checksum. {_DAMAGE_REMEDY}")
     paths = {}
     try:
-        for name, told in index["files"].items():
+        for name, recorded in index["files"].items():
             paths[name] = folder / name
-            if pending and (folder / (name + _NEW)).exists():
-                paths[name] = folder / (name + _NEW)
-            _check(paths[name], told)
+            if pending and (folder / (name + _NEW_SUFFIX)).exists():
+                paths[name] = folder / (name + _NEW_SUFFIX)
+            _check_file(paths[name], recorded)
     except (KeyError, TypeError, AttributeError):
-        raise DataError(f"{path} does not tell what files there are. {_AGAIN}") from None
+        raise DataError(f"{path} does not list the files of the fit. {_DAMAGE_REMEDY}") from None
     return index, paths
 
 
-_AGAIN = "The file is damaged; save the fit again, or restore the folder from a copy."
-
-
-def _check(path: Path, told: Mapping[str, Any]) -> None:
+def _check_file(path: Path, recorded: Mapping[str, Any]) -> None:
     if not path.exists():
-        raise DataError(f"{path} is missing. {_AGAIN}")
+        raise DataError(f"{path} is missing. {_DAMAGE_REMEDY}")
     size = path.stat().st_size
-    if size != told["bytes"]:
-        raise DataError(f"{path} has {size} bytes, and {told['bytes']} were written. {_AGAIN}")
-    if _checksum(path) != told["sha256"]:
-        raise DataError(f"{path} does not hold what was written: its checksum differs. {_AGAIN}")
+    if size != recorded["bytes"]:
+        raise DataError(f"{path} has {size} bytes instead of {recorded['bytes']}. {_DAMAGE_REMEDY}")
+    if _checksum(path) != recorded["sha256"]:
+        raise DataError(f"{path} does not match its checksum. {_DAMAGE_REMEDY}")
 
 
-def _finish(folder: Path) -> None:
-    """Give the new files of a committed index their names."""
-    committed = folder / (INDEX + _COMMIT)
+def _complete_commit(folder: Path) -> None:
+    """Rename the new files of a committed index to their final names."""
+    committed = folder / (INDEX + _COMMIT_SUFFIX)
     if not committed.exists():
         return
     try:
         names = [*json.loads(committed.read_text(encoding="utf-8"))["files"]]
-    except (ValueError, KeyError, TypeError):  # damaged; what it named cannot be known
+    except (ValueError, KeyError, TypeError):  # a damaged index does not name its files
         committed.unlink()
         return
     for name in names:
-        if (new := folder / (name + _NEW)).exists():
+        if (new := folder / (name + _NEW_SUFFIX)).exists():
             os.replace(new, folder / name)
     os.replace(committed, folder / INDEX)
 
 
 def _digest(index: Mapping[str, Any]) -> str:
-    """Return the checksum of an index, without that entry."""
+    """Return the checksum of an index; the index must not contain its own checksum."""
     return hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
 
 
@@ -201,7 +200,7 @@ def _checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _to_disk(path: Path) -> None:
-    """Have the system write a file out, so that no rename comes before what it names."""
+def _fsync(path: Path) -> None:
+    """Flush a file to disk, so that it is complete before it is renamed."""
     with path.open("rb") as file:
         os.fsync(file.fileno())

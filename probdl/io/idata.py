@@ -1,7 +1,7 @@
-"""Draws and sites to an ArviZ container; the only file that knows two ArviZ versions.
+"""ArviZ containers and statistics; the only file that depends on the version of ArviZ.
 
-ArviZ 0.x holds groups in an ``InferenceData``, ArviZ 1.x in an ``xarray.DataTree``. It needs
-no torch: arrays go in.
+ArviZ 0.x stores groups in an ``InferenceData``, ArviZ 1.x in an ``xarray.DataTree``. This module
+works on NumPy arrays and does not import torch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from probdl.findings import PARETO_K_MAX
 from probdl.util.lazy import arviz as az
 from probdl.util.lazy import arviz_stats_base, ecdf_utils, h5netcdf, stats
 from probdl.util.lazy import xarray as xr
-from probdl.util.lock import TURN
+from probdl.util.lock import GLOBAL_LOCK
 
 __all__ = [
     "ARVIZ_1",
@@ -54,9 +54,8 @@ __all__ = [
 
 ARVIZ_1 = int(importlib.metadata.version("arviz").split(".")[0]) >= 1
 
-_SLASH = "∕"  # U+2215: netCDF and DataTree keep the other for themselves
-# From which on importance sampling cannot be trusted: Vehtari, Simpson, Gelman, Yao and Gabry,
-# "Pareto smoothed importance sampling", JMLR 25(72) (2024).
+# U+2215 replaces "/" in names, which netCDF and DataTree use to separate groups.
+_SLASH_IN_NAMES = "∕"
 
 Arrays = Mapping[str, NDArray[Any]]
 Dims = Mapping[str, Sequence[str | None]]
@@ -68,14 +67,14 @@ def to_idata(
     dims: Dims | None = None,
     coords: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Put groups of arrays into an ArviZ container.
+    """Convert groups of arrays to an ArviZ container.
 
     Args:
-        groups: by group name (``posterior``, ``log_likelihood``, ``observed_data`` …), arrays by
-            variable name. Arrays are (chain, draw, *shape), and (*shape) in the data groups.
-        dims: the names of the dimensions of ``shape`` by variable; None, or a missing name,
-            takes ArviZ's default. Log likelihoods have no event dimensions, and fewer names.
-        coords: the labels along a dimension, by its name.
+        groups: for each group (``posterior``, ``log_likelihood``, ``observed_data`` …), arrays by
+            variable. Arrays have shape (chain, draw, *shape), and (*shape) in data groups.
+        dims: the names of the dimensions of ``shape`` by variable; None or a missing name gives
+            ArviZ's default name. Log likelihoods have no event dimensions and use fewer names.
+        coords: the labels along each dimension, by its name.
 
     Returns:
         An ``InferenceData`` (ArviZ 0.x) or a ``DataTree`` (ArviZ 1.x).
@@ -84,7 +83,7 @@ def to_idata(
     >>> idata.posterior["x"].dims
     ('chain', 'draw', 'school')
     """
-    # xarray reads a tuple as dimensions and data, and what has labels itself it wants to align.
+    # xarray would read a tuple as (dims, data), and align objects that have labels themselves.
     labels = {
         dim: np.asarray(of) if hasattr(of, "__array__") else list(of)
         for dim, of in (coords or {}).items()
@@ -103,18 +102,18 @@ def to_idata(
         for name, rank in variables.items()
     }
     if ARVIZ_1:
-        safe = {g: {_safe(n): a for n, a in arrays.items()} for g, arrays in filled.items()}
-        names = {_safe(n): [_safe(dim) for dim in of] for n, of in named.items()}
-        labelled = {_safe(dim): values for dim, values in labels.items()}
-        with _quiet():  # of more chains than draws
-            return az.from_dict(safe, dims=names, coords=labelled)
+        escaped = {g: {_escape(n): a for n, a in arrays.items()} for g, arrays in filled.items()}
+        names = {_escape(n): [_escape(dim) for dim in of] for n, of in named.items()}
+        labelled = {_escape(dim): values for dim, values in labels.items()}
+        with _silent():  # ArviZ warns if there are more chains than draws
+            return az.from_dict(escaped, dims=names, coords=labelled)
     container: Any = None
     for group, arrays in filled.items():
-        # A group at a time, since 0.x wants the dims of each group to fit its arrays.
+        # One group at a time: 0.x requires that the dims of a call fit the arrays of each group.
         lead = 0 if "data" in group else 2
         fitting = {n: named[n][: np.ndim(array) - lead] for n, array in arrays.items()}
         one: dict[str, Any] = {group: arrays}
-        with _quiet():
+        with _silent():
             part = az.from_dict(**one, dims=fitting, coords=labels)
         if container is None:
             container = part
@@ -128,7 +127,7 @@ def _or_default(dim: str | None, name: str, axis: int) -> str:
 
 
 def unclashed(dims: Dims, variables: Sequence[str]) -> dict[str, list[str | None]]:
-    """Rename dims that bear the name of a variable, which xarray would take for its labels.
+    """Rename dims that have the name of a variable, which xarray would use as their labels.
 
     >>> unclashed({"y": ["y"], "x": ["school"]}, ["x", "y"])
     {'y': ['y_dim'], 'x': ['school']}
@@ -142,7 +141,7 @@ def unclashed(dims: Dims, variables: Sequence[str]) -> dict[str, list[str | None
 
 def summary(idata: Any, **options: Any) -> Any:
     """Return ArviZ's summary table; ``options`` are those of ``arviz.summary``."""
-    with _quiet():
+    with _silent():
         return az.summary(idata, **options)
 
 
@@ -152,12 +151,12 @@ def rhat(idata: Any) -> dict[str, NDArray[np.float64]]:
 
 
 def num_draws(idata: Any) -> int:
-    """Return how many draws a chain has."""
+    """Return the number of draws per chain."""
     return int(idata.posterior.sizes["draw"])
 
 
 def chain_rhat(idata: Any) -> dict[str, NDArray[np.float64]]:
-    """Return the split R-hat of each chain by itself, (chain, *shape) by variable."""
+    """Return the split R-hat of each single chain by variable, of shape (chain, *shape)."""
     posterior = idata.posterior.dataset if ARVIZ_1 else idata.posterior
     half = posterior.sizes["draw"] // 2
 
@@ -190,17 +189,17 @@ def bfmi(energy: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def psis(log_ratios: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
-    """Smooth log importance ratios (n,) by Pareto smoothing; return log weights and k-hat.
+    """Pareto-smooth log importance ratios (n,), and return log weights and k-hat.
 
-    Ratios that are all the same have no tail: k-hat is then -inf.
+    Equal ratios have no tail: k-hat is then -inf.
     """
     if np.ptp(log_ratios) < 1e-9:
         return np.full(len(log_ratios), -np.log(len(log_ratios))), -np.inf
-    with _quiet():  # of overflow in the fit of a very heavy tail
-        if ARVIZ_1:  # takes log likelihoods, of which the ratios are the inverse
+    with _silent():  # the fit of a very heavy tail overflows
+        if ARVIZ_1:  # expects log likelihoods, the negative log ratios
             try:
                 log_weights, k = arviz_stats_base.array_stats.psislw(-np.asarray(log_ratios))
-            except ValueError:  # no tail can be fitted to values that are all the same
+            except ValueError:  # the values of the tail are equal
                 return np.asarray(log_ratios - np.logaddexp.reduce(log_ratios)), np.inf
         else:
             log_weights, k = az.psislw(np.asarray(log_ratios))
@@ -210,15 +209,15 @@ def psis(log_ratios: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
 def ecdf_band(
     count: int, num_draws: int, prob: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Return the band that the empirical CDF of uniform ranks stays in, at all points at once.
+    """Return a simultaneous confidence band for the empirical CDF of uniform ranks.
 
     Args:
-        count: how many ranks there are.
-        num_draws: they are of 0 to this.
-        prob: the probability of staying in the band.
+        count: the number of ranks.
+        num_draws: the largest possible rank.
+        prob: the probability that the whole CDF stays in the band.
 
     Returns:
-        The points of [0, 1], and the band's lower and upper bound there.
+        The points in [0, 1], and the lower and upper bounds of the band at these points.
     """
     points = np.arange(1, num_draws + 1) / (num_draws + 1)
     if ARVIZ_1:
@@ -240,18 +239,23 @@ def ecdf_band(
 
 
 def loo(idata: Any, name: str) -> Any:
-    """Return ArviZ's leave-one-out cross-validation of a variable, with its pointwise values."""
-    with _quiet():
+    """Return ArviZ's leave-one-out cross-validation of a variable, with pointwise values."""
+    with _silent():
         return az.loo(idata, pointwise=True, var_name=name)
 
 
 def pareto_k(elpd: Any) -> NDArray[np.float64]:
-    """Return the k-hat of each row, flat."""
+    """Return the k-hat of each observation, in flat order."""
     return np.asarray(elpd.pareto_k.values).ravel()
 
 
 def with_exact(elpd: Any, exact: Mapping[int, float]) -> Any:
-    """Return the result with the exact terms of some rows, by their number in flat order."""
+    """Return a cross-validation result in which exact values replace some pointwise estimates.
+
+    Args:
+        elpd: the result of `loo`.
+        exact: exact log predictive densities by the index of the observation in flat order.
+    """
     result = copy.deepcopy(elpd)
     terms = result.elpd_i if ARVIZ_1 else result.loo_i
     values = np.array(terms.values, dtype=np.float64).ravel()
@@ -275,54 +279,54 @@ def with_exact(elpd: Any, exact: Mapping[int, float]) -> Any:
 
 
 def compare(elpds: Mapping[str, Any]) -> Any:
-    """Return ArviZ's table of comparison of such results, with the column names of ArviZ 1.
+    """Return ArviZ's table that compares cross-validation results, with ArviZ 1's column names.
 
-    There ``elpd_diff`` is the difference to the best, which is negative.
+    ``elpd_diff`` is the difference to the best model, which is zero or negative.
     """
-    with _quiet():
+    with _silent():
         options: dict[str, Any] = {"round_to": "none"} if ARVIZ_1 else {}
         table = az.compare(dict(elpds), **options)
     if ARVIZ_1:
         return table
-    table["elpd_diff"] = -table["elpd_diff"] + 0.0  # no -0.0
+    table["elpd_diff"] = -table["elpd_diff"] + 0.0  # avoids -0.0
     return table.rename(columns={"elpd_loo": "elpd", "p_loo": "p"})
 
 
 def plot_ppc(idata: Any, **options: Any) -> Any:
-    """Plot data and posterior predictive; ``options`` are those of ArviZ's function."""
+    """Plot the data and posterior predictive draws; ``options`` are those of ArviZ's function."""
     if ARVIZ_1 and "num_pp_samples" in options:
         options["num_samples"] = options.pop("num_pp_samples")
     plot: Any = getattr(az, "plot_ppc_dist" if ARVIZ_1 else "plot_ppc")
     return plot(idata, **options)
 
 
-def _safe(name: str) -> str:
-    """Write a slash, as in the names of Pyro's scopes, as one that separates no groups."""
-    return name.replace("/", _SLASH)
+def _escape(name: str) -> str:
+    """Replace slashes, as in the names of Pyro's scopes."""
+    return name.replace("/", _SLASH_IN_NAMES)
 
 
-def _plain(name: Any) -> str:
-    return str(name).replace(_SLASH, "/")
+def _unescape(name: Any) -> str:
+    return str(name).replace(_SLASH_IN_NAMES, "/")
 
 
 def write(idata: Any, path: Path) -> None:
-    """Write a container as netCDF, which ArviZ and xarray read; slashes in names look-alikes."""
-    # In memory first: where a disk is full HDF5 itself does not raise, it ends the process.
+    """Write a container as netCDF for ArviZ and xarray, with slashes in names replaced."""
+    # In memory first: if the disk is full, HDF5 ends the process instead of raising an error.
     buffer = io.BytesIO()
     with h5netcdf.File(buffer, "w") as file:
         for group in groups(idata):
-            named = _dataset(idata, group).rename(_slashes(idata, group))
+            named = _dataset(idata, group).rename(_escaped_names(idata, group))
             named.dump_to_store(xr.backends.H5NetCDFStore(file, group=group, mode="a"))
     path.write_bytes(buffer.getbuffer())
 
 
-def _slashes(idata: Any, group: str) -> dict[Any, str]:
+def _escaped_names(idata: Any, group: str) -> dict[Any, str]:
     names = [*_dataset(idata, group).variables, *_dataset(idata, group).dims]
-    return {name: _safe(name) for name in names if "/" in str(name)}
+    return {name: _escape(name) for name in names if "/" in str(name)}
 
 
 def read(path: Path) -> Any:
-    """Read a container from netCDF into memory; the file is closed."""
+    """Read a container from netCDF into memory, and close the file."""
     if ARVIZ_1:
         with xr.open_datatree(path, engine="h5netcdf") as tree:
             return tree.load()
@@ -331,15 +335,15 @@ def read(path: Path) -> Any:
 
 
 def variables(idata: Any, group: str) -> dict[str, NDArray[Any]]:
-    """Return the arrays of a group by name; none where there is no such group."""
+    """Return the arrays of a group by name; empty if there is no such group."""
     found = _dataset(idata, group)
-    return {} if found is None else {_plain(n): np.asarray(v.values) for n, v in found.items()}
+    return {} if found is None else {_unescape(n): np.asarray(v.values) for n, v in found.items()}
 
 
 def labels(idata: Any) -> dict[str, NDArray[Any]]:
     """Return the labels along each dimension, by its name."""
     datasets = [_dataset(idata, group) for group in groups(idata)]
-    return {_plain(n): v.values for d in datasets if d is not None for n, v in d.coords.items()}
+    return {_unescape(n): v.values for d in datasets if d is not None for n, v in d.coords.items()}
 
 
 def groups(idata: Any) -> list[str]:
@@ -353,7 +357,7 @@ def _dataset(idata: Any, group: str) -> Any:
     return idata[group].dataset if ARVIZ_1 else idata[group]
 
 
-PLOTS = {  # by kind, the group that it draws
+PLOTS = {  # the group that each kind of plot shows
     "trace": "posterior",
     "forest": "posterior",
     "ppc": "posterior_predictive",
@@ -364,19 +368,19 @@ PLOTS = {  # by kind, the group that it draws
 
 
 def plot(idata: Any, kind: str, names: Sequence[str] | None = None) -> Any:
-    """Plot a container by one of ArviZ's functions, and return the matplotlib figure.
+    """Plot a container with one of ArviZ's functions, and return the matplotlib figure.
 
     Args:
-        idata: the container, with the group that ``PLOTS`` names.
-        kind: one of ``PLOTS``.
-        names: the variables; None is all.
+        idata: a container with the group that ``PLOTS`` names.
+        kind: a key of ``PLOTS``.
+        names: the variables to plot; None plots all.
     """
     options: dict[str, Any] = {}
     if names is not None and kind != "energy":
         held = _dataset(idata, PLOTS[kind])
-        options["var_names"] = [name if name in held else _safe(name) for name in names]
+        options["var_names"] = [name if name in held else _escape(name) for name in names]
     if kind == "ppc":
-        made = plot_ppc(idata, num_pp_samples=100, **options)
+        result = plot_ppc(idata, num_pp_samples=100, **options)
     else:
         name = "trace_dist" if ARVIZ_1 and kind == "trace" else kind
         if kind == "forest":
@@ -384,18 +388,18 @@ def plot(idata: Any, kind: str, names: Sequence[str] | None = None) -> Any:
         if kind == "pair" and not ARVIZ_1:
             options["divergences"] = "diverging" in variables(idata, "sample_stats")
         function: Any = getattr(az, f"plot_{name}")
-        made = function(idata, **options)
-    figure = made.viz["figure"].item() if ARVIZ_1 else np.ravel(made)[0].figure
-    if not ARVIZ_1 and kind != "forest":  # 0.x leaves labels of one row on the titles of the next
+        result = function(idata, **options)
+    figure = result.viz["figure"].item() if ARVIZ_1 else np.ravel(result)[0].figure
+    if not ARVIZ_1 and kind != "forest":  # in 0.x, axis labels overlap the titles of the next row
         figure.set_layout_engine("constrained")
     return figure
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence ArviZ where a NaN says it: with a single chain, at a site that is constant."""
-    with TURN:  # warning filters and loggers belong to the process
-        # 0.x logs through an object that no getLogger() call finds; 1.x says "arviz_stats".
+def _silent() -> Iterator[None]:
+    """Silence ArviZ's warnings; its NaN results (one chain, a constant site) are enough."""
+    with GLOBAL_LOCK:  # warning filters and loggers are shared by all threads
+        # 0.x logs through an object that getLogger() does not return.
         logger = logging.getLogger("arviz_stats") if ARVIZ_1 else az._log
         disabled, logger.disabled = logger.disabled, True
         try:
@@ -407,7 +411,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _arrays(statistic: Any, idata: Any, **options: Any) -> dict[str, NDArray[np.float64]]:
-    with _quiet():
+    with _silent():
         result = statistic(idata, **options)
     dataset = result.dataset if ARVIZ_1 else result
-    return {_plain(name): np.asarray(array.values) for name, array in dataset.data_vars.items()}
+    return {_unescape(name): np.asarray(array.values) for name, array in dataset.data_vars.items()}

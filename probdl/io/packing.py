@@ -1,4 +1,4 @@
-"""Trees of settings, numbers and arrays as JSON and arrays by name, and back; without pickle."""
+"""Convert trees of settings, numbers and arrays to JSON and named arrays, and back; no pickle."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Opaque", "opaque_parts", "pack", "unpack"]
 
 
 class Opaque:
-    """The place of an object that cannot be written: a function, a module, a data loader.
+    """A placeholder for an object that cannot be saved: a function, a module, a data loader.
 
     >>> Opaque("a function")
     <a function, not saved>
@@ -27,7 +27,7 @@ class Opaque:
 
 
 def pack(tree: Any, arrays: dict[str, Tensor], name: str) -> Any:
-    """Return a tree as JSON; its arrays enter ``arrays`` under names that begin with ``name``.
+    """Return a tree as JSON values, and add its arrays to ``arrays`` with the prefix ``name``.
 
     >>> arrays = {}
     >>> packed = pack({"x": torch.ones(2), "n": 3}, arrays, "data")
@@ -40,7 +40,7 @@ def pack(tree: Any, arrays: dict[str, Tensor], name: str) -> Any:
         return tree
     if isinstance(tree, np.generic) and tree.dtype.kind in "biuf":
         return tree.item()
-    while name in arrays:  # of a key with a dot in it
+    while name in arrays:  # keys that contain dots can lead to the same name
         name += "_"
     if isinstance(tree, Tensor) and tree.layout == torch.strided:
         arrays[name] = tree.detach().cpu().contiguous().clone()
@@ -58,7 +58,7 @@ def pack(tree: Any, arrays: dict[str, Tensor], name: str) -> Any:
 
 
 def unpack(packed: Any, arrays: Mapping[str, Tensor]) -> Any:
-    """Return the tree that was packed; what could not be written is an :class:`Opaque`."""
+    """Return the packed tree; objects that could not be saved are :class:`Opaque`."""
     if not isinstance(packed, dict):
         return packed
     ((kind, of),) = packed.items()
@@ -74,7 +74,7 @@ def unpack(packed: Any, arrays: Mapping[str, Tensor]) -> Any:
 
 
 def opaque_parts(tree: Any, name: str) -> dict[str, Opaque]:
-    """List by name what a tree holds that could not be written."""
+    """Return the objects of a tree that could not be saved, by their path in the tree."""
     if isinstance(tree, Opaque):
         return {name: tree}
     items: Any = ()

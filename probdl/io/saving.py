@@ -1,4 +1,4 @@
-"""What of a fit is written: ``idata.nc`` for ArviZ, ``arrays.safetensors``, and ``fit.json``."""
+"""Save a fit as ``idata.nc`` (for ArviZ), ``arrays.safetensors`` and ``fit.json``."""
 
 from __future__ import annotations
 
@@ -18,24 +18,26 @@ from torch import Tensor, nn
 
 from probdl.errors import SettingError, warn
 from probdl.io import idata
-from probdl.io.folders import folder_named, replace_folder
+from probdl.io.folders import folder_path, replace_folder
 from probdl.io.packing import pack
-from probdl.model.program import Program, WithoutModel, fingerprint
+from probdl.model.fingerprint import fingerprint
+from probdl.model.program import Program
 from probdl.model.sites import Structure
+from probdl.model.without_model import WithoutModel
 
 __all__ = ["ARRAYS", "IDATA", "save", "source_of"]
 
 IDATA = "idata.nc"
 ARRAYS = "arrays.safetensors"
 _PACKAGES = ("probdl", "torch", "pyro-ppl", "arviz", "numpy", "nutpie")
-_LARGE = 2**28  # numbers in a group that can be made again: 2 GiB
+MAX_PREDICTIVE_VALUES = 2**28  # of the log likelihood or the predictions: 2 GiB in float64
 
 
 def save(fit: Any, folder: str | os.PathLike[str]) -> Path:
-    """Write a fit to a folder, see ``Fit.save``."""
-    path = folder_named(folder)
+    """Save a fit to a folder; see ``Fit.save``."""
+    path = folder_path(folder)
     if path.exists() and not path.is_dir():
-        raise SettingError(f"{path} is a file; a fit is saved as a folder. Give another name.")
+        raise SettingError(f"{path} is a file; a fit is saved as a folder. Choose another name.")
     arrays: dict[str, Tensor] = {}
     index = describe(fit, arrays)
     container = _container(fit)
@@ -51,15 +53,15 @@ def save(fit: Any, folder: str | os.PathLike[str]) -> Path:
 
 
 def _write_arrays(arrays: dict[str, Tensor], path: Path) -> None:
-    # safetensors' own files are for their owner's eyes only, and its errors are no OSErrors.
+    # safetensors.save_file makes files private to their owner, and its errors are not OSErrors.
     path.write_bytes(safetensors.torch.save(arrays))
 
 
 def describe(fit: Any, arrays: dict[str, Tensor]) -> dict[str, Any]:
-    """Describe all of a fit but its draws as JSON, its arrays aside."""
+    """Return all of a fit except its draws as JSON values; add its arrays to ``arrays``."""
     program: Program = fit.program
     loaded = isinstance(program, WithoutModel)
-    proposal = fit.proposal
+    proposal = getattr(fit, "proposal", None)  # of fits with a guide
     return {
         "model": ({} if loaded else source_of(program.original)) | {"name": program.name},
         "method": {
@@ -82,14 +84,16 @@ def describe(fit: Any, arrays: dict[str, Tensor]) -> dict[str, Any]:
         "draws": list(fit.draws),
         "sites": _sites(fit.structure, arrays),
         "plate_depth": fit.structure.plate_depth,
-        "modules": None if loaded else pack(_states(program.modules), arrays, "model"),
+        "modules": None if loaded else pack(_module_states(program.modules), arrays, "model"),
         "proposal": None
         if proposal is None
         else {
             "local": list(proposal.local),
             "values": pack(dict(proposal.values), arrays, "guide"),
             "modules": pack(
-                _states(proposal.program.modules if proposal.program else []), arrays, "guide"
+                _module_states(proposal.program.modules if proposal.program else []),
+                arrays,
+                "guide",
             ),
         },
         "stats": pack(
@@ -104,13 +108,13 @@ def describe(fit: Any, arrays: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def source_of(model: Any) -> dict[str, str | None]:
-    """Tell where a model comes from, and a hash of its source."""
+    """Return the qualified name and the file of a model, and a hash of its source."""
     owner = getattr(model, "__self__", model)
     what = owner if inspect.isfunction(owner) or inspect.isclass(owner) else type(owner)
     try:
         file: str | None = inspect.getsourcefile(what)
         digest: str | None = hashlib.sha256(inspect.getsource(what).encode()).hexdigest()
-    except (OSError, TypeError):  # typed into a shell, or made by a program
+    except (OSError, TypeError):  # defined in a shell, or generated
         file = digest = None
     return {
         "qualname": f"{what.__module__}.{what.__qualname__}",
@@ -135,18 +139,18 @@ def _sites(structure: Structure, arrays: dict[str, Tensor]) -> list[dict[str, An
     ]
 
 
-def _states(modules: list[Any]) -> list[Mapping[str, Any]]:
+def _module_states(modules: list[Any]) -> list[Mapping[str, Any]]:
     return [{"training": m.training, "state": dict(m.state_dict())} for m in modules]
 
 
 def _container(fit: Any) -> Any:
-    """Return the ArviZ container, without groups too large to be kept twice."""
+    """Return the ArviZ container, without predictive groups that are too large to save."""
     scalars = sum(math.prod(s.shape) for s in fit.structure.of("observed"))
-    if scalars * fit.num_chains * fit.num_draws <= _LARGE:
+    if scalars * fit.num_chains * fit.num_draws <= MAX_PREDICTIVE_VALUES:
         return fit.idata
     warn(
-        "the groups log_likelihood and posterior_predictive are not saved: for "
-        f"{scalars} observations and {fit.num_chains * fit.num_draws} draws they are too large. "
-        "With the model, the loaded fit makes them again."
+        "The groups log_likelihood and posterior_predictive are not saved, because they are too "
+        f"large: {scalars} observations and {fit.num_chains * fit.num_draws} draws. A fit loaded "
+        "with its model computes them again."
     )
     return fit.to_idata(predictive=False)

@@ -1,4 +1,4 @@
-"""Inference methods, one a file. To add one is to add a file, and a line here."""
+"""Inference methods, one per file. A new method needs its file, and an import here."""
 
 from probdl.methods.adversarial.gan import GAN
 from probdl.methods.approximate.importance import Importance

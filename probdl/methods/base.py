@@ -1,11 +1,9 @@
-"""What a method is, and the table of their names."""
+"""The abstract base class of methods, and the table of methods by name."""
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
-import numbers
 from abc import ABCMeta, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -19,12 +17,13 @@ from probdl.model.sites import Structure, discover
 from probdl.results.fit import Fit
 from probdl.results.latent import Proposal
 from probdl.util.memory import machine_memory
+from probdl.util.settings import check_choice, check_int, check_real, setting_error
+from probdl.util.suggestions import did_you_mean, nearest
 
 __all__ = ["METHODS", "Method", "resolve"]
 
 METHODS: dict[str, type[Method]] = {}
-"""The methods by name; a class that derives from ``Method`` enters itself."""
-
+"""The methods by name. A subclass of ``Method`` with a name registers itself."""
 
 PYRO_NAMES = {
     "num_samples": "draws",
@@ -45,52 +44,76 @@ PYRO_NAMES = {
     "init_strategy": "init",
     "jit_compile": "engine",
 }
-"""What Pyro (and others) call a setting, and what it is called here."""
+"""Names of settings in Pyro and other packages, and the names here; '' if there is none."""
 
 
 def setting_named(name: str) -> str:
-    """Translate Pyro's name of a setting; a name of ours stays as it is."""
+    """Translate the name of a setting in Pyro to the name here; return other names unchanged."""
     return PYRO_NAMES.get(name) or name
 
 
-class _Checked(ABCMeta):
-    """Tell of a setting that a method does not have, and which one may be meant."""
+class _CheckedSettings(ABCMeta):
+    """Metaclass that suggests the right name if a method is called with an unknown setting."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         settings = [p for p in inspect.signature(cls.__init__).parameters if p != "self"]  # type: ignore[misc]
         if inspect.isabstract(cls):
-            raise SettingError(f"{cls.__name__} is what methods have in common; take one of them.")
+            raise SettingError(
+                f"{cls.__name__} is an abstract base class; use a concrete method such as "
+                "probdl.NUTS()."
+            )
         if len(args) > len(settings):
-            raise SettingError(f"{cls.__name__} takes {len(settings)} settings, not {len(args)}.")
+            raise SettingError(
+                f"{cls.__name__} takes {len(settings)} settings, and got {len(args)}."
+            )
         for name in kwargs:
             if name not in settings:
                 meant = PYRO_NAMES.get(name)
                 if meant in settings:
-                    hint = f"Here it is called {meant}"
-                elif near := difflib.get_close_matches(name, settings, 1):
-                    hint = f"Did you mean {near[0]}"
+                    hint = f"Here it is called {meant}."
+                elif similar := nearest(name, settings):
+                    hint = f"Did you mean {similar}?"
                 else:
-                    hint = f"It has {', '.join(settings)}"
-                raise SettingError(f"{cls.__name__} has no setting {name!r}. {hint}.")
+                    hint = f"Its settings are {', '.join(settings)}."
+                raise SettingError(f"{cls.__name__} has no setting {name!r}. {hint}")
         return super().__call__(*args, **kwargs)
 
 
 @dataclass(frozen=True, repr=False)
-class Method(metaclass=_Checked):
-    """How inference is done: settings only, checked when they are made, and one operation."""
+class Method(metaclass=_CheckedSettings):
+    """Base class of methods: frozen settings, checked on construction, and one operation, run."""
 
     name: ClassVar[str]
-    takes_loader: ClassVar[bool] = False  # whether a DataLoader may stand for the data
-    uses_prior: ClassVar[bool] = True  # whether the priors of latent sites count
+    takes_loader: ClassVar[bool] = False  # whether the model's data may be a DataLoader
+    uses_prior: ClassVar[bool] = True  # whether the priors of latent sites enter the fit
+    fit_type: ClassVar[type[Fit]] = Fit  # the class of the fits that run() returns
 
     def __init_subclass__(cls, name: str = "", **kwargs: Any) -> None:
+        """Register the subclass under a name.
+
+        Raises:
+            SettingError: another class has this name. A class of the user's that is defined again,
+                as by running a notebook cell twice, replaces the earlier one.
+        """
         super().__init_subclass__(**kwargs)
-        if name:
-            cls.name = name
-            METHODS[name] = cls
+        if not name:
+            return
+        if (holder := METHODS.get(name)) is not None:
+            redefined = (holder.__module__, holder.__qualname__) == (
+                cls.__module__,
+                cls.__qualname__,
+            )
+            if not redefined or holder.__module__.split(".")[0] == "probdl":
+                raise SettingError(
+                    f"The method name {name!r} is already taken by {holder.__module__}."
+                    f"{holder.__qualname__}. Choose another name for {cls.__qualname__}: "
+                    f"class {cls.__name__}(..., name=...)."
+                )
+        cls.name = name
+        METHODS[name] = cls
 
     def __repr__(self) -> str:
-        """Show the settings that are not the defaults."""
+        """Show the settings that differ from their defaults."""
         changed = [
             f"{f.name}={getattr(self, f.name)!r}"
             for f in fields(self)
@@ -104,19 +127,19 @@ class Method(metaclass=_Checked):
 
         Args:
             program: the model with its data.
-            seed: all randomness derives from it; global generators are seeded with it too.
-            progress: whether to show progress; None leaves it to the terminal.
+            seed: all random numbers derive from it; the global generators are seeded with it, too.
+            progress: whether to show progress; None shows it on a terminal and in a notebook only.
         """
 
     def refit(self, fit: Fit, program: Program, seed: int) -> Fit:
-        """Fit one of many data sets of the same shapes, drawn from the model or from others' data.
+        """Fit one of many data sets of the same shapes, such as simulated or resampled data.
 
-        Methods that can do so leave out what has been found out already.
+        A method may override this to skip checks that were made for the first fit.
 
         Args:
-            fit: the fit of another one.
-            program: the model with the data.
-            seed: all randomness derives from it.
+            fit: a fit to another of the data sets.
+            program: the model with its data.
+            seed: all random numbers derive from it.
         """
         return self.run(program, seed, False)
 
@@ -127,76 +150,65 @@ class Method(metaclass=_Checked):
         saved: Proposal,
         start: Mapping[str, Tensor],
     ) -> Proposal | None:
-        """Put a guide that was saved back on a model; None where the method has none.
+        """Rebuild the guide of a saved fit; return None if the method has no guide.
 
         Args:
             program: the model with its data.
             structure: its sites.
-            saved: the guide's parameters, without its program.
-            start: values of the latent sites, where an automatic guide is made.
+            saved: the parameters of the guide, without its program.
+            start: values of the latent sites, from which an automatic guide is initialised.
         """
         return None
 
     def _check_int(self, **least: int) -> None:
-        """Check that settings are whole numbers of at least so much."""
-        for setting, low in least.items():
-            value = getattr(self, setting)
-            whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-            if not whole or value < low:
-                self._refuse(setting, f"must be a whole number of at least {low}")
+        """Check that settings are integers, given the smallest value of each."""
+        settings = {name: (getattr(self, name), low) for name, low in least.items()}
+        check_int(type(self).__name__, **settings)
 
     def _check_real(self, **between: tuple[float, float]) -> None:
-        """Check that settings are numbers strictly between two bounds."""
-        for setting, (low, high) in between.items():
-            value = getattr(self, setting)
-            real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-            if not real or not low < float(value) < high:
-                bounds = f"above {low}" + (f" and below {high}" if math.isfinite(high) else "")
-                self._refuse(setting, f"must be a number {bounds}")
+        """Check that settings are numbers, given two bounds for each, both excluded."""
+        settings = {name: (getattr(self, name), *bounds) for name, bounds in between.items()}
+        check_real(type(self).__name__, **settings)
 
     def _check_choice(self, **choices: tuple[str, ...]) -> None:
-        """Check that settings are one of some words."""
-        for setting, words in choices.items():
-            if getattr(self, setting) not in words:
-                near = difflib.get_close_matches(str(getattr(self, setting)), words, 1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                self._refuse(setting, f"must be one of {', '.join(map(repr, words))}{hint}")
+        """Check that settings are one of some words, given the words for each."""
+        settings = {name: (getattr(self, name), words) for name, words in choices.items()}
+        check_choice(type(self).__name__, **settings)
 
     def _discover(self, program: Program) -> Structure:
-        """Find the sites of a program, and check that the draws can be held.
+        """Find the sites of a program, and check that the draws fit into memory.
 
-        Native code ends the process where they cannot.
+        The check is needed because native code ends the process when memory runs out.
 
         Raises:
-            SettingError: they need more than the memory of the machine.
+            SettingError: the draws need more than the memory of the machine.
         """
         structure = discover(program)
-        told = {name: getattr(self, name, 0) for name in ("draws", "num_samples", "warmup")}
+        sizes = {name: getattr(self, name, 0) for name in ("draws", "num_samples", "warmup")}
         runs = getattr(self, "chains", getattr(self, "paths", 1))
         scalars = sum(math.prod(site.shape) for site in structure.of("latent"))
-        needed = 8 * scalars * runs * (max(told["draws"], told["num_samples"]) + told["warmup"])
-        if needed > (there := machine_memory(unknown=2**36)):
-            settings = ", ".join(f"{name}={value}" for name, value in told.items() if value)
+        needed = 8 * scalars * runs * (max(sizes["draws"], sizes["num_samples"]) + sizes["warmup"])
+        if needed > (available := machine_memory(unknown=2**36)):
+            settings = ", ".join(f"{name}={value}" for name, value in sizes.items() if value)
             raise SettingError(
-                f"{type(self).__name__}({settings}): the draws of {scalars} numbers each take "
-                f"{needed / 2**30:.3g} GiB, and this machine has {there / 2**30:.3g} GiB of "
-                "memory. Ask for fewer."
+                f"{type(self).__name__}({settings}): the draws, of {scalars} numbers each, need "
+                f"{needed / 2**30:.3g} GiB, and this machine has {available / 2**30:.3g} GiB of "
+                "memory. Request fewer draws."
             )
         return structure
 
     def _refuse(self, setting: str, rule: str) -> None:
-        value = getattr(self, setting)
-        raise SettingError(f"{type(self).__name__}({setting}={value!r}): {setting} {rule}.")
+        raise setting_error(type(self).__name__, setting, getattr(self, setting), rule)
 
 
 def resolve(method: str | Method | type[Method]) -> Method:
-    """Turn a name, or a class, into the method with its default settings.
+    """Return the method of a name or class, with default settings; return a method unchanged.
 
     >>> resolve("mle")
     MLE()
     >>> resolve("nutz")
     Traceback (most recent call last):
-    probdl.errors.SettingError: there is no method 'nutz'; did you mean 'nuts'? ...
+    probdl.errors.SettingError: There is no method 'nutz'; did you mean 'nuts'? ...
     """
     if isinstance(method, Method):
         return method
@@ -205,10 +217,10 @@ def resolve(method: str | Method | type[Method]) -> Method:
     if isinstance(method, str):
         if method.lower() in METHODS:
             return METHODS[method.lower()]()
-        near = difflib.get_close_matches(method.lower(), METHODS, 1, cutoff=0.0)
+        hint = did_you_mean(method.lower(), METHODS, similarity=0.0)
         names = ", ".join(map(repr, sorted(METHODS)))
-        raise SettingError(f"there is no method {method!r}; did you mean {near[0]!r}? ({names})")
+        raise SettingError(f"There is no method {method!r}; {hint} ({names})")
     raise SettingError(
-        f"method is a {type(method).__name__}; pass a name such as 'nuts', or a method with its "
+        f"method is a {type(method).__name__}; pass a name such as 'nuts', or a method with "
         "settings such as probdl.NUTS(draws=2000)."
     )

@@ -1,4 +1,4 @@
-"""Param sites under methods that draw from the posterior: they have none, and are held."""
+"""Param sites under methods that sample the posterior: they have no prior, so they are fixed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["held_params"]
 
 
 def held_params(structure: Structure) -> list[Finding]:
-    """Tell which param sites were held at their present values."""
+    """Report the param sites that were held at their current values."""
     names = tuple(s.name for s in structure.of("param"))
     if not names:
         return []
@@ -18,7 +18,7 @@ def held_params(structure: Structure) -> list[Finding]:
         Finding(
             "warning",
             "params_held",
-            f"the param sites {shown} have no prior, so they were held at their present values.",
+            f"The param sites {shown} have no prior, so they were held at their current values.",
             "Give them a prior (pyro.sample, or PyroSample in a PyroModule), or estimate them with "
             "method='mle' or 'map'.",
             names,

@@ -36,13 +36,13 @@ __all__ = ["Block", "LogDensity"]
 
 T = TypeVar("T")
 
-INITIAL_RADIUS = 2.0  # Stan's: uniform(-2, 2) on R^d
-INITIAL_TRIES = 100
+INITIAL_RADIUS = 2.0  # uniform(-2, 2) on R^d, as in Stan
+MAX_INITIAL_TRIES = 100
 
 
 @dataclass(frozen=True)
 class Block:
-    """The stretch of the flat vector that one site takes up."""
+    """The part of the flat vector that holds one site."""
 
     site: Site
     start: int
@@ -50,21 +50,21 @@ class Block:
 
     @property
     def size(self) -> int:
-        """How many coordinates of R^d the site takes up."""
+        """The number of coordinates of the site."""
         return math.prod(self.shape)
 
     def of(self, z: Tensor) -> Tensor:
-        """Cut the site's unconstrained value out of ``z`` of shape (..., d)."""
+        """Return the site's unconstrained value from ``z`` of shape (..., d)."""
         return z[..., self.start : self.start + self.size].reshape(z.shape[:-1] + self.shape)
 
     @property
     def labels(self) -> list[str]:
-        """Name the coordinates: ``beta[0]``, ``beta[1]`` …, or ``sigma``."""
+        """Labels of the coordinates: ``beta[0]``, ``beta[1]`` …, or ``sigma``."""
         return scalar_labels(self.site.name, self.shape)
 
 
 class _AtPoint(Messenger):
-    """Run a program at one point of R^d, summing the log Jacobian of the transforms met."""
+    """Run a program at one point of R^d, and sum the log Jacobians of the transforms."""
 
     def __init__(self, density: LogDensity, z: Tensor) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class _AtPoint(Messenger):
 
 
 class _Unconstrain(Messenger):
-    """Run a program at given values, recording the unconstrained value of each latent site."""
+    """Run a program at given values, and record the unconstrained value of each latent site."""
 
     def __init__(self, density: LogDensity, values: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -123,12 +123,12 @@ class LogDensity:
 
     .. math:: \log p(z) = \log p(x(z), y) + \log |\det \partial x / \partial z|
 
-    where z in R^d is the flat vector of all sites that are free, x(z) their values in the
-    supports of their distributions, and y the data. Discrete latent sites with a finite
-    support are summed out exactly. Everything is float64.
+    where z in R^d is the flat vector of all free sites, x(z) are their values in the supports of
+    their distributions, and y is the data. Discrete latent sites with a finite support are summed
+    out exactly. All computations are in float64.
 
-    Make one with :meth:`from_model`. Calling it gives the value at one point as a scalar
-    tensor that autograd can follow.
+    Create one with :meth:`from_model`. Calling it returns the value at one point as a scalar
+    tensor with gradient.
 
     >>> import pyro, torch, pyro.distributions as dist
     >>> def model(y):
@@ -164,9 +164,9 @@ class LogDensity:
             self.dim += block.size
         if not self.blocks:
             raise ModelError(
-                f"the model '{program.name}' has no site to infer: no latent pyro.sample site"
+                f"The model '{program.name}' has no site to infer: no latent pyro.sample site"
                 f"{', pyro.param or module parameter' if params else ''}. Sites without `obs=` "
-                "are latent; a model with parameters only is fitted by MLE or MAP."
+                "are latent; fit a model that has parameters only with method='mle' or 'map'."
             )
         self._dropped = set() if prior else {s.name for s in structure.of("latent")}
         self._handlers: list[Callable[..., Any]] = []
@@ -185,41 +185,41 @@ class LogDensity:
         jacobian: bool = True,
         params: bool = False,
     ) -> LogDensity:
-        """Read a Pyro program and its data as a log density on R^d.
+        """Return the log density of a Pyro program and its data on R^d.
 
         Args:
             model: a Pyro program, a callable or an ``nn.Module``.
-            args: its positional arguments, the data.
-            kwargs: its keyword arguments.
-            prior: whether the log densities of the latent sites count. False leaves the
-                likelihood, in which the latent sites are plain parameters.
-            jacobian: whether the log Jacobian of the transforms counts. False gives the
-                density of the constrained values, written on R^d.
-            params: whether ``pyro.param`` sites and module parameters are free as well;
-                else they are held at their present values.
+            args: the positional arguments, which hold the data.
+            kwargs: the keyword arguments.
+            prior: whether to include the log densities of the latent sites. False gives the
+                likelihood, with the latent sites as plain parameters.
+            jacobian: whether to include the log Jacobian of the transforms. False gives the
+                density of the constrained values as a function of the unconstrained ones.
+            params: whether ``pyro.param`` sites and module parameters are free as well; otherwise
+                they are fixed at their current values.
 
         Raises:
             ModelError: the model does not run on the arguments, its sites depend on
-                random choices, a discrete site cannot be summed out, or nothing is free.
+                random choices, a discrete site cannot be summed out, or no site is free.
             DataError: the data are not finite, or outside the support of their site.
         """
         program = Program(model, args, kwargs)
         return cls(program, discover(program), prior=prior, jacobian=jacobian, params=params)
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> LogDensity:
-        """Return the same density with other tensors in the places of the data."""
+        """Return the same density on other data, in the order of ``Program.tensors``."""
         other = copy.copy(self)
         other.program = self.program.with_tensors(tensors)
         return other
 
     @staticmethod
     def _transform_shape(site: Site) -> torch.Size:
-        if site.transform is None:  # a support that moves: an interval, and those keep the shape
+        if site.transform is None:  # the support is an interval, whose transform keeps the shape
             return torch.Size(site.shape)
         return unconstrained_shape(site.transform, site.shape)
 
     def _enumerate(self) -> None:
-        """Sum the discrete sites out by Pyro's parallel enumeration."""
+        """Set up the exact sum over discrete sites, by Pyro's parallel enumeration."""
         first = -1 - self.structure.plate_depth
         self._handlers = [
             lambda model: poutine.enum(config_enumerate(model), first_available_dim=first)
@@ -228,17 +228,17 @@ class LogDensity:
         def evaluator(trace: Trace) -> TraceEinsumEvaluator:
             for name in self._dropped:
                 trace.remove_node(name)
-            with pyro.validation_enabled(True):  # tells of a plate that is missing
+            with pyro.validation_enabled(True):  # reports a missing plate
                 return TraceEinsumEvaluator(trace, True, self.structure.plate_depth)
 
         self._evaluator = self.run(evaluator, _AtPoint(self, torch.zeros(self.dim).double()))
 
     def changed(self, name: str) -> None:
-        """Raise the error for a site that was not like this when the model was first run."""
+        """Raise ModelError: a site differs from the first run of the model."""
         raise ModelError(
-            f"site '{name}' was not met, or not of the same kind, when the model "
-            f"'{self.program.name}' was first run. The sites of a model, and whether they are "
-            "observed, must not depend on random choices or on the values of other sites."
+            f"Site '{name}' did not exist, or was of another kind, in the first run of the model "
+            f"'{self.program.name}'. The sites of a model, and whether they are observed, must not "
+            "depend on random choices or on the values of other sites."
         )
 
     def param(self, name: str, z: Tensor) -> Tensor:
@@ -262,20 +262,20 @@ class LogDensity:
                 continue
             if site.name in self.blocks:
                 parameters[site.parameter] = self.param(site.name, at.z)
-            else:  # held, at a value that training may have given it in another copy
+            else:  # fixed, possibly at a value trained in another copy of the module
                 parameters[site.parameter] = site.value
         handlers = self._handlers if enumerated else []
         return self.program.run(read, *handlers, at, parameters=parameters, validate=validate)
 
     def at(self, z: Tensor, read: Callable[[Trace], T]) -> T:
-        """Run the program at a point (d,), its discrete sites drawn, and read its trace."""
+        """Run the program at a point (d,), with discrete sites sampled, and read its trace."""
         return self.run(read, _AtPoint(self, z), enumerated=False)
 
     def __call__(self, z: Tensor) -> Tensor:
         """Evaluate the log density at ``z`` of shape (d,), in nats, as a scalar tensor.
 
-        A numerical failure of linear algebra (a matrix that is not positive definite) means
-        a density of zero: -inf.
+        A failure of linear algebra (a matrix that is not positive definite) gives -inf, a density
+        of zero.
         """
         at = _AtPoint(self, z)
 
@@ -315,7 +315,7 @@ class LogDensity:
 
     @property
     def unconstrained_mask(self) -> Tensor:
-        """Tell which of the d coordinates are sites on the whole of R^n, as they stand."""
+        """A mask (d,) of the coordinates whose sites have support R^n and no transform."""
         return torch.tensor(
             [
                 _is_identity(block.site.transform)
@@ -326,7 +326,7 @@ class LogDensity:
 
     @property
     def labels(self) -> list[str]:
-        """Name the d coordinates, for messages: ``mu``, ``theta[0]``, ``theta[1]`` …."""
+        """Labels of the d coordinates, for messages: ``mu``, ``theta[0]``, ``theta[1]`` …."""
         return [label for block in self.blocks.values() for label in block.labels]
 
     def constrain(self, z: Tensor, *, deterministic: bool = False) -> dict[str, Tensor]:
@@ -341,8 +341,8 @@ class LogDensity:
         """
         z = z.detach().to(torch.float64)
         values: dict[str, Tensor] = {}
-        moving = any(b.site.transform is None for b in self.blocks.values())
-        if moving or (deterministic and self.structure.of("deterministic")):
+        dependent = any(b.site.transform is None for b in self.blocks.values())
+        if dependent or (deterministic and self.structure.of("deterministic")):
             flat = vectorize(lambda point: self.values(point), z.reshape(-1, self.dim))
             values = {k: v.reshape(z.shape[:-1] + v.shape[1:]) for k, v in flat.items()}
         for name, block in self.blocks.items():
@@ -352,7 +352,7 @@ class LogDensity:
         return {name: values[name] for name in self.structure.sites if name in keep}
 
     def values(self, z: Tensor) -> dict[str, Tensor]:
-        """Return the free and the deterministic sites at one point ``z`` (d,), for autograd."""
+        """Return the free and the deterministic sites at one point ``z`` (d,), with gradients."""
         at = _AtPoint(self, z)
         names = {s.name for s in self.structure.of("deterministic")}
 
@@ -360,9 +360,9 @@ class LogDensity:
             nodes: Any = trace.nodes
             return {name: nodes[name]["value"] for name in nodes if name in names}
 
-        values = self.run(read, at, enumerated=False)  # one value a site, not all of them
+        values = self.run(read, at, enumerated=False)  # one value per site
         values |= at.values
-        for name, block in self.blocks.items():  # a module's own parameters are no statements
+        for name, block in self.blocks.items():  # a module's own parameters make no statements
             if block.site.kind == "param":
                 values.setdefault(name, self.param(name, z))
         return {name: values[name] for name in self.structure.sites if name in values}
@@ -371,7 +371,9 @@ class LogDensity:
         """Map values of the sites, each (..., *site shape), back to points (..., d) of R^d."""
         missing = [name for name in self.blocks if name not in values]
         if missing:
-            raise ModelError(f"no value for the sites {missing}; they are needed to make a point.")
+            raise ModelError(
+                f"Values of the sites {missing} are missing. Pass a value for each free site."
+            )
         tensors = {name: torch.as_tensor(values[name], dtype=torch.float64) for name in self.blocks}
         name, block = next(iter(self.blocks.items()))
         lead = tensors[name].shape[: tensors[name].ndim - len(block.site.shape)]
@@ -396,19 +398,23 @@ class LogDensity:
         jitter: bool = False,
         value_and_grad: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
     ) -> Tensor:
-        """Find a point (d,) to start from: uniform(-2, 2) on R^d, where the density is finite.
+        """Draw a starting point (d,), uniform(-2, 2) on R^d, at which the density is finite.
 
-        This is Stan's rule, with up to 100 tries. Param sites start at their present values,
-        which are chosen with care (the initialization of a network); with ``jitter``,
-        at up to 0.2 from them. ``value_and_grad`` is a faster way to evaluate the density.
+        This is Stan's rule, with up to 100 tries. Param sites start at their current values, which
+        the user chose (the initialization of a network).
+
+        Args:
+            generator: the random number generator.
+            jitter: whether to move param sites randomly by up to 0.2.
+            value_and_grad: a faster evaluation of this density, if there is one.
 
         Raises:
-            ModelError: none of the tries had a finite density and gradient; the message
-                lists the sites that are to blame, with their values.
+            ModelError: no try had a finite density and gradient. The message lists the sites
+                responsible, with their values.
         """
         evaluate = value_and_grad or self.value_and_grad
         z = torch.empty(self.dim, dtype=torch.float64)
-        for _ in range(INITIAL_TRIES):
+        for _ in range(MAX_INITIAL_TRIES):
             for block in self.blocks.values():
                 part = z[block.start : block.start + block.size]
                 if block.site.kind == "param":
@@ -421,9 +427,9 @@ class LogDensity:
             value, grad = evaluate(z)
             if torch.isfinite(value) and torch.isfinite(grad).all():
                 return z.clone()
-        raise ModelError(self._explain_start(z, grad))
+        raise ModelError(self._explain_bad_start(z, grad))
 
-    def _explain_start(self, z: Tensor, grad: Tensor) -> str:
+    def _explain_bad_start(self, z: Tensor, grad: Tensor) -> str:
         at = _AtPoint(self, z)
         blamed: list[str] = []
 
@@ -449,17 +455,18 @@ class LogDensity:
             ]
             blamed.append(f"  the gradient is not finite along {', '.join(labels[:8])}")
         tried = ", ".join(f"{name} = {_short(value)}" for name, value in at.values.items())
-        try:  # Pyro's own validation names a bad argument of a distribution, if that is the cause
+        try:  # Pyro's validation may name an invalid argument of a distribution
             self.run(lambda trace: trace.log_prob_sum(), _AtPoint(self, z), validate=True)
             advice = ""
         except (ProbdlError, LinAlgError) as error:
             advice = f"\n{error}"
         return (
             f"the model '{self.program.name}' has no finite log density at any of "
-            f"{INITIAL_TRIES} random starts, uniform(-2, 2) on R^d. At the last one ({tried}):\n"
+            f"{MAX_INITIAL_TRIES} random starts, uniform(-2, 2) on R^d. At the last one "
+            f"({tried}):\n"
             + "\n".join(blamed)
-            + "\nCheck that the data lie in the support for every value of the sites, and that "
-            "scales and rates stay positive." + advice
+            + "\nCheck that the data are in the support for all values of the sites, and that "
+            "scales and rates are positive." + advice
         )
 
 

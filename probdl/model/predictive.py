@@ -1,9 +1,9 @@
-r"""Prior and posterior predictive and the log likelihood, for all draws in one pass.
+r"""Prior and posterior predictive draws and the log likelihood, for all draws in one pass.
 
 .. math:: p(\tilde y | y) = \int p(\tilde y | \theta) p(\theta | y) d\theta   \quad\text{(Eq. 2)}
 
-Draws of the left side come from running the model at each draw of theta (`sample`); its density
-is the mean over draws of the density of the model (`log_likelihood`, then `log_mean_exp`).
+`sample` draws from the left side by running the model at each draw of theta. Its density is the
+mean over draws of the model's density (`log_likelihood`, then `log_mean_exp`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
 from probdl.errors import ModelError, warn
-from probdl.model.program import Program, Substitute, base_distribution, is_deterministic
+from probdl.model.distributions import base_distribution, is_deterministic
+from probdl.model.messengers import Substitute
+from probdl.model.program import Program
 from probdl.model.sites import Structure
 from probdl.model.vectorize import chunks, vectorize
 
@@ -43,10 +45,10 @@ Draws = Mapping[str, Tensor]  # by site name, (n, *shape)
 
 
 class Unobserve(Messenger):
-    """Sample the observed sites anew, each in the shape of its data.
+    """Sample new values of the observed sites, each in the shape of its data.
 
     Without a plate, ``pyro.sample("y", Normal(mu, 1), obs=y)`` scores every element of ``y``
-    by the same scalar distribution; the replicate then has as many independent elements.
+    with the same scalar distribution; the new value then has as many independent elements.
     """
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -61,7 +63,7 @@ class Unobserve(Messenger):
 
 
 def sample(program: Program, structure: Structure, draws: Draws) -> dict[str, Tensor]:
-    """Draw the observed and deterministic sites of a program at each draw of the others.
+    """Sample the observed and deterministic sites of a program at each draw of the other sites.
 
     Args:
         program: the model on the arguments to predict at.
@@ -73,23 +75,23 @@ def sample(program: Program, structure: Structure, draws: Draws) -> dict[str, Te
     """
     run, resampled = _predictive(program, structure)
     values = vectorize(run, dict(draws))
-    _tell_resampled(resampled)
+    _warn_resampled(resampled)
     return values
 
 
 def sample_parts(
     program: Program, structure: Structure, draws: Draws
 ) -> Iterator[dict[str, Tensor]]:
-    """Yield what ``sample`` returns for some draws at a time, in bounded memory."""
+    """Yield the result of ``sample`` in chunks of draws, in bounded memory."""
     run, resampled = _predictive(program, structure)
     yield from chunks(run, dict(draws))
-    _tell_resampled(resampled)
+    _warn_resampled(resampled)
 
 
 def _predictive(
     program: Program, structure: Structure
 ) -> tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], set[str]]:
-    """Return what predicts at one draw, and the set that the resampled sites will enter."""
+    """Return the function that predicts at one draw, and the set of sites that it resamples."""
     wanted = {s.name for s in structure.of("observed", "deterministic")}
     resampled: set[str] = set()
 
@@ -108,12 +110,24 @@ def _predictive(
 
 
 def sample_prior(program: Program, structure: Structure, count: int) -> dict[str, Tensor]:
-    """Draw all sites from the prior and the model, (count, *shape) by site name."""
+    """Sample all sites from the prior and the model.
+
+    Args:
+        program: the model on its arguments.
+        structure: its sites.
+        count: the number of draws.
+
+    Returns:
+        By site name, (count, *shape).
+
+    Raises:
+        ModelError: a prior is improper.
+    """
     flat = [s.name for s in structure.of("latent") if s.flat]
     if flat:
         raise ModelError(
-            f"the prior of {', '.join(map(repr, flat))} is flat (ImproperUniform) and cannot be "
-            "sampled, so there are no prior predictive draws. Give it a proper prior."
+            f"The prior of {', '.join(map(repr, flat))} is flat (ImproperUniform) and cannot be "
+            "sampled, so there are no prior predictive draws. Use a proper prior."
         )
     wanted = {s.name for s in structure.of("latent", "discrete", "observed", "deterministic")}
 
@@ -129,7 +143,7 @@ def sample_prior(program: Program, structure: Structure, count: int) -> dict[str
 
 
 def sample_discrete(program: Program, structure: Structure, draws: Draws) -> dict[str, Tensor]:
-    """Draw the discrete latent sites from their posterior given each draw of the others."""
+    """Sample the discrete latent sites from their posterior, given each draw of the others."""
     wanted = {s.name for s in structure.of("discrete")}
 
     def posterior(model: Callable[..., Any]) -> Callable[..., Any]:
@@ -150,27 +164,30 @@ def sample_discrete(program: Program, structure: Structure, draws: Draws) -> dic
 def log_likelihood(
     program: Program, structure: Structure, draws: Draws, *, quiet: bool = False
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Score the observed sites at each draw.
+    """Compute the log likelihood of the observed sites at each draw.
 
-    Discrete latent sites are summed out. An observed site whose elements are tied together by
-    one (a hidden Markov chain) has a joint log likelihood, but none for each element alone.
+    Discrete latent sites are summed out. An observed site whose elements depend on the same
+    discrete site (a hidden Markov chain) has a joint log likelihood, but no pointwise one.
 
     Args:
         program: the model on the arguments to score.
         structure: the sites of the model on these arguments.
         draws: the latent and param sites.
-        quiet: whether to say nothing of sites whose posterior does not apply here.
+        quiet: whether to omit the warning about sites whose posterior does not apply here.
+
+    Raises:
+        ModelError: the model observes no site on these arguments.
 
     Returns:
         Pointwise log likelihoods in nats, (n, *batch shape) by site name, without the sites
-        that have none; and the joint log likelihood of all observed sites, (n,).
+        without a pointwise one; and the joint log likelihood of all observed sites, (n,).
     """
-    # A factor is a term of the density, not an observation, unless it is all there is.
+    # A factor is a term of the density, and counts as an observation only if there is no other.
     names = [s.name for s in structure.of("observed") or structure.of("factor")]
     if not names:
         raise ModelError(
-            f"the model '{program.name}' observes no site on these arguments, so there is nothing "
-            "to score. Pass the observed data as well."
+            f"The model '{program.name}' observes no site on these arguments, so it has no log "
+            "likelihood. Pass the observed data as well."
         )
     discrete = {s.name for s in structure.of("discrete")}
     resampled: set[str] = set()
@@ -201,10 +218,10 @@ def log_likelihood(
         return scores
 
     with torch.no_grad():
-        # One draw on plain numbers tells which sites are coupled; traced tensors could not.
+        # One draw on plain tensors finds the coupled sites; mapped tensors cannot be compared.
         run({name: value[0] for name, value in draws.items()})
         scores = vectorize(run, dict(draws))
-    _tell_resampled(set() if quiet else resampled)
+    _warn_resampled(set() if quiet else resampled)
     joint = scores.pop("joint")
     return {name.removeprefix("point "): score for name, score in scores.items()}, joint
 
@@ -212,7 +229,7 @@ def log_likelihood(
 def _score_enumerated(
     trace: Trace, names: list[str], discrete: set[str], coupled: set[str]
 ) -> dict[str, Tensor]:
-    """Contract the enumerated sites out of the score of each observed site, and of all."""
+    """Sum out the enumerated sites, for each observed site and for all of them jointly."""
     trace.compute_log_prob(lambda name, _: name in discrete or name in names)
     trace.pack_tensors()
     nodes: Any = trace.nodes
@@ -249,7 +266,7 @@ def _score_enumerated(
 
 
 def _adds_up(parts: list[Tensor], whole: Tensor) -> bool:
-    """Tell whether the pointwise terms are all there is; taken as given on traced tensors."""
+    """Return whether the pointwise terms sum to the joint one; True for mapped tensors."""
     try:
         total = sum(float(part.sum()) for part in parts)
         return math.isclose(total, float(whole), rel_tol=1e-9, abs_tol=1e-9)
@@ -258,7 +275,7 @@ def _adds_up(parts: list[Tensor], whole: Tensor) -> bool:
 
 
 def log_mean_exp(log_values: Tensor) -> Tensor:
-    """Average exp(log_values) over the leading dimension, in logs: (n, ...) to (...)."""
+    """Return log(mean(exp(log_values))) over the leading dimension: (n, ...) to (...)."""
     return torch.logsumexp(log_values, 0) - math.log(len(log_values))
 
 
@@ -268,7 +285,7 @@ def _values(trace: Trace, wanted: set[str]) -> dict[str, Tensor]:
 
 
 def _parameters(structure: Structure, draw: Draws) -> dict[nn.Parameter, Tensor]:
-    """Map a module's own parameters to their fitted values, or to those they were held at."""
+    """Map a module's own parameters to their values in a draw, or to the fixed ones."""
     return {
         site.parameter: draw.get(site.name, site.value)
         for site in structure.of("param")
@@ -276,10 +293,10 @@ def _parameters(structure: Structure, draw: Draws) -> dict[nn.Parameter, Tensor]
     }
 
 
-def _tell_resampled(names: set[str]) -> None:
+def _warn_resampled(names: set[str]) -> None:
     if names:
         warn(
-            f"{', '.join(f'site {n!r}' for n in sorted(names))} has another shape on these "
-            "arguments than in the fit, so its posterior does not apply: it was drawn from its "
-            "prior given the other sites."
+            f"Sampled {', '.join(f'site {n!r}' for n in sorted(names))} from its prior given the "
+            "other sites: on these arguments its shape differs from the fit, so its posterior does "
+            "not apply."
         )

@@ -1,9 +1,9 @@
 """Record a function of tensors as a graph of plain operations, by running it once.
 
-``make_fx`` does this too, at about a millisecond an operation; a loop over time has thousands.
-The recorder below notes what reaches the dispatcher and nothing else, some forty times faster,
-and it tells which inputs an operation depends on. The graph holds for other values of the inputs
-as long as no Python control flow looked at one, and that raises.
+``make_fx`` does the same, but takes about a millisecond per operation, and a loop over time has
+thousands. This recorder only records the operations that reach the dispatcher, which is about
+forty times faster, and the inputs that each operation depends on. The graph is valid for other
+values of the inputs: Python control flow that depends on an input raises an error.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ __all__ = ["ControlFlowError", "DispatchMode", "Recording", "record"]
 
 aten = torch.ops.aten
 
-# These take no more than the shape of their input.
+# Their results depend only on the shape of the input.
 _SHAPE_ONLY = {
     aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like,
     aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty,
 }  # fmt: skip
-_SAME = {aten.detach.default, aten.alias.default, aten.lift_fresh.default}
+_IDENTITIES = {aten.detach.default, aten.alias.default, aten.lift_fresh.default}
 
 
 class ControlFlowError(ProbdlError, RuntimeError):
-    """Python looked at the value of a tensor that is an input, or depends on one."""
+    """Python control flow used the value of a tensor that depends on an input."""
 
 
 class DispatchMode(TorchDispatchMode):
-    """A mode for whose sake torch does not import its compiler, which takes a second."""
+    """A mode that does not make torch import its compiler, which takes a second."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -47,7 +47,7 @@ class DispatchMode(TorchDispatchMode):
 
 
 class _Recorder(DispatchMode):
-    """Append each operation that is dispatched to a graph."""
+    """Append each dispatched operation to a graph."""
 
     def __init__(
         self, inputs: Sequence[Tensor], decompositions: Mapping[Any, Callable[..., Any]]
@@ -56,19 +56,19 @@ class _Recorder(DispatchMode):
         self.decompositions = decompositions
         self.graph = fx.Graph()
         self.constants: dict[str, Tensor] = {}
-        self.nodes: Any = WeakIdKeyDictionary()  # of the tensors that are alive
+        self.nodes: Any = WeakIdKeyDictionary()  # by tensor, for the tensors that are alive
         self.sources: dict[fx.Node, frozenset[int]] = {}  # the inputs that a node depends on
         for i, tensor in enumerate(inputs):
             self._attach(tensor, self.graph.placeholder(f"input_{i}"), frozenset([i]))
 
     def node_of(self, x: Any) -> Any:
-        """Return the node of a tensor; one that was not made here is a constant."""
+        """Return the node of a tensor; a tensor from outside becomes a constant."""
         if not isinstance(x, Tensor):
             return x
         node = self.nodes.get(x)
         if node is None:
             name = f"constant_{len(self.constants)}"
-            # A parameter can change after the recording, and its graph must not follow.
+            # Copy a parameter: it may change after the recording.
             self.constants[name] = x.detach().clone() if x.requires_grad else x
             node = self.graph.get_attr(name)
             self._attach(x, node, frozenset())
@@ -82,47 +82,47 @@ class _Recorder(DispatchMode):
             if result is not NotImplemented:
                 return result
         if self.decompositions and _is_composite(func):
-            # Autograd takes these apart; below it, where a decomposition runs, nobody has.
+            # Autograd decomposes these, but a decomposition runs below autograd.
             with self:
                 return func.decompose(*args, **kwargs)
         result = func(*args, **kwargs)
-        if func in _SAME:
+        if func in _IDENTITIES:
             self.nodes[result] = self.node_of(args[0])
             return result
         inputs: list[fx.Node] = []
-        of_args = tuple(self._noted(x, inputs) for x in args)
-        of_kwargs = {name: self._noted(x, inputs) for name, x in kwargs.items()}
+        node_args = tuple(self._as_nodes(x, inputs) for x in args)
+        node_kwargs = {name: self._as_nodes(x, inputs) for name, x in kwargs.items()}
         sources = frozenset[int]()
         if getattr(func, "overloadpacket", None) not in _SHAPE_ONLY:
             sources = sources.union(*map(self.sources.__getitem__, inputs))
         if isinstance(result, Tensor):
-            if func._schema.is_mutable and _is_alone(args, func):
+            if func._schema.is_mutable and _owns_memory(args, func):
                 func = _out_of_place(func)
-            elif not inputs and of_kwargs.get("dtype") is None and _takes_dtype(func):
-                of_kwargs["dtype"] = result.dtype  # or it would follow torch's default
-            node = self.graph.call_function(func, of_args, of_kwargs)
+            elif not inputs and node_kwargs.get("dtype") is None and _takes_dtype(func):
+                node_kwargs["dtype"] = result.dtype  # otherwise it would depend on torch's default
+            node = self.graph.call_function(func, node_args, node_kwargs)
             self._attach(result, node, sources)
         elif isinstance(result, (tuple, list)):
-            node = self.graph.call_function(func, of_args, of_kwargs)
+            node = self.graph.call_function(func, node_args, node_kwargs)
             self.sources[node] = sources
             for i, x in enumerate(result):
                 if isinstance(x, Tensor):
                     part = self.graph.call_function(operator.getitem, (node, i))
                     self._attach(x, part, sources)
-        elif func is aten._linalg_check_errors.default:  # looks, and raises, in C++
-            self.graph.call_function(func, of_args, of_kwargs)
+        elif func is aten._linalg_check_errors.default:  # it reads the values, and raises, in C++
+            self.graph.call_function(func, node_args, node_kwargs)
         elif sources:
-            raise ControlFlowError("Python looks at the value of a tensor that is not fixed")
+            raise ControlFlowError("Python control flow uses the value of a varying tensor")
         return result
 
-    def _noted(self, x: Any, inputs: list[fx.Node]) -> Any:
-        """Replace tensors by their nodes, and list those."""
+    def _as_nodes(self, x: Any, inputs: list[fx.Node]) -> Any:
+        """Replace tensors by their nodes, and append these to ``inputs``."""
         if isinstance(x, Tensor):
             node = self.node_of(x)
             inputs.append(node)
             return node
         if isinstance(x, (list, tuple)):
-            return [self._noted(item, inputs) for item in x]
+            return [self._as_nodes(item, inputs) for item in x]
         return x
 
     def _attach(self, tensor: Tensor, node: fx.Node, sources: frozenset[int]) -> None:
@@ -137,14 +137,14 @@ class _Recorder(DispatchMode):
 
 @functools.cache
 def _is_composite(func: Any) -> bool:
-    """Return whether an operation is no more than a function of others, which C++ calls."""
+    """Return whether C++ implements an operation by calls of other operations."""
     return bool(func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd))
 
 
-def _is_alone(args: Sequence[Any], func: Any) -> bool:
-    """Tell whether an operation in place can be taken as its twin that is not.
+def _owns_memory(args: Sequence[Any], func: Any) -> bool:
+    """Return whether the out-of-place version can replace an in-place operation.
 
-    It can where no other tensor shares the memory that it writes to, and where the twin gives
+    It can if no other tensor shares the memory that the operation writes to, and if its result has
     the same dtype.
     """
     x = args[0]
@@ -158,22 +158,22 @@ def _is_alone(args: Sequence[Any], func: Any) -> bool:
 
 
 def _uses(x: Tensor) -> int:
-    """Count what holds the memory of a tensor."""
+    """Return the reference count of a tensor's memory."""
     return int(torch._C._storage_Use_Count(x.untyped_storage()._cdata))  # type: ignore[attr-defined]
 
 
 @functools.cache
 def _uses_alone() -> int:
-    """Return the count of a tensor that shares its memory with none.
+    """Return the reference count of a tensor that does not share its memory.
 
-    One use is by the tensor; in some releases of torch, one more by the object made to ask.
+    In some releases of torch it is two: the object that reads the count is also counted.
     """
     return _uses(torch.empty(1, device="cpu"))
 
 
 @functools.cache
 def _out_of_place(func: Any) -> Any:
-    """Return the operation that computes what this one writes to its first argument, or None."""
+    """Return the out-of-place version of an in-place operation, or None."""
     name = func.overloadpacket.__name__
     if not name.endswith("_") or name.startswith("__"):
         return None
@@ -187,15 +187,14 @@ def _out_of_place(func: Any) -> Any:
 
 @functools.cache
 def _takes_dtype(func: Any) -> bool:
-    """Tell whether an operation makes a tensor from nothing, of torch's default dtype."""
+    """Return whether an operation creates a tensor in torch's default dtype."""
     arguments = func._schema.arguments
     return any(a.name == "dtype" and a.kwarg_only for a in arguments) and not any(
         "Tensor" in str(a.type) for a in arguments
     )
 
 
-# Set here, since torch wraps one that is in the class body in a guard against its own compiler,
-# which takes a second to import.
+# Set outside the class body, where torch would wrap it and import its compiler for that, 1 s.
 _Recorder.__torch_dispatch__ = _Recorder._dispatch  # type: ignore[method-assign,assignment]
 
 
@@ -215,7 +214,7 @@ class Recording:
         )
 
     def function(self) -> fx.GraphModule:
-        """Make a function of the inputs."""
+        """Return the graph as a function of the inputs."""
         return fx.GraphModule(self.constants, self.graph)
 
 
@@ -227,12 +226,12 @@ def record(
     """Run ``fn(*inputs)`` and return its operations as a graph.
 
     Args:
-        fn: takes tensors, and returns a tree of tensors.
-        inputs: the values to run at. Tensors that ``fn`` has from elsewhere are constants.
-        decompositions: by operation, a function of simpler ones to be recorded in its place.
+        fn: a function of tensors that returns a tree of tensors.
+        inputs: the values to run at. Other tensors that ``fn`` uses become constants.
+        decompositions: functions of simpler operations to record instead, by operation.
 
     Raises:
-        ControlFlowError: the Python code looked at the value of a tensor that depends on an input.
+        ControlFlowError: Python control flow used the value of a tensor that depends on an input.
 
     >>> recording = record(lambda x: x.exp() + 1, [torch.zeros(2)])
     >>> [str(node.target) for node in recording.graph.nodes][1:-1]

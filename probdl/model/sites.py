@@ -1,4 +1,4 @@
-"""What sites a program has: their kinds, shapes, plates and supports, and whether the data fit."""
+"""The sites of a program: their kinds, shapes, plates and supports."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any, Literal
 import numpy as np
 import pyro.distributions as dist
 import torch
-from pyro.distributions.hmm import HiddenMarkovModel
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.distributions.util import broadcast_shape
 from pyro.nn import PyroModule
@@ -21,14 +20,10 @@ from torch import Tensor, nn
 from torch.distributions import Transform, biject_to, constraints, transform_to
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from probdl.errors import DataError, ModelError
-from probdl.model.program import (
-    Program,
-    base_distribution,
-    check_finite,
-    format_index,
-    is_deterministic,
-)
+from probdl.errors import ModelError
+from probdl.model.distributions import base_distribution, distribution_name, is_deterministic
+from probdl.model.observations import check_observed, combined_mask, vectorized_plates
+from probdl.model.program import Program
 from probdl.util.isolation import isolated
 
 __all__ = [
@@ -42,30 +37,30 @@ __all__ = [
     "unconstrained_shape",
 ]
 
-_TRIES = 100
+MAX_RANDOM_STARTS = 100  # runs of the program before linear-algebra failures are an error
 
 Kind = Literal["latent", "discrete", "param", "observed", "factor", "deterministic"]
 
 
 @dataclass(frozen=True)
 class Site:
-    """One named statement of a program, as it was when the program ran on its data."""
+    """One named statement of a program, as recorded when the program ran on its data."""
 
     name: str
     kind: Kind
     shape: tuple[int, ...]
-    dims: tuple[str | None, ...]  # the plate along each dimension, where there is one
-    value: Tensor  # the data of an observed site, the present value of a param site
+    dims: tuple[str | None, ...]  # the plate along each dimension, if any
+    value: Tensor  # the data of an observed site, the current value of a param site
     distribution: str = ""
-    count: int = 0  # how many observations the site scores
-    transform: Transform | None = None  # from R^n; None where the support depends on other sites
+    count: int = 0  # the number of observations that the site scores
+    transform: Transform | None = None  # from R^n; None if the support depends on other sites
     parameter: nn.Parameter | None = None  # the module's own parameter behind a param site
     flat: bool = False  # an improper prior, which cannot be sampled
 
 
 @dataclass(frozen=True)
 class Structure:
-    """All sites of a program in the order in which it meets them, and its depth of plates."""
+    """All sites of a program in execution order, and the depth of its plates."""
 
     sites: dict[str, Site] = field(default_factory=dict)
     plate_depth: int = 0
@@ -75,7 +70,7 @@ class Structure:
         return [site for site in self.sites.values() if site.kind in kinds]
 
     def with_values(self, params: Mapping[str, Tensor]) -> Structure:
-        """Return the same sites with these values of param sites."""
+        """Return the same sites with new values of param sites."""
         sites = {
             site.name: replace(site, value=params[site.name].to(site.value.dtype))
             for site in self.of("param")
@@ -85,43 +80,42 @@ class Structure:
 
 
 def _check_name(name: str) -> None:
-    """Refuse names under which ArviZ cannot hold draws, or no file can."""
+    """Raise ModelError for a site name that ArviZ or netCDF files cannot hold."""
     if name in ("chain", "draw"):
         raise ModelError(
-            f"a site is named '{name}', as ArviZ names a dimension of all draws. Rename it."
+            f"A site is named '{name}', which is the name of a dimension in ArviZ. Rename the site."
         )
     if not name or "\0" in name:
-        raise ModelError(f"the name of a site is {name!r}. Give it one of letters.")
+        raise ModelError(f"The name of a site is {name!r}. Use a name of printable characters.")
 
 
 class _RandomStart(Messenger):
-    """Put each continuous latent site at a uniform(-2, 2) point of its unconstrained space.
+    """Set each continuous latent site to a uniform(-2, 2) point of its unconstrained space.
 
-    The prior is not sampled: it may be flat, and then it cannot be. What is no statement that
-    can be used is refused.
+    The prior is not sampled, because it may be improper. Invalid statements raise ModelError.
     """
 
     def _pyro_post_param(self, msg: Any) -> None:
         _check_name(msg["name"])
         start = msg["args"][1] if len(msg["args"]) > 1 else None
         shape = getattr(start, "shape", None)
-        sliced = msg["kwargs"].get("event_dim") is not None  # by a plate that takes a subsample
+        sliced = msg["kwargs"].get("event_dim") is not None  # a plate may subsample the parameter
         if shape is not None and msg["value"].shape != shape and not sliced:
             raise ModelError(
-                f"param '{msg['name']}' has the shape {tuple(msg['value'].shape)} in Pyro's param "
-                f"store, from an earlier run, and starts with {tuple(shape)} in the model. "
-                "pyro.clear_param_store() forgets it."
+                f"Param '{msg['name']}' has shape {tuple(msg['value'].shape)} in Pyro's param "
+                f"store, from an earlier run, but its initial value in the model has shape "
+                f"{tuple(shape)}. Call pyro.clear_param_store() first."
             )
 
     def _pyro_sample(self, msg: Any) -> None:
         if not isinstance(msg["name"], str):
-            raise ModelError(f"the name of a site is {msg['name']!r}; it must be a string.")
+            raise ModelError(f"The name of a site is {msg['name']!r}. It must be a string.")
         if not site_is_subsample(msg):
             _check_name(msg["name"])
         if not (isinstance(msg["fn"], TorchDistributionMixin) or site_is_subsample(msg)):
             kind = f"{type(msg['fn']).__module__}.{type(msg['fn']).__name__}"
             raise ModelError(
-                f"site '{msg['name']}' is drawn from a {kind}. Take a distribution of "
+                f"Site '{msg['name']}' has a distribution of type {kind}. Use a distribution from "
                 "pyro.distributions: `import pyro.distributions as dist`."
             )
         if msg["is_observed"] or msg["done"] or site_is_subsample(msg):
@@ -134,7 +128,7 @@ class _RandomStart(Messenger):
 
 
 def scalar_labels(name: str, shape: Sequence[int]) -> list[str]:
-    """Name the scalars of a site.
+    """Return a label for each scalar of a site.
 
     >>> scalar_labels("theta", (2,)), scalar_labels("mu", ())
     (['theta[0]', 'theta[1]'], ['mu'])
@@ -145,35 +139,45 @@ def scalar_labels(name: str, shape: Sequence[int]) -> list[str]:
 
 
 def is_discrete(fn: Any) -> bool:
-    """Tell whether a distribution's support is discrete."""
+    """Return whether the support of a distribution is discrete."""
     return bool(fn.support.is_discrete)
 
 
 def bijection(fn: Any, name: str) -> Transform:
-    """Return the bijection from R^n to the support of a latent site's distribution."""
+    """Return the bijection from R^n to the support of a latent site's distribution.
+
+    Args:
+        fn: the distribution.
+        name: the name of the site.
+
+    Raises:
+        ModelError: torch has no bijection to this support.
+    """
     try:
         return biject_to(fn.support)
     except NotImplementedError:
         raise ModelError(
-            f"site '{name}': the support of {type(base_distribution(fn)).__name__} has no "
-            f"bijection from R^n in torch ({fn.support}). Write the site through one that has: a "
-            "covariance as LKJCholesky times scales, a point on a sphere as a normalised normal."
+            f"Site '{name}': torch has no bijection from R^n to the support of "
+            f"{distribution_name(fn)} ({fn.support}). Build the value from other "
+            "sites: a covariance from LKJCholesky and scales, a point on a sphere from a "
+            "normalised normal."
         ) from None
 
 
 def unconstrained_shape(transform: Transform, shape: Sequence[int]) -> torch.Size:
-    """Return the shape of a point of R^n that becomes a value of a shape."""
+    """Return the shape of the unconstrained point that a transform maps to a value of a shape."""
     if transform.domain.event_dim == 0 == transform.codomain.event_dim:
-        return torch.Size(shape)  # so says torch too, but it imports SymPy for it, half a second
+        return torch.Size(shape)  # inverse_shape() would import SymPy, 0.5 s
     return transform.inverse_shape(torch.Size(shape))
 
 
 def discover(program: Program) -> Structure:
-    """Run a program twice, from two random points, and return what stays the same.
+    """Run a program twice, at two random points, and return the sites on which both runs agree.
 
-    Raises ModelError where the two runs disagree on the sites, or a site cannot be used, and
-    DataError where the observed data are not finite, not in the support, or of a shape that
-    does not fit the plates.
+    Raises:
+        ModelError: the two runs have different sites, or a site cannot be used.
+        DataError: the observed data are not finite, outside the support, or of a shape that does
+            not match the plates.
     """
     with isolated(0):
         return _discover(program)
@@ -186,33 +190,29 @@ def _discover(program: Program) -> Structure:
     _check_same(program, first, second)
     for site in first.values():
         if site.kind in ("observed", "factor"):
-            _check_observed(program, traces[0].nodes[site.name], traces[1].nodes[site.name])
+            check_observed(program, traces[0].nodes[site.name], traces[1].nodes[site.name])
     return Structure(
         {name: _without_moving_transform(site, second[name]) for name, site in first.items()},
-        max((-f.dim for n in traces[0].nodes.values() for f in _frames(n)), default=0),
+        max((-f.dim for n in traces[0].nodes.values() for f in vectorized_plates(n)), default=0),
     )
 
 
 def _traces(program: Program) -> Iterator[Trace]:
-    """Run the program from random points; those where its linear algebra fails do not count."""
+    """Yield traces at random points, skipping points where linear algebra fails."""
     failure = None
-    for seed in range(_TRIES):
+    for seed in range(MAX_RANDOM_STARTS):
         with isolated(seed):
             try:
-                trace = program.run(_identity, _RandomStart())
+                trace = program.run(lambda trace: trace, _RandomStart())
             except LinAlgError as error:
                 failure = error
                 continue
         yield trace
     raise ModelError(
-        f"the linear algebra of the model '{program.name}' failed at {_TRIES} random starts: "
-        f"{str(failure).splitlines()[0]} Check that its matrices are positive definite; a small "
-        "number on the diagonal (1e-6) helps one that is so only just."
+        f"The linear algebra of the model '{program.name}' failed at {MAX_RANDOM_STARTS} random "
+        f"starts: {str(failure).splitlines()[0]} Check that its matrices are positive definite; "
+        "add a small number (1e-6) to the diagonal of a matrix that is nearly singular."
     )
-
-
-def _identity(trace: Trace) -> Trace:
-    return trace
 
 
 def _sites(program: Program, trace: Trace) -> Iterable[Site]:
@@ -228,13 +228,13 @@ def _sites(program: Program, trace: Trace) -> Iterable[Site]:
             plate = node["fn"]
             if plate.subsample_size is not None and plate.subsample_size < plate.size:
                 raise ModelError(
-                    f"plate '{name}' takes a random subsample of {plate.subsample_size} of "
-                    f"{plate.size}, which makes the log density random. Leave out "
-                    "subsample_size; SVI(batch_size=...) takes minibatches of the whole."
+                    f"Plate '{name}' takes a random subsample of {plate.subsample_size} of "
+                    f"{plate.size}, which makes the log density random. Remove subsample_size; "
+                    "for minibatches, use SVI(batch_size=...)."
                 )
         elif node["type"] == "sample":
             yield _sample_site(name, node)
-    # A plain nn.Module makes no param statements; its trainable parameters are sites all the same.
+    # A plain nn.Module makes no param statements, but its trainable parameters are sites as well.
     if isinstance(program.model, nn.Module) and not isinstance(program.model, PyroModule):
         for name, parameter in program.model.named_parameters():
             if parameter.requires_grad and id(parameter) not in covered:
@@ -242,9 +242,9 @@ def _sites(program: Program, trace: Trace) -> Iterable[Site]:
 
 
 def own_parameter(node: Any) -> nn.Parameter | None:
-    """Return the module's own parameter behind a param statement, where there is one.
+    """Return the module's own parameter behind a param statement, or None.
 
-    The param store may hold a copy of it, in another dtype, that the module does not read.
+    The param store may hold a copy in another dtype, which the module does not read.
     """
     for value in (*node["args"][1:2], node["value"]):
         if isinstance(value, nn.Parameter):
@@ -287,18 +287,19 @@ def _sample_site(name: str, node: Any) -> Site:
         kind = "discrete"
         if not fn.has_enumerate_support:
             raise ModelError(
-                f"site '{name}': {_name(fn)} is discrete without a finite support, so it cannot be "
-                "summed out exactly. Sum it out by hand (a Poisson rate with a gamma prior is a "
-                "negative binomial), bound it (Categorical, Binomial), or make it continuous."
+                f"Site '{name}': {distribution_name(fn)} is discrete without a finite support, so "
+                "it cannot be summed out exactly. Marginalise it analytically (a Poisson with a "
+                "gamma rate is a negative binomial), use a distribution with finite support "
+                "(Categorical, Binomial), or a continuous one."
             )
     else:
         kind, transform = "latent", bijection(fn, name)
     shape = tuple(value.shape)
     event = fn.event_dim
-    if kind == "deterministic" and event == len(shape):  # Pyro's default, which says nothing
+    if kind == "deterministic" and event == len(shape):  # Pyro's default, not the user's choice
         event = 0
     dims: list[str | None] = [None] * len(shape)
-    for frame in _frames(node):
+    for frame in vectorized_plates(node):
         axis = len(shape) - event + frame.dim
         if axis >= 0 and shape[axis] == frame.size:
             dims[axis] = frame.name
@@ -312,41 +313,18 @@ def _sample_site(name: str, node: Any) -> Site:
         shape,
         tuple(dims),
         value.detach(),
-        _name(fn),
+        distribution_name(fn),
         count,
         transform,
         flat=isinstance(base_distribution(fn), dist.ImproperUniform),
     )
 
 
-def _name(fn: Any) -> str:
-    return type(base_distribution(fn)).__name__
-
-
-def _frames(node: Any) -> list[Any]:
-    """List the vectorised plates around a site."""
-    return [f for f in node.get("cond_indep_stack", ()) if f.vectorized]
-
-
-def _unmasked(node: Any) -> Tensor:
-    """Return the mask of a site: that of ``poutine.mask`` and those of its distribution."""
-    masks = [node["mask"]]
-    fn = node["fn"]
-    while hasattr(fn, "base_dist"):
-        masks.append(getattr(fn, "_mask", None))
-        fn = fn.base_dist
-    result = torch.tensor(True)
-    for mask in masks:
-        if mask is not None:
-            result = result & torch.as_tensor(mask)
-    return result
-
-
 def _count(node: Any, batch: torch.Size) -> int:
-    mask = _unmasked(node)
+    mask = combined_mask(node)
     try:
         return int(mask.expand(broadcast_shape(batch, mask.shape, node["fn"].batch_shape)).sum())
-    except (RuntimeError, ValueError):  # data that do not fit, of which _check_observed tells more
+    except (RuntimeError, ValueError):  # mismatched shapes, which check_observed reports
         return 0
 
 
@@ -355,24 +333,24 @@ def _check_same(program: Program, first: dict[str, Site], second: dict[str, Site
         a, b = first.get(name), second.get(name)
         if a is None or b is None:
             raise ModelError(
-                f"site '{name}' is met in one run of the model '{program.name}' and not in "
+                f"Site '{name}' exists in one run of the model '{program.name}' but not in "
                 "another. The sites of a model must not depend on random choices or on the values "
                 "of other sites: use a mixture or torch.where() instead of `if`."
             )
         if a.kind != b.kind:
             raise ModelError(
-                f"site '{name}' is {a.kind} in one run of the model '{program.name}' and {b.kind} "
+                f"Site '{name}' is {a.kind} in one run of the model '{program.name}' and {b.kind} "
                 "in another. Whether `obs` is given must depend only on the model's arguments."
             )
         if a.shape != b.shape:
             raise ModelError(
-                f"site '{name}' has the shape {a.shape} in one run of the model '{program.name}' "
+                f"Site '{name}' has shape {a.shape} in one run of the model '{program.name}' "
                 f"and {b.shape} in another. Shapes must depend only on the model's arguments."
             )
 
 
 def _without_moving_transform(site: Site, other: Site) -> Site:
-    """Drop the transform of a latent site whose support moves with the values of other sites."""
+    """Drop the transform of a latent site whose support depends on the values of other sites."""
     if site.kind != "latent" or site.transform is None or other.transform is None:
         return site
     z = torch.zeros(unconstrained_shape(site.transform, site.shape), dtype=torch.float64)
@@ -381,101 +359,11 @@ def _without_moving_transform(site: Site, other: Site) -> Site:
     return replace(site, transform=None)
 
 
-def _check_observed(program: Program, node: Any, other: Any) -> None:
-    """Check the data of a site: finite, of a shape that fits the plates, and in the support."""
-    name, fn, value = node["name"], node["fn"], node["value"]
-    if isinstance(base_distribution(fn), dist.Unit):
-        return
-    check_finite(value, f"site '{name}', the observed data")
-    source = next((n for n, t in program.named_data() if _shares_data(t, value)), None)
-    hint = f"Check the observed data{f' passed as {source!r}' if source else ''}."
-    batch = value.shape[: value.ndim - fn.event_dim]
-    plates = ", ".join(f"plate '{f.name}' of size {f.size}" for f in _frames(node)) or "no plate"
-    try:
-        both = broadcast_shape(batch, fn.batch_shape)
-        event_fits = value.shape[value.ndim - fn.event_dim :] == fn.event_shape or isinstance(
-            base_distribution(fn), HiddenMarkovModel
-        )  # those take series of any length where their parameters do not vary in time
-    except ValueError:
-        both, event_fits = None, True
-    if both is None or both not in (batch, fn.batch_shape) or not event_fits:
-        raise DataError(
-            f"site '{name}': the observed data of shape {tuple(value.shape)} do not fit the "
-            f"distribution {_name(fn)} of batch shape {tuple(fn.batch_shape)} and event shape "
-            f"{tuple(fn.event_shape)} ({plates}). {hint} A column of shape (n, 1) where (n,) is "
-            "meant, or a plate of another length, is the usual cause."
-        )
-    _check_totals(name, base_distribution(fn), value, hint)
-    supports = [_elementwise(node["fn"].support) for node in (node, other)]
-    try:
-        inside, again = (support.check(value) for support, _ in supports)
-    except NotImplementedError:  # a distribution that does not state its support
-        return
-    mask = _unmasked(node)
-    mask = mask.reshape(mask.shape + (1,) * supports[0][1]) if mask.ndim else mask
-    # A support that moves with the latent sites, as in Uniform(0, theta), proves nothing here.
-    outside = ~inside & ~again & mask
-    if not outside.any() or not _same_support(fn.support, other["fn"].support):
-        return
-    if isinstance(base_distribution(fn), dist.Bernoulli):
-        hint += (
-            " A Bernoulli takes 0 and 1: scale and binarise images, or use ContinuousBernoulli "
-            "for values between."
-        )
-    index = tuple(outside.nonzero()[0].tolist())
-    event = value.shape[value.ndim - fn.event_dim + supports[0][1] :]
-    example = value.expand(broadcast_shape(value.shape, outside.shape + event))[index]
-    shown = example.item() if example.numel() == 1 else example.tolist()
-    at = f"index {format_index(index)} = {shown}" if index else f"{shown}"
-    raise DataError(
-        f"site '{name}': {int(outside.sum())} of {outside.numel()} values are outside the support "
-        f"of {_name(fn)} (first: {at}). {hint}"
-    )
-
-
-def _check_totals(name: str, fn: Any, value: Tensor, hint: str) -> None:
-    """Check that counts add up to the number of trials, which the support leaves open."""
-    if not isinstance(fn, dist.Multinomial):
-        return
-    totals = value.sum(-1)
-    if (totals != fn.total_count).any():
-        raise DataError(
-            f"site '{name}': the counts of a Multinomial add up to its total_count, "
-            f"{fn.total_count}, and here to {sorted(set(totals.reshape(-1).tolist()))[:5]}. {hint}"
-        )
-
-
-def _elementwise(support: Any) -> tuple[Any, int]:
-    """Return the support of single elements, and how many event dimensions that takes off."""
-    taken = 0
-    while isinstance(support, constraints.independent):
-        taken += support.reinterpreted_batch_ndims
-        support = support.base_constraint
-    return support, taken
-
-
-def _shares_data(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and (a.data_ptr() == b.data_ptr() or torch.equal(a, b.to(a.dtype)))
-
-
-def _same_support(a: Any, b: Any) -> bool:
-    """Tell whether two constraints, met in two runs, are the same set."""
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(_same_support, a, b))
-    if isinstance(a, constraints.Constraint):
-        return _same_support(list(vars(a).values()), list(vars(b).values()))
-    if isinstance(a, Tensor):
-        return a.shape == b.shape and torch.equal(a, b)
-    return bool(a == b)
-
-
 def data_plate(program: Program, structure: Structure) -> tuple[str, int]:
-    """Find the plate along which the observed data run, in their first dimension.
+    """Return the name and size of the plate along the first dimension of the observed data.
 
     Raises:
-        ModelError: there is none, or the observed sites do not share it.
+        ModelError: there is no such plate, or the observed sites do not share it.
     """
     observed = structure.of("observed") or structure.of("deterministic")
     plates = {s.name: (s.dims[0], s.shape[0]) if s.shape else (None, 0) for s in observed}
@@ -486,7 +374,7 @@ def data_plate(program: Program, structure: Structure) -> tuple[str, int]:
             return plate, size
     sites = ", ".join(f"'{name}' in {plate or 'none'}" for name, (plate, _) in plates.items())
     raise ModelError(
-        f"the model '{program.name}' has no data plate: minibatches are rows of a pyro.plate that "
-        "all observed sites share in their first dimension, and it has "
-        f"{sites or 'no observed site'}. Put them into `with pyro.plate('data', len(x)):`."
+        f"The model '{program.name}' has no data plate: minibatches are rows of a pyro.plate that "
+        f"all observed sites share in their first dimension. Found: {sites or 'no observed site'}. "
+        "Put the observed sites in `with pyro.plate('data', len(x)):`."
     )

@@ -1,16 +1,16 @@
 """Map a function of one draw over all draws in one pass.
 
-``torch.vmap`` does the work. It cannot follow two habits of probabilistic programs, which
-are therefore rewritten, without loss of meaning:
+This uses ``torch.vmap``, which does not support two kinds of operations that probabilistic
+programs often use. They are rewritten as equivalent ones:
 
 - In-place random numbers (``torch.empty(n).exponential_()``, as in many ``rsample`` methods) and
-  writes through a mask (as in ``Multinomial.log_prob``) become copies of out-of-place twins.
-- In-place writes and autograd functions of the old style (Pyro's ``safe_log``, torch's
-  Dirichlet) are traced away: the function is recorded as a graph of plain operations on one
-  draw (``record``), made functional, and that graph is mapped.
+  writes through a mask (as in ``Multinomial.log_prob``) become copies of out-of-place results.
+- In-place writes and old-style autograd functions (Pyro's ``safe_log``, torch's Dirichlet) are
+  removed by tracing: the function is recorded as a graph of plain operations on one draw
+  (``record``), made functional, and this graph is mapped.
 
-A program whose control flow depends on the values of a draw cannot be mapped by any of
-these. It is run draw by draw, and a warning says so.
+A program whose control flow depends on the values of a draw cannot be mapped in either way. It is
+run draw by draw, with a warning.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 from probdl.errors import SettingError, warn
 from probdl.model.recorder import DispatchMode, record
-from probdl.util.lock import TURN
+from probdl.util.lock import GLOBAL_LOCK
 from probdl.util.memory import machine_memory
 from probdl.util.progress import bar
 
 __all__ = ["chunks", "vectorize"]
 
-_CHUNK_NUMBERS = 2**25  # made at a time: 256 MiB in float64
+MAX_NUMBERS_PER_CHUNK = 2**25  # 256 MiB in float64
 
 
 def _uniform(x: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ def _cauchy_(x: Tensor, median: Any = 0.0, scale: Any = 1.0, *, generator: Any =
 
 
 def _set_item(x: Tensor, index: Any, value: Any) -> None:
-    """Write ``x[mask] = number`` as a choice, whose shape does not depend on the values."""
+    """Replace ``x[mask] = number`` by ``torch.where``, whose shape does not depend on the mask."""
     if isinstance(index, Tensor) and index.dtype == torch.bool and not isinstance(value, Tensor):
         mask = index.reshape(index.shape + (1,) * (x.ndim - index.ndim))
         x.copy_(torch.where(mask, value, x))
@@ -68,7 +68,7 @@ def _set_item(x: Tensor, index: Any, value: Any) -> None:
 
 
 def _binomial(count: Tensor, prob: Tensor, *, generator: Any = None) -> Tensor:
-    """Draw with counts that are mapped as well: torch makes room for as many draws as counts."""
+    """Broadcast the counts first: torch allocates the result in the shape of the counts."""
     return torch.binomial(count + torch.zeros_like(prob), prob, generator=generator)
 
 
@@ -89,19 +89,19 @@ class _Rewrite(TorchFunctionMode):
 
 @contextmanager
 def _without_fallback_warnings() -> Iterator[None]:
-    """Silence C++ notes that an operation is mapped by a (correct) loop in C++."""
+    """Silence the warnings that an operation is mapped by a loop in C++, which is correct."""
     functorch: Any = torch._C._functorch  # type: ignore[attr-defined]
     functorch._set_vmap_fallback_warning_enabled(False)
     try:
-        with TURN, warnings.catch_warnings():  # torch's own, of Binomial under vmap
+        with GLOBAL_LOCK, warnings.catch_warnings():  # from Binomial under vmap
             warnings.filterwarnings("ignore", "An output with one or more elements was resized")
             yield
-    finally:  # torch has no way to ask what it was; on is its default
+    finally:  # torch cannot report the previous value; the default is True
         functorch._set_vmap_fallback_warning_enabled(True)
 
 
 def _plain(fn: Callable[[Any], Any], example: Any) -> Callable[[Any], Any]:
-    """Record a function of one draw as plain operations, without writes in place."""
+    """Record a function of one draw as plain operations, without in-place writes."""
     values, structure = tree_flatten(example)
     recording = record(lambda *xs: fn(tree_unflatten(xs, structure)), values)
     if recording.has_mutation:
@@ -110,8 +110,8 @@ def _plain(fn: Callable[[Any], Any], example: Any) -> Callable[[Any], Any]:
     return lambda draw: plain(*tree_flatten(draw)[0])
 
 
-class _Count(DispatchMode):
-    """Count the numbers that operations make, those that are used up on the way included."""
+class _CountNumbers(DispatchMode):
+    """Count the numbers in the results of all operations, intermediate ones included."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -129,8 +129,8 @@ def vectorize(fn: Callable[[Any], Any], draws: Any) -> Any:
 
     ``draws`` is a pytree (tensor, or dict of tensors) whose leaves share their leading
     dimension; ``fn`` takes the tree without that dimension and returns a tree of tensors.
-    A tree without leaves is one draw. Random numbers that ``fn`` draws differ from draw to draw. No
-    gradient is recorded.
+    A tree without leaves is one draw. Each draw gets its own random numbers. No gradient is
+    recorded.
 
     Raises:
         SettingError: the result is larger than the memory of the machine.
@@ -154,22 +154,22 @@ def vectorize(fn: Callable[[Any], Any], draws: Any) -> Any:
 
 
 def _allocate(part: Any, count: int) -> Any:
-    """Make room for the results of all draws, of which a part is there."""
+    """Allocate the results of all draws, like those of a part of the draws."""
     per_draw = sum(x[0].numel() * x.element_size() for x in tree_leaves(part))
     if count * per_draw > machine_memory(unknown=math.inf):
         raise SettingError(
-            f"{count} draws of {per_draw / 2**20:.3g} MiB each take {count * per_draw / 2**30:.3g} "
-            "GiB, more than the memory of this machine. predict(..., out=folder) writes them to "
-            "files; or predict fewer rows at a time."
+            f"{count} draws of {per_draw / 2**20:.3g} MiB each need {count * per_draw / 2**30:.3g} "
+            "GiB, more than the memory of this machine. Write them to files with "
+            "predict(..., out=folder), or predict fewer rows at a time."
         )
     return tree_map(lambda x: x.new_empty((count, *x.shape[1:])), part)
 
 
 def chunks(fn: Callable[[Any], Any], draws: Any) -> Iterator[Any]:
-    """Yield the results of :func:`vectorize` for some draws at a time, in bounded memory.
+    """Yield the results of :func:`vectorize` in chunks of draws, in bounded memory.
 
-    How many at a time depends on all the numbers that one draw makes, not on the machine, so that
-    the random numbers are the same everywhere.
+    The size of a chunk depends on the numbers that one draw computes, not on the machine, so that
+    the random numbers are the same on every machine.
     """
 
     def one(draw: Any) -> Any:
@@ -178,14 +178,14 @@ def chunks(fn: Callable[[Any], Any], draws: Any) -> Iterator[Any]:
 
     count = len(tree_leaves(draws)[0]) if tree_leaves(draws) else 1
     first = tree_map(lambda x: x[0], draws)
-    with torch.no_grad(), _Count() as made:
+    with torch.no_grad(), _CountNumbers() as count_mode:
         once = fn(first)
     if count == 1:
         yield tree_map(lambda x: x[None], once)
         return
-    size = min(count, max(1, _CHUNK_NUMBERS // max(made.numbers, 1)))
+    size = min(count, max(1, MAX_NUMBERS_PER_CHUNK // max(count_mode.numbers, 1)))
     parts = [tree_map(lambda x, i=i: x[i : i + size], draws) for i in range(0, count, size)]
-    mapped, result = _way(fn, one, first, parts[0])
+    mapped, result = _fastest_mapping(fn, one, first, parts[0])
     if len(parts) == 1:
         yield result
         return
@@ -198,10 +198,10 @@ def chunks(fn: Callable[[Any], Any], draws: Any) -> Iterator[Any]:
             yield result
 
 
-def _way(
+def _fastest_mapping(
     fn: Callable[[Any], Any], one: Callable[[Any], Any], first: Any, part: Any
 ) -> tuple[Callable[[Any], Any], Any]:
-    """Find a way to map a function, the fastest that works; return it, and what it gives."""
+    """Return the fastest mapped version of a function that works, and its result for a part."""
 
     def quietly(mapped: Callable[[Any], Any]) -> Callable[[Any], Any]:
         def run(draws: Any) -> Any:
@@ -218,7 +218,7 @@ def _way(
     try:
         mapped = quietly(torch.vmap(one, randomness="different"))
         return mapped, mapped(part)
-    except Exception:  # whatever vmap cannot follow: try the next way, the last one is safe
+    except Exception:  # vmap raises many types; the last way works for every function
         pass
     try:
         with torch.no_grad(), _without_fallback_warnings():
@@ -228,9 +228,9 @@ def _way(
     except Exception as error:
         reason = str(error).splitlines()[0]
     warn(
-        f"the model cannot be evaluated for all draws at once ({reason}), so it runs once a draw, "
-        "which is slow. Control flow in Python that depends on the value of a site is the usual "
-        "cause: torch.where() instead of `if` lifts it."
+        f"The model cannot be evaluated for all draws at once ({reason}), so it runs once per "
+        "draw, which is slow. The usual cause is Python control flow that depends on the value of "
+        "a site: use torch.where() instead of `if`."
     )
     mapped = quietly(each)
     return mapped, mapped(part)

@@ -1,4 +1,4 @@
-"""Ready Pyro programs, one file a family. They are plain Pyro: copy one to start your own."""
+"""Ready-made models, one file per family, in plain Pyro: copy one as a start for your own."""
 
 from probdl.models import markov
 from probdl.models.conjugate import beta_binomial, gamma_poisson, normal_normal

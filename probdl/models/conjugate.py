@@ -1,4 +1,4 @@
-"""Models whose posterior is known in closed form (Gelman et al., *BDA3*, chapter 2)."""
+"""Conjugate models, whose posterior has a closed form (Gelman et al., *BDA3*, chapter 2)."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def beta_binomial(
     The posterior of p is Beta(a + sum successes, b + sum (trials - successes)).
 
     Args:
-        trials: how many trials each observation has, shape (n,).
-        successes: how many of them succeeded, shape (n,).
-        a: the prior's weight on success.
-        b: the prior's weight on failure.
+        trials: the number of trials of each observation, shape (n,).
+        successes: the number of successes of each observation, shape (n,).
+        a: the first parameter of the prior, the prior number of successes plus one.
+        b: the second parameter of the prior, the prior number of failures plus one.
 
     >>> import numpy as np, probdl
     >>> fit = probdl.infer(beta_binomial, np.array([10]), np.array([7]), method="mle", seed=1)
@@ -40,10 +40,10 @@ def gamma_poisson(
     The posterior of the intensity is Gamma(shape + sum count, rate + sum exposure).
 
     Args:
-        exposure: over how much each count was taken, shape (n,).
+        exposure: the exposure of each count, such as a duration or an area, shape (n,).
         count: the counts, shape (n,).
-        shape: the prior's shape.
-        rate: the prior's rate, in units of exposure.
+        shape: the shape of the prior.
+        rate: the rate of the prior, in units of exposure.
 
     >>> import numpy as np, probdl
     >>> exposure, count = np.array([2.0, 2.0]), np.array([1, 3])
@@ -61,8 +61,8 @@ def normal_normal(
 ) -> None:
     r"""Mu ~ Normal(mean, scale), y_i ~ Normal(mu, sigma_i).
 
-    The posterior of mu is normal with precision 1/scale² + sum 1/sigma², and the mean weighted
-    by precision.
+    The posterior of mu is normal with precision 1/scale² + sum 1/sigma², and its mean is the
+    precision-weighted mean of prior and observations.
 
     Args:
         sigma: the known standard deviation of each observation, shape (n,).

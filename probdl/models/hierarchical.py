@@ -10,7 +10,7 @@ __all__ = ["eight_schools"]
 
 
 def eight_schools(sigma: Tensor, y: Tensor | None = None) -> None:
-    r"""The effects of coaching in eight schools, partially pooled, in non-centred form.
+    r"""Partially pooled effects of coaching in eight schools, in non-centred parametrisation.
 
     .. math:: \mu \sim N(0, 5), \quad \tau \sim \mathrm{HalfCauchy}(5), \quad
         \theta_j = \mu + \tau \tilde\theta_j, \quad \tilde\theta_j \sim N(0, 1), \quad

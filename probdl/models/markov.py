@@ -1,8 +1,8 @@
-r"""Markov chains and hidden Markov models, vectorised over time.
+r"""Markov chains, hidden Markov models and state-space models, vectorised over time.
 
 .. math:: p(x_{t+1} | x_1, \dots, x_t) = p(x_{t+1} | x_t)
 
-All of the past that matters for the next state is the present one (the Markov property).
+Given the present state, the next state does not depend on the past (the Markov property).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from probdl.errors import SettingError
 from probdl.util.lazy import stats
+from probdl.util.settings import check_int, check_real
 
 __all__ = [
     "autoregression",
@@ -33,14 +34,16 @@ __all__ = [
     "stationary",
 ]
 
-_ROWS = 1e-8  # by how much a row of probabilities may miss 1
+ROW_SUM_TOLERANCE = 1e-8  # of a row of probabilities, which must sum to 1
+RANK_TOLERANCE = 1e-10  # of singular values
+MIN_SPECTRAL_GAP = 1e-12  # below which a chain does not mix
 
 
-# -- programs ----------------------------------------------------------------------------------
+# -- models ------------------------------------------------------------------------------------
 
 
 def markov_chain(states: Tensor, num_states: int, concentration: float = 1.0) -> None:
-    r"""A chain over K states with an unknown transition matrix.
+    r"""A Markov chain over K states with an unknown transition matrix.
 
     .. math:: P_i \sim \mathrm{Dirichlet}(\alpha, \dots, \alpha), \qquad
         x_{t+1} \sim \mathrm{Categorical}(P_{x_t})
@@ -48,7 +51,7 @@ def markov_chain(states: Tensor, num_states: int, concentration: float = 1.0) ->
     The posterior of row i is Dirichlet(alpha + counts of transitions from i).
 
     Args:
-        states: the chain, whole numbers from 0 to K - 1, shape (T,).
+        states: the chain, integers from 0 to K - 1, shape (T,).
         num_states: K.
         concentration: alpha.
 
@@ -66,18 +69,18 @@ def markov_chain(states: Tensor, num_states: int, concentration: float = 1.0) ->
 
 
 def categorical_hmm(y: Tensor, num_states: int, num_symbols: int) -> None:
-    r"""A hidden Markov model of symbols: hidden states z, and a symbol drawn by each.
+    r"""A hidden Markov model of symbols: a categorical distribution for each hidden state.
 
     .. math:: z_{t+1} \sim \mathrm{Categorical}(P_{z_t}), \qquad
         y_t \sim \mathrm{Categorical}(E_{z_t})
 
-    The states are summed out in log T parallel steps (a scan of matrix products), so that the
-    program is a small graph however long the series.
+    The states are summed out in log T parallel steps (a scan of matrix products), so that even a
+    long series gives a small graph.
 
     Args:
-        y: the symbols, whole numbers from 0 to ``num_symbols`` - 1, shape (T,).
-        num_states: K hidden states.
-        num_symbols: how many symbols there are.
+        y: the symbols, integers from 0 to ``num_symbols`` - 1, shape (T,).
+        num_states: K, the number of hidden states.
+        num_symbols: the number of symbols.
 
     >>> import torch, pyro
     >>> program = pyro.poutine.trace(categorical_hmm)
@@ -94,17 +97,17 @@ def categorical_hmm(y: Tensor, num_states: int, num_symbols: int) -> None:
 
 
 def gaussian_hmm(y: Tensor, num_states: int, scale: float = 10.0) -> None:
-    r"""A hidden Markov model of numbers: a normal distribution for each hidden state.
+    r"""A hidden Markov model of real numbers: a normal distribution for each hidden state.
 
     .. math:: z_{t+1} \sim \mathrm{Categorical}(P_{z_t}), \qquad
         y_t \sim N(\mu_{z_t}, \sigma_{z_t}), \qquad \mu_1 < \mu_2 < \dots
 
-    The means are in order, without which the states could change names.
+    The means are ordered; otherwise the labels of the states would not be identified.
 
     Args:
         y: the series, shape (T,).
-        num_states: K hidden states.
-        scale: of the priors of means and standard deviations, in units of y.
+        num_states: K, the number of hidden states.
+        scale: the scale of the priors of means and standard deviations, in units of y.
 
     >>> import torch, pyro
     >>> program = pyro.poutine.trace(gaussian_hmm)
@@ -132,13 +135,13 @@ def _hidden_chain(num_states: int) -> tuple[Tensor, Tensor]:
 
 
 def state_space(y: Tensor, scale: float = 10.0) -> None:
-    r"""A local level: a hidden random walk, observed with noise; summed out by Kalman's filter.
+    r"""A local-level model: a hidden random walk with noise, marginalised by the Kalman filter.
 
     .. math:: x_{t+1} \sim N(x_t, \tau), \qquad y_t \sim N(x_t, \sigma)
 
     Args:
         y: the series, shape (T,).
-        scale: of the priors, in units of y.
+        scale: the scale of the priors, in units of y.
 
     >>> import torch, pyro
     >>> _ = pyro.poutine.trace(state_space).get_trace(torch.zeros(5))
@@ -160,14 +163,14 @@ def state_space(y: Tensor, scale: float = 10.0) -> None:
 
 
 def autoregression(y: Tensor, order: int = 1, scale: float = 1.0) -> None:
-    r"""A Markov chain of numbers: each a linear function of the ones before, with noise.
+    r"""An autoregression: each value is a linear function of the previous ones, with noise.
 
     .. math:: y_t \sim N(\alpha + \sum_k \beta_k y_{t-k}, \sigma)
 
     Args:
-        y: the series, shape (T,); its first ``order`` values are given.
-        order: how many values before count.
-        scale: of the priors, in units of y.
+        y: the series, shape (T,); the model conditions on its first ``order`` values.
+        order: the number of previous values.
+        scale: the scale of the priors, in units of y.
 
     >>> import torch, pyro
     >>> _ = pyro.poutine.trace(autoregression).get_trace(torch.zeros(5))
@@ -181,18 +184,23 @@ def autoregression(y: Tensor, order: int = 1, scale: float = 1.0) -> None:
         pyro.sample("y", dist.Normal(alpha + past @ beta, sigma), obs=y[order:])
 
 
-# -- what a transition matrix says ---------------------------------------------------------------
+# -- properties of transition matrices -------------------------------------------------------------
 
 
-def _matrix(transition: Any) -> NDArray[np.float64]:
+def _checked_matrix(transition: Any) -> NDArray[np.float64]:
+    """Return a transition matrix as an array, or raise SettingError."""
     matrix = np.asarray(transition, dtype=np.float64)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
-        raise SettingError(f"a transition matrix is square, and this has the shape {matrix.shape}.")
-    sums = matrix.sum(1)
-    if not (np.isfinite(matrix).all() and (matrix >= 0).all() and abs(sums - 1).max() <= _ROWS):
-        bad = int(np.argmax(~np.isfinite(sums) | (matrix < 0).any(1) | (abs(sums - 1) > _ROWS)))
         raise SettingError(
-            f"row {bad} of the transition matrix, {matrix[bad]}, is not a distribution: its "
+            f"The transition matrix has shape {matrix.shape}. It must be square, (K, K)."
+        )
+    sums = matrix.sum(1)
+    wrong_sum = abs(sums - 1) > ROW_SUM_TOLERANCE
+    invalid = ~np.isfinite(sums) | (matrix < 0).any(1) | wrong_sum
+    if invalid.any():
+        row = int(np.argmax(invalid))
+        raise SettingError(
+            f"Row {row} of the transition matrix, {matrix[row]}, is not a distribution: its "
             "entries must be at least 0 and sum to 1."
         )
     return matrix
@@ -205,43 +213,46 @@ def stationary(transition: Any) -> NDArray[np.float64]:
         transition: P, (K, K), whose rows are distributions.
 
     Raises:
-        SettingError: P is no transition matrix, or there are several such distributions.
+        SettingError: P is not a transition matrix, or there are several such distributions.
 
     >>> stationary([[0.9, 0.1], [0.3, 0.7]]).round(4)
     array([0.75, 0.25])
 
     Source: Norris, *Markov Chains* (1997), section 1.7.
     """
-    matrix = _matrix(transition)
+    matrix = _checked_matrix(transition)
     size = len(matrix)
     equations = np.concatenate([matrix.T - np.eye(size), np.ones((1, size))])
-    if np.linalg.matrix_rank(matrix.T - np.eye(size), tol=1e-10) < size - 1:
+    if np.linalg.matrix_rank(matrix.T - np.eye(size), tol=RANK_TOLERANCE) < size - 1:
         raise SettingError(
-            "the chain has several stationary distributions: it falls into parts that it never "
-            "leaves. Look at each part by itself."
+            "The chain has several stationary distributions: it consists of several closed classes "
+            "of states. Analyse each class separately."
         )
     right = np.zeros(size + 1)
     right[-1] = 1.0
-    found = np.linalg.lstsq(equations, right, rcond=None)[0]
-    return np.clip(found, 0.0, None) / np.clip(found, 0.0, None).sum()
+    solution = np.clip(np.linalg.lstsq(equations, right, rcond=None)[0], 0.0, None)
+    return solution / solution.sum()
 
 
 def spectral_gap(transition: Any) -> float:
     r"""Return the absolute spectral gap: 1 - |λ₂|, with λ₂ the second largest eigenvalue.
 
-    It is 0 for a chain that never settles: one that falls into parts, or goes round in a period.
+    It is 0 for a chain that does not converge: one that is reducible or periodic.
+
+    Args:
+        transition: P, (K, K).
 
     >>> round(spectral_gap([[0.9, 0.1], [0.3, 0.7]]), 4)           # eigenvalues 1 and 0.6
     0.4
 
     Source: Levin and Peres, *Markov Chains and Mixing Times* (2017), chapter 12.
     """
-    moduli = np.sort(np.abs(np.linalg.eigvals(_matrix(transition))))[::-1]
+    moduli = np.sort(np.abs(np.linalg.eigvals(_checked_matrix(transition))))[::-1]
     return max(0.0, float(1.0 - moduli[1])) if len(moduli) > 1 else 1.0
 
 
 def mixing_time(transition: Any, distance: float = 0.25) -> int:
-    r"""Return after how many steps the chain is near its stationary distribution.
+    r"""Return the number of steps until the chain is close to its stationary distribution.
 
     .. math:: t_{mix} = \min\{t : \max_i \tfrac12 \sum_j |P^t_{ij} - \pi_j| \le \epsilon\}
 
@@ -250,20 +261,20 @@ def mixing_time(transition: Any, distance: float = 0.25) -> int:
         distance: epsilon, in total variation.
 
     Raises:
-        SettingError: the chain never comes near: its spectral gap is 0.
+        SettingError: the chain does not converge (its spectral gap is 0), or ``distance`` is
+            not between 0 and 1.
 
     >>> mixing_time([[0.9, 0.1], [0.3, 0.7]])
     3
 
     Source: Levin and Peres, *Markov Chains and Mixing Times* (2017), section 4.5.
     """
-    matrix = _matrix(transition)
-    if not 0 < distance < 1:
-        raise SettingError(f"distance={distance} must be between 0 and 1.")
-    if spectral_gap(matrix) < 1e-12:
+    matrix = _checked_matrix(transition)
+    check_real("mixing_time", distance=(distance, 0, 1))
+    if spectral_gap(matrix) < MIN_SPECTRAL_GAP:
         raise SettingError(
-            "the chain never comes near a stationary distribution: its spectral gap is 0, since it "
-            "falls into parts or goes round in a period."
+            "The chain does not converge to a stationary distribution: its spectral gap is 0, "
+            "because it is reducible or periodic. Use an irreducible, aperiodic chain."
         )
     target = stationary(matrix)
 
@@ -272,7 +283,7 @@ def mixing_time(transition: Any, distance: float = 0.25) -> int:
 
     if not far(np.eye(len(matrix))):
         return 0
-    # The distance falls with t: double until near, then halve the last stretch.
+    # The distance decreases with t: double t until it is small enough, then bisect.
     powers = [matrix]
     while far(powers[-1]):
         powers.append(powers[-1] @ powers[-1])
@@ -289,25 +300,30 @@ def mixing_time(transition: Any, distance: float = 0.25) -> int:
 def simulate_chain(
     transition: Any, steps: int, *, initial: Any = None, num_chains: int = 1, seed: int = 0
 ) -> NDArray[np.int64]:
-    """Simulate chains: (num_chains, steps), states from 0.
+    """Simulate Markov chains.
 
     Args:
         transition: P, (K, K).
-        steps: how many states each chain has.
-        initial: the distribution of the first, (K,); None takes the stationary one.
-        num_chains: how many chains.
-        seed: of the draws.
+        steps: the number of states of each chain.
+        initial: the distribution of the first state, (K,); None uses the stationary distribution.
+        num_chains: the number of chains.
+        seed: the random seed.
+
+    Returns:
+        The states, integers from 0 to K - 1, shape (num_chains, steps).
+
+    Raises:
+        SettingError: a setting is out of range, or P is not a transition matrix.
 
     >>> simulate_chain([[0.0, 1.0], [1.0, 0.0]], 5, initial=[1.0, 0.0]).tolist()
     [[0, 1, 0, 1, 0]]
     """
-    matrix = _matrix(transition)
-    if steps < 1 or num_chains < 1:
-        raise SettingError(f"steps={steps} and num_chains={num_chains} must be at least 1.")
-    first = stationary(matrix) if initial is None else _matrix([initial] * len(matrix))[0]
+    matrix = _checked_matrix(transition)
+    check_int("simulate_chain", steps=(steps, 1), num_chains=(num_chains, 1))
+    first = stationary(matrix) if initial is None else _checked_matrix([initial] * len(matrix))[0]
     rng = np.random.default_rng(seed)
     levels = np.cumsum(matrix, 1)
-    levels[:, -1] = 1.0  # whatever rounding left of it
+    levels[:, -1] = 1.0  # exactly, in spite of rounding
     states = np.empty((num_chains, steps), np.int64)
     states[:, 0] = np.searchsorted(np.append(np.cumsum(first)[:-1], 1.0), rng.random(num_chains))
     for t in range(1, steps):
@@ -317,22 +333,23 @@ def simulate_chain(
 
 
 def markov_property(states: Any, num_states: int | None = None) -> float:
-    r"""Test whether the state before the present one says anything about the next.
+    r"""Test whether the next state depends on the previous state, given the present one.
 
     .. math:: G = 2 \sum_{hij} n_{hij} \log\frac{n_{hij}\, n_{\cdot i \cdot}}{n_{hi\cdot}\,
         n_{\cdot ij}} \sim \chi^2_{K (K-1)^2}
 
-    is the likelihood ratio of chains of order two and one, with n the counts of triples.
+    is the likelihood-ratio statistic of chains of order two and one, where n are the counts of
+    triples.
 
     Args:
         states: one chain (T,), or several (chains, T).
-        num_states: K; None takes the largest state.
+        num_states: K; None uses the largest state plus one.
 
     Returns:
-        The p-value: small where the chain remembers more than its present state.
+        The p-value, which is small if the next state depends on more than the present one.
 
     Raises:
-        SettingError: the chain is shorter than three states, or its states are no whole numbers.
+        SettingError: the chain has fewer than three states, or they are not integers.
 
     >>> chain = simulate_chain([[0.9, 0.1], [0.3, 0.7]], 2000, seed=1)
     >>> markov_property(chain) > 0.01, markov_property(np.repeat(chain, 2)) < 0.01
@@ -342,7 +359,10 @@ def markov_property(states: Any, num_states: int | None = None) -> float:
     """
     array = np.atleast_2d(np.asarray(states))
     if array.shape[1] < 3 or not np.issubdtype(array.dtype, np.integer) or array.min() < 0:
-        raise SettingError("a chain is at least three states, whole numbers from 0.")
+        raise SettingError(
+            f"states has shape {array.shape} and dtype {array.dtype}. A chain must have at least "
+            "three states, which are integers of at least 0."
+        )
     size = num_states or int(array.max()) + 1
     triples = np.zeros((size, size, size))
     np.add.at(triples, (array[:, :-2], array[:, 1:-1], array[:, 2:]), 1)
@@ -352,7 +372,7 @@ def markov_property(states: Any, num_states: int | None = None) -> float:
             triples * present[None, :, None] / (pairs[:, :, None] * given[None])
         )
     statistic = 2 * float(np.nansum(terms))
-    # Rows and columns that never came up are no parameters.
+    # Only pairs that occur contribute parameters.
     freedom = sum(
         max(int((pairs[:, i] > 0).sum()) - 1, 0) * max(int((given[i] > 0).sum()) - 1, 0)
         for i in range(size)

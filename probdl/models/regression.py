@@ -15,10 +15,10 @@ def linear_regression(
     r"""y_i ~ Normal(intercept + x_i beta, sigma), with normal priors on the coefficients.
 
     Args:
-        x: the predictors, shape (n, p), best of about unit scale.
+        x: the predictors, shape (n, p), ideally of about unit scale.
         y: the response, shape (n,).
         scale: the prior standard deviation of intercept and coefficients.
-        noise: sigma, if it is known (the posterior is then normal); else sigma ~ HalfNormal(10).
+        noise: sigma, if it is known (the posterior is then normal); None: sigma ~ HalfNormal(10).
 
     >>> import numpy as np, probdl
     >>> x = np.array([[0.0], [1.0], [2.0]])
@@ -39,9 +39,9 @@ def logistic_regression(x: Tensor, y: Tensor | None = None, scale: float = 2.5) 
     r"""y_i ~ Bernoulli(logit = intercept + x_i beta), with normal priors on the coefficients.
 
     Args:
-        x: the predictors, shape (n, p), best of about unit scale.
+        x: the predictors, shape (n, p), ideally of about unit scale.
         y: the classes, 0 or 1, shape (n,).
-        scale: the prior standard deviation; 2.5 keeps most probabilities off 0 and 1 (Gelman,
+        scale: the prior standard deviation; 2.5 keeps most probabilities away from 0 and 1 (Gelman,
             Jakulin, Pittau and Su, *Annals of Applied Statistics* 2, 2008).
 
     >>> import numpy as np, probdl

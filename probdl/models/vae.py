@@ -1,4 +1,4 @@
-"""Variational autoencoders: a latent variable for each row of the data, and a guide beside it."""
+"""Variational autoencoders: a model with a latent variable per row of the data, and its guide."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from probdl.nn import MLP, ConvNet, TransposedConvNet, initialize
+from probdl.util.settings import check_choice
 
 __all__ = ["VAE"]
 
@@ -22,28 +23,29 @@ LIKELIHOODS = ("bernoulli", "continuous_bernoulli", "normal", "poisson")
 
 
 class VAE(PyroModule):
-    r"""A variational autoencoder, with its ``model`` and its ``guide``.
+    r"""A variational autoencoder: a module with a ``model`` and a ``guide``.
 
     .. math:: z_i \sim N(0, I), \quad x_i \sim p(x | \mathrm{decoder}(z_i)), \qquad
         q(z_i | x_i) = N(\mu(x_i), \mathrm{diag}\, \sigma(x_i)^2)
 
-    with mu and log sigma the two halves of what the encoder returns (Eqs. 15, 20 to 22).
+    where mu and log sigma are the two halves of the encoder's output (Eqs. 15, 20 to 22).
     ``probdl.infer(vae, x, method="svi")`` trains both; the rows of x are the plate ``data``.
 
     Args:
-        encoder: maps x (n, *shape) to (n, 2 * latent_dim). With ``num_classes`` it is called
-            with the one-hot labels (n, num_classes) too.
-        decoder: maps z (n, latent_dim) to (n, *shape): logits of ``"bernoulli"`` and
-            ``"continuous_bernoulli"``, means of ``"normal"``, log rates of ``"poisson"``. With
-            ``num_classes`` it is called with the one-hot labels too.
+        encoder: a network from x (n, *shape) to (n, 2 * latent_dim). With ``num_classes`` it also
+            receives the one-hot labels (n, num_classes).
+        decoder: a network from z (n, latent_dim) to (n, *shape): logits for ``"bernoulli"`` and
+            ``"continuous_bernoulli"``, means for ``"normal"``, log rates for ``"poisson"``. With
+            ``num_classes`` it also receives the one-hot labels.
         latent_dim: the dimension of z.
-        likelihood: of x given the decoder's output. ``"bernoulli"`` is for pixels that are 0 or
-            1, ``"continuous_bernoulli"`` for those between; ``"normal"`` has one standard
-            deviation for all, ``noise``, which is learned.
-        num_classes: makes a conditional VAE: ``label`` (n,), integers, is an argument of both.
+        likelihood: the distribution of x given the decoder's output: ``"bernoulli"`` for pixels
+            that are 0 or 1, ``"continuous_bernoulli"`` for pixels in between, ``"normal"`` with a
+            learned standard deviation ``noise`` that all pixels share, or ``"poisson"``.
+        num_classes: the number of classes of a conditional VAE, whose model and guide have the
+            argument ``label`` (n,), integers. None makes an unconditional VAE.
 
     Raises:
-        ValueError: the likelihood is unknown.
+        SettingError: the likelihood does not exist.
 
     Example:
         >>> import torch, probdl
@@ -68,12 +70,9 @@ class VAE(PyroModule):
         num_classes: int | None = None,
     ) -> None:
         super().__init__()
-        if likelihood not in LIKELIHOODS:
-            raise ValueError(
-                f"likelihood={likelihood!r} must be one of {', '.join(map(repr, LIKELIHOODS))}."
-            )
+        check_choice("VAE", likelihood=(likelihood, LIKELIHOODS))
         for module in (encoder, decoder):
-            to_pyro_module_(module)  # so that each weight is a param site with a name
+            to_pyro_module_(module)  # makes each weight a named param site
         self.encoder = encoder
         self.decoder = decoder
         self.latent_dim = latent_dim
@@ -91,19 +90,21 @@ class VAE(PyroModule):
         likelihood: str = "bernoulli",
         num_classes: int | None = None,
     ) -> VAE:
-        """Make a VAE of fully connected layers with ReLU; the decoder mirrors the encoder.
+        """Return a VAE of fully connected ReLU layers; the decoder mirrors the encoder.
 
         Args:
-            shape: of one row of the data, such as (28, 28).
+            shape: the shape of one row of the data, such as (28, 28).
             latent_dim: the dimension of z.
-            hidden: the width of the hidden layer, or of each.
-            likelihood: as above.
-            num_classes: as above.
+            hidden: the width of the hidden layer, or the widths of several.
+            likelihood: the likelihood, as in :class:`VAE`.
+            num_classes: the number of classes, as in :class:`VAE`.
         """
         widths = [hidden] if isinstance(hidden, int) else list(hidden)
         pixels, labels = math.prod(shape), num_classes or 0
-        encoder = _Labelled(nn.Flatten(), _calm(MLP([pixels + labels, *widths, 2 * latent_dim])))
-        layers = _calm(MLP([latent_dim + labels, *reversed(widths), pixels]))
+        encoder = _Labelled(
+            nn.Flatten(), _with_small_last_layer(MLP([pixels + labels, *widths, 2 * latent_dim]))
+        )
+        layers = _with_small_last_layer(MLP([latent_dim + labels, *reversed(widths), pixels]))
         decoder = _Labelled(nn.Identity(), nn.Sequential(layers, nn.Unflatten(1, tuple(shape))))
         return cls(encoder, decoder, latent_dim, likelihood, num_classes)
 
@@ -117,37 +118,39 @@ class VAE(PyroModule):
         likelihood: str = "bernoulli",
         num_classes: int | None = None,
     ) -> VAE:
-        """Make a VAE of convolutions, each of which halves the image, and a transposed decoder.
+        """Return a VAE of convolutions that halve the image, with a transposed decoder.
 
         Args:
-            shape: of one image, (height, width) or (channels, height, width); height and width
-                must be divisible by 2 to the number of convolutions.
+            shape: the shape of one image, (height, width) or (channels, height, width); height and
+                width must be divisible by 2 to the power of the number of convolutions.
             latent_dim: the dimension of z.
-            channels: the channels after each convolution (4 × 4, stride 2).
-            hidden: the width of the fully connected layer between.
-            likelihood: as above.
-            num_classes: as above.
+            channels: the number of channels after each convolution (4 × 4, stride 2).
+            hidden: the width of the fully connected layer.
+            likelihood: the likelihood, as in :class:`VAE`.
+            num_classes: the number of classes, as in :class:`VAE`.
 
         Raises:
-            SettingError: the image cannot be halved so often.
+            SettingError: the sides of the image are not divisible often enough.
         """
         labels = num_classes or 0
         features = ConvNet(shape, channels)
-        head = _calm(MLP([features.features + labels, hidden, 2 * latent_dim]))
+        head = _with_small_last_layer(MLP([features.features + labels, hidden, 2 * latent_dim]))
         encoder = _Labelled(features, head)
-        layers = _calm(TransposedConvNet([latent_dim + labels, hidden], shape, channels))
+        layers = _with_small_last_layer(
+            TransposedConvNet([latent_dim + labels, hidden], shape, channels)
+        )
         return cls(encoder, _Labelled(nn.Identity(), layers), latent_dim, likelihood, num_classes)
 
     @pyro_method
     def model(
         self, x: Tensor | None = None, label: Tensor | None = None, size: int | None = None
     ) -> Tensor:
-        """Draw z and x for each row.
+        """Sample z and x for each row.
 
         Args:
-            x: the data (n, *shape); None draws them.
+            x: the data (n, *shape); None samples them.
             label: the classes (n,) of a conditional VAE.
-            size: how many rows there are, where neither x nor a label tells.
+            size: the number of rows if x and label are None.
         """
         rows = len(x) if x is not None else len(label) if label is not None else (size or 1)
         with pyro.plate("data", rows):
@@ -161,15 +164,15 @@ class VAE(PyroModule):
     def guide(
         self, x: Tensor | None = None, label: Tensor | None = None, size: int | None = None
     ) -> Tensor:
-        """Draw z given x for each row.
+        """Sample z given x for each row.
 
         Args:
             x: the data (n, *shape).
             label: the classes (n,) of a conditional VAE.
-            size: is not needed here; the arguments are those of the model.
+            size: not used; model and guide have the same arguments.
         """
         if x is None:
-            raise ValueError("the guide of a VAE encodes data: pass x.")
+            raise ValueError("The guide of a VAE encodes data. Pass x.")
         with pyro.plate("data", len(x)):
             like = next(self.encoder.parameters())
             output = self.encoder(x.to(like.dtype), *self._one_hot(label, like))
@@ -184,7 +187,7 @@ class VAE(PyroModule):
         if self.num_classes is None:
             return []
         if label is None:
-            raise ValueError("this VAE is conditional (num_classes): pass label, integers (n,).")
+            raise ValueError("This VAE is conditional (num_classes): pass label, integers (n,).")
         classes = torch.arange(self.num_classes)
         return [(label.reshape(-1, 1) == classes).to(like.dtype)]
 
@@ -199,7 +202,7 @@ class VAE(PyroModule):
 
 
 class _Labelled(nn.Module):
-    """A network in two parts, between which labels, if there are any, join in."""
+    """A network in two parts, with labels, if any, as additional input of the second part."""
 
     def __init__(self, first: nn.Module, second: nn.Module) -> None:
         super().__init__()
@@ -211,8 +214,8 @@ class _Labelled(nn.Module):
         return self.second(torch.cat([features, *label], -1) if label else features)
 
 
-def _calm(net: nn.Sequential) -> nn.Sequential:
-    """Give the last layer small weights: scales start at one, and pixels undecided."""
+def _with_small_last_layer(net: nn.Sequential) -> nn.Sequential:
+    """Initialize the last layer with small weights: initial scales are 1 and logits are 0."""
     layers = [layer for layer in net if hasattr(layer, "weight")]
     initialize(layers[-1], "small_normal")
     return net

@@ -1,4 +1,4 @@
-"""Monte Carlo: expectations, what estimators do over repeated data, and calibration."""
+"""Monte Carlo: expectations, simulation studies of estimators, and calibration of methods."""
 
 from probdl.montecarlo.calibration import Calibration, calibrate
 from probdl.montecarlo.expectation import Expectation, expectation

@@ -1,11 +1,11 @@
-r"""Simulation-based calibration: is an inference method right?
+r"""Simulation-based calibration: does an inference method draw from the posterior?
 
 .. math:: \theta^* \sim p(\theta), \quad y \sim p(y | \theta^*), \quad
     \theta_1, \dots, \theta_L \sim p(\theta | y) \quad\Rightarrow\quad
     \#\{l : \theta_l < \theta^*\} \sim \mathrm{Uniform}\{0, \dots, L\}
 
-for each scalar, whatever the model. Ranks that are not uniform show an error of the method, or of
-the program that it was given.
+for each scalar of every model. Ranks that are not uniform show an error of the method, or of the
+model's implementation.
 """
 
 from __future__ import annotations
@@ -30,26 +30,31 @@ from probdl.util.lazy import stats
 from probdl.util.lazy import xarray as xr
 from probdl.util.parallel import parallel_map
 from probdl.util.seeds import stream
+from probdl.util.settings import check_int
 
 __all__ = ["Calibration", "calibrate"]
 
-_PROB = 0.95  # of the bands
+_BAND_PROB = 0.95
+MIN_SIMULATIONS = 20
+MIN_DRAWS = 9
+# Mean ranks, as a share, outside of which the draws are biased rather than too wide or narrow.
+_UNBIASED_MEAN_RANK = (0.45, 0.55)
 
 Array = NDArray[Any]
 
 
 @dataclass(frozen=True, repr=False)
 class Calibration:
-    """Ranks of true values among posterior draws, and whether they are uniform.
+    """Ranks of true values among posterior draws, with tests of their uniformity.
 
     Attributes:
-        ranks: (simulation, parameter), of 0 to ``num_draws``.
-        num_draws: L, how many draws each rank is among.
-        table: a row for each scalar: the p-value of the chi-square test, the largest distance of
-            the empirical CDF from uniform, whether it leaves the simultaneous band, and the mean
-            rank as a share (below 1/2: the draws are too large).
-        failed: how many fits raised an error.
-        findings: what was seen.
+        ranks: (simulation, parameter), integers from 0 to ``num_draws``.
+        num_draws: L, the number of draws per rank.
+        table: one row per scalar: the p-value of the chi-square test, the largest distance between
+            the empirical and the uniform CDF, whether the empirical CDF leaves the simultaneous
+            95 % band, and the mean rank divided by L (below 1/2: the draws are too large).
+        failed: the number of fits that raised an error.
+        findings: the findings.
     """
 
     ranks: xr.DataArray
@@ -59,16 +64,21 @@ class Calibration:
     findings: Findings = field(default_factory=Findings)
 
     def ecdf(self, parameter: str, points: Array) -> Array:
-        """Return the empirical CDF of a scalar's ranks, as shares, at points of [0, 1]."""
+        """Return the empirical CDF of a scalar's normalised ranks at points of [0, 1].
+
+        Args:
+            parameter: the label of the scalar, such as ``theta[0]``.
+            points: the points, shape (n,).
+        """
         return _ecdf(self.ranks.sel(parameter=parameter).values, self.num_draws, points)
 
     @property
     def calibrated(self) -> bool:
-        """Whether no test rejects at 1 %, over all scalars together."""
+        """Whether no test rejects at 1 %, with Bonferroni's correction over all scalars."""
         return not any(f.check == "calibration" for f in self.findings)
 
     def diagnose(self) -> Findings:
-        """Return what was seen."""
+        """Return the findings."""
         return self.findings
 
     def __repr__(self) -> str:
@@ -88,26 +98,30 @@ def calibrate(
     workers: int | None = None,
     progress: bool | None = None,
 ) -> Calibration:
-    r"""Calibrate a method by simulation: prior draws, data at them, a fit of each, ranks.
+    r"""Test a method by simulation-based calibration.
+
+    Draw parameters from the prior and a data set for each, fit all data sets, and rank the true
+    parameters among the posterior draws.
 
     Args:
         model: a Pyro program with proper priors.
-        method: what to judge, as in :func:`probdl.infer`; any method whose fits hold draws. Its
-            draws are thinned to ``num_draws``, which should leave them about independent.
-        arguments: the model's arguments, with any data of the right shape in the place of what
-            it observes: a tuple, or a dict by name.
-        simulations: how many data sets.
-        num_draws: L.
-        seed: of prior draws, data and fits.
-        workers: how many processes; None is one for each core.
-        progress: whether to show progress; None shows it on a terminal.
+        method: the method to test, as in :func:`probdl.infer`; its fits must hold draws. They are
+            thinned to ``num_draws``, after which they should be nearly independent.
+        arguments: the model's arguments, with arbitrary data of the right shape in the place of
+            the observed data: a tuple, or a dict by name.
+        simulations: the number of data sets, at least 20.
+        num_draws: L, at least 9.
+        seed: the seed of prior draws, data and fits.
+        workers: the number of processes; None uses one per core.
+        progress: whether to show progress; None shows it on a terminal only.
 
     Returns:
-        The ranks with their tests; ``probdl.plots.plot_calibration`` draws them. Ctrl-C returns
-        what there is of them.
+        The ranks and their tests; ``probdl.plots.plot_calibration`` plots them. After Ctrl-C, the
+        ranks so far.
 
     Raises:
-        SettingError: the method gives fewer draws than ``num_draws``, or a setting is out of range.
+        SettingError: the method returns fewer draws than ``num_draws``, or a setting is out of
+            range.
         ModelError: a prior is improper, the model fails, or its data cannot be simulated.
 
     Example:
@@ -124,16 +138,15 @@ def calibrate(
     Bürkner and Vehtari, "Graphical test for discrete uniformity" (2022).
     """
     chosen = resolve(method)
-    if simulations < 20 or num_draws < 9:
-        raise SettingError(
-            f"simulations={simulations} must be at least 20, and num_draws={num_draws} at least 9."
-        )
+    check_int(
+        "calibrate", simulations=(simulations, MIN_SIMULATIONS), num_draws=(num_draws, MIN_DRAWS)
+    )
     simulator = Simulator(model, arguments)
     with isolated(stream(seed, "joint")):
         prior, sets = simulator.joint(simulations)
     names = [s.name for s in simulator.structure.of("latent")]
     if not names:
-        raise ModelError(f"the model '{simulator.program.name}' has no latent sites to judge.")
+        raise ModelError(f"The model '{simulator.program.name}' has no latent sites to rank.")
     true = np.concatenate(
         [np.asarray(prior[n]).reshape(simulations, -1) for n in names], axis=1
     ).astype(np.float64)
@@ -151,27 +164,39 @@ def calibrate(
         count = fit.num_chains * fit.num_draws
         if count < num_draws:
             raise SettingError(
-                f"{chosen!r} gives {count} draws, and ranks are among num_draws={num_draws}. Let "
-                "it draw more; a point estimate cannot be calibrated."
+                f"{chosen!r} returns {count} draws, fewer than num_draws={num_draws}. Increase its "
+                "draws; a point estimate cannot be calibrated."
             )
         kept = np.linspace(0, count - 1, num_draws).round().astype(int)
         draws = np.concatenate([fit.draws[n].reshape(count, -1)[kept] for n in names], axis=1)
         rng = np.random.default_rng(fit_seed)
-        below, same = (draws < true[index]).sum(0), (draws == true[index]).sum(0)
+        below, ties = (draws < true[index]).sum(0), (draws == true[index]).sum(0)
         checks = [f.check for f in fit.findings if f.severity == "error"]
-        return below + rng.integers(0, same + 1), checks
+        return below + rng.integers(0, ties + 1), checks
 
     found = parallel_map(
         work, simulations, workers=workers, description="calibrating", progress=progress
     )
     good = [r for r, _ in found if not isinstance(r, str)]
-    if len(good) < 20:
+    if len(good) < MIN_SIMULATIONS:
         reason = next((r for r, _ in found if isinstance(r, str)), "interrupted")
-        raise SettingError(f"only {len(good)} of {len(found)} fits worked: {reason}")
+        raise SettingError(f"Only {len(good)} of {len(found)} fits succeeded: {reason}")
     ranks = xr.DataArray(
         np.stack(good), dims=("simulation", "parameter"), coords={"parameter": labels}
     )
-    return _judge(ranks, num_draws, len(found) - len(good), simulations)
+    return _test_uniformity(ranks, num_draws, len(found) - len(good), simulations)
+
+
+def _describe_error(normalised_ranks: Array) -> str:
+    """Describe how draws differ from the posterior, given ranks in [0, 1]."""
+    low, high = _UNBIASED_MEAN_RANK
+    if normalised_ranks.mean() < low:
+        return "the draws are too large"
+    if normalised_ranks.mean() > high:
+        return "the draws are too small"
+    uniform_variance = 1 / 12
+    wide = np.var(normalised_ranks) <= uniform_variance
+    return "the draws are too wide" if wide else "the draws are too narrow"
 
 
 def _ecdf(ranks: Array, num_draws: int, points: Array) -> Array:
@@ -179,25 +204,27 @@ def _ecdf(ranks: Array, num_draws: int, points: Array) -> Array:
     return np.searchsorted(shares, points, side="right") / len(ranks)
 
 
-def _judge(ranks: xr.DataArray, num_draws: int, failed: int, asked: int) -> Calibration:
-    """Test the ranks for uniformity, each scalar by itself."""
+def _test_uniformity(
+    ranks: xr.DataArray, num_draws: int, failed: int, simulations: int
+) -> Calibration:
+    """Test the ranks of each scalar for uniformity."""
     count, scalars = ranks.shape
     bins = max(2, min(20, count // 10, num_draws + 1))
     edges = np.linspace(0, num_draws + 1, bins + 1)
     widths = np.diff(np.ceil(edges))
     rows = []
-    points, low, high = idata.ecdf_band(count, num_draws, _PROB)
+    points, low, high = idata.ecdf_band(count, num_draws, _BAND_PROB)
     for label in ranks.parameter.values:
-        of = ranks.sel(parameter=label).values
-        observed = np.histogram(of, edges)[0]
+        of_scalar = ranks.sel(parameter=label).values
+        observed = np.histogram(of_scalar, edges)[0]
         test = stats.chisquare(observed, count * widths / widths.sum())
-        ecdf = _ecdf(of, num_draws, points)
+        ecdf = _ecdf(of_scalar, num_draws, points)
         rows.append(
             {
                 "p_value": float(test.pvalue),
                 "ecdf_distance": float(np.abs(ecdf - points).max()),
                 "outside_band": bool(((ecdf < low) | (ecdf > high)).any()),
-                "mean_rank": float(of.mean() / num_draws),
+                "mean_rank": float(of_scalar.mean() / num_draws),
             }
         )
     table = pd.DataFrame(rows, index=list(ranks.parameter.values))
@@ -205,25 +232,15 @@ def _judge(ranks: xr.DataArray, num_draws: int, failed: int, asked: int) -> Cali
     wrong = table[table.p_value < CALIBRATION_LEVEL / scalars]
     if len(wrong):
         worst = wrong.p_value.idxmin()
-        share = wrong.mean_rank[worst]
-        spread = float(np.var(ranks.sel(parameter=worst) / num_draws)) * 12
-        how = (
-            "the draws are too large"
-            if share < 0.45
-            else "the draws are too small"
-            if share > 0.55
-            else "the draws are too narrow"
-            if spread > 1
-            else "the draws are too wide"
-        )
+        how = _describe_error(ranks.sel(parameter=worst).values / num_draws)
         findings.append(
             Finding(
                 "error",
                 "calibration",
-                f"the ranks of '{worst}' are not uniform (p = {wrong.p_value[worst]:.2g})"
-                + (f", nor are those of {len(wrong) - 1} more" if len(wrong) > 1 else "")
+                f"The ranks of '{worst}' are not uniform (p = {wrong.p_value[worst]:.2g})"
+                + (f", nor those of {len(wrong) - 1} other scalars" if len(wrong) > 1 else "")
                 + f": {how}. The method does not draw from the posterior of this model.",
-                "Look at probdl.plots.plot_calibration, and compare with method='nuts'.",
+                "Inspect probdl.plots.plot_calibration, and compare with method='nuts'.",
                 tuple(dict.fromkeys(str(p).split("[")[0] for p in wrong.index)),
             )
         )
@@ -232,12 +249,16 @@ def _judge(ranks: xr.DataArray, num_draws: int, failed: int, asked: int) -> Cali
             Finding(
                 "warning",
                 "failed_fits",
-                f"{failed} of {count + failed} fits failed; the ranks leave those data sets out.",
+                f"{failed} of {count + failed} fits failed; their data sets are excluded.",
             )
         )
-    if count + failed < asked:
+    if count + failed < simulations:
         findings.append(
-            Finding("warning", "interrupted", f"interrupted after {count} of {asked} simulations.")
+            Finding(
+                "warning",
+                "interrupted",
+                f"Interrupted after {count} of {simulations} simulations.",
+            )
         )
     if findings:
         warn("\n".join(map(str, findings)), FindingWarning)

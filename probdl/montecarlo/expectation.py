@@ -1,9 +1,9 @@
-r"""Expectations by simulation: the four steps of Monte Carlo.
+r"""Expectations by Monte Carlo simulation.
 
 .. math:: E[f(X)] \approx \hat\mu = \frac1n \sum_{i=1}^n f(x_i), \qquad
     \mathrm{se}(\hat\mu) = \sqrt{\mathrm{Var}(f(X)) / n}
 
-Define the domain of the inputs; draw inputs at random from it; compute f of each; aggregate.
+The four steps: define the domain of the inputs, draw random inputs, compute f of each, aggregate.
 """
 
 from __future__ import annotations
@@ -31,32 +31,36 @@ from probdl.results.diagnostics import interrupted
 from probdl.util.isolation import isolated
 from probdl.util.progress import bar
 from probdl.util.seeds import stream
+from probdl.util.settings import check_choice, check_int, check_real
 
 __all__ = ["Expectation", "expectation"]
 
 SAMPLINGS = ("random", "antithetic", "sobol")
-_SAMPLES = 100_000
-_MOST = 100_000_000  # where a tolerance says when to stop
-_BATCH = 16_384  # a power of 2, which keeps Sobol's points balanced
-_SCRAMBLINGS = 16  # independent ones, whose spread is the standard error
-_KEPT = 100_000  # evaluations that are looked at for heavy tails
+DEFAULT_SAMPLES = 100_000
+DEFAULT_MAX_SAMPLES = 100_000_000  # with a tolerance
+MIN_SAMPLES = 100
+_BATCH_SIZE = 16_384  # a power of 2, which keeps Sobol's points balanced
+_NUM_SCRAMBLINGS = 16  # independent; the standard error follows from their spread
+_TAIL_SAMPLES = 100_000  # the first evaluations, kept to check for heavy tails
+_MIN_TAIL_VALUES = 100  # distinct values: fewer have no tail
+_MIN_GROUPS_FOR_TOLERANCE = 30  # before a standard error can stop the simulation
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Expectation:
-    """An expectation by simulation.
+    """An expectation estimated by simulation.
 
     Attributes:
-        value: the estimate, of the shape of one value of f.
-        standard_error: its Monte Carlo standard error, of the same shape.
-        num_samples: how often f was evaluated.
-        variance_reduction: by how much the variance is smaller than that of as many plain draws;
-            below 1 means that plain draws are better.
-        pareto_k: how heavy the tails of the values are (of the weighted values, with a proposal);
-            above 0.7 neither estimate nor error can be trusted.
-        findings: what was seen.
+        value: the estimate, in the shape of one value of f.
+        standard_error: its Monte Carlo standard error, in the same shape.
+        num_samples: the number of evaluations of f.
+        variance_reduction: the variance of plain Monte Carlo with the same number of draws,
+            divided by the variance of this estimate; below 1, plain draws are better.
+        pareto_k: Pareto k-hat of the tails of the values (of the weighted values, with a
+            proposal); above 0.7 the estimate and its error are unreliable.
+        findings: the findings.
     """
 
     value: Array
@@ -95,35 +99,34 @@ def expectation(
 ) -> Expectation:
     r"""Estimate E[f(X)] by simulation, with its standard error.
 
-    Memory is bounded: values are aggregated as they come.
+    Values are aggregated in batches, so memory is bounded.
 
     Args:
-        fn: f, of many draws at once: from (n, *shape of a draw), or of a program from a dict of
-            such by site name, to (n,) or (n, *shape).
-        source: the distribution of X, or a Pyro program, whose sites are drawn from the prior and
-            the model; it is run on ``args``.
+        fn: the function f, vectorised over draws: it maps draws (n, *shape of a draw), or for a
+            program a dict of them by site name, to (n,) or (n, *shape).
+        source: the distribution of X, or a Pyro program, whose sites are sampled from the prior
+            and the model.
         args: the arguments of the program.
-        num_samples: how often to evaluate f, at most if there is a ``tol``. None means 100,000,
-            or with ``tol`` up to 100 million.
-        tol: stop once the standard error of every component is at most this, in units of f.
-        sampling: ``"random"``; ``"antithetic"``, which pairs each draw with its mirror image,
-            good where f is monotone; or ``"sobol"``, quasi-Monte Carlo with 16 scrambled Sobol
-            sequences, good where f is smooth and the dimension moderate. The last two need
-            inverse CDFs.
-        control: a control variate: a function g like f, of which E[g(X)] is known, and that
-            value. The best multiple of g - E[g] is taken off; g may have several components.
-        proposal: a distribution q to draw from in the place of the source p, with weights p / q
+        num_samples: the number of evaluations of f, or the maximum number with ``tol``; at least
+            100. None means 100,000, or 100 million with ``tol``.
+        tol: stop when the standard error of every component is at most this, in units of f.
+        sampling: ``"random"``; ``"antithetic"``, which pairs each draw with its mirror image, for
+            monotone f; or ``"sobol"``, quasi-Monte Carlo with 16 scrambled Sobol sequences, for
+            smooth f in moderate dimensions. The last two need inverse CDFs.
+        control: a control variate: a function g like f, and its known expectation E[g(X)]. The
+            optimal multiple of g - E[g] is subtracted; g may have several components.
+        proposal: a distribution q to sample from instead of the source p, with weights p / q
             (importance sampling).
-        normalised: whether the source's density is normalised; else weights are divided by their
-            mean.
-        seed: of the draws.
-        progress: whether to show progress; None shows it on a terminal.
+        normalised: whether the density of the source is normalised; if not, the weights are
+            divided by their mean.
+        seed: the random seed.
+        progress: whether to show progress; None shows it on a terminal only.
 
     Returns:
-        The estimate. Ctrl-C returns that of the draws so far, with a finding.
+        The estimate. After Ctrl-C, the estimate from the draws so far, with a finding.
 
     Raises:
-        SettingError: a setting is out of range, or f returns something of a wrong shape.
+        SettingError: a setting is out of range, or f returns values of the wrong shape.
         ModelError: the program fails, or a distribution has no inverse CDF.
 
     Example:
@@ -136,21 +139,22 @@ def expectation(
 
     Source: Owen, *Monte Carlo theory, methods and examples* (2013), chapters 2, 8, 9 and 17.
     """
-    if sampling not in SAMPLINGS:
-        raise SettingError(
-            f"sampling={sampling!r} must be one of {', '.join(map(repr, SAMPLINGS))}."
-        )
-    if num_samples is not None and num_samples < 100:
-        raise SettingError(f"num_samples={num_samples} must be at least 100.")
-    if tol is not None and not tol > 0:
-        raise SettingError(f"tol={tol!r} must be positive.")
+    check_choice("expectation", sampling=(sampling, SAMPLINGS))
+    if num_samples is not None:
+        check_int("expectation", num_samples=(num_samples, MIN_SAMPLES))
+    if tol is not None:
+        check_real("expectation", tol=(tol, 0, math.inf))
     if proposal is not None and not hasattr(source, "log_prob"):
-        raise SettingError("a proposal needs a source with log_prob, and a program has none.")
+        raise SettingError(
+            "proposal= needs a source with log_prob. Pass a distribution, not a program."
+        )
     if not normalised and proposal is None:
-        raise SettingError("normalised=False is for weights, and there is no proposal.")
+        raise SettingError(
+            "normalised=False needs weights, but there is no proposal. Pass proposal=."
+        )
     if not normalised and control is not None:
-        raise SettingError("control= and normalised=False do not go together.")
-    count = num_samples or (_MOST if tol is not None else _SAMPLES)
+        raise SettingError("control= and normalised=False cannot be combined. Omit one of them.")
+    count = num_samples or (DEFAULT_MAX_SAMPLES if tol is not None else DEFAULT_SAMPLES)
     inputs = _Inputs(proposal if proposal is not None else source, args, sampling)
     total = _Total(control is not None, not normalised)
     findings: list[Finding] = []
@@ -161,27 +165,28 @@ def expectation(
                 weights = None
                 if proposal is not None:
                     weights = torch.exp(source.log_prob(x) - proposal.log_prob(x)).double()
-                others = _values(control[0], x, "control") if control is not None else None
-                total.add(values, weights, others, groups)
+                controls = _values(control[0], x, "control") if control is not None else None
+                total.add(values, weights, controls, groups)
                 shown.update(len(values))
-                if tol is not None and total.groups > 30 and total.reached(tol, control):
+                enough = total.groups > _MIN_GROUPS_FOR_TOLERANCE
+                if tol is not None and enough and total.reached(tol, control):
                     break
         except KeyboardInterrupt as stop:
             if total.groups < 2:
                 raise
-            of, kept = f"{count:,} samples", "the estimate is of those"
-            findings.append(interrupted(stop, total.count, of, kept, "of them"))
+            of, kept = f"{count:,} samples", "the estimate uses those"
+            findings.append(interrupted(stop, total.count, of, kept, "samples"))
     return total.result(control, tol, findings)
 
 
 def _values(fn: Callable[[Any], Any], x: Any, what: str) -> Tensor:
-    """Evaluate a function at a batch, as float64 (n, *shape)."""
+    """Evaluate a function at a batch of draws, as float64 (n, *shape)."""
     rows = len(next(iter(x.values()))) if isinstance(x, dict) else len(x)
     value = torch.as_tensor(fn(x))
     if not value.ndim or len(value) != rows:
         raise SettingError(
-            f"{what} maps {rows} draws to a value of the shape {tuple(value.shape)}: it must keep "
-            "the leading dimension, a value for each draw."
+            f"{what} maps {rows} draws to a value of shape {tuple(value.shape)}. It must keep the "
+            "leading dimension: one value per draw."
         )
     value = value.to(torch.float64)
     if not torch.isfinite(value).all():
@@ -192,7 +197,7 @@ def _values(fn: Callable[[Any], Any], x: Any, what: str) -> Tensor:
 
 
 class _Inputs:
-    """The first two steps: the domain, and random inputs from it."""
+    """Steps 1 and 2: the domain, and random inputs from it."""
 
     def __init__(self, source: Any, args: tuple[Any, ...], sampling: str) -> None:
         self.source, self.sampling = source, sampling
@@ -202,23 +207,25 @@ class _Inputs:
             return
         if not callable(source):
             raise SettingError(
-                f"the source is a {type(source).__name__}; pass a distribution or a Pyro program."
+                f"The source is a {type(source).__name__}. It must be a distribution or a Pyro "
+                "program."
             )
         self.program = Program(source, args, {})
         self.structure = discover(self.program)
         self.dim = sites_dimension(self.program, self.structure)
 
     def batches(self, count: int, seed: int) -> Iterator[tuple[Any, int]]:
-        """Make batches of draws, and say how many consecutive rows of each belong together.
+        """Yield batches of draws, each with the number of consecutive rows in a group.
 
-        Rows that belong together are averaged, since only their averages are independent.
+        The rows of a group are averaged, because only the averages are independent. -1 stands for
+        one group of all rows, of one scrambling.
         """
         if self.sampling == "sobol":
             yield from self._sobol(count, seed)
             return
         done = 0
         while done < count:
-            size = min(_BATCH, count - done)
+            size = min(_BATCH_SIZE, count - done)
             if self.sampling == "antithetic":
                 half = torch.rand((max(1, size // 2), self.dim), dtype=torch.float64)
                 u = torch.stack([half, 1 - half], 1).reshape(-1, self.dim)
@@ -231,33 +238,32 @@ class _Inputs:
             done += size
 
     def _sobol(self, count: int, seed: int) -> Iterator[tuple[Any, int]]:
-        """Draw as many points of each scrambling, in rounds that double what there is."""
+        """Yield the points of each scrambling in turn, in rounds of equal size."""
         engines = [
             SobolEngine(self.dim, scramble=True, seed=stream(seed, "sobol", i))
-            for i in range(_SCRAMBLINGS)
+            for i in range(_NUM_SCRAMBLINGS)
         ]
-        each = 2 ** max(3, int(math.log2(max(count // _SCRAMBLINGS, 8))))
-        step = min(each, _BATCH)
+        each = 2 ** max(3, int(math.log2(max(count // _NUM_SCRAMBLINGS, 8))))
+        step = min(each, _BATCH_SIZE)
         for _ in range(each // step):
             for engine in engines:
                 u = engine.draw(step, dtype=torch.float64)
-                # torch's points are corners of cells of 2^-30; anywhere in its cell is uniform.
+                # torch returns corners of cells of width 2^-30; add a uniform point of the cell.
                 yield self.at(u + torch.rand(u.shape, dtype=u.dtype) * 2.0**-30), -1
 
     def at(self, u: Tensor) -> Any:
-        """Turn points of the unit cube (n, d) into draws."""
+        """Map points of the unit cube (n, d) to draws."""
         tiny = torch.finfo(torch.float64).eps
         u = u.clamp(tiny, 1 - tiny)
         if self.program is None:
             return from_uniforms(self.source, u.reshape(len(u), *self.source.shape()))
-        program, wanted = (
-            self.program,
-            {s.name for s in self.structure.of("latent", "discrete", "observed", "deterministic")},
-        )
+        program = self.program
+        kinds = self.structure.of("latent", "discrete", "observed", "deterministic")
+        names = {site.name for site in kinds}
 
         def run(point: Tensor) -> dict[str, Tensor]:
             def read(trace: Any) -> dict[str, Tensor]:
-                return {n: node["value"] for n, node in trace.nodes.items() if n in wanted}
+                return {n: node["value"] for n, node in trace.nodes.items() if n in names}
 
             return program.run(read, predictive.Unobserve(), AtUniforms(point))
 
@@ -265,30 +271,30 @@ class _Inputs:
 
 
 class _Total:
-    """The last step: sums over independent groups of values, kept in bounded memory.
+    """Step 4: the mean over independent groups of values, aggregated in bounded memory.
 
-    Co-moments of the columns (f, then controls or weights) are updated batch by batch (Chan,
-    Golub and LeVeque, 1979).
+    The co-moments of the columns (f, then controls or weights) are updated by batches (Chan, Golub
+    and LeVeque, 1979).
     """
 
     def __init__(self, controlled: bool, ratio: bool) -> None:
         self.controlled, self.ratio = controlled, ratio
         self.count = 0  # evaluations
-        self.groups = 0  # independent ones
-        self.shape: tuple[int, ...] = ()
+        self.groups = 0  # independent groups of them
+        self.shape: tuple[int, ...] = ()  # of one value of f
+        self.outputs = 0  # components of f
         self.mean = np.zeros(0)
-        self.moments = np.zeros((0, 0))  # sums of products of deviations
-        self.plain: Any = 0.0  # sums of f² and f under the source
-        self.weight = 0.0
-        self.outputs = 0
-        self.kept: list[Array] = []
-        self.replicates: dict[int, list[Any]] = {}
-        self.round = 0
+        self.comoments = np.zeros((0, 0))  # sums of products of deviations
+        self.source_sums: Any = 0.0  # of f² and f, under the source
+        self.source_weight = 0.0
+        self.tail_samples: list[Array] = []
+        self.scrambling_means: dict[int, list[Any]] = {}
+        self.batches = 0  # of scrambled points
 
     def add(
         self, values: Tensor, weights: Tensor | None, controls: Tensor | None, groups: int
     ) -> None:
-        """Take up a batch."""
+        """Add a batch."""
         rows = len(values)
         self.shape = tuple(values.shape[1:])
         f = values.reshape(rows, -1).numpy()
@@ -301,19 +307,19 @@ class _Total:
             g = controls.reshape(rows, -1).numpy()
             columns.append(g * ones)
         table = np.concatenate(columns, 1)
-        self._keep(table[:, : self.outputs])
-        # The variance that plain draws of the source would have: E f² and E f under it.
-        self.plain = self.plain + np.stack([(ones * f**2).sum(0), (ones * f).sum(0)])
-        self.weight += float(ones.sum()) if self.ratio else rows
+        self._keep_for_tails(table[:, : self.outputs])
+        # For the variance of plain draws: E f² and E f under the source.
+        self.source_sums = self.source_sums + np.stack([(ones * f**2).sum(0), (ones * f).sum(0)])
+        self.source_weight += float(ones.sum()) if self.ratio else rows
         self.count += rows
-        if groups < 0:  # one scrambling of several: averaged over all of its points
-            which = self.round % _SCRAMBLINGS
-            self.replicates.setdefault(which, []).append(table.mean(0))
-            self.round += 1
-            if self.round % _SCRAMBLINGS == 0:
-                done = np.array([np.mean(v, 0) for v in self.replicates.values()])
-                self.groups, self.mean = len(done), done.mean(0)
-                self.moments = (done - self.mean).T @ (done - self.mean)
+        if groups < 0:  # a batch of one scrambling: average over all of its points
+            scrambling = self.batches % _NUM_SCRAMBLINGS
+            self.scrambling_means.setdefault(scrambling, []).append(table.mean(0))
+            self.batches += 1
+            if self.batches % _NUM_SCRAMBLINGS == 0:
+                means = np.array([np.mean(v, 0) for v in self.scrambling_means.values()])
+                self.groups, self.mean = len(means), means.mean(0)
+                self.comoments = (means - self.mean).T @ (means - self.mean)
             return
         self._merge(table.reshape(-1, groups, table.shape[1]).mean(1))
 
@@ -322,24 +328,24 @@ class _Total:
         mean = table.mean(0)
         deviations = table - mean
         if not n:
-            self.mean, self.moments = mean, deviations.T @ deviations
+            self.mean, self.comoments = mean, deviations.T @ deviations
         else:
             gap = mean - self.mean
-            self.moments = (
-                self.moments + deviations.T @ deviations + np.outer(gap, gap) * n * m / (n + m)
+            self.comoments = (
+                self.comoments + deviations.T @ deviations + np.outer(gap, gap) * n * m / (n + m)
             )
             self.mean = self.mean + gap * m / (n + m)
         self.groups = n + m
 
-    def _keep(self, f: Array) -> None:
-        """Keep the first evaluations, of which the tails are looked at."""
-        if self.count < _KEPT:
-            self.kept.append(f[: _KEPT - self.count].astype(np.float64))
+    def _keep_for_tails(self, f: Array) -> None:
+        """Keep the first evaluations, to check for heavy tails."""
+        if self.count < _TAIL_SAMPLES:
+            self.tail_samples.append(f[: _TAIL_SAMPLES - self.count].astype(np.float64))
 
     def estimate(self, control: Any) -> tuple[Array, Array]:
-        """Return the estimate and the variance of it, by component."""
+        """Return the estimate and its variance, by component."""
         k, n = self.outputs, self.groups
-        covariance = self.moments / max(n - 1, 1) / n
+        covariance = self.comoments / max(n - 1, 1) / n
         mean, variance = self.mean[:k], np.diag(covariance)[:k]
         if self.ratio:  # the delta method for a ratio of means
             w = self.mean[k]
@@ -352,21 +358,21 @@ class _Total:
             np.asarray(control[1], dtype=np.float64).ravel(), self.mean[k:].shape
         )
         slopes = np.linalg.lstsq(covariance[k:, k:], covariance[k:, :k], rcond=None)[0]
-        left = variance - np.einsum("ij,ij->j", slopes, covariance[k:, :k])
-        # The slopes are estimated too: degrees of freedom that the residuals lack.
-        spent = max(n - 1, 1) / max(n - 1 - len(slopes), 1)
-        return mean - (self.mean[k:] - known) @ slopes, np.maximum(left, 0.0) * spent
+        residual = variance - np.einsum("ij,ij->j", slopes, covariance[k:, :k])
+        # The estimated slopes reduce the degrees of freedom of the residuals.
+        correction = max(n - 1, 1) / max(n - 1 - len(slopes), 1)
+        return mean - (self.mean[k:] - known) @ slopes, np.maximum(residual, 0.0) * correction
 
     def reached(self, tol: float, control: Any) -> bool:
-        """Tell whether the standard errors are small enough."""
+        """Return whether all standard errors are at most the tolerance."""
         return bool((np.sqrt(self.estimate(control)[1]) <= tol).all())
 
     def result(self, control: Any, tol: float | None, findings: list[Finding]) -> Expectation:
-        """Aggregate."""
+        """Return the estimate, with findings about its reliability."""
         value, variance = self.estimate(control)
-        square, mean = self.plain / self.weight
+        square, mean = self.source_sums / self.source_weight
         plain = np.maximum(square - mean**2, 0.0) / self.count
-        plain = np.where(plain > 1e-14 * square, plain, 0.0)  # rounding, of a constant
+        plain = np.where(plain > 1e-14 * square, plain, 0.0)  # rounding errors of a constant
         with np.errstate(divide="ignore", invalid="ignore"):
             reduction = np.where(variance > 0, plain / variance, np.where(plain > 0, np.inf, 1.0))
         if not plain.all():
@@ -374,9 +380,9 @@ class _Total:
                 Finding(
                     "warning",
                     "no_variation",
-                    f"all {self.count:,} values of some component of f are the same, so a standard "
-                    "error of 0 may only mean that what matters was never drawn.",
-                    "For a rare event draw from a proposal= under which it is not rare.",
+                    f"All {self.count:,} values of a component of f are equal. A standard error of "
+                    "0 may only mean that no draw reached the relevant region.",
+                    "For a rare event, pass a proposal= under which it is not rare.",
                 )
             )
         k = self._pareto_k()
@@ -385,10 +391,10 @@ class _Total:
                 Finding(
                     "warning",
                     "heavy_tail",
-                    f"the values have a tail so heavy (Pareto k-hat {k:.2f}, above "
-                    f"{PARETO_K_MAX}) that neither estimate nor standard error can be trusted.",
-                    "Draw from a proposal= that is wider where the values are large, or change "
-                    "the variable.",
+                    f"The tail of the values is too heavy (Pareto k-hat {k:.2f}, above "
+                    f"{PARETO_K_MAX}). The estimate and its standard error are unreliable.",
+                    "Pass a proposal= with more mass where the values are large, or transform the "
+                    "variable.",
                 )
             )
         error = np.sqrt(variance)
@@ -397,9 +403,9 @@ class _Total:
                 Finding(
                     "warning",
                     "tolerance",
-                    f"after {self.count:,} samples the standard error is {error.max():.3g}, above "
+                    f"After {self.count:,} samples the standard error is {error.max():.3g}, above "
                     f"tol={tol:g}.",
-                    "Raise num_samples, or use sampling='sobol' or a control variate.",
+                    "Increase num_samples, or use sampling='sobol' or a control variate.",
                 )
             )
         if findings:
@@ -414,12 +420,11 @@ class _Total:
         )
 
     def _pareto_k(self) -> float:
-        """Return the largest k-hat of the tails of the components' absolute values."""
+        """Return the largest k-hat over components, of the absolute deviations from the mean."""
         worst = -math.inf
-        kept = np.concatenate(self.kept)
-        for column in kept.T:
-            size = np.abs(column - column.mean())
-            size = size[size > 0]
-            if len(np.unique(size)) > 100:  # few values have no tail
-                worst = max(worst, idata.psis(np.log(size))[1])
+        for column in np.concatenate(self.tail_samples).T:
+            deviations = np.abs(column - column.mean())
+            deviations = deviations[deviations > 0]
+            if len(np.unique(deviations)) > _MIN_TAIL_VALUES:
+                worst = max(worst, idata.psis(np.log(deviations))[1])
         return worst

@@ -1,4 +1,4 @@
-"""From points of the unit cube to draws of a distribution, or of a program: inverse CDFs."""
+"""Draws of a distribution or a program from points of the unit cube, by inverse CDFs."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from torch.distributions import (
 )
 
 from probdl.errors import ModelError
-from probdl.model.program import Program, base_distribution
+from probdl.model.distributions import distribution_name
+from probdl.model.program import Program
 from probdl.model.sites import Structure
 
 __all__ = ["AtUniforms", "dimension", "from_uniforms", "sites_dimension"]
 
 
 def dimension(fn: Any) -> int:
-    """Count the uniforms that a draw of a distribution is made of."""
+    """Return the number of uniforms that a draw of a distribution needs."""
     return math.prod(fn.shape())
 
 
 def from_uniforms(fn: Any, u: Tensor) -> Tensor:
-    """Turn uniforms (n, *shape of the distribution) into draws of the same shape.
+    """Map uniforms (n, *shape of the distribution) to draws of the same shape.
 
     Raises:
         ModelError: the distribution has no inverse CDF in torch.
@@ -41,7 +42,7 @@ def from_uniforms(fn: Any, u: Tensor) -> Tensor:
     ):
         return from_uniforms(fn.base_dist, u)
     if isinstance(fn, (MultivariateNormal, LowRankMultivariateNormal)):
-        # Any square root of the covariance will do; the Cholesky factor is at hand.
+        # Any square root of the covariance is valid; the Cholesky factor is the cheapest.
         normal = torch.special.ndtri(u).to(fn.loc.dtype)
         factor = torch.linalg.cholesky(fn.covariance_matrix)
         return fn.loc + (factor @ normal[..., None])[..., 0]
@@ -60,21 +61,20 @@ def from_uniforms(fn: Any, u: Tensor) -> Tensor:
     try:
         return fn.icdf(u)
     except NotImplementedError:
-        name = type(base_distribution(fn)).__name__
         raise ModelError(
-            f"{name} has no inverse CDF in torch, which antithetic variates and quasi-Monte Carlo "
-            "need. Use sampling='random', or write it as a transform of a distribution that has "
-            "one (normal, uniform, exponential, Cauchy, Laplace, Weibull …)."
+            f"{distribution_name(fn)} has no inverse CDF in torch, which sampling='antithetic' and "
+            "'sobol' need. Use sampling='random', or write it as a transform of a distribution "
+            "that has one (normal, uniform, exponential, Cauchy, Laplace, Weibull …)."
         ) from None
 
 
 class AtUniforms(Messenger):
-    """Run a program with each of its sites at the draw that some uniforms make."""
+    """Run a program with each site at the draw that corresponds to given uniforms."""
 
     def __init__(self, u: Tensor) -> None:
         super().__init__()
         self.u = u
-        self.taken = 0
+        self.used = 0
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] or msg["done"] or site_is_subsample(msg):
@@ -82,12 +82,12 @@ class AtUniforms(Messenger):
         fn = msg["fn"]
         shape = fn.shape()
         size = math.prod(shape)
-        part = self.u[self.taken : self.taken + size].reshape(shape)
-        self.taken += size
+        part = self.u[self.used : self.used + size].reshape(shape)
+        self.used += size
         msg["value"] = from_uniforms(fn, part)
 
 
 def sites_dimension(program: Program, structure: Structure) -> int:
-    """Count the uniforms that a run of a program takes."""
+    """Return the number of uniforms that a run of a program needs."""
     kinds = structure.of("latent", "discrete", "observed")
     return sum(math.prod(site.shape) for site in kinds)

@@ -1,4 +1,4 @@
-"""Data sets drawn from a model, in the form in which the model takes them."""
+"""Data sets simulated from a model, as arguments of the model."""
 
 from __future__ import annotations
 
@@ -17,32 +17,34 @@ __all__ = ["Simulator", "read_arguments"]
 
 
 def read_arguments(arguments: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Read what stands for a model's arguments: a tuple, a dict by name, or one array."""
+    """Return positional and keyword arguments from a tuple, a dict by name, or one array."""
     if isinstance(arguments, Mapping):
         return (), dict(arguments)
     return (tuple(arguments) if isinstance(arguments, (tuple, list)) else (arguments,)), {}
 
 
 class Simulator:
-    """Draws the observed arguments of a model anew, and leaves the others as they are.
+    """Simulates the observed arguments of a model, and keeps the others.
 
     Args:
         model: a Pyro program.
-        arguments: its arguments, with any data of the right shape in the place of what it observes.
+        arguments: its arguments, with arbitrary data of the right shape in the place of the
+            observed data.
 
     Attributes:
         program: the model on these arguments.
-        structure: its sites there.
+        structure: its sites.
 
     Raises:
-        ModelError: what the model observes is not one of its arguments, but computed of them.
+        ModelError: an observed value is computed from the arguments, not one of them; or the
+            model observes nothing.
     """
 
     def __init__(self, model: Callable[..., Any], arguments: Any) -> None:
         self.program = Program(model, *read_arguments(arguments))
         self.structure = discover(self.program)
         tensors = self.program.tensors()
-        self.places: dict[str, int] = {}
+        self.positions: dict[str, int] = {}  # among the tensors, by observed site
         for site in self.structure.of("observed"):
             found = [
                 i
@@ -51,19 +53,19 @@ class Simulator:
             ]
             if not found:
                 raise ModelError(
-                    f"site '{site.name}' of '{self.program.name}' observes something computed of "
-                    "its arguments, so drawing it does not give arguments. Pass generator=, a "
-                    "function that makes whole data sets."
+                    f"Site '{site.name}' of '{self.program.name}' observes a value computed from "
+                    "the model's arguments, so simulated values cannot be passed as arguments. "
+                    "Pass generator=, a function that simulates whole data sets."
                 )
-            self.places[site.name] = found[0]
-        if not self.places:
+            self.positions[site.name] = found[0]
+        if not self.positions:
             raise ModelError(
-                f"the model '{self.program.name}' observes no site on these arguments, so there "
-                "are no data to simulate. Pass arrays of the right shape in the place of its data."
+                f"The model '{self.program.name}' observes no site on these arguments, so there "
+                "are no data to simulate. Pass arrays of the right shape in the place of the data."
             )
 
     def values(self, truth: Mapping[str, Any], count: int) -> dict[str, Tensor]:
-        """Repeat the true values of sites, each (count, *shape).
+        """Return the true values of sites, repeated to (count, *shape).
 
         Raises:
             SettingError: a name is not one of the model's sites, or a shape is wrong.
@@ -73,7 +75,7 @@ class Simulator:
         for name, value in truth.items():
             if name not in sites:
                 raise SettingError(
-                    f"truth names {name!r}, which the model does not have. Its sites are "
+                    f"truth names {name!r}, which is not a site of the model. Its sites are "
                     f"{', '.join(map(repr, sites))}."
                 )
             tensor = torch.as_tensor(value, dtype=torch.float64)
@@ -81,38 +83,41 @@ class Simulator:
                 tensor = tensor.expand(sites[name].shape)
             except RuntimeError:
                 raise SettingError(
-                    f"truth[{name!r}] has the shape {tuple(tensor.shape)}, and the site "
+                    f"truth[{name!r}] has shape {tuple(tensor.shape)}, but the site has shape "
                     f"{sites[name].shape}."
                 ) from None
             values[name] = tensor.expand(count, *tensor.shape)
         return values
 
     def data(self, draws: Mapping[str, Tensor]) -> list[list[Tensor]]:
-        """Put drawn observed sites, (count, *shape) by name, into copies of the arguments."""
+        """Return copies of the arguments with draws of the observed sites, (count, *shape)."""
         tensors = self.program.tensors()
         count = len(next(iter(draws.values())))
         sets = []
         for i in range(count):
-            made = list(tensors)
-            for name, place in self.places.items():
-                made[place] = draws[name][i].detach().to(tensors[place].dtype).contiguous()
-            sets.append(made)
+            arguments = list(tensors)
+            for name, position in self.positions.items():
+                value = draws[name][i].detach()
+                arguments[position] = value.to(tensors[position].dtype).contiguous()
+            sets.append(arguments)
         return sets
 
     def at(self, truth: Mapping[str, Any], count: int) -> list[list[Tensor]]:
-        """Draw data sets from the model at true values; sites without one are drawn as well."""
+        """Simulate data sets at true values; sites without a true value are sampled."""
         values = self.values(truth, count)
         if not values:
             values = {"": torch.zeros(count)}
         return self.data(predictive.sample(self.program, self.structure, values))
 
     def joint(self, count: int) -> tuple[dict[str, Tensor], list[list[Tensor]]]:
-        """Draw parameters from the prior, and data sets at them."""
+        """Sample parameters from the prior, and simulate a data set for each."""
         draws = predictive.sample_prior(self.program, self.structure, count)
         return draws, self.data(draws)
 
-    def made_by(self, generator: Callable[..., Any], seeds: Sequence[int]) -> list[list[Tensor]]:
-        """Read the data sets that a generator makes, one for each seed."""
+    def generated_by(
+        self, generator: Callable[..., Any], seeds: Sequence[int]
+    ) -> list[list[Tensor]]:
+        """Return the data sets of a generator, one per seed."""
         sets = []
         for seed in seeds:
             args, kwargs = read_arguments(generator(seed))
@@ -120,8 +125,8 @@ class Simulator:
             shapes = [tuple(t.shape) for t in made]
             if shapes != [tuple(t.shape) for t in self.program.tensors()]:
                 raise SettingError(
-                    f"the generator made data of the shapes {shapes}, and the model has "
-                    f"{[tuple(t.shape) for t in self.program.tensors()]} at this size."
+                    f"The generator returned data of shapes {shapes}, but the data of the model "
+                    f"have shapes {[tuple(t.shape) for t in self.program.tensors()]} at this size."
                 )
             sets.append(made)
         return sets

@@ -1,9 +1,10 @@
-r"""What an estimator does over repeated data: bias, variance, consistency, coverage.
+r"""Simulation studies of estimators: bias, variance, consistency, coverage.
 
 .. math:: \mathrm{bias} = E[\hat\theta_n] - \theta, \qquad \mathrm{MSE} = \mathrm{bias}^2 +
     \mathrm{Var}(\hat\theta_n), \qquad \hat\theta_n \to \theta \text{ as } n \to \infty
 
-Each is an expectation over data sets, so each is simulated, and has a Monte Carlo standard error.
+Each is an expectation over data sets, so it is estimated by simulation and has a Monte Carlo
+standard error.
 """
 
 from __future__ import annotations
@@ -28,10 +29,13 @@ from probdl.util.lazy import special
 from probdl.util.lazy import xarray as xr
 from probdl.util.parallel import parallel_map
 from probdl.util.seeds import stream
+from probdl.util.settings import check_int, check_real, setting_error
 
 __all__ = ["study"]
 
-_LARGE = 100_000  # rows of the sample whose estimate stands for the limit
+PROJECTION_ROWS = 100_000  # of the sample that approximates the Kullback-Leibler projection
+MIN_REPLICATES = 2
+MAX_UNIDENTIFIED_SHARE = 0.05  # of the fits, before the study warns
 
 Array = NDArray[np.float64]
 
@@ -52,37 +56,38 @@ def study(
 ) -> xr.Dataset:
     r"""Study an estimator: simulate data at known parameters, fit each data set, and compare.
 
-    The estimate is that of a point estimator, or the posterior mean; the interval is Wald's, or
-    the equal-tailed posterior one.
+    The estimate is the point estimate or the posterior mean. The interval is the Wald interval or
+    the equal-tailed posterior interval.
 
     Args:
         model: a Pyro program.
         method: the estimator, as in :func:`probdl.infer`.
-        truth: the true values of the model's sites by name; those left out are drawn anew for
-            each data set, and not judged.
-        sizes: sample sizes n.
-        replicates: how many data sets of each size, 2 at least.
-        arguments: makes the model's arguments for a sample size, with any data in the place of
-            what it observes (only the shape counts); a tuple, or a dict by name. None is for a
-            model with one argument, its data, of shape (n,).
-        generator: makes a data set, whole arguments, of a sample size and a seed. With it the
-            data are of another distribution than the model's: the estimates are then compared
-            with the parameters nearest to it in Kullback-Leibler divergence (the limit of maximum
-            likelihood, estimated from 100,000 rows), and a warning says so.
-        interval_prob: the probability that intervals should have.
-        seed: of the data and of the fits.
-        workers: how many processes; None is one for each core.
-        progress: whether to show progress; None shows it on a terminal.
+        truth: the true values of the model's sites by name; other sites are sampled anew for each
+            data set, and not evaluated.
+        sizes: the sample sizes n, distinct integers.
+        replicates: the number of data sets per size, at least 2.
+        arguments: a function from a sample size to the model's arguments, a tuple or a dict by
+            name, with arbitrary data of the right shape in the place of the observed data. None is
+            for a model with one argument, the data of shape (n,).
+        generator: a function from a sample size and a seed to a data set, all arguments of the
+            model. The data then have another distribution than the model: the estimates are
+            compared with the parameters closest to it in Kullback-Leibler divergence (the limit of
+            maximum likelihood, estimated from 100,000 rows), with a warning.
+        interval_prob: the nominal probability of the intervals.
+        seed: the seed of data and fits.
+        workers: the number of processes; None uses one per core.
+        progress: whether to show progress; None shows it on a terminal only.
 
     Returns:
         A dataset over ``size`` and ``parameter``: ``bias``, ``variance``, ``mse`` and ``coverage``,
-        each with its standard error ``…_se``; ``truth``; ``estimate``, ``low`` and ``high`` of each
-        ``replicate``; ``failed`` (fits that raised an error, by size); and ``variance_rate`` and
-        ``mse_rate``, the slopes of log variance and log MSE against log n, with theirs. The
-        attribute ``findings`` counts what the fits found wrong. Ctrl-C returns what there is.
+        each with its standard error ``…_se``; ``truth``; ``estimate``, ``low`` and ``high`` for
+        each ``replicate``; ``failed``, the number of failed fits by size; and ``variance_rate``
+        and ``mse_rate``, the slopes of log variance and log MSE against log n, with standard
+        errors. The attribute ``findings`` counts the findings of the fits by name. After Ctrl-C,
+        the results so far.
 
     Raises:
-        SettingError: a setting is out of range, or all fits of a size fail.
+        SettingError: a setting is out of range, or fewer than two fits of a size succeed.
         ModelError: the model fails, or its data cannot be simulated.
 
     Example:
@@ -100,74 +105,75 @@ def study(
     """
     chosen = resolve(method)
     sizes = [int(n) for n in sizes]
-    if replicates < 2 or not sizes or min(sizes) < 1 or len(set(sizes)) < len(sizes):
-        raise SettingError(
-            f"sizes={sizes} must be different numbers of at least 1, and replicates={replicates} "
-            "at least 2."
-        )
-    if not 0 < interval_prob < 1:
-        raise SettingError(f"interval_prob={interval_prob} must be between 0 and 1.")
+    if not sizes or min(sizes) < 1 or len(set(sizes)) < len(sizes):
+        raise setting_error("study", "sizes", sizes, "must be distinct integers of at least 1")
+    check_int("study", replicates=(replicates, MIN_REPLICATES))
+    check_real("study", interval_prob=(interval_prob, 0, 1))
     if truth is None and generator is None:
         raise SettingError(
-            "give truth=, the values of the model's sites that data are simulated at, or "
-            "generator=, which makes data of another distribution."
+            "study() needs true parameters or other data. Pass truth=, the values of the model's "
+            "sites at which to simulate data, or generator=, a function that simulates data from "
+            "another distribution."
         )
     template = arguments or (lambda n: (np.zeros(n),))
     target = dict(truth or {})
     if generator is not None:
         target = _projection(model, generator, seed)
-    rows, counts = [], Counter[str]()
+    estimates_by_size, finding_counts = [], Counter[str]()
     failed, seconds = [], []
     for n in sizes:
-        made = functools.partial(generator, n) if generator is not None else None
-        example = made(stream(seed, "template")) if made is not None else template(n)
+        generate = functools.partial(generator, n) if generator is not None else None
+        example = generate(stream(seed, "template")) if generate is not None else template(n)
         simulator = Simulator(model, example)
-        if made is None:
+        if generate is None:
             with isolated(stream(seed, "data", n)):
-                sets = simulator.at(target, replicates)
+                data_sets = simulator.at(target, replicates)
         else:
             seeds = [stream(seed, "data", n, i) for i in range(replicates)]
-            sets = simulator.made_by(made, seeds)
-        work = _Work(chosen, simulator, sets, target, interval_prob, seed)
-        begun = time.perf_counter()
-        found = parallel_map(
-            work, replicates, workers=workers, description=f"n = {n}", progress=progress
+            data_sets = simulator.generated_by(generate, seeds)
+        fit_one = _FitOne(chosen, simulator, data_sets, target, interval_prob, seed)
+        start = time.perf_counter()
+        results = parallel_map(
+            fit_one, replicates, workers=workers, description=f"n = {n}", progress=progress
         )
-        seconds.append(time.perf_counter() - begun)
-        good = [r for r, _ in found if isinstance(r, np.ndarray)]
-        if len(good) < 2:
-            reason = next(r for r, _ in found if isinstance(r, str))
-            raise SettingError(f"of {len(found)} fits at n = {n} {len(good)} worked: {reason}")
-        for _, checks in found:
-            counts.update(checks)
-        failed.append(len(found) - len(good))
-        rows.append(good)
-        if len(found) < replicates:
-            counts["interrupted"] += 1
+        seconds.append(time.perf_counter() - start)
+        succeeded = [r for r, _ in results if isinstance(r, np.ndarray)]
+        if len(succeeded) < MIN_REPLICATES:
+            reason = next(r for r, _ in results if isinstance(r, str))
+            raise SettingError(
+                f"Only {len(succeeded)} of {len(results)} fits at n = {n} succeeded: {reason}"
+            )
+        for _, checks in results:
+            finding_counts.update(checks)
+        failed.append(len(results) - len(succeeded))
+        estimates_by_size.append(succeeded)
+        if len(results) < replicates:
+            finding_counts["interrupted"] += 1
             break
-    labels = work.labels
-    result = _aggregate(rows, sizes[: len(rows)], labels, work.truth, interval_prob)
+    done = sizes[: len(estimates_by_size)]
+    result = _aggregate(estimates_by_size, done, fit_one.labels, fit_one.truth, interval_prob)
     result["failed"], result["seconds"] = ("size", failed), ("size", seconds)
-    result.attrs |= {"method": repr(chosen), "seed": seed, "findings": dict(counts)}
+    result.attrs |= {"method": repr(chosen), "seed": seed, "findings": dict(finding_counts)}
     result.attrs["interval_prob"] = interval_prob
     result.attrs["target"] = "truth" if generator is None else "kl_projection"
-    _tell(result, counts, sum(map(len, rows)), generator is not None)
+    fits = sum(map(len, estimates_by_size))
+    _warn_of_limits(result, finding_counts, fits, generator is not None)
     return result
 
 
-class _Work:
-    """One fit of a study: from the number of a data set to estimates and intervals."""
+class _FitOne:
+    """Fits one data set of a study: a function of its index that returns the estimates."""
 
     def __init__(
         self,
         method: Method,
         simulator: Simulator,
-        sets: list[Any],
+        data_sets: list[Any],
         truth: Mapping[str, Any],
         prob: float,
         seed: int,
     ) -> None:
-        self.method, self.simulator, self.sets = method, simulator, sets
+        self.method, self.simulator, self.data_sets = method, simulator, data_sets
         self.prob, self.seed = prob, seed
         self.first: Fit | None = None
         sites = simulator.structure.sites
@@ -181,8 +187,8 @@ class _Work:
         self.truth = np.concatenate(values) if values else np.zeros(0)
 
     def __call__(self, index: int) -> tuple[Array | str, list[str]]:
-        """Return (3, parameters): estimates and intervals; or what went wrong."""
-        program = self.simulator.program.with_tensors(self.sets[index])
+        """Return estimates and intervals, (3, parameters), or the error; and the findings."""
+        program = self.simulator.program.with_tensors(self.data_sets[index])
         seed = stream(self.seed, "fit", index)
         try:
             with isolated(seed):
@@ -197,7 +203,7 @@ class _Work:
 
 
 def estimates(fit: Fit, names: Sequence[str], prob: float) -> Array:
-    """Return the estimates of a fit, and their intervals: (3, scalars)."""
+    """Return the estimates of a fit and the ends of their intervals, (3, scalars)."""
     parts = []
     for name in names:
         draws = fit.draws[name]
@@ -214,24 +220,24 @@ def estimates(fit: Fit, names: Sequence[str], prob: float) -> Array:
 
 
 def _projection(model: Callable[..., Any], generator: Any, seed: int) -> dict[str, Any]:
-    """Estimate the parameters that the data's distribution is nearest to."""
-    simulator = Simulator(model, generator(_LARGE, stream(seed, "projection")))
+    """Estimate the parameters closest to the distribution of the data in KL divergence."""
+    simulator = Simulator(model, generator(PROJECTION_ROWS, stream(seed, "projection")))
     with isolated(seed):
         fit = MLE().run(simulator.program, seed, False)
     return {s.name: fit.draws[s.name][0, 0] for s in fit.structure.of("latent", "param")}
 
 
 def _aggregate(
-    rows: Sequence[Sequence[Array]],
+    estimates_by_size: Sequence[Sequence[Array]],
     sizes: Sequence[int],
     labels: list[str],
     truth: Array,
     prob: float,
 ) -> xr.Dataset:
-    """Make the dataset of estimates, and what they say of the estimator."""
-    most = max(map(len, rows))
-    table = np.full((len(sizes), most, 3, len(labels)), np.nan)
-    for i, of_size in enumerate(rows):
+    """Return the dataset of the estimates and of the properties of the estimator."""
+    replicates = max(map(len, estimates_by_size))
+    table = np.full((len(sizes), replicates, 3, len(labels)), np.nan)
+    for i, of_size in enumerate(estimates_by_size):
         table[i, : len(of_size)] = np.stack(of_size)
     dims = ("size", "replicate", "parameter")
     result = xr.Dataset(
@@ -254,7 +260,7 @@ def _aggregate(
     inside = (result.low <= result.truth) & (result.truth <= result.high)
     known = result.low.notnull().sum("replicate")
     result["coverage"] = inside.where(result.low.notnull()).mean("replicate")
-    # Of the nominal probability: that of a share of 0 or 1 would be 0.
+    # From the nominal probability, since an observed share of 0 or 1 would give 0.
     result["coverage_se"] = np.sqrt(prob * (1 - prob) / known)
     for name in ("variance", "mse") if len(sizes) > 1 else ():
         slope, slope_se = _rate(sizes, result[name].values, result[f"{name}_se"].values)
@@ -264,7 +270,7 @@ def _aggregate(
 
 
 def _rate(sizes: Sequence[int], values: Array, errors: Array) -> tuple[Array, Array]:
-    """Fit the slope of log values (sizes, parameters) against log n, weighted by their errors."""
+    """Return the slope of log values (sizes, parameters) against log n, weighted, and its error."""
     with np.errstate(all="ignore"):
         log, weight = np.log(values), (values / errors) ** 2
     x = np.log(np.asarray(sizes, float))[:, None]
@@ -274,33 +280,35 @@ def _rate(sizes: Sequence[int], values: Array, errors: Array) -> tuple[Array, Ar
     return slope, np.sqrt(1 / spread)
 
 
-def _tell(result: xr.Dataset, counts: Counter[str], fits: int, projected: bool) -> None:
-    """Warn of what makes the study something else than it looks."""
-    said = []
+def _warn_of_limits(
+    result: xr.Dataset, finding_counts: Counter[str], fits: int, projected: bool
+) -> None:
+    """Warn of conditions that limit the conclusions from a study."""
+    warnings = []
     if projected:
         where = ", ".join(
             f"{p} = {float(v):.4g}"
             for p, v in zip(result.parameter.values[:5], result.truth.values, strict=False)
         )
-        said.append(
-            "the data do not come from the model, so its estimates are compared with the "
-            "parameters nearest to the data's distribution in Kullback-Leibler divergence: "
+        warnings.append(
+            "The data do not come from the model, so the estimates are compared with the "
+            "parameters closest to the distribution of the data in Kullback-Leibler divergence: "
             f"{where}."
         )
-    if counts["interrupted"]:
-        said.append(
-            f"interrupted at n = {int(result['size'][-1])}: larger samples are missing, and of "
-            "this size only the data sets that were done are there."
+    if finding_counts["interrupted"]:
+        warnings.append(
+            f"Interrupted at n = {int(result['size'][-1])}: larger sizes are missing, and this "
+            "size includes only the data sets fitted so far."
         )
-    if lost := int(result.failed.sum()):
-        said.append(f"{lost} fits failed and are left out, which may bias what is reported.")
+    if failed := int(result.failed.sum()):
+        warnings.append(f"{failed} fits failed and are excluded, which may bias the results.")
     for check in ("flat", "not_identified", "no_maximum", "multimodal"):
-        if counts[check] > 0.05 * fits:
-            said.append(
-                f"{counts[check]} of {fits} fits report '{check}': the parameters cannot be told "
-                "apart by such data, so there is nothing for the estimates to converge to."
+        if finding_counts[check] > MAX_UNIDENTIFIED_SHARE * fits:
+            warnings.append(
+                f"{finding_counts[check]} of {fits} fits report '{check}': the parameters are not "
+                "identified by such data, so the estimates do not converge."
                 if check != "no_maximum"
-                else f"{counts[check]} of {fits} fits found no maximum."
+                else f"{finding_counts[check]} of {fits} fits found no maximum."
             )
-    if said:
-        warn("\n".join(said), FindingWarning)
+    if warnings:
+        warn("\n".join(warnings), FindingWarning)

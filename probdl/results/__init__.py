@@ -1,1 +1,1 @@
-"""What inference returns, and how it is judged."""
+"""Fits, their diagnostics, comparison and cross-validation, and two-sample tests."""

@@ -1,4 +1,4 @@
-"""Which of several fits predicts new data best: leave-one-out cross-validation by ArviZ."""
+"""Compare fits by predictive accuracy: leave-one-out cross-validation by ArviZ."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 from probdl.errors import FindingWarning, ProbdlError, SettingError, warn
 from probdl.findings import PARETO_K_MAX
 from probdl.io import idata
-from probdl.results.crossvalidation import held_out
+from probdl.results.crossvalidation import score_held_out
 from probdl.results.fit import Fit
 from probdl.util.lazy import pandas as pd
 
 __all__ = ["compare"]
 
-_MANY = 0.2  # of the rows; from there on k-fold cross-validation costs less than fitting again
+MAX_REFIT_SHARE = 0.2  # of the rows; beyond, k-fold cross-validation takes less time
 
 
 def compare(
@@ -25,28 +25,29 @@ def compare(
     workers: int | None = None,
     progress: bool | None = None,
 ) -> pd.DataFrame:
-    r"""Compare fits of the same data by how well they predict data left out.
+    r"""Compare fits of the same data by how well they predict held-out rows.
 
     .. math:: \mathrm{elpd}_{loo} = \sum_i \log p(y_i | y_{-i})
 
-    by Pareto-smoothed importance sampling. Where the smoothing cannot be trusted (k-hat above 0.7)
-    the fit is done again without that row, and the exact term takes the place of the estimate.
+    The terms are estimated by Pareto-smoothed importance sampling. If the estimate for a row cannot
+    be trusted (k-hat above 0.7), the model is refitted without this row, and the estimate is
+    replaced by the exact term.
 
     Args:
-        fits: by name, fits of one model by several methods, or of several models.
-        refit: whether to fit again where k-hat is high; else a warning counts the rows.
-        workers: how many processes fit; None is one for each core.
-        progress: whether to show progress; None shows it on a terminal.
+        fits: fits by name, of one model by several methods or of several models.
+        refit: whether to refit if k-hat is high; otherwise a warning reports the number of rows.
+        workers: number of processes for refitting; None means one per core.
+        progress: whether to show progress; None means only on a terminal.
 
     Returns:
-        ArviZ's table, the best first: ``elpd`` with its standard error ``se``, the difference to
-        the best ``elpd_diff`` with its own ``dse``, the stacking ``weight``; and ``refitted`` and
-        ``high_k``, how many rows were fitted again, and how many estimates are left that cannot be
-        trusted.
+        ArviZ's table, the best fit first. Columns: ``elpd`` and its standard error ``se``; the
+        difference from the best fit ``elpd_diff`` and its standard error ``dse``; the stacking
+        ``weight``; ``refitted``, the number of rows with exact terms; and ``high_k``, the number
+        of rows whose estimates cannot be trusted.
 
     Raises:
-        SettingError: there are fewer than two fits, they are of different data, or one has a single
-            draw.
+        SettingError: there are fewer than two fits, the data differ, a fit observes several sites,
+            or a fit is a point estimate.
 
     Example:
         >>> import numpy as np, pyro, pyro.distributions as dist, probdl
@@ -66,23 +67,23 @@ def compare(
     cross-validation and WAIC" (2017).
     """
     if len(fits) < 2:
-        raise SettingError(f"compare() takes at least two fits by name, and got {len(fits)}.")
-    _check_same(fits)
+        raise SettingError(f"compare() needs at least two fits by name, and got {len(fits)}.")
+    _check_comparable(fits)
     results, refitted, high = {}, {}, {}
     for name, fit in fits.items():
         (site,) = fit.structure.of("observed")
         result = idata.loo(fit.idata, site.name)
         bad = np.flatnonzero(idata.pareto_k(result) > PARETO_K_MAX)
         refitted[name], high[name] = 0, len(bad)
-        if len(bad) and refit and len(bad) <= max(1, _MANY * site.count):
+        if len(bad) and refit and len(bad) <= max(1, MAX_REFIT_SHARE * site.count):
             try:
-                exact = held_out(fit, [[i] for i in bad], workers=workers, progress=progress)
+                exact = score_held_out(fit, [[i] for i in bad], workers=workers, progress=progress)
                 result = idata.with_exact(
                     result, {int(i): float(s[0]) for i, s in zip(bad, exact, strict=False)}
                 )
                 refitted[name], high[name] = len(exact), len(bad) - len(exact)
             except ProbdlError as error:
-                warn(f"fit {name!r} could not be refitted where k-hat is high: {error}")
+                warn(f"Fit {name!r} could not be refitted for rows with a high k-hat: {error}")
         results[name] = result
     table: pd.DataFrame = idata.compare(results)
     table["refitted"] = pd.Series(refitted)
@@ -90,34 +91,34 @@ def compare(
     if any(high.values()):
         worst = ", ".join(f"{n!r} ({c})" for n, c in high.items() if c)
         warn(
-            f"k-hat is above {PARETO_K_MAX} for some rows of {worst}: their estimates cannot be "
-            "trusted. fit.cross_validate(k=10) fits again instead, or a model with heavier tails "
-            "leans less on single rows.",
+            f"k-hat is above {PARETO_K_MAX} for some rows of {worst}, so their estimates cannot be "
+            "trusted. Use fit.cross_validate(k=10), which refits, or a model with heavier tails, "
+            "which is less sensitive to single rows.",
             FindingWarning,
         )
     return table
 
 
-def _check_same(fits: Mapping[str, Fit]) -> None:
-    """Check that the fits can be compared."""
+def _check_comparable(fits: Mapping[str, Fit]) -> None:
+    """Check that the fits have draws, and observe the same data at one site."""
     data = {}
     for name, fit in fits.items():
         sites = fit.structure.of("observed")
         if len(sites) != 1:
             raise SettingError(
-                f"fit {name!r} observes {len(sites)} sites, and a comparison is of one. "
-                "fit.cross_validate(k) adds several up."
+                f"Fit {name!r} observes {len(sites)} sites, and compare() needs exactly one. Use "
+                "fit.cross_validate(k), which adds up the scores of several sites."
             )
         if fit.is_point:
             raise SettingError(
-                f"fit {name!r} is a point estimate by {fit.method.name}, and leave-one-out "
-                "cross-validation needs draws. Use fit.cross_validate(k), or another method."
+                f"Fit {name!r} is a point estimate by {fit.method.name}, and leave-one-out "
+                "cross-validation needs draws. Use fit.cross_validate(k) or another method."
             )
         data[name] = np.asarray(sites[0].value)
     first = next(iter(data))
     for name, value in data.items():
         if not np.array_equal(value, data[first]):
             raise SettingError(
-                f"fits {first!r} and {name!r} are of different data, and their scores cannot be "
-                "compared."
+                f"Fits {first!r} and {name!r} are of different data, so their scores cannot be "
+                "compared. Fit both to the same observations."
             )

@@ -1,4 +1,4 @@
-r"""Cross-validation by fitting again: without one row of the data, or without a fold of them.
+r"""Cross-validation by refitting without single rows or folds of the data.
 
 .. math:: \mathrm{elpd} = \sum_i \log p(y_i | y_{-i})
 """
@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 
 from probdl.errors import ModelError, ProbdlError, SettingError
 from probdl.model import predictive
+from probdl.model.program import Program
 from probdl.model.sites import data_plate, discover
 from probdl.util.isolation import isolated
 from probdl.util.parallel import parallel_map
 from probdl.util.seeds import stream
 
-__all__ = ["CrossValidation", "cross_validate", "held_out"]
+__all__ = ["CrossValidation", "cross_validate", "score_held_out"]
 
 Array = NDArray[np.float64]
 
@@ -31,11 +32,10 @@ class CrossValidation:
     """The expected log predictive density of new data, by cross-validation.
 
     Attributes:
-        elpd: the sum over rows of their log predictive density, in nats, each given the folds
-            that it is not in.
-        standard_error: of the sum.
-        pointwise: of each row, (rows,).
-        folds: which fold each row is in.
+        elpd: the sum of ``pointwise``, in nats.
+        standard_error: the standard error of the sum.
+        pointwise: the log predictive density of each row given the other folds, (rows,), float64.
+        folds: the number of each row's fold, (rows,), int64.
     """
 
     elpd: float
@@ -50,17 +50,21 @@ class CrossValidation:
         )
 
 
-def held_out(fit: Any, groups: Sequence[Any], *, workers: int | None, progress: bool | None) -> Any:
-    """Fit again without some rows, for each group of them; return their log densities, in order.
+def score_held_out(
+    fit: Any, groups: Sequence[Any], *, workers: int | None, progress: bool | None
+) -> list[Array]:
+    """Return the log predictive densities of groups of rows, each from a fit without the group.
 
-    Data of the same shape are fitted by the same compiled code, so leaving out groups of one size
-    compiles once.
+    Data of the same shapes use the same compiled code, so groups of one size compile once.
 
     Args:
-        fit: a fit, by any method.
-        groups: index arrays of rows along the data plate.
-        workers: how many processes.
-        progress: whether to show progress.
+        fit: a fit by any method.
+        groups: for each group, the indices of its rows along the data plate.
+        workers: number of processes; None means one per core.
+        progress: whether to show progress; None means only on a terminal.
+
+    Returns:
+        An array (rows,) for each group, in nats; an interruption leaves fewer groups.
 
     Raises:
         ModelError: the model has no data plate, or a fit fails.
@@ -69,56 +73,63 @@ def held_out(fit: Any, groups: Sequence[Any], *, workers: int | None, progress: 
     plate, size = data_plate(program, structure)
     tensors = program.tensors()
 
-    def at(rows: Any) -> Any:
+    def program_at(rows: Any) -> Program:
         index = torch.as_tensor(np.asarray(rows))
         return program.with_tensors([t[index] if t.ndim and len(t) == size else t for t in tensors])
 
-    def work(number: int) -> Array | str:
+    def score_group(number: int) -> Array | str:
+        """Return the scores of a group, or why there are none."""
         rows = np.asarray(groups[number])
         kept = np.setdiff1d(np.arange(size), rows)
         seed = stream(fit.seed, "fold", number)
         try:
             with isolated(seed):
-                again = fit.method.run(at(kept), seed, False)
-                held = at(rows)
+                refit = fit.method.run(program_at(kept), seed, False)
+                held_out = program_at(rows)
                 points, _ = predictive.log_likelihood(
-                    held, discover(held), again.tensors(), quiet=True
+                    held_out, discover(held_out), refit.tensors(), quiet=True
                 )
         except ProbdlError as error:
             return str(error)
         if len(points) != len(structure.of("observed")):
-            return "its rows have no log likelihoods of their own"
+            return "there is no log likelihood of single rows"
         total = np.zeros(len(rows))
-        for score in points.values():
-            mean = predictive.log_mean_exp(score)
+        for log_likelihood in points.values():
+            mean = predictive.log_mean_exp(log_likelihood)
             if mean.ndim < 1 or len(mean) != len(rows):
                 return f"an observed site does not run along the plate '{plate}'"
             total += mean.reshape(len(rows), -1).sum(1).numpy()
         return total
 
-    found = parallel_map(
-        work, len(groups), workers=workers, description="fitting again", progress=progress
+    results = parallel_map(
+        score_group, len(groups), workers=workers, description="refitting", progress=progress
     )
-    for number, scores in enumerate(found):
-        if isinstance(scores, str):
-            raise ModelError(f"the fit without group {number} of the rows failed: {scores}.")
-    return found
+    scores = []
+    for number, result in enumerate(results):
+        if isinstance(result, str):
+            raise ModelError(
+                f"The fit without group {number} of the rows failed: {result.removesuffix('.')}."
+            )
+        scores.append(result)
+    return scores
 
 
 def cross_validate(
     fit: Any, k: int, *, workers: int | None = None, progress: bool | None = None
 ) -> CrossValidation:
-    """Cross-validate a fit in k folds, drawn at random; see ``Fit.cross_validate``."""
+    """Cross-validate a fit with k random folds; see ``Fit.cross_validate``."""
     _, size = data_plate(fit.program, fit.structure)
     if not 2 <= k <= size:
-        raise SettingError(f"k={k} folds: at least 2, and at most the {size} rows of the data.")
+        raise SettingError(
+            f"k={k} folds are not possible: k must be between 2 and the number of rows, {size}."
+        )
     order = np.random.default_rng(stream(fit.seed, "folds")).permutation(size)
     groups = [np.sort(part) for part in np.array_split(order, k)]
-    scores = held_out(fit, groups, workers=workers, progress=progress)
+    scores = score_held_out(fit, groups, workers=workers, progress=progress)
     if len(scores) < k:
         raise KeyboardInterrupt
     pointwise, folds = np.empty(size), np.empty(size, np.int64)
-    for number, (rows, of_rows) in enumerate(zip(groups, scores, strict=True)):
-        pointwise[rows], folds[rows] = of_rows, number
+    for number, (rows, group_scores) in enumerate(zip(groups, scores, strict=True)):
+        pointwise[rows], folds[rows] = group_scores, number
     error = math.sqrt(size) * float(pointwise.std(ddof=1))
     return CrossValidation(float(pointwise.sum()), error, pointwise, folds)

@@ -37,11 +37,11 @@ Array = NDArray[Any]
 
 
 def check_draws(posterior: Any, chains: int) -> list[Finding]:
-    """Check that the chains agree (R-hat) and that their draws are worth enough (ESS).
+    """Check R-hat, the effective sample size and the Monte Carlo standard errors of draws.
 
     Args:
         posterior: the ArviZ container.
-        chains: how many chains it holds.
+        chains: the number of chains in it.
     """
     count = idata.num_draws(posterior)
     if count < DRAWS_MIN:
@@ -49,29 +49,29 @@ def check_draws(posterior: Any, chains: int) -> list[Finding]:
             Finding(
                 "error",
                 "too_few_draws",
-                f"{count} draws a chain are too few to tell whether the chains agree, and how much "
-                f"the draws are worth: R-hat and the effective sample size need {DRAWS_MIN}.",
-                f"Draw at least {10 * ESS_MIN_PER_CHAIN} a chain (draws=).",
+                f"{count} draws per chain are too few to compute R-hat and the effective sample "
+                f"size, which need at least {DRAWS_MIN}.",
+                f"Draw at least {10 * ESS_MIN_PER_CHAIN} per chain (draws=).",
             )
         ]
     findings = []
     if chains > 1:
         rhat = idata.rhat(posterior)
-        # A variable that never moves, such as a parameter that was held, has no R-hat.
+        # A variable that does not vary, such as a parameter that was held fixed, has no R-hat.
         worst = {n: np.nanmax(r) for n, r in rhat.items() if np.isfinite(r).any()}
         bad = {n: r for n, r in worst.items() if r > RHAT_MAX}
         if bad:
             name = max(bad, key=lambda n: bad[n])
-            if bad[name] > RHAT_ERROR and (apart := _apart(posterior, bad)):
+            if bad[name] > RHAT_ERROR and (apart := _at_different_modes(posterior, bad)):
                 findings.append(
                     Finding(
                         "error",
                         "multimodal",
-                        f"each chain settled, in another place than the others, for '{apart[0]}'"
-                        f"{_others(dict.fromkeys(apart))}: the posterior has several modes, and "
-                        "how many chains are at each says nothing of its weight.",
-                        "Put interchangeable parameters in order, or give priors that tell them "
-                        "apart; init='pathfinder' may find the larger mode.",
+                        "The posterior has several modes: each chain is stationary, but the chains "
+                        f"are at different modes of {', '.join(map(repr, apart))}. The number of "
+                        "chains at a mode does not estimate its posterior probability.",
+                        "Put interchangeable parameters in order, or use priors that distinguish "
+                        "them; init='pathfinder' may find the dominant mode.",
                         tuple(apart),
                     )
                 )
@@ -79,10 +79,10 @@ def check_draws(posterior: Any, chains: int) -> list[Finding]:
                 Finding(
                     "error" if bad[name] > RHAT_ERROR else "warning",
                     "rhat",
-                    f"the chains do not agree: R-hat is {bad[name]:.3g} for '{name}'"
-                    f"{_others(bad)}, above {RHAT_MAX}. Means and intervals cannot be trusted.",
-                    "Run longer (warmup=, draws=), or look for several modes and for sites that "
-                    "the data cannot tell apart.",
+                    f"The chains do not agree: R-hat is {bad[name]:.4g} for '{name}'"
+                    f"{_worst_of(bad)}, above {RHAT_MAX}. Means and intervals cannot be trusted.",
+                    "Run longer chains (warmup=, draws=). If that does not help, look for several "
+                    "modes and for sites that the data do not identify.",
                     tuple(bad),
                 )
             )
@@ -99,30 +99,35 @@ def check_draws(posterior: Any, chains: int) -> list[Finding]:
             Finding(
                 "warning",
                 "ess",
-                f"'{name}' has an effective sample size of {few[name]:.0f}{_others(few)}; below "
-                f"{least} ({ESS_MIN_PER_CHAIN} a chain) R-hat and quantiles are too noisy.",
-                "Draw more; where sites are strongly correlated, another parameterisation helps "
-                "more, or NUTS(mass_matrix='low_rank') if it was not that.",
+                f"The effective sample size of '{name}'{_worst_of(few)} is {few[name]:.0f}, below "
+                f"{least} ({ESS_MIN_PER_CHAIN} per chain). Estimates of R-hat and quantiles are "
+                "unstable.",
+                "Draw more (draws=). If sites are strongly correlated, reparameterise the model or "
+                "use NUTS(mass_matrix='low_rank').",
                 tuple(few),
             )
         )
     return [*findings, *_check_mcse(posterior, set(few), least**-0.5)]
 
 
-def _check_mcse(posterior: Any, known: set[str], most: float) -> list[Finding]:
+def _check_mcse(posterior: Any, low_ess: set[str], limit: float) -> list[Finding]:
     """Check the Monte Carlo standard errors of means, as shares of the standard deviation.
 
-    The limit is the error that as many independent draws have as the ESS should be at least. Means
-    of heavy tails can exceed it where ranks mix well. Sites known for few draws are left out.
+    With heavy tails, the mean can have a large error although the ranks, and so the ESS, are good.
+
+    Args:
+        posterior: the ArviZ container.
+        low_ess: sites to skip, since a low ESS is already reported for them.
+        limit: the largest acceptable share: 1 / sqrt(n), where n is the least acceptable ESS.
     """
-    share: dict[str, float] = {}
+    shares: dict[str, float] = {}
     sds = {n: v.std((0, 1)) for n, v in idata.variables(posterior, "posterior").items()}
     for name, error in idata.mcse(posterior).items():
         with np.errstate(all="ignore"):
             ratio = error / sds[name]
-        if name not in known and np.isfinite(ratio).any():
-            share[name] = float(np.nanmax(ratio))
-    bad = {n: s for n, s in share.items() if s > most}
+        if name not in low_ess and np.isfinite(ratio).any():
+            shares[name] = float(np.nanmax(ratio))
+    bad = {n: s for n, s in shares.items() if s > limit}
     if not bad:
         return []
     name = max(bad, key=lambda n: bad[n])
@@ -130,16 +135,18 @@ def _check_mcse(posterior: Any, known: set[str], most: float) -> list[Finding]:
         Finding(
             "warning",
             "mcse",
-            f"the mean of '{name}' has a Monte Carlo standard error of {bad[name]:.2g} standard "
-            f"deviations{_others(bad)}; more than {most:.2g} blurs it.",
-            "Draw more. Where tails are so heavy that a mean hardly exists, look at the median.",
+            f"The Monte Carlo standard error of the mean of '{name}'{_worst_of(bad)} is "
+            f"{bad[name]:.2g} posterior standard deviations, above {limit:.2g}. The estimate of "
+            "the mean is imprecise.",
+            "Draw more (draws=). If the tails are so heavy that the mean may not exist, report the "
+            "median.",
             tuple(bad),
         )
     ]
 
 
-def _apart(posterior: Any, names: Mapping[str, Any]) -> list[str]:
-    """List the variables that are steady in each chain, and far apart between some of them."""
+def _at_different_modes(posterior: Any, names: Mapping[str, Any]) -> list[str]:
+    """List the variables that are stationary in each chain, with chain means far apart."""
     within, arrays = idata.chain_rhat(posterior), idata.variables(posterior, "posterior")
     found = []
     for name in names:
@@ -147,8 +154,8 @@ def _apart(posterior: Any, names: Mapping[str, Any]) -> list[str]:
         chains = draws.reshape(*draws.shape[:2], -1)
         means, sds = chains.mean(1), chains.std(1)  # (chain, scalar)
         gaps = (means.max(0) - means.min(0)) / np.maximum(sds.max(0), 1e-300)
-        steady = within[name].reshape(len(chains), -1).max(0) < RHAT_WITHIN_CHAIN_MAX
-        if (steady & (gaps > MODE_DISTANCE)).any():
+        stationary = within[name].reshape(len(chains), -1).max(0) < RHAT_WITHIN_CHAIN_MAX
+        if (stationary & (gaps > MODE_DISTANCE)).any():
             found.append(name)
     return found
 
@@ -164,9 +171,9 @@ def check_energy(stats: Mapping[str, Any]) -> list[Finding]:
                 "error" if count > DIVERGING_ERROR * diverging.size else "warning",
                 "divergences",
                 f"{count} of {diverging.size} transitions diverged: the sampler could not follow "
-                "the density there, and the draws may leave that region out.",
-                "Raise target_accept (0.95, 0.99), or write the model without a funnel, for "
-                "example non-centred (pyro.infer.reparam.LocScaleReparam).",
+                "the density there, so the draws may miss part of the posterior.",
+                "Raise target_accept (0.95, 0.99), or reparameterise the model without a funnel, "
+                "for example non-centred (pyro.infer.reparam.LocScaleReparam).",
             )
         )
     if diverging.shape[1] > 1:
@@ -176,16 +183,16 @@ def check_energy(stats: Mapping[str, Any]) -> list[Finding]:
                 Finding(
                     "warning",
                     "bfmi",
-                    f"the energy mixes slowly (E-BFMI {low:.2f}, below {BFMI_MIN}): the tails are "
-                    "explored poorly.",
-                    "Reparameterise heavy tails and funnels, or run longer.",
+                    f"The energy changes slowly from draw to draw (E-BFMI is {low:.2f}, below "
+                    f"{BFMI_MIN}), so the tails are explored slowly.",
+                    "Reparameterise heavy tails and funnels, or run longer chains (draws=).",
                 )
             )
     return findings
 
 
 def check_tree(stats: Mapping[str, Any], max_treedepth: int) -> list[Finding]:
-    """Check how often NUTS ran into its limit on the length of a trajectory."""
+    """Check how often NUTS trajectories reached the limit on their length."""
     reached = np.asarray(stats["reached_max_treedepth"])
     share = reached.mean()
     if share <= TREE_SHARE_MAX:
@@ -194,64 +201,74 @@ def check_tree(stats: Mapping[str, Any], max_treedepth: int) -> list[Finding]:
         Finding(
             "warning",
             "tree_depth",
-            f"{share:.0%} of the transitions reached max_treedepth={max_treedepth}: they stop "
-            "short, and the chain mixes slowly. The draws stay valid.",
+            f"{share:.0%} of the transitions reached max_treedepth={max_treedepth}, where "
+            "trajectories stop, so the chains mix slowly. The draws stay valid.",
             "Bring the sites to a similar scale (standardise the data), use "
-            "mass_matrix='low_rank' if it was not that, or raise max_treedepth.",
+            "mass_matrix='low_rank', or raise max_treedepth.",
         )
     ]
 
 
-def check_weights(log_weights: Array, k: float, what: str, first: str = "") -> list[Finding]:
+def check_weights(
+    log_weights: Array, pareto_k: float, approximation: str, remedy: str = ""
+) -> list[Finding]:
     """Check draws of an approximation by their importance weights.
 
     Args:
-        log_weights: the logs of the weights, normalised.
-        k: the Pareto k-hat of the ratios they were made of: how heavy their tail is.
-        what: the approximation, for the message.
-        first: what to try before another method.
+        log_weights: normalised log weights, (draws,).
+        pareto_k: the Pareto k-hat of the importance ratios.
+        approximation: its name, for the message: ``"the guide"``.
+        remedy: what to try before another method.
     """
-    share = float(np.exp(-np.logaddexp.reduce(2 * log_weights))) / len(log_weights)
-    if k > PARETO_K_MAX:
-        seen = f"the Pareto k-hat of its importance ratios is {k:.2f}, above {PARETO_K_MAX}"
-    elif share < WEIGHT_SHARE_MIN:
-        seen = f"by its importance weights {len(log_weights)} draws of it are worth " + (
-            f"{share * len(log_weights):.0f} of the posterior"
+    count = len(log_weights)
+    ess = float(np.exp(-np.logaddexp.reduce(2 * log_weights)))
+    if pareto_k > PARETO_K_MAX:
+        reason = (
+            f"the Pareto k-hat of its importance ratios is {pareto_k:.2f}, above {PARETO_K_MAX}"
+        )
+    elif ess / count < WEIGHT_SHARE_MIN:
+        reason = (
+            f"the effective sample size of its {count} weighted draws is {ess:.0f}, below "
+            f"{WEIGHT_SHARE_MIN:.0%} of them"
         )
     else:
         return []
     return [
         Finding(
             "warning",
-            "pareto_k" if k > PARETO_K_MAX else "weights",
-            f"{what} does not match the posterior: {seen}. Its draws, and what is computed of "
-            "them, are those of another distribution.",
-            f"{first} Fit by method='nuts', which makes no such approximation.".lstrip(),
+            "pareto_k" if pareto_k > PARETO_K_MAX else "weights",
+            f"Importance weights show that {approximation} does not match the posterior: {reason}. "
+            "Do not use these draws, or quantities computed from them, as posterior estimates.",
+            f"{remedy} Use method='nuts', which makes no such approximation.".lstrip(),
         )
     ]
 
 
 def interrupted(stop: KeyboardInterrupt, done: float, of: str, kept: str, again: str) -> Finding:
-    """Tell that Ctrl-C or the time limit ended a run.
+    """Return the finding that Ctrl-C or the time limit ended a run.
 
     Args:
-        stop: what ended it.
-        done: how much of it was done.
-        of: how much there would have been, in words: ``"4 starts"``.
-        kept: what becomes of what was done.
-        again: what a run to the end has, and how to get it.
+        stop: the exception that ended it.
+        done: the amount of work that was done.
+        of: the whole amount, in words: ``"4 starts"``.
+        kept: what happens with the work that was done: ``"the best point found is returned"``.
+        again: the end of the sentence on how to get all work done: ``"starts"``.
     """
     if isinstance(stop, TimeUp):
-        seen = f"the time limit of {stop.limit:g} s ended the run after {done} of {of}; {kept}."
-        remedy = f"Give it a longer time_limit, or none, for all {again}."
-        return Finding("warning", "time_limit", seen, remedy)
+        return Finding(
+            "warning",
+            "time_limit",
+            f"The time limit of {stop.limit:g} s ended the run after {done} of {of}; {kept}.",
+            f"Use a longer time_limit=, or none, for all {again}.",
+        )
     return Finding(
         "warning",
         "interrupted",
-        f"interrupted after {done} of {of}; {kept}.",
-        f"Run it again with the same seed for all {again}.",
+        f"The run was interrupted after {done} of {of}; {kept}.",
+        f"Run again with the same seed for all {again}.",
     )
 
 
-def _others(names: Mapping[str, Any]) -> str:
-    return f" and worse than it should be for {len(names) - 1} more" if len(names) > 1 else ""
+def _worst_of(values: Mapping[str, Any]) -> str:
+    """Return the note that a reported value is the worst of several."""
+    return f" (the worst of {len(values)} such sites)" if len(values) > 1 else ""

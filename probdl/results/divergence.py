@@ -1,12 +1,11 @@
-r"""Discriminators, and the divergence between two distributions that they measure.
+r"""The Jensen-Shannon divergence between two distributions, estimated with a discriminator.
 
 .. math::
     V(D, G) = E_{x \sim p}[\log D(x)] + E_{x \sim q}[\log(1 - D(x))],  \qquad
     D^*(x) = \frac{p(x)}{p(x) + q(x)} \qquad\text{(Eqs. 6 and 7)}
 
-At the best discriminator V is -log 4 + 2 JS(p, q), twice the Jensen-Shannon divergence above its
-least value, which it has where p and q are the same (Eqs. 8 to 14). Any other discriminator gives
-a lower V, and so a lower bound of the divergence.
+At the optimal discriminator, V = -log 4 + 2 JS(p, q), where JS is the Jensen-Shannon divergence
+(Eqs. 8 to 14). Any other discriminator has a lower V, and so gives a lower bound of the divergence.
 """
 
 from __future__ import annotations
@@ -28,13 +27,14 @@ __all__ = [
     "Divergence",
     "estimate_divergence",
     "jensen_shannon",
-    "learn_apart",
     "optimal_discriminator",
+    "train_discriminator",
 ]
 
-_LOG_4 = math.log(4.0)
-_CHECKS = 25  # steps between looks at the validation set
-_PATIENCE = 20  # looks without an improvement that end the training
+LOG_4 = math.log(4.0)
+STEPS_PER_VALIDATION = 25
+PATIENCE = 20  # validations without an improvement until training stops
+MIN_ROWS = 40  # of each sample
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,13 @@ class Divergence:
     """An estimate of the Jensen-Shannon divergence, in nats.
 
     Attributes:
-        value: the estimate, between 0 and log 2.
-        standard_error: its Monte Carlo standard error.
-        value_function: V at the discriminator, which is -log 4 where the two are the same.
-        raw: (V + log 4) / 2 as it came out; below 0 means that the discriminator does worse on
-            data it has not seen than one that always says 1/2, so ``value`` is 0.
-        exact: whether the discriminator is the best one; else this is a lower bound.
+        value: the estimate, ``raw`` limited to the range from 0 to log 2.
+        standard_error: the Monte Carlo standard error of ``raw``.
+        value_function: V at the discriminator; -log 4 if the distributions are equal.
+        raw: (V + log 4) / 2. If it is negative, the discriminator does worse on held-out data than
+            the constant D = 1/2.
+        exact: whether the discriminator is the optimal one; otherwise the estimate is of a lower
+            bound.
     """
 
     value: float
@@ -63,13 +64,16 @@ class Divergence:
 
 
 def optimal_discriminator(p_data: Any, p_model: Any) -> Callable[[Tensor], Tensor]:
-    r"""Return the best discriminator between two known densities (Eq. 7).
+    r"""Return the optimal discriminator between two known densities (Eq. 7).
 
     .. math:: D^*(x) = \frac{p_{data}(x)}{p_{data}(x) + p_{model}(x)}
 
     Args:
-        p_data: the distribution of the data; it has ``log_prob``.
-        p_model: that of the model.
+        p_data: the distribution of the data, with a method ``log_prob``.
+        p_model: the distribution of the model, likewise.
+
+    Returns:
+        D* as a function of a tensor x.
 
     >>> import torch, pyro.distributions as dist
     >>> optimal_discriminator(dist.Normal(0.0, 1.0), dist.Normal(0.0, 1.0))(torch.zeros(2))
@@ -84,13 +88,18 @@ def optimal_discriminator(p_data: Any, p_model: Any) -> Callable[[Tensor], Tenso
 def jensen_shannon(
     p_data: Any, p_model: Any, num_samples: int = 100_000, seed: int = 0
 ) -> Divergence:
-    """Estimate the divergence of two known densities by simulation, at the best discriminator.
+    """Estimate the divergence of two known densities by simulation.
+
+    The optimal discriminator is used, so the estimate is not only a lower bound.
 
     Args:
-        p_data: a distribution with ``sample`` and ``log_prob``.
-        p_model: the other.
-        num_samples: how many draws of each.
-        seed: of the draws.
+        p_data: a distribution with methods ``sample`` and ``log_prob``.
+        p_model: the other distribution, likewise.
+        num_samples: number of draws from each.
+        seed: the seed for the draws.
+
+    Raises:
+        SettingError: ``num_samples`` is below 2.
 
     >>> import pyro.distributions as dist
     >>> same = jensen_shannon(dist.Normal(0.0, 1.0), dist.Normal(0.0, 1.0), num_samples=100)
@@ -102,93 +111,101 @@ def jensen_shannon(
     with isolated(seed):
         x, g = p_data.sample((num_samples,)), p_model.sample((num_samples,))
     logits = [p_data.log_prob(v) - p_model.log_prob(v) for v in (x, g)]
-    return _divergence(*(t.to(torch.float64) for t in logits), exact=True)
+    return _from_logits(*(t.to(torch.float64) for t in logits), exact=True)
 
 
-def _divergence(of_data: Tensor, of_model: Tensor, *, exact: bool = False) -> Divergence:
+def _from_logits(data_logits: Tensor, model_logits: Tensor, *, exact: bool = False) -> Divergence:
     """Compute the estimate from the logits of a discriminator."""
-    real, fake = logsigmoid(of_data), logsigmoid(-of_model)
+    real, fake = logsigmoid(data_logits), logsigmoid(-model_logits)
     value = float(real.mean()) + float(fake.mean())
     error = math.sqrt(float(real.var()) / len(real) + float(fake.var()) / len(fake)) / 2
-    raw = (value + _LOG_4) / 2
+    raw = (value + LOG_4) / 2
     return Divergence(min(max(raw, 0.0), math.log(2.0)), error, value, raw, exact)
 
 
 def estimate_divergence(
     real: Tensor, fake: Tensor, discriminator: nn.Module, *, steps: int = 2000, seed: int = 0
 ) -> Divergence:
-    """Estimate the divergence of two samples by a discriminator trained afresh.
+    """Estimate the divergence of two samples with a newly trained discriminator.
 
-    The discriminator is judged on a quarter of each sample, which it has not seen.
+    The discriminator is evaluated on a held-out quarter of each sample.
 
     Args:
         real: data (n, *shape).
-        fake: draws of the model (m, *shape).
-        discriminator: maps (n, *shape) to logits (n,) or (n, 1); a copy, its weights drawn anew.
-        steps: how many steps of training at most.
-        seed: of all that is random.
+        fake: draws from the model (m, *shape).
+        discriminator: a module from (n, *shape) to logits (n,) or (n, 1); a copy with new weights
+            is trained.
+        steps: the maximum number of training steps.
+        seed: the seed for splits, weights and training.
 
     Raises:
-        SettingError: there are fewer than 40 rows of one.
+        SettingError: a sample has fewer than 40 rows.
     """
-    if min(len(real), len(fake)) < 40:
+    if min(len(real), len(fake)) < MIN_ROWS:
         raise SettingError(
-            f"a divergence is estimated from at least 40 rows of each, and there are {len(real)} "
-            f"and {len(fake)}."
+            f"The samples have {len(real)} and {len(fake)} rows; an estimate of the divergence "
+            f"needs at least {MIN_ROWS} of each."
         )
     with isolated(seed):
-        return _divergence(*learn_apart(real, fake, copy.deepcopy(discriminator), steps=steps))
+        discriminator = copy.deepcopy(discriminator)
+        return _from_logits(*train_discriminator(real, fake, discriminator, steps=steps))
 
 
-def learn_apart(x: Tensor, g: Tensor, net: nn.Module, *, steps: int) -> tuple[Tensor, Tensor]:
+def train_discriminator(
+    real: Tensor, fake: Tensor, net: nn.Module, *, steps: int
+) -> tuple[Tensor, Tensor]:
     """Train a discriminator on three quarters of two samples; return its logits on the rest.
 
-    It learns from the first half, and stops where the next quarter says that it no longer gains.
-    Where nothing that it learned tells the samples apart, all logits are 0: D = 1/2.
+    Half of each sample is for training, and a quarter for early stopping. If the discriminator is
+    never better than the constant D = 1/2, all logits are 0.
 
     Args:
-        x: rows (n, *shape) that it should call real.
-        g: rows (m, *shape) that it should not.
-        net: maps (n, *shape) to logits (n,) or (n, 1); its weights are drawn anew, and trained.
-        steps: how many steps of training at most.
+        real: rows (n, *shape) of class 1.
+        fake: rows (m, *shape) of class 0.
+        net: a module from (n, *shape) to logits (n,) or (n, 1). Its weights are reset, and trained
+            in place.
+        steps: the maximum number of training steps.
+
+    Returns:
+        The logits of the held-out rows of ``real`` and of ``fake``.
     """
     net.train()
     for layer in net.modules():
         if callable(reset := getattr(layer, "reset_parameters", None)):
             reset()
-    parts = []
-    for sample in (x, g):
-        mixed = sample[torch.randperm(len(sample))]
-        cuts = [len(sample) // 2, len(sample) // 4]
-        parts.append(mixed.split([*cuts, len(sample) - sum(cuts)]))
-    (train_x, check_x, test_x), (train_g, check_g, test_g) = parts
+    splits = []
+    for sample in (real, fake):
+        shuffled = sample[torch.randperm(len(sample))]
+        sizes = [len(sample) // 2, len(sample) // 4]
+        splits.append(shuffled.split([*sizes, len(sample) - sum(sizes)]))
+    (train_real, val_real, test_real), (train_fake, val_fake, test_fake) = splits
     adam = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=1e-2)
-    # At the start it must know nothing: a wild guess would be worse than saying 1/2.
-    best: tuple[float, dict[str, Tensor] | None] = (-_LOG_4, None)
-    idle, size = 0, min(128, len(train_x), len(train_g))
+    best_value, best_state = -LOG_4, None  # V of the constant D = 1/2
+    without_gain, batch_size = 0, min(128, len(train_real), len(train_fake))
     for step in range(1, steps + 1):
-        real = train_x[torch.randint(len(train_x), (size,))]
-        fake = train_g[torch.randint(len(train_g), (size,))]
+        real_batch = train_real[torch.randint(len(train_real), (batch_size,))]
+        fake_batch = train_fake[torch.randint(len(train_fake), (batch_size,))]
         adam.zero_grad()
-        loss = -logsigmoid(net(real)).mean() - logsigmoid(-net(fake)).mean()
+        loss = -logsigmoid(net(real_batch)).mean() - logsigmoid(-net(fake_batch)).mean()
         loss.backward()
         adam.step()
-        if step % _CHECKS:
+        if step % STEPS_PER_VALIDATION:
             continue
-        value = _divergence(_logits(net, check_x), _logits(net, check_g)).value_function
-        idle += 1
-        if value > best[0]:
-            state = {k: v.clone() for k, v in net.state_dict().items()}
-            best, idle = (value, state), 0
-        if idle >= _PATIENCE:
+        value = _from_logits(_logits(net, val_real), _logits(net, val_fake)).value_function
+        without_gain += 1
+        if value > best_value:
+            best_value, without_gain = value, 0
+            best_state = {k: v.clone() for k, v in net.state_dict().items()}
+        if without_gain >= PATIENCE:
             break
-    if best[1] is None:
-        return torch.zeros(len(test_x)), torch.zeros(len(test_g))
-    net.load_state_dict(best[1])
-    return _logits(net, test_x), _logits(net, test_g)
+    if best_state is None:
+        return torch.zeros(len(test_real)), torch.zeros(len(test_fake))
+    net.load_state_dict(best_state)
+    return _logits(net, test_real), _logits(net, test_fake)
 
 
 def _logits(net: nn.Module, x: Tensor) -> Tensor:
+    """Return the logits (n,) of rows in evaluation mode; leave the network in training mode."""
     net.eval()
     with torch.no_grad():
         logits = torch.cat([net(part).reshape(-1) for part in x.split(1000)])

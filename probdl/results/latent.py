@@ -1,10 +1,10 @@
-r"""What a model with latent variables says through its guide: the ELBO, evidence, codes.
+r"""Quantities of a model with a guide: the ELBO, the log evidence, and codes.
 
 .. math::
     \log p(x) = E_q[\log p(x|z)] - KL(q(z|x) \| p(z)) + KL(q(z|x) \| p(z|x))   \quad\text{(20, 21)}
 
-The first two terms are the ELBO, and the third, which cannot be negative, is what it falls short
-by (Eq. 22). Importance sampling gets at the left side itself:
+The first two terms are the ELBO, a lower bound since the third term is not negative (Eq. 22).
+Importance sampling estimates the left side itself:
 
 .. math:: p(x) \approx \frac1K \sum_k \frac{p(x, z_k)}{q(z_k|x)}, \quad z_k \sim q(z|x)
     \qquad\text{(Eqs. 16 to 19)}
@@ -30,14 +30,16 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from torch.utils._pytree import tree_leaves
 
 from probdl.errors import FindingWarning, ModelError, ProbdlError, warn
-from probdl.findings import Finding
+from probdl.findings import PARETO_K_MAX, TAIL_DRAWS_MIN, Finding
 from probdl.io.idata import psis
 from probdl.model.density import LogDensity
-from probdl.model.program import Program, Substitute, base_distribution
+from probdl.model.distributions import base_distribution
+from probdl.model.messengers import Substitute
+from probdl.model.program import Program
 from probdl.model.sites import Structure, data_plate
 from probdl.model.vectorize import vectorize
 from probdl.results.diagnostics import interrupted
-from probdl.util.clock import look
+from probdl.util.clock import check_time_limit
 from probdl.util.isolation import evaluation
 from probdl.util.progress import bar
 
@@ -45,19 +47,19 @@ __all__ = ["Elbo", "LogEvidence", "Proposal", "decode", "elbo", "encode", "log_e
 
 Array = NDArray[Any]
 
-_ELEMENTS = 2**22  # of data that are scored at a time
-_CODE_DRAWS = 100  # that a mean is taken of, where it has no formula
+MAX_SCORED_ELEMENTS = 2**22  # of data at a time, to bound the memory
+CODE_MEAN_DRAWS = 100  # to estimate the mean of a code that has no closed form
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """A distribution over the latent sites: a guide as it was trained, or the prior.
+    """A distribution over the latent sites: a trained guide, or the prior.
 
     Attributes:
-        program: the guide; None stands for the prior.
-        values: its parameters and those of the model, by name.
-        parameters: the modules' own parameters behind some of them.
-        local: the latent sites inside the data plate, which belong to one row each.
+        program: the guide; None means the prior.
+        values: the parameters of guide and model, by name.
+        parameters: those of them that belong to modules, by name.
+        local: the names of the latent sites inside the data plate, one value per row.
     """
 
     program: Program | None = None
@@ -65,35 +67,40 @@ class Proposal:
     parameters: Mapping[str, nn.Parameter] = field(default_factory=dict)
     local: tuple[str, ...] = ()
 
-    def swap(self, at: Program) -> dict[nn.Parameter, Tensor]:
-        """Map the modules' own parameters to their values, in the dtype of a program."""
-        return {p: self.values[name].to(at.dtype) for name, p in self.parameters.items()}
+    def swap(self, program: Program) -> dict[nn.Parameter, Tensor]:
+        """Map the parameters of modules to their trained values, in the dtype of a program."""
+        return {p: self.values[name].to(program.dtype) for name, p in self.parameters.items()}
 
-    def sample(self, at: Program) -> Trace:
-        """Sample the latent sites at these arguments; return the trace of what sampled them."""
-        program = at if self.program is None else self.program.with_arguments(at.args, at.kwargs)
-        return program.run(_identity, Substitute(self.values), parameters=self.swap(at))
+    def sample(self, model: Program) -> Trace:
+        """Sample the latent sites at the arguments of a model; return the trace of the guide."""
+        guide = model
+        if self.program is not None:
+            guide = self.program.with_arguments(model.args, model.kwargs)
+        return guide.run(_identity, Substitute(self.values), parameters=self.swap(model))
 
-    def trace(self, at: Program) -> tuple[Trace, Trace]:
-        """Sample the latent sites, and run the model at them; return the traces of both."""
-        of_guide = self.sample(at)
+    def trace(self, model: Program) -> tuple[Trace, Trace]:
+        """Sample the latent sites and run the model at them; return the traces of guide and model.
+
+        The prior is the model itself, so then both are one trace.
+        """
+        of_guide = self.sample(model)
         if self.program is None:
             return of_guide, of_guide
-        replay: Callable[[Any], Any] = lambda model: poutine.replay(model, trace=of_guide)  # noqa: E731
+        replay: Callable[[Any], Any] = lambda function: poutine.replay(function, trace=of_guide)  # noqa: E731
         values = Substitute(self.values)
-        return of_guide, at.run(_identity, values, replay, parameters=self.swap(at))
+        return of_guide, model.run(_identity, values, replay, parameters=self.swap(model))
 
-    def scores(self, at: Program) -> tuple[Trace, Trace]:
-        """Sample as ``trace`` does, and compute all log probabilities."""
-        of_guide, of_model = self.trace(at)
+    def scores(self, model: Program) -> tuple[Trace, Trace]:
+        """Return traces as ``trace`` does, with all log probabilities."""
+        of_guide, of_model = self.trace(model)
         try:
-            with evaluation(dtype=at.dtype):  # a draw outside the support has a density of zero
+            with evaluation(dtype=model.dtype):  # draws outside the support have density zero
                 of_guide.compute_log_prob()
                 of_model.compute_log_prob()
         except (ProbdlError, LinAlgError):
             raise
         except Exception as error:
-            raise at.explain(error) from None
+            raise model.explain(error) from None
         return of_guide, of_model
 
 
@@ -103,13 +110,13 @@ def _identity(trace: Trace) -> Trace:
 
 @dataclass(frozen=True)
 class Elbo:
-    """The evidence lower bound of data, in nats, in its two parts.
+    """The evidence lower bound (ELBO) of data and its terms, in nats.
 
     Attributes:
-        reconstruction: E_q[log p(x_i | z_i)] of each row.
-        kl: KL(q(z_i | x_i) || p(z_i)) of each row.
+        reconstruction: E_q[log p(x_i | z_i)] of each row, (rows,).
+        kl: KL(q(z_i | x_i) || p(z_i)) of each row, (rows,).
         global_kl: the KL term of the latent sites that all rows share.
-        standard_error: of the total, from the draws of z.
+        standard_error: the Monte Carlo standard error of the total.
     """
 
     reconstruction: Array
@@ -119,12 +126,12 @@ class Elbo:
 
     @property
     def pointwise(self) -> Array:
-        """The bound of each row, without what all rows share."""
+        """The ELBO of each row, without the terms that all rows share."""
         return self.reconstruction - self.kl
 
     @property
     def total(self) -> float:
-        """The bound of all the data."""
+        """The ELBO of all data."""
         return float(self.pointwise.sum() - self.global_kl)
 
     def __repr__(self) -> str:
@@ -142,10 +149,11 @@ class LogEvidence:
     """The log evidence of data, in nats, by importance sampling.
 
     Attributes:
-        pointwise: log p(x_i) of each row; of all the data together where rows share a site.
-        standard_error: of each, by the delta method.
-        pareto_k: how heavy the tail of the weights is; above 0.7 the estimate is too low, and
-            the standard error with it.
+        pointwise: log p(x_i) of each row, (rows,); a single number for all data if rows share a
+            latent site.
+        standard_error: the standard error of each, by the delta method.
+        pareto_k: the Pareto k-hat of the importance weights. Above 0.7, the estimate and its
+            standard error are too low.
     """
 
     pointwise: Array
@@ -154,16 +162,17 @@ class LogEvidence:
 
     @property
     def total(self) -> float:
-        """The log evidence of all the data."""
+        """The log evidence of all data."""
         return float(self.pointwise.sum())
 
     def __repr__(self) -> str:
         count = self.pointwise.size
-        bad = int((self.pareto_k > 0.7).sum())
-        each = f", mean={self.total / count:.2f} of {count} rows" if count > 1 else ""
+        bad = int((self.pareto_k > PARETO_K_MAX).sum())
+        each = f", mean={self.total / count:.2f} over {count} rows" if count > 1 else ""
         error = float(np.sqrt(np.square(self.standard_error).sum()))
         return (
-            f"LogEvidence(total={self.total:.2f} ± {error:.2g}{each}, pareto_k above 0.7 at {bad})"
+            f"LogEvidence(total={self.total:.2f} ± {error:.2g}{each}, pareto_k above "
+            f"{PARETO_K_MAX} for {bad} of {count})"
         )
 
 
@@ -174,18 +183,18 @@ def propose(
     count: int,
     findings: list[Finding] | None = None,
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Draw the latent sites from a proposal, and score each draw.
+    """Draw the latent sites from a proposal and score each draw.
 
-    Discrete sites beside continuous ones are summed out exactly. An interruption, which leaves
-    fewer draws, enters the findings.
+    If there are continuous latent sites, discrete ones are summed out exactly. After an
+    interruption there are fewer draws, and a finding.
 
     Returns:
-        By site name the draws (count, *shape), and (count,) of log p(z, x) and log q(z), in nats.
+        The draws by site name, (count, *shape); log p(z, x) and log q(z), each (count,), in nats.
     """
     latent = {s.name for s in structure.of("latent")}
     summed = {s.name for s in structure.of("discrete")} if latent else set()
 
-    def one(_: Tensor) -> dict[str, Tensor]:
+    def score_draw(_: Tensor) -> dict[str, Tensor]:
         of_guide, of_model = proposal.scores(program)
         nodes: Any = of_model.nodes
         values = {f"site {n}": node["value"] for n, node in nodes.items() if n in latent}
@@ -197,7 +206,7 @@ def propose(
             log_p = log_p + node["log_prob"].sum()
         return values | {"log_p": log_p, "log_q": log_q}
 
-    drawn = _over_draws(one, program, count, findings=findings)
+    drawn = _evaluate_draws(score_draw, program, count, findings=findings)
     log_p, log_q = drawn.pop("log_p"), drawn.pop("log_q")
     values = {name.removeprefix("site "): v for name, v in drawn.items()}
     if summed:
@@ -207,15 +216,18 @@ def propose(
 
 
 def elbo(program: Program, structure: Structure, proposal: Proposal, count: int) -> Elbo:
-    """Estimate the ELBO from ``count`` draws of the latent sites; KL terms exactly where known."""
+    """Estimate the ELBO from ``count`` draws of the latent sites.
+
+    KL terms are exact where torch knows them in closed form.
+    """
     if structure.of("discrete"):
         raise ModelError(
-            f"the model '{program.name}' has discrete sites, which are summed out, so its ELBO "
-            "does not split by rows. stats['elbo'] has the whole; log_evidence() what it bounds."
+            f"The model '{program.name}' has discrete sites, which are summed out, so its ELBO "
+            "cannot be split by rows. Use stats['elbo'] for the total, or log_evidence()."
         )
     plate, size = data_plate(program, structure)
 
-    def one(_: Tensor) -> dict[str, Tensor]:
+    def terms_of_draw(_: Tensor) -> dict[str, Tensor]:
         of_guide, of_model = proposal.scores(program)
         nodes: Any = of_model.nodes
         zero = torch.zeros((), dtype=program.dtype)
@@ -229,7 +241,7 @@ def elbo(program: Program, structure: Structure, proposal: Proposal, count: int)
             _add(parts, "kl", node, divergence, plate)
         return parts
 
-    parts = {k: v.numpy() for k, v in _over_draws(one, program, count).items()}
+    parts = {k: v.numpy() for k, v in _evaluate_draws(terms_of_draw, program, count).items()}
     rows = [np.broadcast_to(parts[k].T, (size, count)).T for k in ("reconstruction", "kl")]
     totals = rows[0].sum(1) - rows[1].sum(1) - parts["shared"]
     error = float(totals.std(ddof=1)) / math.sqrt(count) if count > 1 else math.nan
@@ -243,12 +255,12 @@ def log_evidence(
     count: int,
     progress: bool | None = None,
 ) -> LogEvidence:
-    """Estimate log p(x) from ``count`` draws of the latent sites."""
+    """Estimate log p(x) by importance sampling from ``count`` draws of the latent sites."""
     latent = {s.name for s in structure.of("latent")}
     if latent and latent <= set(proposal.local):
         plate = data_plate(program, structure)[0]
 
-        def one(_: Tensor) -> Tensor:
+        def ratios_of_draw(_: Tensor) -> Tensor:
             of_guide, of_model = proposal.scores(program)
             parts = {"ratio": torch.zeros((), dtype=program.dtype), "shared": torch.zeros(())}
             for _site, node in _sampled(of_model, observed=True):
@@ -257,7 +269,7 @@ def log_evidence(
                 _add(parts, "ratio", node, -node["log_prob"], plate)
             return parts["ratio"] + parts["shared"]
 
-        ratios = _over_draws(one, program, count, progress).numpy().T
+        ratios = _evaluate_draws(ratios_of_draw, program, count, progress).numpy().T
     else:
         _, log_p, log_q = propose(program, structure, proposal, count)
         ratios = (log_p - log_q).numpy()
@@ -268,33 +280,37 @@ def log_evidence(
     error = (
         weights.std(-1, ddof=1) / math.sqrt(count) if count > 1 else np.full_like(log_mean, np.nan)
     )
-    k = np.array([psis(row)[1] for row in ratios.reshape(-1, count)]) if count >= 25 else np.nan
+    enough = count >= TAIL_DRAWS_MIN
+    k = np.array([psis(row)[1] for row in ratios.reshape(-1, count)]) if enough else np.nan
     return LogEvidence(log_mean, error, np.broadcast_to(k, log_mean.size).reshape(log_mean.shape))
 
 
 def encode(program: Program, proposal: Proposal, count: int | None) -> dict[str, Tensor]:
-    """Return the mean of each local site under the guide, or ``count`` draws of it."""
+    """Return the mean of each local site under the guide, or ``count`` draws."""
 
-    def one(_: Tensor) -> dict[str, Tensor]:
+    def sample_codes(_: Tensor) -> dict[str, Tensor]:
         nodes: Any = proposal.sample(program).nodes
         return {name: nodes[name]["value"] for name in proposal.local}
 
     if count is not None:
-        return _over_draws(one, program, count)
+        return _evaluate_draws(sample_codes, program, count)
     nodes: Any = proposal.sample(program).nodes
-    if len(proposal.local) == 1:  # with several, one may depend on draws of another
+    if len(proposal.local) == 1:  # of several, one may depend on draws of another
         with torch.no_grad():
             try:
                 return {name: nodes[name]["fn"].mean for name in proposal.local}
             except NotImplementedError:
                 pass
-    return {name: v.mean(0) for name, v in _over_draws(one, program, _CODE_DRAWS).items()}
+    return {
+        name: v.mean(0)
+        for name, v in _evaluate_draws(sample_codes, program, CODE_MEAN_DRAWS).items()
+    }
 
 
 def decode(
     program: Program, structure: Structure, proposal: Proposal, codes: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Return the mean of each observed site given the local sites."""
+    """Return the mean of each observed site given values of the local sites."""
     names = [s.name for s in structure.of("observed")]
 
     def means(trace: Trace) -> dict[str, Tensor]:
@@ -316,10 +332,11 @@ def _sampled(trace: Trace, *, observed: bool = False) -> Iterator[tuple[str, Any
 
 
 def _divergence(node: Any, prior: Any) -> Tensor:
-    """Return the KL divergence of a guide's site from the prior; at its draw where not known."""
-    if prior is None:  # a site of the guide alone
+    """Return the KL divergence of a guide's site from the prior, or an estimate at its draw."""
+    if prior is None:  # the model has no such site
         return node["log_prob"]
-    if not isinstance(base_distribution(node["fn"]), dist.Delta):  # Pyro's leaves out its density
+    # Pyro's formula for a Delta omits its log_density.
+    if not isinstance(base_distribution(node["fn"]), dist.Delta):
         try:
             return kl_divergence(node["fn"], prior["fn"])
         except NotImplementedError:
@@ -328,11 +345,11 @@ def _divergence(node: Any, prior: Any) -> Tensor:
 
 
 def _add(parts: dict[str, Tensor], key: str, node: Any, term: Tensor, plate: str) -> None:
-    """Add a term to that of the rows where it runs along the plate, or else to what is shared."""
+    """Add a term to ``parts[key]`` if it runs along the plate, else to ``parts["shared"]``."""
     for frame in node["cond_indep_stack"]:
         if frame.name == plate and frame.vectorized:
             axis = frame.dim % term.ndim if term.ndim >= -frame.dim else None
-            if axis is None:  # the same for all rows
+            if axis is None:  # the term is the same for all rows
                 parts[key] = parts[key] + term.sum().expand(frame.size)
             else:
                 rest = [d for d in range(term.ndim) if d != axis]
@@ -342,36 +359,44 @@ def _add(parts: dict[str, Tensor], key: str, node: Any, term: Tensor, plate: str
     parts["shared"] = parts["shared"] + sign * term.sum()
 
 
-def _over_draws(
-    one: Callable[[Tensor], Any],
+def _evaluate_draws(
+    function: Callable[[Tensor], Any],
     program: Program,
     count: int,
     progress: bool | None = False,
     findings: list[Finding] | None = None,
 ) -> Any:
-    """Evaluate something random ``count`` times, as many at once as memory is used sparingly.
+    """Evaluate a function of random draws ``count`` times, vectorised in parts of bounded size.
 
-    An interruption that leaves fewer enters the findings, or is a warning where there are none.
+    Args:
+        function: the function; its argument is ignored.
+        program: the model, whose data determine the size of the parts.
+        count: number of evaluations.
+        progress: whether to show progress; None means only on a terminal.
+        findings: where the finding of an interruption is added; None makes it a warning.
+
+    Returns:
+        The values, stacked along a new first dimension; fewer than ``count`` after an interruption.
     """
-    rows = max((t.numel() for t in program.tensors()), default=1)
-    size = min(count, max(1, _ELEMENTS // max(rows, 1)))
+    elements = max((t.numel() for t in program.tensors()), default=1)
+    size = min(count, max(1, MAX_SCORED_ELEMENTS // max(elements, 1)))
     parts = []
     with bar(count, "importance sampling", progress) as shown, torch.no_grad():
         try:
             for start in range(0, count, size):
-                look()
+                check_time_limit()
                 here = min(size, count - start)
-                parts.append(vectorize(one, torch.zeros(here)))
+                parts.append(vectorize(function, torch.zeros(here)))
                 shown.update(here)
         except KeyboardInterrupt as stop:
             if not parts:
                 raise
             done = sum(len(tree_leaves(part)[0]) for part in parts)
-            found = interrupted(stop, done, f"{count} draws", "those are used", "of them")
+            finding = interrupted(stop, done, f"{count} draws", "those are used", "of them")
             if findings is None:
-                warn(str(found), FindingWarning)
+                warn(str(finding), FindingWarning)
             else:
-                findings.append(found)
+                findings.append(finding)
     if isinstance(parts[0], Tensor):
         return torch.cat(parts)
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -1,13 +1,13 @@
-r"""What the prior expected of the data, and what the data said of the prior.
+r"""Checks of the prior against the data and against the posterior.
 
-Draws of the prior predictive distribution,
+The data are compared with draws from the prior predictive distribution,
 
 .. math:: p(y) = \int p(y | \theta) p(\theta) d\theta,
 
-show whether the data are such as the prior expects (Box, "Sampling and Bayes' inference in
-scientific modelling and robustness", 1980; Evans and Moshonov, "Checking for prior-data conflict",
-2006), and draws of the prior whether the posterior of a site is anything else (Gelfand and Sahu,
-"Identifiability, improper priors, and Gibbs sampling for generalized linear models", 1999).
+(Box, "Sampling and Bayes' inference in scientific modelling and robustness", 1980; Evans and
+Moshonov, "Checking for prior-data conflict", 2006), and the posterior of each site with draws from
+its prior (Gelfand and Sahu, "Identifiability, improper priors, and Gibbs sampling for generalized
+linear models", 1999).
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from probdl.util.lazy import stats
 
 __all__ = ["check_prior"]
 
-# The thresholds are ours; the papers name none.
-_NUMBERS = 2**23  # that the check may draw; beyond, the data are too many for one after each fit
-_SCALARS = 500  # of a site that are compared with their prior
+# Larger checks would take too long after each fit.
+MAX_DRAWN_NUMBERS = 2**23
+MAX_COMPARED_SCALARS = 500  # per site
 
 Array = NDArray[Any]
 
@@ -40,89 +40,93 @@ Array = NDArray[Any]
 def check_prior(
     program: Program, structure: Structure, draws: Mapping[str, Array], seed: int
 ) -> list[Finding]:
-    """Look for conflicts of prior and data, and for sites of which the data say nothing.
+    """Check for conflicts of prior and data, and for sites about which the data are uninformative.
 
-    There is no such check where a prior is flat, where the prior cannot be sampled, and where the
-    data are too many (40,000 numbers and more).
+    Nothing is checked if a prior is flat, if the prior cannot be sampled, or if the model has more
+    than about 40,000 numbers in its sites.
 
     Args:
         program: the model with its data.
         structure: its sites.
-        draws: of the posterior, (chain, draw, *shape) by site; only sites with several are
-            compared with their prior.
-        seed: of the draws of the prior.
+        draws: posterior draws by site, (chain, draw, *shape). A site without draws, or with a
+            single one, is not compared with its prior.
+        seed: the seed for the draws from the prior.
     """
     latent, observed = structure.of("latent"), structure.of("observed")
     size = sum(math.prod(s.shape) for s in (*latent, *structure.of("discrete"), *observed))
-    if not (latent and observed) or any(s.flat for s in latent) or size * PRIOR_DRAWS > _NUMBERS:
+    if (
+        not (latent and observed)
+        or any(s.flat for s in latent)
+        or size * PRIOR_DRAWS > MAX_DRAWN_NUMBERS
+    ):
         return []
     try:
         with isolated(seed), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             prior = sample_prior(program, structure, PRIOR_DRAWS)
-    except (ProbdlError, RuntimeError):  # such as a covariance that only the posterior makes valid
+    except (ProbdlError, RuntimeError):  # e.g. an invalid covariance at a draw
         return []
     values = {name: np.asarray(value) for name, value in prior.items()}
     findings = [
         finding
         for site in observed
-        for finding in _conflict(site.name, np.asarray(site.value), values[site.name])
+        for finding in _check_conflict(site.name, np.asarray(site.value), values[site.name])
     ]
-    told = {s.name for s in latent if _says_nothing(draws.get(s.name), values[s.name])}
-    if told and len(told) < len(latent):
-        names = tuple(s.name for s in latent if s.name in told)
+    names = tuple(s.name for s in latent if _same_as_prior(draws.get(s.name), values[s.name]))
+    if names and len(names) < len(latent):
+        their = "its" if len(names) == 1 else "their"
         findings.append(
             Finding(
                 "info",
                 "identification",
-                f"the data say next to nothing about {', '.join(map(repr, names))}: the posterior "
-                "cannot be told from the prior.",
-                "What depends on these sites rests on the prior alone; see whether it is meant so, "
-                "or leave them out.",
+                f"The data are not informative about {', '.join(map(repr, names))}: {their} "
+                f"posterior is indistinguishable from {their} prior.",
+                "Results that depend on these sites reflect the prior only. Check that this is "
+                "intended, or remove the sites.",
                 names,
             )
         )
     return findings
 
 
-def _conflict(name: str, data: Array, drawn: Array) -> list[Finding]:
-    """Compare the mean and the spread of data with those of draws of the prior predictive."""
+def _check_conflict(name: str, data: Array, drawn: Array) -> list[Finding]:
+    """Compare the mean and standard deviation of data with those of prior predictive draws."""
     rows = drawn.reshape(len(drawn), -1).astype(np.float64)
-    seen = np.broadcast_to(data, drawn.shape[1:]).ravel().astype(np.float64)
-    statistics = {"mean": (seen.mean(), rows.mean(1))}
-    if len(seen) > 1 and not np.isin(rows, (0.0, 1.0)).all():
-        statistics["standard deviation"] = (seen.std(), rows.std(1))
-    for what, (value, expected) in statistics.items():
+    observed = np.broadcast_to(data, drawn.shape[1:]).ravel().astype(np.float64)
+    statistics = {"mean": (observed.mean(), rows.mean(1))}
+    if len(observed) > 1 and not np.isin(rows, (0.0, 1.0)).all():
+        statistics["standard deviation"] = (observed.std(), rows.std(1))
+    for statistic, (value, expected) in statistics.items():
         expected = expected[~np.isnan(expected)]
         above, below = value > expected.max(initial=-np.inf), value < expected.min(initial=np.inf)
-        # Data that vary less than the prior expects are no conflict: priors are wide on purpose.
-        if len(expected) < PRIOR_DRAWS or not (above or (below and what == "mean")):
+        # Priors are often wide on purpose, so a small standard deviation is not a conflict.
+        if len(expected) < PRIOR_DRAWS or not (above or (below and statistic == "mean")):
             continue
         low, high = np.quantile(expected, [0.025, 0.975])
         return [
             Finding(
                 "warning",
                 "prior_conflict",
-                f"prior and data conflict: the {what} of '{name}' is {value:.4g}, "
+                f"The data conflict with the prior: the {statistic} of '{name}' is {value:.4g}, "
                 f"{'above' if above else 'below'} that of all {PRIOR_DRAWS} data sets drawn from "
                 f"the prior (95 % of them lie between {low:.4g} and {high:.4g}).",
-                "Check the units of the data, and widen or move the priors; "
-                "fit.to_idata(prior=True) has draws of them.",
+                "Check the units of the data. If they are right, use wider or shifted priors; "
+                "fit.to_idata(prior=True) returns draws from the prior.",
                 (name,),
             )
         ]
     return []
 
 
-def _says_nothing(posterior: Array | None, prior: Array) -> bool:
-    """Tell whether no scalar of a site has a posterior other than its prior."""
+def _same_as_prior(posterior: Array | None, prior: Array) -> bool:
+    """Return whether the posterior of each scalar of a site is indistinguishable from its prior."""
     if posterior is None or posterior.shape[0] * posterior.shape[1] < 2:
         return False
     after = posterior.reshape(-1, math.prod(posterior.shape[2:]))
     before = prior.reshape(len(prior), -1)
-    if before.shape[1] != after.shape[1] or after.shape[1] > _SCALARS:
+    if before.shape[1] != after.shape[1] or after.shape[1] > MAX_COMPARED_SCALARS:
         return False
-    # As many draws as the prior has: those of a chain are not independent.
+    # Draws of a chain are not independent, so it is thinned to the number of draws from the prior.
     after = after[:: max(1, len(after) // PRIOR_DRAWS)]
     pairs = zip(before.T, after.T, strict=True)
     return all(stats.ks_2samp(a, b, method="asymp").pvalue > SAME_AS_PRIOR for a, b in pairs)

@@ -1,1 +1,1 @@
-"""What the package needs of the machine and of Python: isolation, clock, progress, memory."""
+"""Utilities without knowledge of models: locks and global state, clock, progress, settings."""

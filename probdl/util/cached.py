@@ -11,10 +11,10 @@ T = TypeVar("T")
 
 
 class cached(Generic[T]):  # noqa: N801
-    """Compute a property when it is first read, and keep it in the instance.
+    """A property that is computed on first access, and stored in the instance.
 
-    ``functools.cached_property`` does the same, but under a lock in Python 3.11, one for all
-    instances: two threads of which one holds it and one holds the turn would wait for each other.
+    ``functools.cached_property`` does the same, but in Python 3.11 under a lock that all instances
+    share: a thread that holds it and a thread that holds ``GLOBAL_LOCK`` would deadlock.
 
     >>> class Circle:
     ...     @cached
@@ -43,6 +43,6 @@ class cached(Generic[T]):  # noqa: N801
     def __get__(self, instance: object | None, owner: type) -> cached[T] | T:
         if instance is None:
             return self
-        # It has no __set__, so that what stands in the instance comes first from now on.
+        # Without __set__, Python reads the stored value directly from now on.
         value = instance.__dict__[self._name] = self._compute(instance)
         return value

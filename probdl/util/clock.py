@@ -1,8 +1,8 @@
-"""The clock of a fit: how long its parts took, and when its time is up.
+"""The clock of a fit: the times of its parts, and its time limit.
 
-A time limit ends long work as Ctrl-C does, by a ``KeyboardInterrupt``, so that one piece of code
-returns what there is. It is raised where the work looks at the clock, once, and not from a signal:
-that works in any thread and on any platform, and nothing global is touched.
+A time limit ends long work as Ctrl-C does, by a ``KeyboardInterrupt``, so that the same code
+returns partial results. It is raised once, where the work calls ``check_time_limit``, and not by a
+signal: this works in any thread and on any platform, and changes no global state.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-__all__ = ["Clock", "TimeUp", "clock", "look", "time_left", "time_up", "timed"]
+__all__ = ["Clock", "TimeUp", "check_time_limit", "clock", "expire", "time_left", "timed"]
 
 
 class TimeUp(KeyboardInterrupt):
@@ -24,16 +24,16 @@ class TimeUp(KeyboardInterrupt):
 
 
 class Clock:
-    """When a fit began, when it must end, and how long its parts took.
+    """The start of a fit, its time limit, and the times of its parts.
 
     Args:
-        limit: seconds from now; None is no limit.
+        limit: the time limit in seconds from now; None is no limit.
     """
 
     def __init__(self, limit: float | None) -> None:
         self.started = time.perf_counter()
         self.limit = limit
-        self.over = False  # told once; what there is is then made ready without it
+        self.expired = False  # set when TimeUp is raised: partial results then take their time
         self.timings: dict[str, float] = {}
 
     @property
@@ -47,8 +47,13 @@ _current: ContextVar[Clock | None] = ContextVar("clock", default=None)
 
 @contextmanager
 def clock(limit: float | None) -> Iterator[Clock]:
-    """Run under a clock; its timings have the total at the end."""
-    token = _current.set(own := Clock(limit))
+    """Run under a new clock, whose timings get the total at the end.
+
+    Args:
+        limit: the time limit in seconds; None is no limit.
+    """
+    own = Clock(limit)
+    token = _current.set(own)
     try:
         yield own
     finally:
@@ -58,38 +63,38 @@ def clock(limit: float | None) -> Iterator[Clock]:
 
 @contextmanager
 def timed(part: str) -> Iterator[None]:
-    """Add the time that something takes to a part of the fit's timings."""
+    """Add the time that the context takes to a part of the fit's timings."""
     start = time.perf_counter()
     try:
         yield
     finally:
-        if (now := _current.get()) is not None:
-            passed = time.perf_counter() - start
-            now.timings[part] = now.timings.get(part, 0.0) + passed
+        if (current := _current.get()) is not None:
+            seconds = time.perf_counter() - start
+            current.timings[part] = current.timings.get(part, 0.0) + seconds
 
 
 def time_left() -> float | None:
-    """Return the seconds that are left; None where there is no limit, or it was told already."""
-    now = _current.get()
-    if now is None or now.limit is None or now.over:
+    """Return the seconds left; None without a limit, or after the limit has been raised."""
+    current = _current.get()
+    if current is None or current.limit is None or current.expired:
         return None
-    return max(0.0, now.limit - now.elapsed)
+    return max(0.0, current.limit - current.elapsed)
 
 
-def look() -> None:
-    """Look at the clock.
+def check_time_limit() -> None:
+    """Raise TimeUp if the time limit has passed.
 
     Raises:
-        TimeUp: the time is up, and this is the first time that anyone looks.
+        TimeUp: the time limit has passed, and this is the first call to notice.
     """
     if time_left() == 0.0:
-        raise time_up()
+        raise expire()
 
 
-def time_up() -> TimeUp:
-    """Return what ends the work, whose time is up; from now on the clock is silent."""
-    now = _current.get()
-    assert now is not None
-    assert now.limit is not None
-    now.over = True
-    return TimeUp(now.limit)
+def expire() -> TimeUp:
+    """Mark the time limit as passed, and return the exception to raise for it."""
+    current = _current.get()
+    assert current is not None
+    assert current.limit is not None
+    current.expired = True
+    return TimeUp(current.limit)

@@ -1,8 +1,8 @@
-"""Runs that leave every global as it was: of torch, Pyro, NumPy and Python.
+"""Runs that restore all global state of torch, Pyro, NumPy and Python.
 
-Such globals belong to the process, not to a thread, so one thread at a time is inside. A thread
-that waits for compiled code steps aside meanwhile: the globals are then as the user left them, and
-other threads may pass. This file alone knows where Pyro keeps its state.
+This state belongs to the process, not to a thread, so only one thread at a time can run isolated.
+A thread that waits for compiled code suspends its lock: it restores the user's state, and other
+threads can run. Only this file accesses Pyro's private state.
 """
 
 from __future__ import annotations
@@ -21,16 +21,18 @@ from pyro.nn.module import _Context
 from pyro.poutine import runtime
 from torch.distributions import Distribution
 
-from probdl.util.lock import TURN
+from probdl.util.lock import GLOBAL_LOCK
 
-__all__ = ["evaluation", "isolated", "seed_all", "sheltered", "stepped_aside"]
+__all__ = ["evaluation", "isolated", "lock_suspended", "seed_all", "sheltered"]
 
-_CONTEXTS: Any = _Context  # a default, for a context that has no state of its own
+_IMPORTING_PROCESS = os.getpid()
+
+_CONTEXTS: Any = _Context  # its attributes are the defaults of contexts without state
 
 
 @dataclass
 class _Globals:
-    """All that a run may change, as it is at one moment."""
+    """A snapshot of the global state that a run may change."""
 
     torch_state: torch.Tensor
     cuda_states: list[torch.Tensor]
@@ -49,7 +51,7 @@ class _Globals:
 
     @classmethod
     def captured(cls) -> _Globals:
-        """Read them."""
+        """Take a snapshot."""
         return cls(
             torch.get_rng_state(),
             torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
@@ -68,7 +70,7 @@ class _Globals:
         )
 
     def install(self) -> None:
-        """Put them back."""
+        """Restore the state of this snapshot."""
         torch.set_rng_state(self.torch_state)
         if self.cuda_states:
             torch.cuda.set_rng_state_all(self.cuda_states)
@@ -91,7 +93,7 @@ class _Globals:
         allocator.update(self.enumeration)
 
 
-# What the user's globals were when each isolated run of the holder of the turn began.
+# The state at the start of each nested isolated run, outermost first, of the lock's holder.
 _outside: list[_Globals] = []
 
 
@@ -110,7 +112,7 @@ def _set_param_state(state: Any) -> None:
 def seed_all(seed: int) -> None:
     """Seed the generators of torch (on the CPU), NumPy and Python.
 
-    ``torch.manual_seed`` would seed those of each GPU as well, which nothing here draws from.
+    ``torch.manual_seed`` would also seed the generators of the GPUs, which probdl does not use.
     """
     torch.default_generator.manual_seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002
@@ -119,34 +121,31 @@ def seed_all(seed: int) -> None:
 
 @contextmanager
 def _without_handlers() -> Iterator[None]:
-    """Leave Pyro's active handlers and plates outside: they are the user's, of another model."""
+    """Hide Pyro's active handlers and plates, which belong to another model of the user."""
     stacks: tuple[list[Any], ...] = runtime._PYRO_STACK, runtime._DIM_ALLOCATOR._stack
-    before = [list(stack) for stack in stacks]
+    saved = [list(stack) for stack in stacks]
     for stack in stacks:
         stack.clear()
     try:
         yield
     finally:
-        for stack, saved in zip(stacks, before, strict=True):
-            stack[:] = saved
+        for stack, items in zip(stacks, saved, strict=True):
+            stack[:] = items
 
 
 def _on_cpu() -> AbstractContextManager[Any]:
-    """Make new tensors on the CPU, where the data are, whatever torch's default device."""
+    """Create tensors on the CPU, where the data are, for any default device of torch."""
     return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
-
-
-_PROCESS = os.getpid()
 
 
 @contextmanager
 def _plain_modes() -> Iterator[None]:
-    """Leave the modes of torch that a user may have switched on: they are of this thread."""
+    """Run in torch's default modes, whatever the user has switched on in this thread."""
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
         torch.autocast("cpu", enabled=False),
-        torch.autograd.set_detect_anomaly(False),  # a sampler must see NaN, not an exception
+        torch.autograd.set_detect_anomaly(False),  # a sampler handles NaN itself
         _on_cpu(),
     ):
         yield
@@ -154,20 +153,20 @@ def _plain_modes() -> Iterator[None]:
 
 @contextmanager
 def sheltered() -> Iterator[None]:
-    """Run out of reach of the user's modes and handlers; no generator is seeded."""
-    with TURN, _plain_modes(), _without_handlers():
+    """Run under the lock, without the user's torch modes and Pyro handlers; seed no generator."""
+    with GLOBAL_LOCK, _plain_modes(), _without_handlers():
         yield
 
 
 @contextmanager
 def isolated(seed: int) -> Iterator[None]:
-    """Run seeded, and leave every global as it was found, also after an exception.
+    """Run with a seed, and restore all global state at the end, also after an exception.
 
-    Guarded are the random number generators of torch (with CUDA), NumPy and Python,
-    Pyro's param store (the run works on a copy), settings, handlers and plates, the default dtype
-    and device, the validation flags, the modes of autograd and autocast and the number of threads.
+    This covers the random number generators of torch (with CUDA), NumPy and Python; Pyro's param
+    store (the run works on a copy), settings, handlers and plates; the default dtype and device;
+    the validation flags; the modes of autograd and autocast; and the number of threads.
     """
-    with TURN, _plain_modes():
+    with GLOBAL_LOCK, _plain_modes():
         _outside.append(_Globals.captured())
         try:
             params, _, names = _store_parts()
@@ -175,8 +174,8 @@ def isolated(seed: int) -> Iterator[None]:
                 copied = value.detach().clone().requires_grad_()
                 names.pop(value, None)
                 params[name], names[copied] = copied, name
-            if os.getpid() != _PROCESS:
-                torch.set_num_threads(1)  # the threads of OpenMP's pool are not there after a fork
+            if os.getpid() != _IMPORTING_PROCESS:
+                torch.set_num_threads(1)  # a fork has no threads of OpenMP's pool
             seed_all(seed % 2**32)
             with _without_handlers():
                 yield
@@ -185,20 +184,20 @@ def isolated(seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def stepped_aside() -> Iterator[None]:
-    """Let other threads pass within an isolated run, and find everything again as it was."""
-    if not (TURN.held and _outside):
+def lock_suspended() -> Iterator[None]:
+    """Let other threads run while this one waits in an isolated run, then restore its state."""
+    if not (GLOBAL_LOCK.held and _outside):
         yield
         return
     outside, inside = list(_outside), _Globals.captured()
     outside[0].install()
     _outside.clear()
-    depth = TURN.give_up()
+    depth = GLOBAL_LOCK.suspend()
     try:
         yield
     finally:
         try:
-            TURN.take_back(depth)
+            GLOBAL_LOCK.resume(depth)
         finally:
             outside[0] = _Globals.captured()
             _outside[:] = outside
@@ -206,32 +205,36 @@ def stepped_aside() -> Iterator[None]:
 
 
 def _forget_other_threads() -> None:
-    """In a forked process, undo the isolated run of a thread that is not there any more."""
-    if _outside and not TURN.held:
+    """In a forked process, undo the isolated run of a thread that does not exist there."""
+    if _outside and not GLOBAL_LOCK.held:
         _outside[0].install()
         _outside.clear()
 
 
-if hasattr(os, "register_at_fork"):  # after TURN, which has forgotten a holder that is not there
+if hasattr(os, "register_at_fork"):  # runs after GLOBAL_LOCK.after_fork, registered before
     os.register_at_fork(after_in_child=_forget_other_threads)
 
 
 def _accept(self: Distribution, value: torch.Tensor) -> None:
-    """Stand in for ``Distribution._validate_sample``."""
+    """Replace ``Distribution._validate_sample``."""
 
 
 @contextmanager
 def evaluation(*, dtype: torch.dtype = torch.float64, validate: bool = False) -> Iterator[None]:
     """Evaluate a Pyro program in a dtype, without Pyro's and torch's own validation.
 
-    Validation is off because a sampler must see a rejected point (log density -inf or
-    NaN) rather than an exception. Distributions that were built before, such as the
-    priors of a ``PyroSample``, keep a validation flag of their own, hence the stand-in.
-    Modules keep their parameters to themselves (``module_local_params``), so that no
-    run writes to the param store; those that were made without it start from a copy of it.
+    Validation is off because a sampler must get a log density of -inf or NaN at invalid points,
+    not an exception. Distributions built earlier, such as the priors of a ``PyroSample``, have
+    their own validation flag, so the method itself is replaced. Modules keep their parameters
+    local (``module_local_params``), so that no run writes to the param store; modules made
+    without this setting start from a copy of the store.
+
+    Args:
+        dtype: the default dtype of torch.
+        validate: whether to validate after all.
     """
-    with TURN:
-        outermost = TURN.depth == 1
+    with GLOBAL_LOCK:
+        outermost = GLOBAL_LOCK.depth == 1
         default_dtype = torch.get_default_dtype()
         validate_args = Distribution._validate_args
         validate_sample = Distribution._validate_sample

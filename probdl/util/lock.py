@@ -1,6 +1,6 @@
-"""One thread at a time: the lock around what Pyro, torch and Python keep globally.
+"""The process-wide lock around the global state of Pyro, torch and Python.
 
-It needs no torch, so that what only reads files or makes tables can take it as well.
+It needs no torch, so that code that only reads files or makes tables can use it as well.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ import threading
 from types import TracebackType
 from typing import Self
 
-__all__ = ["TURN", "Turn"]
+__all__ = ["GLOBAL_LOCK", "SuspendableLock"]
 
 
-class Turn:
-    """A re-entrant lock whose holder can let others pass, however often it has entered.
+class SuspendableLock:
+    """A re-entrant lock that its holder can release temporarily, at any depth of nesting.
 
-    >>> turn = Turn()
-    >>> with turn, turn:
-    ...     turn.depth
+    >>> lock = SuspendableLock()
+    >>> with lock, lock:
+    ...     lock.depth
     2
-    >>> turn.held
+    >>> lock.held
     False
     """
 
@@ -28,11 +28,11 @@ class Turn:
         self._lock = threading.Lock()
         self._owner: int | None = None
         self.depth = 0
-        """How often the holder has entered."""
+        """The number of times that the holder has entered."""
 
     @property
     def held(self) -> bool:
-        """Whether this thread holds it."""
+        """Whether the current thread holds the lock."""
         return self._owner == threading.get_ident()
 
     def __enter__(self) -> Self:
@@ -53,31 +53,31 @@ class Turn:
             self._owner = None
             self._lock.release()
 
-    def give_up(self) -> int:
-        """Let others have it; return what :meth:`take_back` needs."""
+    def suspend(self) -> int:
+        """Release the lock at all levels, and return the depth for :meth:`resume`."""
         depth, self.depth, self._owner = self.depth, 0, None
         self._lock.release()
         return depth
 
-    def take_back(self, depth: int) -> None:
-        """Take it again as it was; a Ctrl-C meanwhile is raised once it is taken."""
-        stop = None
-        taken = False
-        while not taken:
+    def resume(self, depth: int) -> None:
+        """Acquire the lock again at a depth; a Ctrl-C meanwhile is raised after that."""
+        interrupt = None
+        acquired = False
+        while not acquired:
             try:
-                taken = self._lock.acquire()
+                acquired = self._lock.acquire()
             except KeyboardInterrupt as error:
-                stop = error
+                interrupt = error
         self._owner, self.depth = threading.get_ident(), depth
-        if stop is not None:
-            raise stop
+        if interrupt is not None:
+            raise interrupt
 
     def after_fork(self) -> None:
-        """In a forked process, forget a holder that was another thread of the parent."""
+        """Reset the lock in a forked process if its holder was another thread of the parent."""
         if not self.held:
             self.__init__()  # type: ignore[misc]
 
 
-TURN = Turn()
+GLOBAL_LOCK = SuspendableLock()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=TURN.after_fork)
+    os.register_at_fork(after_in_child=GLOBAL_LOCK.after_fork)

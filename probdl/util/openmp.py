@@ -1,14 +1,15 @@
-"""How torch's threads wait for one another: awake, or asleep where other work has the cores.
+"""The wait policy of torch's threads: active on idle cores, passive on busy ones.
 
-Between two parallel operations OpenMP's threads spin for some milliseconds. On idle cores that is
-the fastest; with other work on the machine each waits for one that has no core, and a step of a
-network takes fifty times as long. A passive wait policy (``OMP_WAIT_POLICY``) helps, but is read
-once, when torch is loaded. GNU's OpenMP, though, lets its threads spin next to nothing while it has
-more threads than there are CPUs (see ``GOMP_SPINCOUNT`` in its manual), so threads that only sleep
-switch it. The number of threads that compute stays, and with it every bit of the results.
+Between two parallel operations, the threads of OpenMP spin for some milliseconds (they wait
+actively). On idle cores this is fastest. If other work occupies the cores, the threads spin while
+one of them has no core, and a training step takes fifty times as long. A passive wait policy
+(``OMP_WAIT_POLICY``) helps, but is read only once, when torch is loaded. GNU's OpenMP, however,
+hardly spins while it has more threads than there are CPUs (see ``GOMP_SPINCOUNT`` in its manual),
+so additional threads that only sleep switch the policy at run time. The number of computing threads
+stays the same, and so do the results, bit for bit.
 
-While many like steps run, both ways are timed now and then, and the faster one is taken. Steps
-whose operations are all small run on one thread, which waits for nobody.
+During many similar steps, both policies are timed from time to time, and the faster one is used.
+Steps whose operations are all small run on one thread, which never waits.
 """
 
 from __future__ import annotations
@@ -26,20 +27,20 @@ from typing import Any
 import torch
 from threadpoolctl import ThreadpoolController
 
-__all__ = ["Waits", "sleepers", "waits"]
+__all__ = ["WaitPolicy", "sleeping_threads", "wait_policy"]
 
-WINDOW = 5  # steps that are timed in a row
-ENOUGH = 0.5  # seconds: fewer steps are timed where they take so long
-STAY = 100  # steps until the next comparison, doubled while the choice stays
-LONGEST = 6400
-WORSE = 2.0  # times the usual: compare at once
-GAIN = 0.8  # of the time awake, which sleeping must need less than
-SHORT = 2e-3  # seconds: steps that take less are left alone, since switching costs as much
+TIMED_STEPS = 5  # consecutive steps in one measurement
+TIMED_SECONDS = 0.5  # a measurement that takes longer ends with fewer steps
+COMPARE_AFTER_STEPS = 100  # until the next comparison; doubled each time the policy stays
+MAX_COMPARE_AFTER_STEPS = 6400
+SLOWDOWN_TO_COMPARE = 2.0  # relative to the usual time of a step: compare at once
+PASSIVE_TIME_RATIO = 0.8  # passive waiting is chosen if it takes less than this share
+SHORT_STEP_SECONDS = 2e-3  # shorter steps keep the active policy: switching costs as much
 
 
 @functools.cache
 def _gomp() -> Any:
-    """Return GNU's OpenMP as torch has loaded it; None if torch has another."""
+    """Return the GNU OpenMP library that torch has loaded, or None if it uses another one."""
     for found in ThreadpoolController().info():
         if found["user_api"] == "openmp" and os.path.basename(found["filepath"]).startswith(
             "libgomp"
@@ -51,128 +52,134 @@ def _gomp() -> Any:
 
 
 @contextmanager
-def sleepers(count: int) -> Iterator[bool]:
-    """Have OpenMP keep this many threads that only sleep; yield whether there are any."""
+def sleeping_threads(count: int) -> Iterator[bool]:
+    """Make OpenMP hold additional threads that only sleep; yield whether this is supported."""
     library = _gomp()
     if library is None:
         yield False
         return
-    there, over = threading.Event(), threading.Event()
+    started, finished = threading.Event(), threading.Event()
 
     def hold() -> None:
-        # The region is over at once; its threads go on to wait for this thread's next one.
+        # The parallel region ends at once; its threads then wait for the next region.
         library.GOMP_parallel(library.omp_get_thread_num, None, ctypes.c_uint(count + 1), 0)
-        there.set()
-        over.wait()
+        started.set()
+        finished.wait()
 
     thread = threading.Thread(target=hold, name="probdl-openmp", daemon=True)
     thread.start()
-    there.wait()
+    started.wait()
     try:
         yield True
     finally:
-        over.set()
+        finished.set()
         thread.join()
 
 
-class Waits:
-    """Times steps that are alike, and chooses how threads wait meanwhile."""
+class WaitPolicy:
+    """Times similar steps, and chooses between active and passive waiting."""
 
     def __init__(self) -> None:
-        self.asleep = False
+        self.passive = False
         """Whether threads sleep while they wait."""
         self.usable = torch.get_num_threads() > 1 and _gomp() is not None
-        self._threads = self._present = torch.get_num_threads()
+        self._all_threads = self._threads = torch.get_num_threads()
         self._context: Any = None
         self._recent: list[float] = []
-        self._usual = [float("inf"), float("inf")]  # seconds of a step, awake and asleep
-        self._left = STAY  # steps until the next comparison
-        self._stay = STAY
-        self._comparing = 0  # windows that are still to be timed
-        self._last: float | None = None
+        self._step_seconds = [float("inf"), float("inf")]  # active and passive
+        self._steps_left = COMPARE_AFTER_STEPS  # until the next comparison
+        self._compare_after = COMPARE_AFTER_STEPS
+        self._measurements_left = 0  # of the present comparison
+        self._last_step_end: float | None = None
 
     def use(self, parallel: bool) -> None:
-        """Let the next step use all threads, or one: by its sizes alone, so that fits repeat."""
-        wanted = self._threads if parallel else 1
-        if wanted != self._present:
-            torch.set_num_threads(wanted)
-            self._present, self._last = wanted, None
+        """Use all threads for the next step, or one.
+
+        Args:
+            parallel: must follow from the sizes of the step alone, so that fits are reproducible.
+        """
+        threads = self._all_threads if parallel else 1
+        if threads != self._threads:
+            torch.set_num_threads(threads)
+            self._threads, self._last_step_end = threads, None
 
     def step(self) -> None:
-        """Note that a step has ended."""
-        if not self.usable or self._present == 1:
+        """Record the end of a step."""
+        if not self.usable or self._threads == 1:
             return
         now = time.perf_counter()
-        if self._last is not None:
-            self.note(now - self._last)
-        self._last = time.perf_counter()
+        if self._last_step_end is not None:
+            self.record(now - self._last_step_end)
+        self._last_step_end = time.perf_counter()
 
-    def note(self, seconds: float) -> None:
-        """Take notice of a step that took so long."""
-        self._recent = [*self._recent[1 - WINDOW :], seconds]
-        if self._comparing:
+    def record(self, seconds: float) -> None:
+        """Record the time of a step, and compare the policies when it is due."""
+        self._recent = [*self._recent[1 - TIMED_STEPS :], seconds]
+        if self._measurements_left:
             self._compare(seconds)
             return
-        self._left -= 1
-        if not self.asleep and statistics.median(self._recent) < SHORT:
+        self._steps_left -= 1
+        if not self.passive and statistics.median(self._recent) < SHORT_STEP_SECONDS:
             return
-        if not self._timed():
+        if not self._is_measured():
             return
-        slow = statistics.median(self._recent[-3:]) > WORSE * self._usual[self.asleep]
-        unknown = self._usual[False] == float("inf")
-        if self._left <= 0 or unknown or (slow and not self.asleep):
-            self._comparing, self._recent = 2, []
+        usual = self._step_seconds[self.passive]
+        slow = statistics.median(self._recent[-3:]) > SLOWDOWN_TO_COMPARE * usual
+        unknown = self._step_seconds[False] == float("inf")
+        if self._steps_left <= 0 or unknown or (slow and not self.passive):
+            self._measurements_left, self._recent = 2, []
 
-    def _timed(self) -> bool:
-        """Return whether the recent steps are enough to go by."""
-        return len(self._recent) == WINDOW or sum(self._recent) > ENOUGH
+    def _is_measured(self) -> bool:
+        """Return whether the recent steps suffice for a measurement."""
+        return len(self._recent) == TIMED_STEPS or sum(self._recent) > TIMED_SECONDS
 
     def _compare(self, seconds: float) -> None:
-        """Time a window in the present way, then one in the other, and choose."""
-        other = self._usual[not self.asleep]
-        hopeless = self._comparing == 1 and not self.asleep and seconds > 3 * other
-        if not (self._timed() or hopeless):
+        """Measure the present policy, then the other one, and choose."""
+        other = self._step_seconds[not self.passive]
+        hopeless = self._measurements_left == 1 and not self.passive and seconds > 3 * other
+        if not (self._is_measured() or hopeless):
             return
-        self._usual[self.asleep] = statistics.median(self._recent)
+        self._step_seconds[self.passive] = statistics.median(self._recent)
         self._recent = []
-        self._comparing -= 1
-        if self._comparing:
-            self._switch(not self.asleep)
+        self._measurements_left -= 1
+        if self._measurements_left:
+            self._switch(not self.passive)
             return
-        awake, asleep = self._usual
-        best = asleep < GAIN * awake
-        # It is the other way that is in place: the choice stays where it is not the best one.
-        stays = best != self.asleep
-        self._stay = min(2 * self._stay, LONGEST) if stays else STAY
-        self._left = self._stay
+        active_seconds, passive_seconds = self._step_seconds
+        best = passive_seconds < PASSIVE_TIME_RATIO * active_seconds
+        # The second measurement has switched the policy: if it is not the best, switch back.
+        stays = best != self.passive
+        doubled = min(2 * self._compare_after, MAX_COMPARE_AFTER_STEPS)
+        self._compare_after = doubled if stays else COMPARE_AFTER_STEPS
+        self._steps_left = self._compare_after
         if stays:
             self._switch(best)
 
-    def _switch(self, asleep: bool) -> None:
-        if asleep:
-            self._context = sleepers(os.cpu_count() or 1)
+    def _switch(self, passive: bool) -> None:
+        if passive:
+            self._context = sleeping_threads(os.cpu_count() or 1)
             self._context.__enter__()
         else:
-            self._awake()
-        self.asleep = asleep
+            self._restore()
+        self.passive = passive
 
     def close(self) -> None:
-        """Let OpenMP wait as it did, with all its threads."""
+        """Restore the original policy and number of threads."""
         self.use(parallel=True)
-        self._awake()
+        self._restore()
 
-    def _awake(self) -> None:
+    def _restore(self) -> None:
         if self._context is not None:
             self._context.__exit__(None, None, None)
             self._context = None
-        self.asleep = False
+        self.passive = False
 
 
 @contextmanager
-def waits() -> Iterator[Waits]:
-    """Watch steps that are alike; what was switched is put back at the end."""
-    watch = Waits()
+def wait_policy() -> Iterator[WaitPolicy]:
+    """Adapt the wait policy to similar steps, and restore the original one at the end."""
+    policy = WaitPolicy()
     try:
-        yield watch
+        yield policy
     finally:
-        watch.close()
+        policy.close()

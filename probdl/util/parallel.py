@@ -1,7 +1,7 @@
-"""Many independent pieces of work in several processes, as one loop with progress.
+"""Independent tasks in several processes, as one loop with progress.
 
-The processes are forks, so that they start with the model, compiled and loaded, and nothing has to
-be pickled but results. Where a platform has no fork the work is done one after another.
+The processes are forks: they inherit the compiled model, and only results are pickled. On platforms
+without fork the tasks run one after another.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from typing import Any
 import torch
 
 from probdl.util.blas import one_blas_thread
-from probdl.util.lock import TURN
+from probdl.util.lock import GLOBAL_LOCK
 from probdl.util.progress import bar
 
 __all__ = ["parallel_map", "worker_count"]
 
-_work: Callable[[int], Any] | None = None  # what the forks inherit
+_inherited_work: Callable[[int], Any] | None = None  # set before the forks are made
 
 
 def worker_count(workers: int | None) -> int:
-    """Return how many processes to use: as asked, or one for each core where forks can be had."""
+    """Return the number of processes: as asked, or one per core; one if forks are unavailable."""
     can_fork = "fork" in multiprocessing.get_all_start_methods() and sys.platform != "darwin"
     if not can_fork:
         return 1
@@ -45,16 +45,16 @@ def parallel_map(
     description: str = "working",
     progress: bool | None = None,
 ) -> list[Any]:
-    """Return ``[work(0), work(1), …]``; after Ctrl-C as many of the first as are done.
+    """Return ``[work(0), work(1), …]``; after Ctrl-C, the results of the first tasks that are done.
 
-    The first piece is done in this process, so that the forks find compiled what it compiles.
+    The first task runs in this process, so that the forks inherit the code that it compiles.
 
     Args:
-        work: what to do; it must not depend on what was done before.
-        count: how often.
-        workers: how many processes; None is one for each core.
-        description: for the progress bar.
-        progress: whether to show progress; None shows it on a terminal.
+        work: one task as a function of its index; it must not depend on earlier calls.
+        count: the number of tasks.
+        workers: the number of processes; None uses one per core.
+        description: the label of the progress bar.
+        progress: whether to show progress; None shows it on a terminal only.
     """
     results: list[Any] = []
     processes = min(worker_count(workers), count - 1)
@@ -67,7 +67,7 @@ def parallel_map(
                 return results
             chunk = max(1, min(16, count // 50))
             with _pool(work, processes) as pool:
-                for result in pool.imap(_run, range(1, count), chunksize=chunk):
+                for result in pool.imap(_run_task, range(1, count), chunksize=chunk):
                     results.append(result)
                     shown.update()
         except KeyboardInterrupt:
@@ -78,25 +78,26 @@ def parallel_map(
 
 @contextmanager
 def _pool(work: Callable[[int], Any], processes: int) -> Iterator[Any]:
-    global _work
-    _work = work
+    global _inherited_work
+    _inherited_work = work
     try:
-        # No other thread is in the middle of a run, whose globals forks would inherit.
-        with TURN, warnings.catch_warnings():  # Python 3.12 warns of forks in a threaded process
+        # Under the lock, so that forks do not inherit the global state of another thread's run.
+        with GLOBAL_LOCK, warnings.catch_warnings():
+            # Python 3.12 warns about forks of a process with several threads.
             warnings.simplefilter("ignore", DeprecationWarning)
-            pool = multiprocessing.get_context("fork").Pool(processes, _start)
+            pool = multiprocessing.get_context("fork").Pool(processes, _initialize_worker)
         with pool:
             yield pool
     finally:
-        _work = None
+        _inherited_work = None
 
 
-def _start() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the forks
-    torch.set_num_threads(1)  # a fork has no threads of its parent's
+def _initialize_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and ends the forks
+    torch.set_num_threads(1)  # a fork has no threads of OpenMP's pool
     one_blas_thread()
 
 
-def _run(index: int) -> Any:
-    assert _work is not None
-    return _work(index)
+def _run_task(index: int) -> Any:
+    assert _inherited_work is not None
+    return _inherited_work(index)

@@ -1,4 +1,4 @@
-"""Long work: its progress on the terminal or in a notebook, and how long it takes."""
+"""Progress bars and messages on the terminal or in a notebook."""
 
 from __future__ import annotations
 
@@ -10,34 +10,33 @@ from typing import Any
 
 from probdl.util.clock import timed
 
-with warnings.catch_warnings():  # in a notebook without ipywidgets it falls back to text
+with warnings.catch_warnings():  # without ipywidgets, tqdm warns and falls back to text
     warnings.simplefilter("ignore")
     from tqdm.auto import tqdm
 
-__all__ = ["bar", "shown", "tell"]
+__all__ = ["bar", "is_shown", "print_line"]
 
 
 @contextmanager
 def bar(total: int, description: str, show: bool | None) -> Iterator[Any]:
-    """Show a tqdm progress bar while work is done, and time the work under its description.
+    """Show a tqdm progress bar, and time the context under the description.
 
     Args:
         total: the number of steps.
-        description: what is going on.
-        show: True or False; None shows it on a terminal and in a notebook only.
+        description: the label of the bar, and the name of this part in the timings.
+        show: True or False; None shows the bar on a terminal and in a notebook only.
     """
-    hidden = not shown(show)
-    progress = tqdm(total=total, desc=description, disable=hidden, leave=False)
+    progress = tqdm(total=total, desc=description, disable=not is_shown(show), leave=False)
     with timed(description), progress:
         yield progress
 
 
-def shown(show: bool | None) -> bool:
-    """Tell whether to show progress where the user said this."""
+def is_shown(show: bool | None) -> bool:
+    """Return whether to show progress: as asked, or None on a terminal and in a notebook only."""
     return (sys.stderr.isatty() or "ipykernel" in sys.modules) if show is None else show
 
 
-def tell(line: str, show: bool | None) -> None:
-    """Print one line where progress is shown."""
-    if shown(show):
+def print_line(line: str, show: bool | None) -> None:
+    """Print one line to standard error, if progress is shown."""
+    if is_shown(show):
         tqdm.write(line, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Which engine runs, and that what it computes can be trusted."""
+"""The choice of the engine, and the correctness of its results."""
 
 import ctypes
 import dataclasses
@@ -32,7 +32,7 @@ QUICK = probdl.NUTS(draws=500, warmup=200, chains=2)
 
 @pytest.fixture
 def no_compiler(monkeypatch):
-    """Make any compilation an error."""
+    """Make every compilation fail the test."""
 
     def fail(path, source):
         raise AssertionError("something was compiled")
@@ -42,13 +42,13 @@ def no_compiler(monkeypatch):
 
 @pytest.fixture
 def empty_cache(monkeypatch, tmp_path):
-    """Use a cache of compiled code that is empty."""
+    """Use an empty cache of compiled code."""
     monkeypatch.setenv("PROBDL_CACHE", str(tmp_path))
     return tmp_path
 
 
 def conjugate(y):
-    """The posterior of mu under N(0, 1) and unit noise."""
+    """Return the posterior mean and sd of mu with prior N(0, 1) and unit noise."""
     return y.sum() / (len(y) + 1), (len(y) + 1) ** -0.5
 
 
@@ -97,7 +97,7 @@ def branching(y):
     pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
 
 
-def test_control_flow_on_a_site_means_the_eager_engine():
+def test_control_flow_on_a_site_runs_on_the_eager_engine():
     fit = fallback(
         branching, Y, match=r"depends on the value of a site at test_engine.py:\d+, `if mu > 100:`"
     )
@@ -110,7 +110,7 @@ def test_a_random_density_is_not_compiled():
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
         pyro.sample("y", dist.Normal(mu + 1e-9 * torch.randn(()), 1.0), obs=y)
 
-    fallback(model, Y, match="draws at random")
+    fallback(model, Y, match="draws random numbers")
 
 
 def spectral(y):
@@ -121,21 +121,21 @@ def spectral(y):
 
 def test_an_operation_without_a_c_form_runs_as_a_graph_and_is_named():
     fit = fallback(spectral, Y, match="aten")
-    assert fit.stats["engine"] == "graph"  # Pyro's own overhead is much the larger part
+    assert fit.stats["engine"] == "graph"  # most of the eager time is Pyro's overhead
     assert agrees(fit, Y)
 
 
-def no_compiler_there():
+def raise_no_compiler():
     raise toolchain.CompilerError("there is no C compiler: none of $CC, cc, gcc, clang, c++ runs")
 
 
 def test_without_a_compiler_the_graph_runs(monkeypatch):
-    monkeypatch.setattr(toolchain, "find_compiler", no_compiler_there)
+    monkeypatch.setattr(toolchain, "find_compiler", raise_no_compiler)
     fit = fallback(normal_normal, SIGMA, Y, match="no C compiler")
     assert agrees(fit, Y)
 
 
-def test_a_graph_beyond_the_budget_is_refused_with_advice(monkeypatch):
+def test_a_graph_that_is_too_large_is_refused_with_advice(monkeypatch):
     monkeypatch.setattr(probdl.compile.engine, "MAX_STATEMENTS", 30)
 
     def model(y):
@@ -143,12 +143,12 @@ def test_a_graph_beyond_the_budget_is_refused_with_advice(monkeypatch):
         for t in range(len(y)):
             pyro.sample(f"y_{t}", dist.Normal(mu, 1.0), obs=y[t])
 
-    fit = fallback(model, Y, match="loops over time are the usual cause")
-    assert fit.stats["engine"] == "graph"  # the faster of the two that are left
+    fit = fallback(model, Y, match="Loops over time are the usual cause")
+    assert fit.stats["engine"] == "graph"  # the faster of graph and eager
     assert agrees(fit, Y)
 
 
-def test_code_that_is_wrong_is_found_and_not_used(monkeypatch, empty_cache):
+def test_wrong_code_is_detected_and_not_used(monkeypatch, empty_cache):
     wrong = {**operations.POINTWISE, torch.ops.aten.log: lambda x: f"(log({x}) * 1.000001)"}
     for name, expression in wrong.items():
         monkeypatch.setitem(operations.POINTWISE, name, expression)
@@ -162,17 +162,17 @@ def test_code_that_is_wrong_is_found_and_not_used(monkeypatch, empty_cache):
     assert fit.stats["engine"] == "eager"
 
 
-def test_other_data_of_the_same_shape_compile_nothing(no_compiler, monkeypatch, empty_cache):
+def test_other_data_of_the_same_shape_need_no_compilation(no_compiler, monkeypatch, empty_cache):
     monkeypatch.undo()
     probdl.infer(normal_normal, SIGMA, Y, method=QUICK, seed=1)
     monkeypatch.setattr(library, "compile_to", None)
-    monkeypatch.setattr(probdl.compile.engine, "trace", None)  # nor are they traced again
+    monkeypatch.setattr(probdl.compile.engine, "trace", None)  # nor a new trace
     for shift in (5.0, -3.0):
         fit = probdl.infer(normal_normal, SIGMA, Y + shift, method=QUICK, seed=1)
         assert agrees(fit, Y + shift)
 
 
-def test_another_shape_or_setting_is_another_program():
+def test_another_shape_or_setting_is_compiled_separately():
     for size in (3, 7):
         fit = probdl.infer(normal_normal, np.ones(size), np.ones(size), method=QUICK, seed=1)
         assert agrees(fit, np.ones(size))
@@ -180,7 +180,7 @@ def test_another_shape_or_setting_is_another_program():
     assert abs(wide.draws["mu"].mean() - 1.5) < 0.15
 
 
-def test_a_model_that_cannot_be_remembered_is_compiled_all_the_same():
+def test_a_model_without_a_hash_is_compiled():
     class Model:
         __slots__ = ()  # no weak references
         __hash__ = None
@@ -194,7 +194,7 @@ def test_a_model_that_cannot_be_remembered_is_compiled_all_the_same():
     assert agrees(fit, Y)
 
 
-def test_data_from_elsewhere_than_the_arguments_are_read_anew():
+def test_data_that_are_not_arguments_are_read_at_each_fit():
     data = {"y": torch.arange(4.0)}
 
     def model():
@@ -208,7 +208,7 @@ def test_data_from_elsewhere_than_the_arguments_are_read_anew():
         assert agrees(fit, Y + shift)
 
 
-def test_a_model_that_looks_at_its_data_is_compiled_for_them():
+def test_a_model_that_branches_on_its_data_is_compiled_for_these_data():
     def model(y):
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
         if y.mean() > 3:
@@ -221,7 +221,7 @@ def test_a_model_that_looks_at_its_data_is_compiled_for_them():
         assert agrees(fit, expected)
 
 
-def test_a_masked_data_set_with_other_gaps():
+def test_masked_data_with_different_masks():
     def model(y, seen):
         mu = pyro.sample("mu", dist.Normal(torch.zeros(4), 1.0).to_event(1))
         pyro.sample("y", dist.Normal(mu[seen], 1.0).to_event(1), obs=y[seen])
@@ -233,7 +233,7 @@ def test_a_masked_data_set_with_other_gaps():
 
 
 def forward(y, p, mu):
-    """The log likelihood of a hidden Markov chain that starts in state 0."""
+    """Return the log likelihood of a hidden Markov chain that starts in state 0."""
     state = torch.log(p[0])
     for t, value in enumerate(y):
         if t:
@@ -242,8 +242,8 @@ def forward(y, p, mu):
     return torch.logsumexp(state, 0)
 
 
-def test_an_enumerated_hidden_markov_chain_is_right():
-    # Of 40 steps; the code that Inductor once made of it gave wrong values.
+def test_an_enumerated_hidden_markov_chain_is_correct():
+    # With 40 steps, for which code by Inductor once gave wrong values.
     y = torch.tensor(np.random.default_rng(3).normal(size=40))
 
     def model(y):
@@ -274,7 +274,7 @@ def fragile():
     pyro.sample("y", dist.MultivariateNormal(torch.zeros(2), cov), obs=torch.zeros(2))
 
 
-def test_a_matrix_that_is_not_positive_definite_is_a_divergence_and_quiet(capfd):
+def test_a_matrix_that_is_not_positive_definite_is_a_divergence_without_output(capfd):
     density = LogDensity.from_model(fragile)
     compiled, _ = choose(density, "native", 0)
     value, _ = compiled.value_and_grad(torch.tensor([3.0]).double())
@@ -288,7 +288,7 @@ def test_a_matrix_that_is_not_positive_definite_is_a_divergence_and_quiet(capfd)
     assert capfd.readouterr().err == ""
 
 
-def test_threads_may_call_one_density_at_once():
+def test_threads_can_call_a_density_concurrently():
     x = torch.linspace(0, 1, 5000).double()
 
     def model(x):
@@ -296,7 +296,7 @@ def test_threads_may_call_one_density_at_once():
         pyro.factor("f", torch.tanh(a[0] + a[1] * x.cumsum(0) + a[2] * x**2).logsumexp(0))
 
     density = LogDensity.from_model(model, (x,))
-    compiled, _ = choose(density, "native", 0, threads=2)  # fewer places than threads
+    compiled, _ = choose(density, "native", 0, threads=2)  # fewer work spaces than calling threads
     points = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).double()
     expected = [density.value_and_grad(p) for p in points]
     wrong = []
@@ -317,13 +317,13 @@ def test_threads_may_call_one_density_at_once():
     assert not wrong
 
 
-def test_nutpies_public_interface_serves_where_the_private_one_has_moved(monkeypatch):
+def test_nutpies_public_interface_is_used_if_the_private_one_fails(monkeypatch):
     monkeypatch.setattr(nutpie_adapter, "_private", lambda: (None, "TypeError: no such argument"))
     with pytest.warns(probdl.FindingWarning, match="no such argument.*public interface"):
         fit = probdl.infer(normal_normal, SIGMA, Y, method=QUICK, seed=1)
     assert fit.stats["engine"] == "native"
     assert agrees(fit, Y)
-    assert "its public one serves" in nutpie_adapter.state()
+    assert "the slower public interface is used" in nutpie_adapter.state()
     monkeypatch.setattr(nutpie_adapter, "_public", lambda: (None, "it is gone"))
     with pytest.warns(probdl.FindingWarning, match="Pyro's sampler"):  # without nutpie
         assert agrees(probdl.infer(normal_normal, SIGMA, Y, method=QUICK, seed=1), Y)
@@ -331,7 +331,7 @@ def test_nutpies_public_interface_serves_where_the_private_one_has_moved(monkeyp
 
 
 class _Changed:
-    """nutpie's extension module, with another signature of what makes a sampler."""
+    """nutpie's extension module, with another signature of the function that makes a sampler."""
 
     def __init__(self, library, make):
         self.library = library
@@ -341,7 +341,7 @@ class _Changed:
         return getattr(self.library, name)
 
 
-def test_a_signature_that_is_not_known_is_seen_by_the_call(monkeypatch):
+def test_an_unknown_signature_is_detected_by_the_call(monkeypatch):
     library = nutpie_adapter._load()
 
     def more(nuts, cores, model, display, new, newer, newest, store):
@@ -359,10 +359,10 @@ def test_a_signature_that_is_not_known_is_seen_by_the_call(monkeypatch):
 
 
 @pytest.mark.parametrize("wrong", ["draws", "density", "panic", "hang"])
-def test_what_the_check_sees(monkeypatch, wrong):
-    """Interfaces that take the call and do something else with it."""
+def test_the_interface_check_detects(monkeypatch, wrong):
+    """Interfaces that accept the call but do something wrong."""
     right = nutpie_adapter._private()[0]
-    monkeypatch.setattr(nutpie_adapter, "_HANG", 0.1)
+    monkeypatch.setattr(nutpie_adapter, "CHECK_TIMEOUT", 0.1)
 
     class Panic(BaseException):
         """As what PyO3 makes of a panic in Rust."""
@@ -420,14 +420,14 @@ def run(*args, cache_folder):
     )
 
 
-def test_two_processes_may_compile_at_once_and_a_third_compiles_nothing(empty_cache):
+def test_two_processes_can_compile_at_once_and_a_third_uses_the_cache(empty_cache):
     both = [run(cache_folder=empty_cache) for _ in range(2)]
-    said = {process.communicate()[0] for process in both}
+    outputs = {process.communicate()[0] for process in both}
     third = run("cached", cache_folder=empty_cache)
-    said.add(third.communicate()[0])
+    outputs.add(third.communicate()[0])
     assert {p.returncode for p in [*both, third]} == {0}
-    assert len(said) == 1
-    assert said.pop().startswith("native ")
+    assert len(outputs) == 1
+    assert outputs.pop().startswith("native ")
     assert cache.size()[0] == 1
 
 
@@ -448,18 +448,18 @@ def test_a_damaged_entry_is_compiled_again(empty_cache, damage):
     assert entry.read_bytes() == content
 
 
-def test_the_cache_is_bounded_and_can_be_cleared(empty_cache, monkeypatch):
+def test_the_cache_has_a_size_limit_and_can_be_cleared(empty_cache, monkeypatch):
     for i in range(5):
         cache.get(f"key{i}", lambda path: path.write_bytes(b"x" * 1000), Path)
         os.utime(empty_cache / f"key{i}.so", (i, i))
-    monkeypatch.setattr(cache, "LIMIT", 3500)
+    monkeypatch.setattr(cache, "MAX_BYTES", 3500)
     cache.get("last", lambda path: path.write_bytes(b"x" * 1000), Path)
     assert {p.stem for p in empty_cache.iterdir()} == {"last", "key4", "key3"}
     assert probdl.clear_cache() == 3
     assert cache.size() == (0, 0)
 
 
-def test_many_fits_in_one_process_take_no_more_memory():
+def test_many_fits_in_one_process_do_not_leak_memory():
     resource = pytest.importorskip("resource")
     method = probdl.NUTS(draws=50, warmup=50, chains=2)
     with warnings.catch_warnings():
@@ -468,20 +468,20 @@ def test_many_fits_in_one_process_take_no_more_memory():
         def fits(count):
             for i in range(count):
                 probdl.infer(normal_normal, SIGMA, Y + i, method=method, seed=i)
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # the most so far, in kB
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # the maximum so far, in kB
 
         before = fits(50)
         assert fits(150) - before < 8 * 2**10
 
 
-def test_verify_tells_the_error():
+def test_verify_returns_the_error():
     density = LogDensity.from_model(normal_normal, (SIGMA, Y))
     compiled, _ = choose(density, "native", 0)
     points = torch.linspace(-2, 2, 5, dtype=torch.float64)[:, None]
     assert 0 <= verify(compiled, density, points) < 1e-12
 
 
-def test_doctor_tells_what_is_there(capsys):
+def test_doctor_reports_what_is_available(capsys):
     report = probdl.doctor()
     assert report.healthy
     text = capsys.readouterr().out
@@ -489,15 +489,15 @@ def test_doctor_tells_what_is_there(capsys):
         assert part in text
 
 
-def test_doctor_tells_what_is_missing(capsys, monkeypatch):
-    monkeypatch.setattr(toolchain, "find_compiler", no_compiler_there)
-    monkeypatch.setattr(probdl.health, "find_compiler", no_compiler_there)
+def test_doctor_reports_what_is_missing(capsys, monkeypatch):
+    monkeypatch.setattr(toolchain, "find_compiler", raise_no_compiler)
+    monkeypatch.setattr(probdl.health, "find_compiler", raise_no_compiler)
     report = probdl.doctor()
     assert not report.healthy
-    assert "install gcc or clang" in capsys.readouterr().out
+    assert "Install gcc or clang" in capsys.readouterr().out
 
 
-def test_a_first_fit_waits_for_no_import_of_torchs_compiler_or_of_sympy():
+def test_a_first_fit_does_not_import_torchs_compiler_or_sympy():
     code = """if True:
         import sys
         import numpy as np, probdl, torch

@@ -1,4 +1,4 @@
-"""Passes over many rows: the same value and gradient, whatever is shared out to threads."""
+"""Row passes: value and gradient, which do not depend on the number of threads."""
 
 import numpy as np
 import pyro
@@ -28,7 +28,7 @@ def normal(x, y):
 
 
 def standardised(x, y):
-    """What is computed of all rows is needed before any of them can go on: two passes and more."""
+    """A model that needs a total over all rows before the next pass."""
     beta = pyro.sample("beta", dist.Normal(torch.zeros(x.shape[-1]), 1.0).to_event(1))
     mean = x @ beta
     mean = (mean - mean.mean()) / mean.std()
@@ -59,7 +59,7 @@ def grouped(x, group, y):
 
 
 def rows_in_columns(x, y):
-    """Data that lie the other way round, and rows that are not the first dimension."""
+    """A model of transposed data, whose rows are not the first dimension."""
     beta = pyro.sample("beta", dist.Normal(torch.zeros(x.shape[0]), 1.0).to_event(1))
     mean = beta @ x + (x * beta[:, None]).square().sum(0)
     with pyro.plate("obs", x.shape[1]):
@@ -67,7 +67,7 @@ def rows_in_columns(x, y):
 
 
 def mixture(x, y):
-    """Results that other statements want whole, beside totals."""
+    """A model with results, besides totals, that statements outside the pass read."""
     mu = pyro.sample("mu", dist.Normal(torch.tensor([-1.0, 1.0]), 1.0).to_event(1))
     weight = pyro.sample("weight", dist.Dirichlet(torch.ones(2)))
     with pyro.plate("obs", len(y)):
@@ -105,21 +105,21 @@ def test_value_and_gradient_agree_with_the_model(case, two_threads):
     generator = torch.Generator().manual_seed(1)
     points = torch.stack([density.initial(generator) for _ in range(3)])
     assert "over_rows((Rows)" in emit(trace(density, points[0]).density, density.dim).text
-    shared, _ = choose(density, "native", 0)  # verifies, too
+    shared, _ = choose(density, "native", 0)  # also verifies
     verify(shared, density, points)
     alone, _ = choose(density, "native", 0, threads=2)
     for z in points:
         for one, other in zip(shared.value_and_grad(z), alone.value_and_grad(z), strict=True):
-            assert torch.equal(one, other)  # to the last bit
+            assert torch.equal(one, other)  # bitwise
 
 
-def test_small_data_take_no_pass():
+def test_small_data_use_no_row_pass():
     density = probdl.LogDensity.from_model(normal, (X[:500], Y[:500]))
     z = density.initial(torch.Generator().manual_seed(1))
     assert "over_rows((Rows)" not in emit(trace(density, z).density, density.dim).text
 
 
-def test_many_callers_at_once(two_threads):
+def test_concurrent_chains(two_threads):
     fit = probdl.infer(normal, X, Y, method=probdl.NUTS(draws=200, warmup=200, chains=4), seed=1)
     exact = np.linalg.lstsq(X, Y, rcond=None)[0]
     assert np.abs(fit.draws["beta"].mean((0, 1)) - exact).max() < 5 / N**0.5

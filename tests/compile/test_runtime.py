@@ -1,4 +1,4 @@
-"""Compilers and cache folders that fail: the fit is right, and a finding says why it is slow."""
+"""Failing compilers and cache folders: results are correct, and a finding gives the reason."""
 
 import errno
 import importlib
@@ -31,7 +31,7 @@ SVI = probdl.SVI(steps=200, learning_rate=0.05)
 
 @pytest.fixture(autouse=True)
 def folder(monkeypatch, tmp_path):
-    """A cache folder that is empty, and nothing known of another test's."""
+    """Use an empty cache folder, and forget the failures of other tests."""
     place = tmp_path / "cache"
     monkeypatch.setenv("PROBDL_CACHE", str(place))
     monkeypatch.setattr(cache, "_failed", {})
@@ -39,33 +39,33 @@ def folder(monkeypatch, tmp_path):
 
 
 def fit(method="laplace", **options):
-    """Fit a model whose posterior is known; return the fit and the findings on the machine."""
+    """Fit a model with a known posterior; return the fit and its engine and cache findings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", probdl.FindingWarning)
         found = probdl.infer(normal_normal, *DATA, method=method, seed=1, **options)
     if method == "laplace":
         assert found.stats["mode"][0] == pytest.approx(MEAN)
-    said = [f for f in found.diagnose() if f.check in ("engine", "cache")]
-    return found, said
+    findings = [f for f in found.diagnose() if f.check in ("engine", "cache")]
+    return found, findings
 
 
 def native():
-    found, said = fit()
-    assert found.stats["engine"] == "native", said
-    return said
+    found, findings = fit()
+    assert found.stats["engine"] == "native", findings
+    return findings
 
 
 def slower(*parts):
-    """Fit on a slower engine, with one finding that has these parts."""
-    found, said = fit()
+    """Fit on a slower engine, and check that the only finding contains these parts."""
+    found, findings = fit()
     assert found.stats["engine"] != "native"
-    assert len(said) == 1
+    assert len(findings) == 1
     for part in parts:
-        assert part in str(said[0])
+        assert part in str(findings[0])
 
 
 def compiler(tmp_path, monkeypatch, script):
-    """Make $CC a shell script, in which "$@" are the arguments and $out is the file to write."""
+    """Set $CC to a shell script with the arguments "$@", which is to write the file $out."""
     path = tmp_path / "mycc"
     head = 'before=""; for a in "$@"; do [ "$before" = -o ] && out="$a"; before="$a"; done'
     path.write_text(f"#!/bin/bash\n{head}\n{textwrap.dedent(script)}\n")
@@ -82,12 +82,12 @@ ANSWERS = 'if [ "$1" = --version ]; then echo mycc 1.0; exit 0; fi\n'
 @pytest.mark.parametrize(
     "script",
     [
-        'if [ "$1" = --version ]; then exit 0; fi; exec cc "$@"',  # says nothing
+        'if [ "$1" = --version ]; then exit 0; fi; exec cc "$@"',  # prints nothing
         'if [ "$1" = --version ]; then printf \'caf\\xe9 1\\n\'; exit 0; fi; exec cc "$@"',
         ANSWERS + "printf 'd\\xe9pr\\xe9ci\\xe9\\n' >&2; exec cc \"$@\"",  # warns in Latin-1
     ],
 )
-def test_a_compiler_that_talks_oddly_compiles(tmp_path, monkeypatch, script):
+def test_a_compiler_with_unusual_output_works(tmp_path, monkeypatch, script):
     compiler(tmp_path, monkeypatch, script)
     assert native() == []
 
@@ -108,7 +108,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_a_compiler_that_fails_is_named_and_leaves_nothing(tmp_path, monkeypatch, folder, kind):
+def test_a_failing_compiler_is_named_and_leaves_no_files(tmp_path, monkeypatch, folder, kind):
     compiler(tmp_path, monkeypatch, ANSWERS + BAD[kind])
     slower("mycc", "CC")
     assert not list(folder.glob("*"))
@@ -117,7 +117,7 @@ def test_a_compiler_that_fails_is_named_and_leaves_nothing(tmp_path, monkeypatch
     assert [path.suffix for path in folder.iterdir()] == [".so"]
 
 
-def test_what_does_not_load_does_not_stay(folder):
+def test_an_entry_that_does_not_load_is_replaced(folder):
     assert native() == []
     (entry,) = folder.iterdir()
     body = b"no library, with a good digest"
@@ -129,18 +129,18 @@ def test_what_does_not_load_does_not_stay(folder):
     assert entry.stat().st_size > 1000
 
 
-def test_a_command_that_cannot_be_read(monkeypatch):
+def test_a_command_that_cannot_be_parsed(monkeypatch):
     monkeypatch.setenv("CC", "gcc 'x")
     slower("$CC", "No closing quotation")
 
 
-def test_a_compiler_that_is_not_there_is_passed_over(monkeypatch):
+def test_a_missing_compiler_is_skipped(monkeypatch):
     monkeypatch.setenv("CC", "nowhere-to-be-found")
     assert native() == []
 
 
 def running(word):
-    """Return whether a process with this word in its command is there."""
+    """Return whether a process with this word in its command is running."""
     found = subprocess.run(["pgrep", "-f", word], capture_output=True, text=True)
     return bool(found.stdout.split())
 
@@ -158,19 +158,19 @@ needs_pgrep = pytest.mark.skipif(shutil.which("pgrep") is None, reason="pgrep is
 
 @needs_pgrep
 @pytest.mark.parametrize("when", ["version", "compilation"])
-def test_a_compiler_that_hangs_is_ended_with_what_it_started(tmp_path, monkeypatch, when):
+def test_a_hanging_compiler_is_killed_with_its_children(tmp_path, monkeypatch, when):
     word = f"98765{os.getpid() % 1000:03d}"
     hang = f"cat > /dev/null; sleep {word} & wait"
     script = ANSWERS + hang if when == "compilation" else hang
     compiler(tmp_path, monkeypatch, script)
-    monkeypatch.setattr(toolchain, "ANSWER", 0.5)
-    monkeypatch.setattr(toolchain, "LIMIT", 0.5)
-    slower("mycc", "CC" if when == "version" else "not done after")
+    monkeypatch.setattr(toolchain, "VERSION_TIMEOUT", 0.5)
+    monkeypatch.setattr(toolchain, "COMPILE_TIMEOUT", 0.5)
+    slower("mycc", "CC" if when == "version" else "not finished after")
     assert ended(f"sleep {word}")
 
 
 @needs_pgrep
-def test_a_time_limit_covers_compiling(tmp_path, monkeypatch):
+def test_a_time_limit_includes_compilation(tmp_path, monkeypatch):
     word = f"98764{os.getpid() % 1000:03d}"
     compiler(tmp_path, monkeypatch, ANSWERS + f"cat > /dev/null; sleep {word} & wait")
     with pytest.raises(probdl.TimeLimitError, match="compile"):
@@ -179,7 +179,7 @@ def test_a_time_limit_covers_compiling(tmp_path, monkeypatch):
 
 
 @needs_pgrep
-def test_ctrl_c_ends_a_compiler(tmp_path, monkeypatch, interruptible):
+def test_ctrl_c_kills_the_compiler(tmp_path, monkeypatch, interruptible):
     word = f"98763{os.getpid() % 1000:03d}"
     compiler(tmp_path, monkeypatch, ANSWERS + f"cat > /dev/null; sleep {word} & wait")
 
@@ -196,44 +196,44 @@ def test_ctrl_c_ends_a_compiler(tmp_path, monkeypatch, interruptible):
     assert ended(f"sleep {word}")
 
 
-def test_the_doctor_waits_a_limited_time(tmp_path, monkeypatch):
+def test_the_doctor_has_a_time_limit(tmp_path, monkeypatch):
     compiler(tmp_path, monkeypatch, ANSWERS + "sleep 1000")
-    monkeypatch.setattr(health, "_LIMIT", 0.5)
+    monkeypatch.setattr(health, "_TOY_TIME_LIMIT", 0.5)
     report = probdl.doctor()
     assert not report.healthy
-    assert "not done after 0.5 s" in report.lines["toy model"]
+    assert "not finished after 0.5 s" in report.lines["toy model"]
 
 
-def test_training_without_a_compiler_is_right_and_says_so(tmp_path, monkeypatch):
+def test_training_without_a_compiler_is_correct_and_reports_it(tmp_path, monkeypatch):
     compiler(tmp_path, monkeypatch, ANSWERS + "exit 1")
-    found, said = fit(SVI)
+    found, findings = fit(SVI)
     assert found.stats["engine"] == "graph"
-    assert len(said) == 1
-    assert "mycc" in str(said[0])
+    assert len(findings) == 1
+    assert "mycc" in str(findings[0])
 
 
 @pytest.mark.parametrize(
-    ("helper", "method"), [("adam", SVI), ("walk", probdl.Metropolis(draws=200, warmup=200))]
+    ("kernel", "method"), [("adam", SVI), ("walk", probdl.Metropolis(draws=200, warmup=200))]
 )
-def test_a_helper_that_is_missing_costs_speed_alone(tmp_path, monkeypatch, helper, method):
-    """A compiler that makes models and fails at what samples or trains on them."""
+def test_a_missing_kernel_costs_only_speed(tmp_path, monkeypatch, kernel, method):
+    """A compiler that compiles models but fails to compile a kernel."""
     whole, _ = fit(method)
     script = (
         ANSWERS
         + f"""
         code=$(cat)
-        if grep -q ' {helper}(' <<< "$code"; then echo "no {helper} today" >&2; exit 1; fi
+        if grep -q ' {kernel}(' <<< "$code"; then echo "no {kernel} today" >&2; exit 1; fi
         cc "$@" <<< "$code"
     """
     )
     compiler(tmp_path, monkeypatch, script)
     for module in ("adam", "random_walk"):
-        kernel = importlib.import_module(f"probdl.compile.kernels.{module}")
-        getattr(kernel, f"_{module}").cache_clear()
-    found, said = fit(method)
+        loaded = importlib.import_module(f"probdl.compile.kernels.{module}")
+        getattr(loaded, f"_{module}").cache_clear()
+    found, findings = fit(method)
     assert found.stats["engine"] == "native"
-    assert len(said) == 1
-    assert f"no {helper} today" in str(said[0])
+    assert len(findings) == 1
+    assert f"no {kernel} today" in str(findings[0])
     np.testing.assert_allclose(found.draws["mu"], whole.draws["mu"], rtol=1e-6)
 
 
@@ -241,12 +241,12 @@ def test_a_helper_that_is_missing_costs_speed_alone(tmp_path, monkeypatch, helpe
 
 
 def replaced(*parts):
-    """Fit natively from a private folder, with one finding that has these parts."""
-    said = native()
-    assert len(said) == 1
+    """Fit with a private folder, and check that the only finding contains these parts."""
+    findings = native()
+    assert len(findings) == 1
     for part in ("PROBDL_CACHE", "private", *parts):
-        assert part in str(said[0])
-    assert native() == said  # known by now, and said all the same
+        assert part in str(findings[0])
+    assert native() == findings  # reported again
 
 
 def test_a_folder_that_is_a_file(folder):
@@ -271,7 +271,7 @@ def test_a_folder_that_cannot_be_written(folder, monkeypatch):
     folder.mkdir(mode=0o700)
     right = cache.tempfile.mkstemp
 
-    def mkstemp(*args, **kwargs):  # root can write to a folder without the bits
+    def mkstemp(*args, **kwargs):  # root can write to a read-only folder
         if kwargs.get("dir") == folder:
             raise OSError(30, "Read-only file system")
         return right(*args, **kwargs)
@@ -280,7 +280,7 @@ def test_a_folder_that_cannot_be_written(folder, monkeypatch):
     replaced("Read-only file system")
 
 
-def test_a_disk_that_was_full_is_used_again(folder, monkeypatch):
+def test_a_disk_that_is_no_longer_full_is_used_again(folder, monkeypatch):
     folder.mkdir(mode=0o700)
     right, full = cache.tempfile.mkstemp, [True]
 
@@ -297,7 +297,7 @@ def test_a_disk_that_was_full_is_used_again(folder, monkeypatch):
     assert list(folder.glob("*.so"))
 
 
-def test_a_disk_that_nothing_is_run_from(folder, monkeypatch):
+def test_a_disk_that_forbids_running_programs(folder, monkeypatch):
     right = library._load
 
     def load(path, functions):
@@ -319,7 +319,7 @@ def test_a_relative_folder(tmp_path, monkeypatch, name):
     assert len(list((tmp_path / name).glob("*.so"))) == 1
 
 
-def test_a_new_folder_is_the_users_alone(folder):
+def test_a_new_folder_is_private_to_the_user(folder):
     assert native() == []
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o700}
@@ -347,7 +347,7 @@ def only_entry(folder):
     return next(folder.iterdir())
 
 
-def test_an_entry_that_others_can_write_is_made_again(folder):
+def test_an_entry_that_others_can_write_is_compiled_again(folder):
     entry = only_entry(folder)
     entry.chmod(0o777)
     assert native() == []
@@ -355,7 +355,7 @@ def test_an_entry_that_others_can_write_is_made_again(folder):
 
 
 @pytest.mark.skipif(os.name != "posix" or os.getuid() != 0, reason="only root gives files away")
-def test_what_another_user_owns_is_not_loaded(folder):
+def test_an_entry_of_another_user_is_not_loaded(folder):
     entry = only_entry(folder)
     os.chown(entry, 12345, 12345)
     assert native() == []
@@ -393,7 +393,7 @@ def test_an_entry_that_is_a_link_is_replaced(folder, tmp_path):
 
 
 def test_a_home_that_cannot_be_written(tmp_path):
-    """Neither ours nor ArviZ's cache, nor matplotlib's settings; a file stands for the disk."""
+    """No folder can be made: for our cache, ArviZ's cache, or matplotlib's settings."""
     (tmp_path / "file").write_text("")
     home = str(tmp_path / "file" / "home")
     env = {k: v for k, v in os.environ.items() if k not in ("PROBDL_CACHE", "XDG_CACHE_HOME")}
@@ -414,7 +414,7 @@ def test_a_home_that_cannot_be_written(tmp_path):
     assert done.stdout.split() == ["native", "1", "cache"]
 
 
-def test_the_private_folder_goes_with_the_process(tmp_path):
+def test_the_private_folder_is_removed_with_the_process(tmp_path):
     code = """if True:
         import os, numpy as np, probdl
         from probdl.compile.runtime import cache

@@ -1,4 +1,4 @@
-"""Compiled training steps: the same estimator as Pyro's, with new random numbers each time."""
+"""Compiled training steps: the same estimator as Pyro's, with new random numbers at each step."""
 
 import functools
 
@@ -51,7 +51,7 @@ def mixture_guide(y):
 
 
 def score_guide(y):
-    """A guide that cannot be reparameterised, so its gradient is a score function's."""
+    """A guide that is not reparameterized, so its gradient is a score-function estimate."""
     loc = pyro.param("loc", torch.tensor(0.3))
     scale = pyro.param("scale", torch.tensor(0.4), constraint=constraints.positive)
     pyro.sample("mu", dist.Normal(loc, scale).has_rsample_(False))
@@ -106,14 +106,14 @@ def test_value_and_gradient_agree_in_distribution_with_pyros(name):
     a, b = np.array(ours), np.array(expected)
     error = np.sqrt((a.var(0) + b.var(0)) / count)
     np.testing.assert_array_less(np.abs(a.mean(0) - b.mean(0)), 4 * error)
-    # Variances, with the standard error that their own fourth moments give them.
+    # Compare variances too, with standard errors from the fourth moments.
     spread = [np.square(x - x.mean(0)) for x in (a, b)]
     error = np.sqrt(sum(s.var(0) for s in spread) / count)
     np.testing.assert_array_less(np.abs(spread[0].mean(0) - spread[1].mean(0)), 4 * error)
 
 
 @pytest.mark.parametrize("engine", ["native", "inductor", "graph", "eager"])
-def test_every_step_draws_anew(engine):
+def test_every_step_draws_new_random_numbers(engine):
     with isolated(2), evaluation():
         step, _, _, data = step_of(model, guide, "trace", 1, engine)
         assert step.engine == engine
@@ -124,13 +124,13 @@ def test_every_step_draws_anew(engine):
             losses.append(step(data))
     losses = np.array(losses)
     assert len(set(losses)) == len(losses)
-    # White noise: no correlation from one step to the next, nor from one block to the next.
+    # White noise: no correlation between successive steps, or between successive blocks.
     for lag in (1, BLOCK):
         r = np.corrcoef(losses[lag:], losses[:-lag])[0, 1]
         assert abs(r) < 4 / np.sqrt(len(losses) - lag)
 
 
-def test_minibatches_of_few_columns_are_read_anew():
+def test_each_minibatch_of_few_columns_is_read():
     def line(x, y):
         w = pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
         with pyro.plate("obs", len(x)):
@@ -151,7 +151,7 @@ def test_minibatches_of_few_columns_are_read_anew():
         assert loss == pytest.approx(-float(known), rel=1e-9)
 
 
-def test_adam_in_c_is_that_of_torch():
+def test_adam_in_c_agrees_with_torch():
     def fit(optimizer):
         method = probdl.SVI(
             guide="normal", steps=1000, optimizer=optimizer, clip_norm=5.0, learning_rate=0.02
@@ -164,7 +164,7 @@ def test_adam_in_c_is_that_of_torch():
         np.testing.assert_allclose(ours.stats["params"][name], value, rtol=1e-8)
 
 
-def test_a_guide_that_draws_by_its_parameters_runs_as_a_graph():
+def test_a_guide_that_is_not_reparameterized_runs_as_a_graph():
     with isolated(1), evaluation():
         step, findings, _, data = step_of(model, score_guide, "trace", 1)
         losses = {step(data) for _ in range(20)}
@@ -173,7 +173,7 @@ def test_a_guide_that_draws_by_its_parameters_runs_as_a_graph():
     assert len(losses) == 20
 
 
-def test_control_flow_on_values_runs_eagerly_and_is_told():
+def test_control_flow_on_values_runs_eagerly_and_is_reported():
     def branching(y):
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
         width = 1.0 if mu > 0 else 2.0

@@ -1,4 +1,4 @@
-"""Adversarial training: known targets, what a fit says of itself, how runs end and resume."""
+"""Adversarial training: known targets, findings, interruptions and checkpoints, bad input."""
 
 import functools
 
@@ -11,7 +11,7 @@ from torch import nn
 
 import probdl
 from benchmarks.gan import modes, play_ring
-from probdl.methods.adversarial.losses import gan
+from probdl.methods.adversarial.training import AdversarialTraining
 from probdl.nn import MLP, lipschitz_bound
 
 
@@ -73,11 +73,11 @@ def test_a_normal_is_learned(loss, x):
         assert fit.stats["value"][-250:].mean() == pytest.approx(-2 * np.log(2), abs=0.05)
     assert fit.stats["engine"] == "graph"
     assert not fit.diagnose()
-    assert torch.equal(net.weight, before)  # the caller's own stays as it was
+    assert torch.equal(net.weight, before)  # the caller's network is unchanged
     assert {"d_real", "d_fake", "generator_loss", "discriminator_loss"} <= set(fit.stats)
 
 
-def test_traced_steps_are_those_of_torch(x):
+def test_traced_steps_equal_eager_steps(x):
     for loss in ("minimax", "wasserstein", "hinge"):
         stats = []
         for engine in ("auto", "eager"):
@@ -90,14 +90,14 @@ def test_traced_steps_are_those_of_torch(x):
         assert len(set(stats[0]["discriminator_loss"])) == 30  # new draws at each step
 
 
-def test_spectral_normalisation_holds_the_critic_to_slope_one(x):
+def test_spectral_normalisation_limits_the_slope_of_the_critic_to_one(x):
     method = probdl.GAN(discriminator=critic(), loss="hinge", steps=300)
     fit = probdl.infer(program(line()), x[:500], method=method, seed=1)
     assert lipschitz_bound(fit.stats["discriminator"]) < 1.1
 
 
 @pytest.mark.filterwarnings("ignore::probdl.FindingWarning")
-def test_a_gradient_penalty_holds_the_slope_down(x):
+def test_a_gradient_penalty_limits_the_slope(x):
     slope = {}
     for penalty in (1e-6, 10.0):
         settings = {"steps": 500, "batch_size": 128, "gradient_penalty": penalty}
@@ -108,7 +108,7 @@ def test_a_gradient_penalty_holds_the_slope_down(x):
     assert slope[1e-6] > 2 * slope[10.0]
 
 
-def test_a_generator_that_leaves_data_out_is_told():
+def test_a_generator_that_misses_data_is_reported():
     class Constant(nn.Module):
         def __init__(self):
             super().__init__()
@@ -126,10 +126,10 @@ def test_a_generator_that_leaves_data_out_is_told():
     assert "mode_collapse" in [f.check for f in fit.diagnose()]
 
 
-def test_a_saturated_discriminator_is_told():
+def test_a_saturated_discriminator_is_reported():
     far = 100 + torch.randn(500, 1, generator=torch.Generator().manual_seed(0))
     method = probdl.GAN(discriminator=critic(), loss="minimax", steps=600, learning_rate=1e-3)
-    with pytest.warns(probdl.FindingWarning, match="the discriminator is saturated"):
+    with pytest.warns(probdl.FindingWarning, match="The discriminator is saturated"):
         probdl.infer(program(line()), far, method=method, seed=1)
 
 
@@ -147,21 +147,21 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_state(x):
 
 
 @pytest.mark.filterwarnings("ignore::probdl.FindingWarning")
-def test_an_interrupted_run_goes_on_to_the_same_result(x, tmp_path, monkeypatch):
+def test_an_interrupted_run_resumes_to_the_same_result(x, tmp_path, monkeypatch):
     def fit(folder):
         settings = {"steps": 500, "checkpoint": folder, "every": 100, "ema": 0.9}
         method = probdl.GAN(discriminator=critic(), loss="hinge", **settings)
         return probdl.infer(program(line()), x[:300], method=method, seed=1)
 
     whole = fit(None)
-    advance = gan._Run.advance
+    advance = AdversarialTraining.advance
 
     def stop(run, *args):
         if run.done == 250:
             raise KeyboardInterrupt
         return advance(run, *args)
 
-    monkeypatch.setattr(gan._Run, "advance", stop)
+    monkeypatch.setattr(AdversarialTraining, "advance", stop)
     part = fit(tmp_path)
     assert len(part.stats["value"]) == 250
     assert "interrupted" in [f.check for f in part.diagnose()]
@@ -173,7 +173,7 @@ def test_an_interrupted_run_goes_on_to_the_same_result(x, tmp_path, monkeypatch)
 
 
 @pytest.mark.filterwarnings("ignore::probdl.FindingWarning")
-def test_a_finished_run_goes_on_to_more_steps(x, tmp_path):
+def test_a_finished_run_continues_to_more_steps(x, tmp_path):
     def fit(steps, folder):
         method = probdl.GAN(discriminator=critic(), steps=steps, checkpoint=folder, ema=0.9)
         return probdl.infer(program(line()), x[:300], method=method, seed=1)
@@ -184,7 +184,7 @@ def test_a_finished_run_goes_on_to_more_steps(x, tmp_path):
 
 
 class Normalised(nn.Module):
-    """A program that holds its network, which keeps running statistics."""
+    """A model that is a module, whose network has running statistics."""
 
     def __init__(self):
         super().__init__()
@@ -197,14 +197,14 @@ class Normalised(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore::probdl.FindingWarning")
-def test_running_statistics_are_trained_in_a_module_and_told_of_in_a_closure(x):
+def test_running_statistics_are_trained_in_a_module_and_reported_in_a_closure(x):
     torch.manual_seed(0)
     model = Normalised()
     method = probdl.GAN(discriminator=critic(), steps=200)
     fit = probdl.infer(model, x[:300], method=method, seed=1)
     assert fit.stats["engine"] == "graph"
     assert not torch.equal(fit.model.net[1].running_var, torch.ones(8))
-    assert torch.equal(model.net[1].running_var, torch.ones(8))  # the caller's own stays
+    assert torch.equal(model.net[1].running_var, torch.ones(8))  # the caller's network is unchanged
     closed = probdl.infer(program(model.net), x[:300], method=method, seed=1)
     finding = next(f for f in closed.diagnose() if f.check == "engine")
     assert "running statistics" in finding.message
@@ -213,7 +213,7 @@ def test_running_statistics_are_trained_in_a_module_and_told_of_in_a_closure(x):
 
 @pytest.mark.parametrize("loss", ["wasserstein", "hinge"])
 def test_eight_normals_on_a_ring_are_all_covered(loss):
-    """All five seeds, in longer training, are in the benchmark of adversarial training."""
+    """The benchmark of adversarial training has longer runs with five seeds."""
     fit = play_ring(loss, 0, steps=3000)
     covered, near = modes(fit.predict(4000)["x"])
     assert covered == 8
@@ -221,8 +221,8 @@ def test_eight_normals_on_a_ring_are_all_covered(loss):
     assert not fit.diagnose()
 
 
-def test_a_collapsed_generator_is_told():
-    with pytest.warns(probdl.FindingWarning, match="the generator leaves parts of the data out"):
+def test_a_collapsed_generator_is_reported():
+    with pytest.warns(probdl.FindingWarning, match="the generator misses parts of the data"):
         fit = play_ring("minimax", 0, steps=1000)
     assert modes(fit.predict(4000)["x"])[0] < 8
 
@@ -247,7 +247,7 @@ def test_bad_input_is_refused(x):
     for settings, message in (
         ({"loss": "wasserstien"}, "did you mean 'wasserstein'"),
         ({"ema": 1.0}, "below 1"),
-        ({"steps": 1, "epochs": 1}, "give one"),
+        ({"steps": 1, "epochs": 1}, "pass one of them"),
         ({"discriminator_steps": 0}, "at least 1"),
     ):
         with pytest.raises(probdl.SettingError, match=message):

@@ -1,4 +1,4 @@
-"""Importance sampling: known evidence and posterior, weights, and proposals that do not serve."""
+"""Importance sampling: known evidence and posterior, weights, and unsuitable proposals."""
 
 import numpy as np
 import pyro
@@ -98,13 +98,13 @@ def test_discrete_sites_are_summed_out():
     assert abs(fit.stats["log_evidence"] - exact) < 4 * fit.stats["log_evidence_standard_error"]
 
 
-def test_a_proposal_far_from_the_posterior_is_told():
+def test_a_proposal_far_from_the_posterior_is_reported():
     with pytest.warns(probdl.FindingWarning, match="the proposal does not match the posterior"):
         fit = probdl.infer(location, np.full(200, 5.0), method="importance", seed=1)
     assert fit.stats["ess"] < 100
 
 
-def test_what_cannot_be_sampled_is_refused():
+def test_models_that_cannot_be_sampled_are_refused():
     def flat(y):
         mu = pyro.sample("mu", dist.ImproperUniform(dist.constraints.real, (), ()))
         pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
@@ -121,9 +121,9 @@ def test_what_cannot_be_sampled_is_refused():
         probdl.Importance(num_samples=5)
 
 
-def test_more_weights_than_torchs_multinomial_takes(monkeypatch):
+def test_more_weights_than_torchs_multinomial_accepts(monkeypatch):
     log_weights = np.log(np.array([0.0, 0.2, 0.5, 0.0, 0.3]) + 1e-300)
-    monkeypatch.setattr(weighting, "_MOST", 4)
+    monkeypatch.setattr(weighting, "MULTINOMIAL_MAX", 4)
     chosen = weighting.resample(log_weights, 40_000, torch.Generator().manual_seed(1))
     shares = np.bincount(chosen.numpy(), minlength=5) / 40_000
     np.testing.assert_allclose(shares, [0, 0.2, 0.5, 0, 0.3], atol=4 * 0.5 / 200)

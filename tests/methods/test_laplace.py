@@ -1,4 +1,4 @@
-"""The Laplace approximation: its evidence, its weights, and where it cannot be made."""
+"""The Laplace approximation: evidence, weights, and models without an approximation."""
 
 import numpy as np
 import pyro
@@ -35,19 +35,19 @@ def test_a_posterior_with_heavier_tails_has_a_high_pareto_k():
     assert fit.stats["pareto_k"] > 0.7
 
 
-def test_an_approximation_that_is_much_too_wide_is_told(schools):
-    # The mode of log tau is where there is little mass.
+def test_an_approximation_that_is_much_too_wide_is_reported(schools):
+    # At the mode of log tau there is little posterior mass.
     method = probdl.Laplace(draws=10_000)
     with pytest.warns(probdl.FindingWarning, match=r"Pareto k-hat of its importance ratios"):
         fit = probdl.infer(eight_schools, *schools, method=method, seed=1)
     assert fit.stats["pareto_k"] > 0.7
 
 
-def test_draws_that_are_worth_few_are_told_though_their_ratios_are_bounded():
+def test_few_effective_draws_are_reported_even_with_bounded_ratios():
     weights = np.full(1000, 1e-300)
-    weights[:50] = 1 / 50  # fifty draws where the mass is, the others nowhere near
+    weights[:50] = 1 / 50  # fifty draws near the posterior mass, the others far away
     (finding,) = check_weights(np.log(weights), 0.1, "the normal approximation")
-    assert "1000 draws of it are worth 50 of the posterior" in finding.message
+    assert "effective sample size of its 1000 weighted draws is 50" in finding.message
     assert check_weights(np.full(1000, -np.log(1000)), 0.1, "the normal approximation") == []
 
 
@@ -57,13 +57,11 @@ def test_a_direction_without_curvature_is_named():
         b = pyro.sample("b", dist.ImproperUniform(dist.constraints.real, (), ()))
         pyro.sample("y", dist.Normal(a + b, 1.0), obs=y)
 
-    with pytest.raises(
-        probdl.ModelError, match=r"does not curve down at its mode along [ab], [ab]"
-    ):
+    with pytest.raises(probdl.ModelError, match=r"is not concave at its mode along [ab], [ab]"):
         probdl.infer(model, np.ones(3), method="laplace", seed=1)
 
 
-def test_params_are_held_and_told():
+def test_params_are_held_and_reported():
     def model(y):
         shift = pyro.param("shift", torch.tensor(5.0))
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))

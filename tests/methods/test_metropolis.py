@@ -1,4 +1,4 @@
-"""Metropolis: closed forms, reference posteriors, and what it says of itself."""
+"""Metropolis: closed forms, reference posteriors, adaptation and findings."""
 
 import _thread
 import os
@@ -26,7 +26,7 @@ NAMES = [
 
 
 def assert_agrees(draws, mean, sd):
-    """Check means within four Monte Carlo standard errors and a little, by ArviZ's ESS."""
+    """Check means to about four Monte Carlo standard errors, by ArviZ's effective sample size."""
     posterior = idata.to_idata({"posterior": draws})
     sizes = idata.ess(posterior, "bulk")
     for name, array in draws.items():
@@ -53,7 +53,7 @@ def test_a_conjugate_posterior():
 
 
 def test_a_density_without_a_gradient():
-    """A site that counts in steps: the log density is flat between them."""
+    """A step function of a site enters the model, so the log density is piecewise flat."""
 
     def model(y):
         x = pyro.sample("x", dist.Uniform(0.0, 10.0))
@@ -77,7 +77,7 @@ def test_a_density_without_a_gradient():
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.filterwarnings("ignore::probdl.FindingWarning")
 def test_reference_posteriors(name):
-    """The means agree with the reference, and so with NUTS, which is tested against it too."""
+    """The means agree with the reference, as those of NUTS do in another test."""
     posterior = POSTERIORS[name]
     data, reference, _ = read(Path(os.environ["PROBDL_SHARED"]) / "posteriordb", name)
     method = probdl.Metropolis(draws=2000, warmup=2000, thin=60)
@@ -115,14 +115,14 @@ def test_it_adapts_to_correlation():
     assert not fit.diagnose()
 
 
-def test_few_moves_are_told():
+def test_rejected_moves_are_reported():
     method = probdl.Metropolis(draws=200, warmup=0, chains=2)
 
     def narrow(y):
         w = pyro.sample("w", dist.Normal(torch.zeros(20), 1e-3).to_event(1))
         pyro.sample("y", dist.Normal(w.sum(), 1.0), obs=y)
 
-    with pytest.warns(probdl.FindingWarning, match="hardly went anywhere"):
+    with pytest.warns(probdl.FindingWarning, match="barely moved"):
         probdl.infer(narrow, torch.tensor(0.0), method=method, seed=1)
 
 

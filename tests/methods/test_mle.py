@@ -21,7 +21,7 @@ CLASSES = (RNG.random(200) < 1 / (1 + np.exp(-X @ [1.0, -0.5, 0.0] - 0.3))).asty
 
 
 def normal(y):
-    mu = pyro.sample("mu", dist.Normal(100.0, 0.1))  # a prior that must not count
+    mu = pyro.sample("mu", dist.Normal(100.0, 0.1))  # a prior that must be ignored
     sigma = pyro.sample("sigma", dist.HalfNormal(0.01))
     with pyro.plate("obs", len(y)):
         pyro.sample("y", dist.Normal(mu, sigma), obs=y)
@@ -61,12 +61,12 @@ def test_the_estimate_and_its_standard_error_equal_the_closed_form(name):
     assert not fit.diagnose()
 
 
-def test_the_likelihood_at_the_maximum_and_its_reading_as_cross_entropy():
+def test_the_likelihood_and_the_cross_entropy_at_the_maximum():
     fit = probdl.infer(normal, Y, method="mle", seed=1)
     expected = stats.norm(Y.mean(), Y.std()).logpdf(Y).sum()
     assert fit.stats["log_likelihood"] == pytest.approx(expected)
     assert fit.stats["lp"].item() == pytest.approx(expected)
-    # Of a normal at its maximum the cross-entropy is its own entropy.
+    # At the maximum, the cross-entropy of a normal is its entropy.
     entropy = stats.norm(Y.mean(), Y.std()).entropy()
     assert fit.stats["cross_entropy"] == pytest.approx(entropy)
 
@@ -113,7 +113,7 @@ def test_a_mixture_sums_its_discrete_site_out():
     weight, mu = fit.draws["weight"].item(), fit.draws["mu"][0, 0]
     density = (1 - weight) * stats.norm(mu[0], 1).pdf(y) + weight * stats.norm(mu[1], 1).pdf(y)
     assert fit.stats["log_likelihood"] == pytest.approx(np.log(density).sum())
-    # At the maximum each component's mean is that of the data, weighted by responsibility.
+    # At the maximum, the mean of a component is the mean of the data, weighted by responsibility.
     share = weight * stats.norm(mu[1], 1).pdf(y) / density
     assert mu[1] == pytest.approx((share * y).sum() / share.sum(), abs=1e-6)
     assert weight == pytest.approx(share.mean(), abs=1e-6)
@@ -141,7 +141,7 @@ def test_a_network_is_fitted_through_its_own_parameters():
     np.testing.assert_allclose(weights, exact[0][1:], atol=1e-6)
     np.testing.assert_allclose(
         fit.predict(X)["y"][0, 0] - y, 0.0, atol=8 * residual
-    )  # not only shapes
+    )  # values, not only shapes
 
 
 def test_a_flat_likelihood_is_found_and_named():
@@ -152,7 +152,7 @@ def test_a_flat_likelihood_is_found_and_named():
     finding = next(f for f in fit.diagnose() if f.check == "flat")
     assert {"mu", "tau", "theta_trans"} >= set(finding.sites) >= {"mu"}
     assert "2 directions" in finding.message
-    # What the data do tell, they tell: the effects are identified, with their errors.
+    # The data identify the effects, with their standard errors.
     np.testing.assert_allclose(fit.draws["theta"][0, 0], np.arange(8.0), atol=1e-6)
     np.testing.assert_allclose(
         fit.stats["standard_error"]["theta"], np.arange(9.0, 17.0), rtol=1e-4
@@ -176,7 +176,7 @@ def test_collinear_predictors_are_flat_and_ill_conditioned_ones_are_not():
 
 
 def test_separated_classes_have_no_maximum():
-    with pytest.warns(probdl.FindingWarning, match="no maximum at a finite value"):
+    with pytest.warns(probdl.FindingWarning, match="no maximum at finite values"):
         fit = probdl.infer(logistic_regression, X, X[:, 0] > 0, method="mle", seed=1)
     assert "no_maximum" in [f.check for f in fit.diagnose()]
     fit = probdl.infer(logistic_regression, X, X[:, 0] > 0, method="map", seed=1)

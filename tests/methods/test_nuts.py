@@ -1,4 +1,4 @@
-"""NUTS and HMC: their statistics, their findings, and what an interrupt leaves."""
+"""NUTS and HMC: statistics, findings, and interruptions."""
 
 import os
 import signal
@@ -68,7 +68,7 @@ def fit(request):
         return probdl.infer(correlated, method=method, seed=6)
 
 
-def test_stats_bear_arviz_names_and_mean_what_they_say(fit):
+def test_stats_have_arvizs_names_and_meanings(fit):
     stats, shape = dict(fit.stats), (2, 400)
     assert stats.pop("engine") == fit.method.engine
     assert {name: stats[name].shape for name in stats} == dict.fromkeys(
@@ -77,22 +77,22 @@ def test_stats_bear_arviz_names_and_mean_what_they_say(fit):
     )  # fmt: skip
     assert stats["diverging"].dtype == bool
     assert ((stats["acceptance_rate"] >= 0) & (stats["acceptance_rate"] <= 1)).all()
-    assert 0.6 < stats["acceptance_rate"].mean() < 0.97  # about target_accept
+    assert 0.6 < stats["acceptance_rate"].mean() < 0.97  # target_accept is 0.8
     depth, steps = stats["tree_depth"].astype(int), stats["n_steps"].astype(int)
-    # A tree of depth k has 2^k - 1 steps; the last doubling may end early, and nutpie counts its
+    # A tree of depth k has 2^k - 1 steps. The last doubling may end early, and nutpie counts its
     # steps but not its depth.
     assert (2 ** (depth + (fit.method.engine == "native")) - 1 >= steps).all()
     assert (2 ** (depth - 1) - 1 < steps).all()
-    # nutpie jitters the step size by 10 %, Pyro does not; neither adapts it any more.
+    # nutpie jitters the step size by 10 %, Pyro does not; neither adapts it after warm-up.
     assert (np.ptp(stats["step_size"], axis=1) <= 0.25 * stats["step_size"].mean(1)).all()
     # Energy is minus the log density plus a kinetic energy of 2 dimensions, chi²(2) / 2: at the
-    # draw itself where nutpie tells it, at the draw before it where Pyro does.
+    # draw itself in nutpie, and at the draw before it in Pyro.
     if fit.method.engine == "native":
         kinetic = stats["energy"] + stats["lp"]
     else:
         kinetic = stats["energy"][:, 1:] + stats["lp"][:, :-1]
-    # Newer releases of nutpie add a constant, whose estimate is off by the error of a mean.
-    estimated = fit.method.engine == "native" and nutpie_adapter._private()[0].between
+    # Newer releases of nutpie add a constant, whose estimate has the standard error of a mean.
+    estimated = fit.method.engine == "native" and nutpie_adapter._private()[0].extra_arguments
     assert (kinetic > (-4 / np.sqrt(400) if estimated else 0)).all()
     error = float(az.mcse(probdl.io.idata.to_idata({"posterior": {"k": kinetic}}))["k"])
     assert abs(kinetic.mean() - 1.0) < 4 * error
@@ -109,7 +109,7 @@ def funnel():
     pyro.sample("x", dist.Normal(torch.zeros(5), (v / 2).exp()).to_event(1))
 
 
-def test_a_funnel_diverges_and_the_finding_says_what_to_do():
+def test_a_funnel_diverges_and_the_finding_has_a_remedy():
     method = probdl.NUTS(draws=200, warmup=200, chains=2, max_treedepth=6)
     with pytest.warns(probdl.FindingWarning, match="transitions diverged"):
         fit = probdl.infer(funnel, method=method, seed=1)
@@ -119,7 +119,7 @@ def test_a_funnel_diverges_and_the_finding_says_what_to_do():
 
 
 @pytest.mark.parametrize("engine", ["native", "eager"])
-def test_short_trajectories_are_told(engine):
+def test_short_trajectories_are_reported(engine):
     def model():
         cov = torch.tensor([[1.0, 0.9999], [0.9999, 1.0]])
         pyro.sample("x", dist.MultivariateNormal(torch.zeros(2), cov))
@@ -133,7 +133,7 @@ def test_short_trajectories_are_told(engine):
 
 
 @pytest.mark.parametrize("engine", ["native", "eager"])
-def test_few_coordinates_have_their_correlations_learnt(engine):
+def test_correlations_are_learnt_in_low_dimensions(engine):
     def model():
         cov = torch.tensor([[1.0, 0.999], [0.999, 1.0]])
         pyro.sample("x", dist.MultivariateNormal(torch.zeros(2), cov))
@@ -157,7 +157,7 @@ def test_chains_in_two_modes_do_not_agree():
     finding = next(f for f in fit.diagnose() if f.check == "rhat")
     assert finding.severity == "error"
     assert finding.sites == ("x",)
-    assert fit.diagnose()[0].severity == "error"  # the gravest first
+    assert fit.diagnose()[0].severity == "error"  # the most severe first
 
 
 @pytest.mark.filterwarnings("ignore::probdl.FindingWarning")
@@ -165,7 +165,7 @@ def test_ctrl_c_returns_the_draws_of_the_native_engine(interruptible, monkeypatc
     method = probdl.NUTS(draws=50_000_000, warmup=50, chains=2)
     wait = nutpie_adapter._wait
 
-    def interrupted(sampling):  # once it samples
+    def interrupted(sampling):  # called once sampling has begun
         threading.Timer(2.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
         return wait(sampling)
 

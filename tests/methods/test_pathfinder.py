@@ -1,4 +1,4 @@
-"""Pathfinder: exact on normal posteriors, honest elsewhere, and a start for NUTS."""
+"""Pathfinder: exact for normal posteriors, findings for others, and starting points for NUTS."""
 
 import numpy as np
 import pyro
@@ -49,7 +49,7 @@ def test_a_regression_agrees_with_nuts():
     assert fit.stats["pareto_k"] < 0.7
 
 
-def test_heavy_tails_are_told():
+def test_heavy_tails_are_reported():
     def cauchy():
         pyro.sample("x", dist.Cauchy(torch.zeros(5), 1.0).to_event(1))
 
@@ -59,7 +59,7 @@ def test_heavy_tails_are_told():
 
 
 def test_nuts_starts_from_a_path():
-    # Narrow and far away: from random starts, no warm-up to speak of is not enough.
+    # The posterior is narrow and far away: with random starts, so short a warm-up is not enough.
     def far(y):
         x = pyro.sample("x", dist.Normal(1000.0, torch.tensor([0.01, 0.02])).to_event(1))
         pyro.sample("y", dist.Normal(x.sum(), 1.0), obs=y)
@@ -83,12 +83,12 @@ def test_the_same_seed_gives_the_same_fit():
     assert not np.array_equal(fits[0].draws["x"], fits[2].draws["x"])
 
 
-def test_a_density_without_a_top_is_refused():
+def test_a_density_without_a_maximum_is_refused():
     def rising(y):
         x = pyro.sample("x", dist.ImproperUniform(dist.constraints.real, (), ()))
         pyro.factor("f", x + 0 * y)
 
-    with pytest.raises(probdl.ModelError, match="curves down"):
+    with pytest.raises(probdl.ModelError, match="is concave"):
         probdl.infer(rising, torch.tensor(0.0), method="pathfinder", seed=1)
     with pytest.raises(probdl.SettingError, match="at least 25"):
         probdl.Pathfinder(draws=3)

@@ -1,4 +1,4 @@
-"""SVI: known posteriors, minibatches, how runs end and resume, and errors that teach."""
+"""SVI: known posteriors, minibatches, interruptions and checkpoints, findings and errors."""
 
 import _thread
 import functools
@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import probdl
 from probdl.io.idata import groups
-from probdl.methods.training.loop import training
+from probdl.methods.variational.training import VariationalTraining
 from probdl.models import eight_schools, linear_regression
 
 
@@ -40,7 +40,7 @@ def regression():
 
 
 def exact(x, noise=1.0, scale=10.0, y=None):
-    """The posterior of intercept and slopes under known noise."""
+    """Return mean and covariance of intercept and slopes under known noise."""
     design = np.c_[np.ones(len(x)), x]
     covariance = np.linalg.inv(design.T @ design / noise**2 + np.eye(design.shape[1]) / scale**2)
     return covariance @ design.T @ y / noise**2, covariance
@@ -57,7 +57,7 @@ def test_a_full_rank_guide_finds_a_normal_posterior(regression):
     fit = probdl.infer(linear_regression, x, y, noise=1.0, method=method, seed=1)
     found = coefficients(fit)
     sd = np.sqrt(np.diag(covariance))
-    # Monte Carlo error of 4000 draws, and what stochastic gradients leave.
+    # The tolerance allows for the error of 4000 draws, and for the noise of stochastic gradients.
     np.testing.assert_array_less(np.abs(found.mean(0) - mean) / sd, 0.1)
     np.testing.assert_allclose(found.std(0) / sd, 1.0, atol=0.1)
     np.testing.assert_allclose(np.corrcoef(found.T), covariance / np.outer(sd, sd), atol=0.1)
@@ -89,7 +89,7 @@ def test_the_delta_guide_is_map(regression):
 
 
 @pytest.mark.parametrize("guide", [AutoNormal, functools.partial(AutoNormal, init_scale=0.5)])
-def test_pyros_guide_classes_are_taken(guide):
+def test_pyros_guide_classes_are_accepted(guide):
     fit = probdl.infer(location, np.ones(8), method=probdl.SVI(guide=guide, steps=2000), seed=1)
     assert fit.draws["mu"].mean() == pytest.approx(8 / 9, abs=4 * (1 / 3) / np.sqrt(1000) + 0.02)
 
@@ -106,8 +106,8 @@ def test_minibatches_estimate_the_same_posterior(regression):
 
 
 def test_the_loss_of_minibatches_is_scaled_to_all_rows():
-    # With all rows the same, each batch must say what all the data say, the short one too; a
-    # delta guide has no noise.
+    # If all rows are equal, the scaled loss of each batch must equal the loss of all data, also for
+    # the short batch. A delta guide has no noise.
     y = torch.full((50,), 0.7)
     settings = {"guide": "delta", "steps": 60, "learning_rate": 1e-12}
     whole = probdl.infer(location, y, method=probdl.SVI(**settings), seed=1)
@@ -115,7 +115,7 @@ def test_the_loss_of_minibatches_is_scaled_to_all_rows():
     np.testing.assert_allclose(whole.stats["elbo"], parts.stats["elbo"], rtol=1e-6)
 
 
-def test_one_epoch_takes_each_row_once():
+def test_one_epoch_uses_each_row_once():
     seen = []
 
     class Rows(torch.utils.data.Dataset):
@@ -127,15 +127,17 @@ def test_one_epoch_takes_each_row_once():
             return torch.tensor(float(i))
 
     loader = DataLoader(Rows(), batch_size=4, shuffle=True)
-    with pytest.warns(probdl.FindingWarning):  # it is far from converged
+    with pytest.warns(probdl.FindingWarning):  # it has not converged
         fit = probdl.infer(location, loader, method=probdl.SVI(epochs=3, draws=30), seed=1)
     assert len(fit.stats["elbo"]) == 9
-    epochs = np.array(seen[4:]).reshape(3, 10)  # the first batch tells the shapes
+    epochs = np.array(seen[4:]).reshape(
+        3, 10
+    )  # before them, the first batch is used to trace the model
     assert all(sorted(e) == list(range(10)) for e in epochs)
     assert not np.array_equal(epochs[0], epochs[1])
 
 
-def test_a_data_loader_does_what_batch_size_does():
+def test_a_data_loader_works_like_batch_size():
     y = torch.from_numpy(np.random.default_rng(0).normal(0.5, 1.0, 200))
     loader = DataLoader(TensorDataset(y), batch_size=50, shuffle=True)
     fit = probdl.infer(location, loader, method=probdl.SVI(epochs=500), seed=1)
@@ -150,7 +152,7 @@ def test_a_data_loader_does_what_batch_size_does():
 def test_discrete_sites_are_summed_out():
     def mixture(y):
         low = pyro.sample("low", dist.Normal(-2.0, 1.0))
-        gap = pyro.sample("gap", dist.LogNormal(1.0, 0.5))  # the two cannot change places
+        gap = pyro.sample("gap", dist.LogNormal(1.0, 0.5))  # positive, so the modes are ordered
         mu = torch.stack([low, low + gap])
         with pyro.plate("obs", len(y)):
             z = pyro.sample("z", dist.Categorical(torch.tensor([0.4, 0.6])))
@@ -190,8 +192,8 @@ def test_the_settings_lead_to_the_posterior(settings):
     assert params["AutoNormal.scales.mu"] == pytest.approx(1 / 3, abs=0.08)
 
 
-def test_annealing_takes_the_kl_term_in_by_and_by():
-    # With the gradient off, the loss at temperature b is E[-log p(y|z)] + b KL.
+def test_annealing_raises_the_weight_of_the_kl_term():
+    # Without parameter updates, the loss at temperature b is E[-log p(y|z)] + b KL.
     y = np.ones(4)
     settings = {"steps": 2000, "learning_rate": 1e-12, "num_particles": 10, "draws": 30}
     plain = probdl.infer(location, y, method=probdl.SVI(**settings), seed=1)
@@ -211,9 +213,9 @@ def test_patience_ends_a_run_that_no_longer_improves():
     assert [f.check for f in fit.diagnose()] == ["early_stopping"]
 
 
-def test_a_run_that_is_too_short_is_told():
+def test_a_run_that_is_too_short_is_reported():
     method = probdl.SVI(steps=200, schedule="constant")
-    with pytest.warns(probdl.FindingWarning, match="the ELBO still rose"):
+    with pytest.warns(probdl.FindingWarning, match="The ELBO was still rising"):
         probdl.infer(location, np.full(50, 30.0), method=method, seed=1)
 
 
@@ -231,7 +233,7 @@ def test_the_same_seed_gives_the_same_fit():
 
 
 class Regression(nn.Module):
-    """A network in the plain style of Pyro's older tutorials."""
+    """A network in the style of Pyro's older tutorials."""
 
     def __init__(self):
         super().__init__()
@@ -252,7 +254,7 @@ def line():
     return torch.from_numpy(x), torch.from_numpy(y)
 
 
-def test_weights_of_a_network_are_fitted_and_the_callers_stay(line):
+def test_weights_of_a_network_are_fitted_in_a_copy(line):
     torch.manual_seed(0)
     module = Regression()
     before = {k: v.clone() for k, v in module.state_dict().items()}
@@ -264,13 +266,13 @@ def test_weights_of_a_network_are_fitted_and_the_callers_stay(line):
     weight = fit.model.line.weight.detach().numpy()[0]
     np.testing.assert_allclose(weight, least_squares[:2], atol=0.01)
     assert fit.draws["sigma"].mean() == pytest.approx(0.2, abs=0.03)
-    # The fit predicts and scores with the fitted weights, not with the first ones.
+    # The fit predicts and scores with the fitted weights, not with the initial ones.
     predicted = fit.predict(line[0])["y"].mean((0, 1))
     assert np.mean((predicted - line[1].numpy()) ** 2) < 0.06
     assert fit.log_predictive(*line).total / 400 > -0.2
 
 
-def test_a_network_in_a_closure_is_left_as_it_was(line):
+def test_a_network_in_a_closure_is_unchanged(line):
     torch.manual_seed(0)
     net = nn.Linear(2, 1)
     before = net.weight.clone()
@@ -290,10 +292,10 @@ def test_a_network_in_a_closure_is_left_as_it_was(line):
     assert np.mean((predicted - line[1].numpy()) ** 2) < 0.12
 
 
-# -- what a fit says of itself ---------------------------------------------------------------
+# -- findings ------------------------------------------------------------------------------
 
 
-def test_k_hat_tells_the_centred_schools_from_a_regression(schools, regression):
+def test_k_hat_is_high_for_centred_schools_and_low_for_a_regression(schools, regression):
     sigma, effect = schools
 
     def centred(sigma, y):
@@ -307,7 +309,7 @@ def test_k_hat_tells_the_centred_schools_from_a_regression(schools, regression):
         fit = probdl.infer(centred, sigma, effect, method=probdl.SVI(draws=10_000), seed=1)
     assert fit.stats["pareto_k"] > 0.7
     (finding,) = [f for f in fit.diagnose() if f.check == "pareto_k"]
-    assert finding.remedy.startswith("Train for more steps, or take a guide")
+    assert finding.remedy.startswith("Train for more steps, or use a more flexible guide")
     method = probdl.SVI(guide="multivariate_normal")
     fit = probdl.infer(linear_regression, *regression, method=method, seed=1)
     assert fit.stats["pareto_k"] < 0.7
@@ -315,7 +317,7 @@ def test_k_hat_tells_the_centred_schools_from_a_regression(schools, regression):
 
 
 def falling(y):
-    """A model whose scale falls below zero when it is trained too fast."""
+    """A model whose scale becomes negative if the learning rate is too high."""
     scale = pyro.param("scale", torch.tensor(0.5))
     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
     with pyro.plate("obs", len(y)):
@@ -325,7 +327,7 @@ def falling(y):
 @pytest.mark.parametrize("engine", ["native", "eager"])
 def test_a_loss_that_is_not_finite_keeps_the_last_good_state(engine):
     method = probdl.SVI(steps=2000, schedule="constant", learning_rate=0.3, engine=engine)
-    with pytest.warns(probdl.FindingWarning, match=r"the loss became nan at step \d+"):
+    with pytest.warns(probdl.FindingWarning, match=r"The loss became nan at step \d+"):
         fit = probdl.infer(falling, torch.zeros(20), method=method, seed=1)
     finding = next(f for f in fit.diagnose() if f.check == "loss_not_finite")
     assert "site 'y'" in finding.message
@@ -347,15 +349,15 @@ def test_a_loss_that_is_not_finite_from_the_start_is_an_error():
         probdl.infer(never, torch.ones(1), method=probdl.SVI(guide=guide), seed=1)
 
 
-def test_ctrl_c_returns_what_there_is(interruptible, monkeypatch):
-    method, end = probdl.SVI(steps=5_000_000, draws=50), training._Run.end_block
+def test_ctrl_c_returns_the_state_reached(interruptible, monkeypatch):
+    method, end = probdl.SVI(steps=5_000_000, draws=50), VariationalTraining.end_block
 
     def ended(self):
         end(self)
         if self.done == 3000:
             _thread.interrupt_main()
 
-    monkeypatch.setattr(training._Run, "end_block", ended)
+    monkeypatch.setattr(VariationalTraining, "end_block", ended)
     with pytest.warns(probdl.FindingWarning, match="interrupted after"):
         fit = probdl.infer(location, np.ones(5), method=method, seed=1)
     assert fit.draws["mu"].mean() == pytest.approx(5 / 6, abs=0.3)
@@ -401,7 +403,7 @@ SCRIPT = textwrap.dedent(
 
 
 @pytest.mark.parametrize("kind", ["native", "minibatch", "network"])
-def test_a_killed_run_goes_on_to_the_same_result(kind, tmp_path):
+def test_a_killed_run_resumes_to_the_same_result(kind, tmp_path):
     script = tmp_path / "run.py"
     script.write_text(SCRIPT)
 
@@ -431,7 +433,7 @@ def test_a_killed_run_goes_on_to_the_same_result(kind, tmp_path):
 
 @pytest.mark.filterwarnings("ignore::probdl.FindingWarning")
 @pytest.mark.parametrize("batch_size", [None, 5])
-def test_a_finished_run_goes_on_to_more_steps(batch_size, tmp_path):
+def test_a_finished_run_continues_to_more_steps(batch_size, tmp_path):
     def fit(steps, folder, schedule="constant"):
         settings = {"schedule": schedule, "batch_size": batch_size, "draws": 20}
         method = probdl.SVI(steps=steps, checkpoint=folder, **settings)
@@ -443,7 +445,7 @@ def test_a_finished_run_goes_on_to_more_steps(batch_size, tmp_path):
     np.testing.assert_array_equal(longer.stats["elbo"], whole.stats["elbo"])
     with pytest.raises(probdl.SettingError, match="took 700 steps, more than the 400 of this"):
         fit(400, tmp_path / "a")
-    fit(300, tmp_path / "b", "cosine")  # its learning rate has come to zero
+    fit(300, tmp_path / "b", "cosine")  # its learning rate ends at zero
     with pytest.raises(probdl.SettingError, match="its steps is 300, and now it is 700"):
         fit(700, tmp_path / "b", "cosine")
 
@@ -451,7 +453,7 @@ def test_a_finished_run_goes_on_to_more_steps(batch_size, tmp_path):
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     method = probdl.SVI(steps=200, checkpoint=tmp_path, draws=30)
     probdl.infer(location, np.ones(5), method=method, seed=1)
-    again = probdl.infer(location, np.ones(5), method=method, seed=1)  # it is over: nothing to do
+    again = probdl.infer(location, np.ones(5), method=method, seed=1)  # already complete
     assert len(again.stats["elbo"]) == 200
     with pytest.raises(probdl.SettingError, match="its seed is 1, and now it is 2"):
         probdl.infer(location, np.ones(5), method=method, seed=2)
@@ -465,7 +467,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
 # -- bad input -------------------------------------------------------------------------------
 
 
-def test_guide_and_model_that_differ_are_told_apart():
+def test_guide_and_model_with_different_sites_are_refused():
     def guide(y):
         pyro.sample("nu", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
 
@@ -473,7 +475,7 @@ def test_guide_and_model_that_differ_are_told_apart():
         probdl.infer(location, np.ones(3), method=probdl.SVI(guide=guide), seed=1)
 
 
-def test_batches_that_cannot_be_are_refused():
+def test_impossible_minibatches_are_refused():
     with pytest.raises(probdl.SettingError, match="the data have 3 rows along plate 'obs'"):
         probdl.infer(location, np.ones(3), method=probdl.SVI(batch_size=4), seed=1)
 
@@ -494,7 +496,7 @@ def test_batches_that_cannot_be_are_refused():
         ({"guide": "normall"}, "did you mean 'normal'"),
         ({"guide": 3}, "must be a name, a function"),
         ({"steps": 0}, "at least 1"),
-        ({"steps": 10, "epochs": 1}, "give one"),
+        ({"steps": 10, "epochs": 1}, "pass one of them"),
         ({"learning_rate": -1}, "above 0"),
         ({"optimizer": "Adamm"}, "a class of torch.optim"),
         ({"optimizer": torch.optim.SGD([torch.zeros(1, requires_grad=True)])}, "the class"),
@@ -509,11 +511,11 @@ def test_settings_out_of_range_are_refused(settings, message):
         probdl.SVI(**settings)
 
 
-def test_an_estimator_that_would_be_wrong_is_refused():
+def test_an_estimator_that_would_be_biased_is_refused():
     with pytest.raises(probdl.SettingError, match="Jacobian"):
         probdl.infer(location, np.ones(3), method=probdl.SVI(elbo="mean_field"), seed=1)
     method = probdl.SVI(guide=AutoMultivariateNormal(location))
-    with pytest.raises(probdl.SettingError, match="tied to a model of its own"):
+    with pytest.raises(probdl.SettingError, match="tied to a model, not to the copy"):
         probdl.infer(location, np.ones(3), method=method, seed=1)
 
 

@@ -1,4 +1,4 @@
-"""Simulation-based calibration: it passes what is right, and finds what is wrong on purpose."""
+"""Simulation-based calibration: correct methods pass, and deliberate errors are found."""
 
 from dataclasses import dataclass, replace
 
@@ -28,7 +28,7 @@ def location(y):
 
 @dataclass(frozen=True, repr=False)
 class Wrong(probdl.Laplace):
-    """The exact posterior of this model, then moved or stretched."""
+    """The exact posterior of this model, shifted or stretched."""
 
     shift: float = 0.0
     stretch: float = 1.0
@@ -65,7 +65,7 @@ def test_an_exact_method_is_calibrated():
         ({"stretch": 1.5}, "too wide"),
     ],
 )
-def test_a_method_that_is_wrong_on_purpose_is_found(settings, how):
+def test_deliberate_errors_are_found(settings, how):
     with pytest.warns(probdl.FindingWarning, match=f"the draws are {how}"):
         found = calibrate(location, wrong(**settings), (Y,), simulations=500, seed=1)
     assert not found.calibrated
@@ -79,7 +79,7 @@ def test_nuts_is_calibrated_on_eight_schools():
     found = calibrate(eight_schools, method, data, simulations=250, seed=1)
     assert found.calibrated
     assert list(found.table.index[:3]) == ["mu", "tau", "theta_trans[0]"]
-    # The share of intervals that hold the true value, over all ten scalars.
+    # The number of intervals that hold the true value, for each of the ten scalars.
     inside = ((found.ranks >= 5) & (found.ranks < 95)).mean("simulation") * 250
     low, high = stats.binom.interval(0.9999, 250, 0.9)
     assert np.all((low <= inside) & (inside <= high))
@@ -102,7 +102,7 @@ def test_nuts_covers_a_logistic_regression():
     assert found.calibrated
 
 
-def test_a_mean_field_guide_is_found_too_narrow():
+def test_a_mean_field_guide_is_reported_as_too_narrow():
     """Two strongly correlated parameters: the marginals of a mean-field guide are too narrow."""
 
     def model(y):
@@ -117,7 +117,7 @@ def test_a_mean_field_guide_is_found_too_narrow():
     assert not found.calibrated
 
 
-def test_the_band_holds_all_points_at_once():
+def test_the_band_holds_simultaneously_for_all_points():
     points, low, high = idata.ecdf_band(100, 99, 0.9)
     rng = np.random.default_rng(0)
     out = 0
@@ -126,7 +126,7 @@ def test_the_band_holds_all_points_at_once():
         ecdf = np.searchsorted(shares, points, side="right") / 100
         out += bool(((ecdf < low) | (ecdf > high)).any())
     lower, upper = stats.binom.interval(0.9999, 1000, 0.1)
-    assert 0.5 * lower <= out <= upper  # the points are discrete, so it may be too wide
+    assert 0.5 * lower <= out <= upper  # the ranks are discrete, so the band may be wide
 
 
 def test_ranks_repeat_and_do_not_depend_on_workers():
@@ -145,8 +145,8 @@ def test_the_plot_shows_each_parameter():
     )
 
 
-def test_bad_input_is_refused():
-    with pytest.raises(probdl.SettingError, match="gives 1 draws"):
+def test_invalid_input_is_an_error():
+    with pytest.raises(probdl.SettingError, match="returns 1 draws"):
         calibrate(location, "mle", (Y,), simulations=30)
     with pytest.raises(probdl.SettingError, match="simulations=5"):
         calibrate(location, "nuts", (Y,), simulations=5)
@@ -160,5 +160,5 @@ def test_bad_input_is_refused():
         calibrate(flat, "nuts", (Y,), simulations=30)
 
 
-def test_no_method_is_left_behind():
+def test_the_method_of_this_file_is_not_registered():
     assert "wrong" not in METHODS  # the class above has no name of its own

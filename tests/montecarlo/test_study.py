@@ -1,4 +1,4 @@
-"""Studies of estimators against theory: bias, variance, rates, coverage; and what is told."""
+"""Studies of estimators against theory: bias, variance, rates, coverage; and warnings."""
 
 from dataclasses import dataclass
 
@@ -34,14 +34,14 @@ def found():
     return study(normal, QUICK, truth, sizes=SIZES, replicates=600, seed=1)
 
 
-def test_the_ml_variance_is_biased_by_as_much_as_theory_says(found):
+def test_the_bias_of_the_ml_variance_matches_theory(found):
     of = found.sel(parameter="variance")
     expected = -4.0 / np.array(SIZES)
     assert np.all(np.abs(of.bias.values - expected) < 4 * of.bias_se.values)
     assert np.all(np.abs(found.sel(parameter="mu").bias) < 4 * found.sel(parameter="mu").bias_se)
 
 
-def test_variance_and_mse_are_those_of_the_sampling_distributions(found):
+def test_variance_and_mse_match_the_sampling_distributions(found):
     n = np.array(SIZES)
     mean, variance = (found.sel(parameter=p) for p in ("mu", "variance"))
     assert np.all(np.abs(mean.variance - 4 / n) < 4 * mean.variance_se)
@@ -104,7 +104,7 @@ def test_a_posterior_is_an_estimator_too():
     assert abs(of.variance - (4 / 5) ** 2 / 4) < 4 * of.variance_se + 0.002
 
 
-def test_data_of_another_distribution_give_the_projection_and_say_so():
+def test_data_from_another_distribution_give_the_projection_with_a_warning():
     """A normal fitted to exponential data tends to their mean and variance."""
 
     def generator(n, seed):
@@ -115,7 +115,7 @@ def test_data_of_another_distribution_give_the_projection_and_say_so():
             normal, QUICK, {"mu": 0.0}, sizes=[400], replicates=100, generator=generator, seed=4
         )
     assert made.attrs["target"] == "kl_projection"
-    # Of 100,000 rows: the standard errors are 0.006 and 0.036.
+    # With 100,000 rows, the standard errors are 0.006 and 0.036.
     assert np.all(np.abs(made.truth.values - [2.0, 4.0]) < [0.025, 0.15])
     assert np.all(np.abs(made.bias) < 4 * made.bias_se + 0.03)
     coverage = float(made.coverage.sel(parameter="variance").squeeze())
@@ -136,17 +136,17 @@ def test_interchangeable_parameters_are_not_identified():
     fit = probdl.infer(mixture, y, method=probdl.MLE(starts=8), seed=1)
     assert "not_identified" in [f.check for f in fit.diagnose()]
     drawn = probdl.infer(mixture, y, method=probdl.NUTS(draws=300, warmup=300), seed=2)
-    assert abs(np.diff(drawn.draws["mu"].mean(1)[:, 0])).max() > 3  # chains are at both modes
+    assert abs(np.diff(drawn.draws["mu"].mean(1)[:, 0])).max() > 3  # the chains are at both modes
     assert "multimodal" in [f.check for f in drawn.diagnose()]
 
 
-def test_parameters_that_cannot_be_told_apart_are_told():
+def test_unidentified_parameters_are_reported():
     def redundant(y):
         a, b = pyro.sample("a", dist.Normal(0.0, 1.0)), pyro.sample("b", dist.Normal(0.0, 1.0))
         with pyro.plate("obs", len(y)):
             pyro.sample("y", dist.Normal(a + b, 1.0), obs=y)
 
-    with pytest.warns(probdl.FindingWarning, match="cannot be told apart"):
+    with pytest.warns(probdl.FindingWarning, match="are not identified"):
         made = study(redundant, QUICK, {"a": 1.0, "b": 0.0}, sizes=[20], replicates=10)
     assert made.attrs["findings"]["flat"] == 10
 
@@ -176,33 +176,33 @@ def test_a_plot_shows_all_sizes(found):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"truth": None}, "give truth="),
-        ({"truth": {"nu": 1.0}}, "does not have"),
-        ({"truth": {"mu": [1.0, 2.0]}}, "has the shape"),
-        ({"sizes": [0, 5]}, "different numbers of at least 1"),
+        ({"truth": None}, "Pass truth="),
+        ({"truth": {"nu": 1.0}}, "is not a site of the model"),
+        ({"truth": {"mu": [1.0, 2.0]}}, "has shape"),
+        ({"sizes": [0, 5]}, "distinct integers of at least 1"),
         ({"replicates": 1}, "at least 2"),
-        ({"interval_prob": 1.0}, "between 0 and 1"),
+        ({"interval_prob": 1.0}, "above 0 and below 1"),
     ],
 )
-def test_bad_settings_are_refused(settings, message):
+def test_invalid_settings_are_an_error(settings, message):
     options = {"truth": {"mu": 0.0}, "sizes": [5], "replicates": 2, **settings}
     with pytest.raises(probdl.SettingError, match=message):
         study(normal, QUICK, options.pop("truth"), **options)
 
 
-def test_data_that_are_computed_are_told():
+def test_observations_computed_from_arguments_are_an_error():
     def model(y):
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
         with pyro.plate("obs", len(y)):
             pyro.sample("y", dist.Normal(mu, 1.0), obs=2 * y)
 
-    with pytest.raises(probdl.ModelError, match="computed of its arguments"):
+    with pytest.raises(probdl.ModelError, match="computed from the model's arguments"):
         study(model, QUICK, {"mu": 0.0}, sizes=[5], replicates=2)
 
 
 @pytest.mark.parametrize("method", [probdl.MLE(), probdl.MAP()], ids=["mle", "map"])
-def test_quick_refits_are_the_same_fits(method):
-    """What a study leaves out for the second data set on does not change its estimates."""
+def test_refits_equal_full_fits(method):
+    """The work that a study skips from the second data set on does not change its estimates."""
     made = study(normal, method, {"mu": 1.0, "variance": 4.0}, sizes=[20], replicates=4, seed=5)
     simulated = Simulator(normal, (np.zeros(20),))
     with isolated(stream(5, "data", 20)):
@@ -216,7 +216,7 @@ def test_quick_refits_are_the_same_fits(method):
             assert float(made.high[0, i, j]) == pytest.approx(found + float(width), rel=1e-6)
 
 
-def test_ctrl_c_returns_what_there_is():
+def test_ctrl_c_returns_partial_results():
     calls = []
 
     @dataclass(frozen=True, repr=False)
@@ -227,7 +227,7 @@ def test_ctrl_c_returns_what_there_is():
                 raise KeyboardInterrupt
             return super().refit(fit, program, seed)
 
-    with pytest.warns(probdl.FindingWarning, match="interrupted at n = 10"):
+    with pytest.warns(probdl.FindingWarning, match="Interrupted at n = 10"):
         made = study(
             normal, Interrupted(starts=1), {"mu": 1.0}, sizes=[5, 10, 20], replicates=10,
             workers=1,

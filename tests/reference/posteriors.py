@@ -1,8 +1,8 @@
 """The reference posteriors as Pyro programs, written as a user would write them.
 
-Each entry of ``POSTERIORS`` tells how a file of the posteriordb folder becomes the arguments of
-a model, and how draws of the model's sites become the parameters that the file knows. See its
-README for the models; priors that it does not name are flat.
+Each entry of ``POSTERIORS`` maps the data of a file in the posteriordb folder to the arguments of a
+model, and draws of the model's sites to the parameters in the file. The README of the folder
+describes the models; priors that it does not name are flat.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def garch(y, sigma1):
 
 
 def hidden_markov(y):
-    """The forward algorithm, a step of the loop for each observation."""
+    """The forward algorithm, as a loop over the observations."""
     theta = torch.stack(
         [pyro.sample(name, dist.Dirichlet(torch.ones(2))) for name in ("theta1", "theta2")]
     )
@@ -116,7 +116,7 @@ def gaussian_process(x, y=None):
 
 @dataclass(frozen=True)
 class Posterior:
-    """How a file becomes a model's arguments, and its draws the file's parameters."""
+    """A model, with functions from data to its arguments and from its draws to parameters."""
 
     model: Callable[..., Any]
     arguments: Callable[[dict[str, np.ndarray]], tuple]

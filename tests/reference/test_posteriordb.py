@@ -1,4 +1,4 @@
-"""NUTS on the native engine against the reference posteriors of posteriordb, all thirteen."""
+"""NUTS on the native engine against all 13 reference posteriors of posteriordb."""
 
 import warnings
 
@@ -18,7 +18,7 @@ NUTS = probdl.NUTS(draws=2000, warmup=1000, chains=4, engine="native")
 def test_nuts_agrees_with_the_reference(name, shared):
     posterior = POSTERIORS[name]
     data, reference, count = read(shared / "posteriordb", name)
-    with warnings.catch_warnings():  # a few divergences do no harm to what is compared
+    with warnings.catch_warnings():  # a few divergences do not affect the comparison
         warnings.simplefilter("ignore", probdl.FindingWarning)
         fit = probdl.infer(posterior.model, *posterior.arguments(data), method=NUTS, seed=4)
     draws = scalars(posterior.parameters(fit.draws, data))
@@ -31,7 +31,7 @@ def test_nuts_agrees_with_the_reference(name, shared):
         assert draws[parameter].std() == pytest.approx(known["sd"], rel=0.1), parameter
 
 
-def test_the_eager_engine_agrees_too(shared):
+def test_the_eager_engine_agrees_with_the_reference(shared):
     name = "eight_schools-eight_schools_noncentered"
     data, reference, count = read(shared / "posteriordb", name)
     warnings.simplefilter("ignore", probdl.FindingWarning)  # a short run

@@ -1,9 +1,9 @@
 """Laplace and NUTS against posteriors that are known in closed form.
 
-Each model gives the posterior of its parameter and the predictive distribution of one new
-observation. Means, standard deviations and log densities must agree within 4 Monte Carlo
-standard errors; Laplace on these models is exact only where the posterior is normal on R^d,
-and elsewhere its draws count with their importance weights.
+For each conjugate model, the posterior of a parameter and the predictive distribution of one new
+observation are known. Means, standard deviations and densities must agree within 4 Monte Carlo
+standard errors. Laplace is exact only if the posterior is normal on R^d, so its draws are weighted
+by their importance weights.
 """
 
 from dataclasses import dataclass, replace
@@ -27,11 +27,11 @@ class Case:
     args: tuple
     kwargs: dict
     site: str
-    posterior: Any  # of the site
+    posterior: Any  # distribution of the site
     new: tuple  # arguments of a new observation
     observed: str
-    predictive: Any  # of the new observation
-    value: Any  # where its log density is compared
+    predictive: Any  # distribution of the new observation
+    value: Any  # at which the predictive densities are compared
 
 
 TRIALS, SUCCESSES = np.array([10, 12, 8]), np.array([7, 9, 4])
@@ -105,14 +105,15 @@ def mcse(x):
 
 
 def weighted(fit, x):
-    """Return mean and sd of x under a fit's importance weights, each with its standard error."""
+    """Return the mean of x and its standard error, and likewise the sd, with importance weights."""
     weights = np.exp(fit.stats["log_weights"].reshape(-1))
     weights = weights / weights.sum()
     mean = (weights * x).sum()
-    away = x - mean
-    sd = (weights * away**2).sum() ** 0.5
-    error = ((weights * away) ** 2).sum() ** 0.5
-    return mean, error, sd, (weights**2 * (away**2 - sd**2) ** 2).sum() ** 0.5 / (2 * sd)
+    deviation = x - mean
+    sd = (weights * deviation**2).sum() ** 0.5
+    mean_error = ((weights * deviation) ** 2).sum() ** 0.5
+    sd_error = (weights**2 * (deviation**2 - sd**2) ** 2).sum() ** 0.5 / (2 * sd)
+    return mean, mean_error, sd, sd_error
 
 
 def densities(fit, case):
@@ -129,16 +130,16 @@ def exact_density(case):
 
 def test_nuts_draws_from_the_posterior(case, nuts):
     x = nuts.draws[case.site].reshape(2, -1)
-    of_mean, of_sd = mcse(x)
-    assert abs(x.mean() - case.posterior.mean()) < 4 * of_mean
-    assert abs(x.std() - case.posterior.std()) < 4 * of_sd
+    mean_error, sd_error = mcse(x)
+    assert abs(x.mean() - case.posterior.mean()) < 4 * mean_error
+    assert abs(x.std() - case.posterior.std()) < 4 * sd_error
 
 
 def test_nuts_predicts_and_scores_a_new_observation(case, nuts):
     new = nuts.predict(*case.new, **case.kwargs)[case.observed].reshape(2, -1)
-    of_mean, of_sd = mcse(new)
-    assert abs(new.mean() - case.predictive.mean()) < 4 * of_mean
-    assert abs(new.std() - case.predictive.std()) < 4 * of_sd
+    mean_error, sd_error = mcse(new)
+    assert abs(new.mean() - case.predictive.mean()) < 4 * mean_error
+    assert abs(new.std() - case.predictive.std()) < 4 * sd_error
     scored = nuts.log_predictive(*case.new, case.value, **case.kwargs)
     tolerance = 4 * mcse(densities(nuts, case))[0]
     assert abs(np.exp(scored.joint) - exact_density(case)) < tolerance
@@ -146,26 +147,26 @@ def test_nuts_predicts_and_scores_a_new_observation(case, nuts):
     assert scored.joint == pytest.approx(scored.total)
 
 
-def test_laplace_draws_with_their_weights_are_from_the_posterior(case, laplace):
+def test_weighted_laplace_draws_agree_with_the_posterior(case, laplace):
     assert laplace.stats["pareto_k"] < 0.7
-    mean, of_mean, sd, of_sd = weighted(laplace, laplace.draws[case.site].reshape(-1))
-    assert abs(mean - case.posterior.mean()) < 4 * of_mean
-    assert abs(sd - case.posterior.std()) < 4 * of_sd
+    mean, mean_error, sd, sd_error = weighted(laplace, laplace.draws[case.site].reshape(-1))
+    assert abs(mean - case.posterior.mean()) < 4 * mean_error
+    assert abs(sd - case.posterior.std()) < 4 * sd_error
 
 
 def test_laplace_predicts_and_scores_a_new_observation(case, laplace):
     new = laplace.predict(*case.new, **case.kwargs)[case.observed].reshape(-1)
-    mean, of_mean, sd, of_sd = weighted(laplace, new)
-    assert abs(mean - case.predictive.mean()) < 4 * of_mean
-    assert abs(sd - case.predictive.std()) < 4 * of_sd
+    mean, mean_error, sd, sd_error = weighted(laplace, new)
+    assert abs(mean - case.predictive.mean()) < 4 * mean_error
+    assert abs(sd - case.predictive.std()) < 4 * sd_error
     density = densities(laplace, case).reshape(-1)
-    mean, of_mean, _, _ = weighted(laplace, density)
-    assert abs(mean - exact_density(case)) < 4 * of_mean
+    mean, mean_error, _, _ = weighted(laplace, density)
+    assert abs(mean - exact_density(case)) < 4 * mean_error
     scored = laplace.log_predictive(*case.new, case.value, **case.kwargs)
     assert scored.joint == pytest.approx(np.log(density.mean()))
 
 
-def test_laplace_is_exact_where_the_posterior_is_normal(case, laplace):
+def test_laplace_is_exact_if_the_posterior_is_normal(case, laplace):
     if case.model not in (normal_normal, linear_regression):
         pytest.skip("the posterior is not normal on R^d")
     i = laplace.stats["labels"].index(case.site if case.site == "mu" else "beta[0]")

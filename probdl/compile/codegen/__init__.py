@@ -1,1 +1,1 @@
-"""From a graph to C, one file for each family of operations."""
+"""Code generation: from a graph of tensor operations to C."""

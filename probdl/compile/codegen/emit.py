@@ -1,9 +1,9 @@
 """Write a graph of tensor operations as C.
 
-Each tensor is a stretch of memory with strides, so that views cost nothing: their layout is
-computed by torch itself, on tensors without storage. Element-wise operations of one shape, and
-sums over all of it, share one loop; what only that loop reads never reaches memory. Work on
-single numbers is straight-line code, which keeps an unrolled loop over time affordable.
+A tensor is a buffer with strides, so that views cost nothing: torch computes their layout on meta
+tensors. Element-wise operations of the same shape, and sums over all of it, share one loop;
+intermediate results that only this loop reads are not written to memory. Operations on single
+numbers become straight-line code, so that an unrolled loop over time stays affordable.
 """
 
 from __future__ import annotations
@@ -17,9 +17,18 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from probdl.compile.codegen.handlers import EXACT, HANDLERS, VIEWS, reduction
 from probdl.compile.codegen.loops import Access, Element, contiguous, copy, nest, shifted
-from probdl.compile.codegen.operations import ALLOCATIONS, CONSTANTS, POINTWISE, REDUCTIONS, literal
+from probdl.compile.codegen.operations import (
+    ALLOCATIONS,
+    CONSTANTS,
+    EXACT,
+    POINTWISE,
+    REDUCTIONS,
+    RULES,
+    VIEWS,
+    literal,
+    reduction,
+)
 from probdl.compile.codegen.rows import RowPass, row_passes
 from probdl.compile.codegen.schedule import place, schedule
 from probdl.compile.codegen.statements import (
@@ -39,8 +48,8 @@ __all__ = ["Source", "emit", "is_view", "supports"]
 
 aten = torch.ops.aten
 
-PART_LINES = 250  # of a C function; compilers take more than linear time over long ones
-STACK = 4096  # numbers of work space that fit on any thread's stack
+MAX_FUNCTION_LINES = 250  # compile time grows faster than linearly with a function's length
+MAX_STACK_NUMBERS = 4096  # of work space; they fit on any thread's stack
 
 
 @dataclass(frozen=True)
@@ -49,8 +58,8 @@ class Source:
 
     Attributes:
         text: the translation unit; it defines ``int64_t logp(dim, z, grad, logp, user)``.
-        work: how many numbers of work space a call needs, 0 where the stack will do.
-        statements: how many operations there are, a measure of the code's length.
+        work: the size of the work space of a call, in numbers; 0 if it fits on the stack.
+        statements: the number of operations, a measure of the code's length.
     """
 
     text: str
@@ -59,7 +68,7 @@ class Source:
 
 
 def is_view(node: fx.Node) -> bool:
-    """Tell whether a node is another layout of its input."""
+    """Return whether a node is a view of its input."""
     return (
         isinstance(node.target, torch._ops.OpOverload)
         and (node.target.is_view or node.target.overloadpacket in VIEWS)
@@ -69,41 +78,44 @@ def is_view(node: fx.Node) -> bool:
 
 
 def supports(op: Any) -> bool:
-    """Tell whether an operation can be written as C."""
+    """Return whether an operation has a C form."""
     if not isinstance(op, torch._ops.OpOverload):
         return False
     packet = op.overloadpacket
-    if op in (aten.max.default, aten.min.default, aten.view.dtype):  # only their other forms
+    if op in (aten.max.default, aten.min.default, aten.view.dtype):  # only their other overloads
         return False
     return (
         packet in POINTWISE
         or packet in REDUCTIONS
         or packet in CONSTANTS
         or packet in ALLOCATIONS
-        or packet in HANDLERS
+        or packet in RULES
         or packet in VIEWS
         or op.is_view
     )
 
 
 def emit(graph: fx.Graph, dim: int) -> Source:
-    """Write a graph (z, *arrays) to (gradient, value) as C.
+    """Write a graph from (z, *arrays) to (gradient, value) as C.
 
     Raises:
-        UnsupportedError: an operation is not known here.
+        UnsupportedError: an operation has no C form.
     """
     return _Emitter(graph, dim).source()
 
 
 class _Emitter(Builder):
+    """Translates a graph to statements, and writes them as C."""
+
     def __init__(self, graph: fx.Graph, dim: int) -> None:
         super().__init__()
         self.dim = dim
         self.values: dict[fx.Node, Any] = {}
         self.passes: list[list[str]] = []  # C functions
-        self.own: dict[Buffer, tuple[int, int]] = {}  # within a pass over rows: see RowPass
+        # Of the row pass that is being written; see RowPass.
+        self.chunk_buffers: dict[Buffer, tuple[int, int]] = {}
         self.rows: tuple[str, str] | None = None
-        self.ways: dict[Statement, ByRows] = {}
+        self.by_rows: dict[Statement, ByRows] = {}
         arrays = 0
         for node in graph.nodes:
             if node.op == "placeholder":
@@ -129,18 +141,13 @@ class _Emitter(Builder):
         self.shape = tuple(node.meta["val"].shape) if "val" in node.meta else ()
         self.dtype = node.meta["val"].dtype if "val" in node.meta else None
         first = node.all_input_nodes[:1]
-        self.whole = bool(first) and first[0].meta.get("whole", False)
-        if self.dtype in (torch.uint8, torch.int8, torch.int16):
-            raise UnsupportedError(f"{node.target} computes in {self.dtype}, which wraps around")
-        single = self.dtype in (torch.float32, torch.float16, torch.bfloat16)
-        exact = op in EXACT or is_view(node)  # a number is the same in double precision
-        if (single and not exact) or (self.dtype is not None and self.dtype.is_complex):
-            raise UnsupportedError(f"{node.target} computes in {self.dtype}, not in float64")
+        self.input_fills_storage = bool(first) and first[0].meta.get("whole", False)
+        self.check_dtype(node)
         try:
             if is_view(node):
                 self.values[node] = self.view(node.target, args, kwargs)
-            elif op in HANDLERS:
-                self.values[node] = HANDLERS[op](self, *args, **kwargs)
+            elif op in RULES:
+                self.values[node] = RULES[op](self, *args, **kwargs)
             elif op in POINTWISE:
                 kwargs.pop("memory_format", None)
                 self.values[node] = self.pointwise(op, args, kwargs)
@@ -156,6 +163,17 @@ class _Emitter(Builder):
                 raise
             raise UnsupportedError(f"{node.target}: {error}") from error
 
+    def check_dtype(self, node: fx.Node) -> None:
+        """Refuse results that differ from those computed in float64."""
+        if self.dtype is None:
+            return
+        if self.dtype in (torch.uint8, torch.int8, torch.int16):
+            raise UnsupportedError(f"{node.target} computes in {self.dtype}, which wraps around")
+        single = self.dtype in (torch.float32, torch.float16, torch.bfloat16)
+        exact = node.target.overloadpacket in EXACT or is_view(node)  # type: ignore[union-attr]
+        if (single and not exact) or self.dtype.is_complex:
+            raise UnsupportedError(f"{node.target} computes in {self.dtype}, not in float64")
+
     def operand(self, x: Any) -> Any:
         if isinstance(x, fx.Node):
             return self.values[x]
@@ -167,7 +185,7 @@ class _Emitter(Builder):
         value = args[0]
         try:
             layout = op(value.layout, *args[1:], **kwargs)
-        except RuntimeError:  # a view in torch's layout, not in ours, which is contiguous
+        except RuntimeError:  # a view of torch's layout, but not of ours
             value = self.copied(value)
             layout = op(value.layout, *args[1:], **kwargs)
         if isinstance(layout, Tensor):
@@ -175,28 +193,28 @@ class _Emitter(Builder):
         return [value.like(part) for part in layout]
 
     def pointwise(self, op: Any, args: list[Any], kwargs: dict[str, Any]) -> Value:
-        if op in _SUMS and len(args) == 3:  # some take alpha by position
+        if op in _SUMS and len(args) == 3:  # alpha may be positional
             *args, kwargs["alpha"] = args
         if op in _SUMS and self.dtype is torch.bool:
             raise UnsupportedError(f"{op.__name__} of truth values has no C form")
         operands = [a for a in args if isinstance(a, Value)]
-        holes = [None if isinstance(a, Value) else a for a in args]
+        numbers = [None if isinstance(a, Value) else a for a in args]
         is_value = [isinstance(a, Value) for a in args]
         if op in _BITWISE and self.dtype != torch.bool:
             raise UnsupportedError(f"{op.__name__} of integers has no C form")
-        same = _neutral(op, args, kwargs)
-        if same is not None:
-            return same.like(same.layout.expand(self.shape))
+        unchanged = _unchanged_operand(op, args, kwargs)
+        if unchanged is not None:
+            return unchanged.like(unchanged.layout.expand(self.shape))
 
         def expression(*names: str) -> str:
             given = iter(names)
             parts = [
-                next(given) if value else (literal(hole) if _is_number(hole) else hole)
-                for value, hole in zip(is_value, holes, strict=True)
+                next(given) if value else (literal(number) if _is_number(number) else number)
+                for value, number in zip(is_value, numbers, strict=True)
             ]
             return POINTWISE[op](*parts, **kwargs)
 
-        expression(*("x" for _ in operands))  # raises here what it would raise later
+        expression(*("x" for _ in operands))  # so that an error is raised here and not later
         return self.elementwise(expression, operands, self.shape)
 
     # -- writing --------------------------------------------------------------------------
@@ -208,14 +226,14 @@ class _Emitter(Builder):
         parts: list[list[str]] = [[]]
         for group in groups:
             lines = self.group(group)
-            if parts[-1] and len(parts[-1]) + len(lines) > PART_LINES:
+            if parts[-1] and len(parts[-1]) + len(lines) > MAX_FUNCTION_LINES:
                 parts.append([])
             parts[-1] += lines
         signature = "const double *restrict z, const double *const *restrict d, double *restrict w"
         text = [files("probdl.compile.codegen").joinpath("prelude.h").read_text()]
         for i, lines in enumerate(self.passes):
-            more = "ptrdiff_t first, ptrdiff_t last, double *restrict own"
-            text += [f"static void pass{i}({signature}, {more}) {{", *lines, "}"]
+            own_parameters = "ptrdiff_t first, ptrdiff_t last, double *restrict own"
+            text += [f"static void pass{i}({signature}, {own_parameters}) {{", *lines, "}"]
         for i, lines in enumerate(parts):
             text += [f"static void part{i}({signature}, uint64_t threads) {{", *lines, "}"]
         text += [
@@ -225,7 +243,7 @@ class _Emitter(Builder):
             "const Bound *bound = user;",
             "const double *const *d = bound->data;",
         ]
-        on_stack = work <= STACK
+        on_stack = work <= MAX_STACK_NUMBERS
         text += (
             [f"double w[{max(work, 1)}];"] if on_stack else [_ACQUIRE.replace("WORK", str(work))]
         )
@@ -245,13 +263,13 @@ class _Emitter(Builder):
         return Source("\n".join(text) + "\n", 0 if on_stack else work, len(self.statements))
 
     def reader(self, buffer: Buffer | float) -> Element:
-        """Return how a C expression of an index becomes one of the element there."""
+        """Return the function from a C expression of a position to one of a buffer's element."""
         if not isinstance(buffer, Buffer):
             return lambda at: literal(buffer)
         if buffer.producer is None:
             return lambda at: f"{buffer.name}[{at}]"
-        if buffer in self.own:
-            start, row = self.own[buffer]
+        if buffer in self.chunk_buffers:
+            start, row = self.chunk_buffers[buffer]
             return lambda at: f"own[{start} + {at}{f' - {row} * lo' if row else ''}]"
         offset = self.offsets[buffer]
         return lambda at: f"w[{shifted(at, offset)}]"
@@ -262,7 +280,7 @@ class _Emitter(Builder):
             names = [self.reader(v.buffer) for v in first.operands]
             names += [self.reader(b) for b in first.outputs]
             if self.rows is not None:
-                return ["{", *self.ways[first].write(*names, *self.rows), "}"]
+                return ["{", *self.by_rows[first].write(*names, *self.rows), "}"]
             return ["{", *first.write(*names), "}"]
         return self.scalars(group) if math.prod(shape_of(first.key)) == 1 else self.loop(group)
 
@@ -289,7 +307,7 @@ class _Emitter(Builder):
         inside = {s.outputs[0]: s for s in group if not s.total}
         before: list[str] = []
         body: list[tuple[Statement, list[Any]]] = []
-        loads: dict[tuple[Buffer, Access], str] = {}  # names of what is read from memory
+        loads: dict[tuple[Buffer, Access], str] = {}  # C names of the elements read from memory
         for statement in group:
             names: list[Any] = []
             for value in statement.operands:
@@ -323,7 +341,10 @@ class _Emitter(Builder):
                     lines.append(REDUCTIONS[statement.total][1].format(statement.name, expression))
                     continue
                 lines.append(f"const double {statement.name} = {expression};")
-                if statement.outputs[0] in self.offsets or statement.outputs[0] in self.own:
+                if (
+                    statement.outputs[0] in self.offsets
+                    or statement.outputs[0] in self.chunk_buffers
+                ):
                     lines.append(f"{self.reader(statement.outputs[0])(at[-1])} = {statement.name};")
             return lines
 
@@ -335,12 +356,12 @@ class _Emitter(Builder):
         return ["{", *before, *loops, *after, "}"]
 
     def row_statement(self, row_pass: RowPass) -> Statement:
-        """Return the statement that a pass over rows is to the others."""
+        """Return a row pass as one statement among the others."""
         statement = Statement(
             0,
             None,
             row_pass.reads,
-            [*row_pass.gives, row_pass.memory],
+            [*row_pass.results, row_pass.memory],
             lambda *_: self.row_pass(row_pass),
         )
         for buffer in statement.outputs:
@@ -348,10 +369,14 @@ class _Emitter(Builder):
         return statement
 
     def row_pass(self, row_pass: RowPass) -> list[str]:
-        """Write a pass over rows as a function, and the code that calls it."""
-        self.own, self.rows, self.ways = row_pass.own, ("lo", "hi"), row_pass.ways
+        """Write a row pass as a C function, and return the code that calls it."""
+        self.chunk_buffers, self.rows, self.by_rows = (
+            row_pass.chunk_buffers,
+            ("lo", "hi"),
+            row_pass.by_rows,
+        )
         groups = [line for group in row_pass.groups for line in self.group(group)]
-        self.own, self.rows = {}, None
+        self.chunk_buffers, self.rows = {}, None
         block = row_pass.block
         self.passes.append(
             [
@@ -367,7 +392,7 @@ class _Emitter(Builder):
             f"over_rows((Rows){{pass{len(self.passes) - 1}, z, d, w, {row_pass.rows}, "
             f"{row_pass.chunks}, &{memory('0')}, {size}, 0}}, threads);"
         ]
-        for buffer, (start, row) in row_pass.own.items():
+        for buffer, (start, row) in row_pass.chunk_buffers.items():
             if row:
                 continue
             total = self.reader(buffer)
@@ -394,8 +419,8 @@ def _is_number(x: Any) -> bool:
     return isinstance(x, (bool, int, float))
 
 
-def _neutral(op: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Value | None:
-    """Return the operand that an operation leaves as it is: x + 0, x - 0, x * 1, x / 1, a copy."""
+def _unchanged_operand(op: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Value | None:
+    """Return the operand that equals the result: of x + 0, x - 0, x * 1, x / 1, or a copy."""
     if op is aten.clone:
         return args[0]  # type: ignore[no-any-return]
     if op not in _NEUTRAL or kwargs.get("rounding_mode") is not None:

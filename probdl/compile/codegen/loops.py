@@ -1,4 +1,4 @@
-"""Loops in C over tensors that are given by their strides."""
+"""C loops over tensors that are described by their strides."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 __all__ = ["Access", "Element", "contiguous", "copy", "nest", "shifted"]
 
 Access = tuple[tuple[int, ...], int]
-"""How a loop runs along a tensor: strides, and where it starts."""
+"""How a loop runs along a tensor: its strides, and the position of its first element."""
 
 Element = Callable[[str], str]
-"""From a C expression of an index to one of the element there."""
+"""A function from a C expression of a position to one of the element there."""
 
 
 def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
-    """Return the strides of a tensor without gaps, the last dimension the fastest."""
+    """Return the strides of a contiguous tensor; the last dimension varies fastest."""
     strides, step = [], 1
     for n in reversed(shape):
         strides.append(step)
@@ -23,7 +23,7 @@ def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def shifted(at: str, offset: int) -> str:
-    """Add an offset to an index."""
+    """Add an offset to a C expression of a position."""
     if not offset:
         return at
     return str(int(at) + offset) if at.isdigit() else f"{offset} + {at}"
@@ -37,16 +37,16 @@ def nest(
     index: str = "i",
     rows: tuple[str, str] | None = None,
 ) -> list[str]:
-    """Write a nest of loops over a shape, as few as the strides allow.
+    """Write nested loops over a shape, with as few levels as the strides allow.
 
     Args:
         shape: the sizes.
-        accesses: strides and start of each tensor that the body touches.
-        body: takes the C index into each tensor, returns lines.
+        accesses: the access of each tensor that the body reads or writes.
+        body: takes the C position in each tensor, and returns lines.
         pragma: the clause of ``omp simd`` on the innermost loop; None for no such pragma.
-        index: how to name the loop variables; a nest inside another needs another name.
-        rows: C names of the first index of the first dimension and of the one after the last,
-            where not all are wanted.
+        index: the prefix of the loop variables; nested calls need different ones.
+        rows: C names of the first index and the index after the last along the first dimension, to
+            loop over a block of rows only.
     """
     dims = [d for d, n in enumerate(shape) if n != 1]
     sizes = [shape[d] for d in dims]
@@ -91,7 +91,7 @@ def copy(
     source: Element,
     target: Element,
 ) -> list[str]:
-    """Write loops that copy one tensor to another, both over the same shape."""
+    """Write loops that copy one tensor to another of the same shape."""
     return nest(
         shape,
         [source_access, target_access],

@@ -1,8 +1,9 @@
-"""Passes over many rows: each row is read from memory once, and threads share the rows.
+"""Row passes: loops over blocks of rows that read each row from memory once, on several threads.
 
-The gradient of a regression reads its predictors twice, before and after what is computed of each
-row. Where they are larger than the processor's cache, memory is what takes the time, so all that
-can be computed some rows at a time goes into one loop over blocks that stay in the cache.
+The gradient of a regression reads its predictors twice: for the linear predictor, and for the
+gradient of the coefficients. If the data are larger than the processor's cache, memory bandwidth
+limits the speed. Therefore all statements that can be computed row by row go into one loop over
+blocks of rows that stay in the cache.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 
 from probdl.compile.codegen.schedule import schedule
 from probdl.compile.codegen.statements import (
-    MANY,
+    MIN_ROW_PASS_READS,
     Buffer,
     ByRows,
     Statement,
@@ -28,80 +29,81 @@ from probdl.compile.codegen.statements import (
 
 __all__ = ["RowPass", "row_passes"]
 
-FEWEST = 64  # rows that make a pass
-PER_TOTAL = 64  # numbers read for each of the totals, and more
-CHUNK = 2**20  # numbers read, for which a thread is worth starting
-CHUNKS = 32
-CACHE = 2**15  # numbers that a block of rows may take: a quarter of a common second-level cache
+MIN_ROWS = 64
+MIN_READS_PER_TOTAL = 64  # numbers read per number of a total, which each block adds to
+MIN_CHUNK_READS = 2**20  # numbers; fewer are not worth another thread
+MAX_CHUNKS = 32
+MAX_BLOCK_NUMBERS = 2**15  # a quarter of a common second-level cache
 
 
 @dataclass(eq=False)
 class RowPass:
-    """A pass over rows.
+    """One pass over rows.
 
     Attributes:
-        rows: how many there are.
-        block: how many are computed together.
-        chunks: in how many parts threads may take them; each has memory of its own.
-        groups: what is computed, as ``schedule`` orders it.
-        ways: how each statement is computed by rows.
-        own: for buffers in a chunk's memory, where they start and how long a row is; totals come
-            first, and have rows of length 0.
-        totals: how many numbers those are.
-        size: of a chunk's memory.
-        memory: of all chunks.
-        reads: what it takes from other statements.
-        gives: what other statements take from it.
+        rows: the number of rows.
+        block: the number of rows that are computed together.
+        chunks: the number of parts that threads share; each has its own memory.
+        groups: the statements, as ``schedule`` orders them.
+        by_rows: how each statement is computed by rows.
+        chunk_buffers: for each buffer in a chunk's memory, its start and the length of a row;
+            totals come first, and have rows of length 0.
+        totals: the size of all totals, in numbers.
+        size: the size of a chunk's memory, in numbers.
+        memory: the memory of all chunks.
+        reads: the values that it reads from other statements.
+        results: the buffers that other statements read from it.
     """
 
     rows: int
     block: int
     chunks: int
     groups: list[list[Statement]]
-    ways: dict[Statement, ByRows]
-    own: dict[Buffer, tuple[int, int]]
+    by_rows: dict[Statement, ByRows]
+    chunk_buffers: dict[Buffer, tuple[int, int]]
     totals: int
     size: int
     memory: Buffer
     reads: list[Value]
-    gives: list[Buffer]
+    results: list[Buffer]
 
 
 def row_passes(statements: Sequence[Statement]) -> tuple[list[Statement], list[RowPass]]:
-    """Find what can be computed in passes over rows.
+    """Collect the statements that can be computed in passes over rows.
 
-    Returns the statements that are left, and the passes. What a pass gives to the others is in the
-    buffers it had before; see ``RowPass`` for what lies elsewhere.
+    Returns:
+        The remaining statements, and the passes. The results of a pass that other statements read
+        stay in their buffers; see ``RowPass.chunk_buffers`` for the others.
     """
-    rows = _heaviest(statements)
+    rows = _main_row_count(statements)
     if rows is None:
         return list(statements), []
     ways = {s: way for s in statements for way in _ways(s) if way.rows == rows}
-    members: dict[int, list[Statement]] = defaultdict(list)
+    by_level: dict[int, list[Statement]] = defaultdict(list)
     for statement, level in _levels(statements, ways).items():
         if statement in ways:
-            members[level].append(statement)
-    taken = [some for some in members.values() if _pays(some, ways)]
-    inside = {s for some in taken for s in some}
+            by_level[level].append(statement)
+    chosen = [members for members in by_level.values() if _is_worthwhile(members, ways)]
+    inside = {s for members in chosen for s in members}
     return (
         [s for s in statements if s not in inside],
-        [_make(rows, some, {s: ways[s] for s in some}, statements) for some in taken],
+        [_row_pass(rows, members, {s: ways[s] for s in members}, statements) for members in chosen],
     )
 
 
-def _heaviest(statements: Sequence[Statement]) -> int | None:
-    """Choose the number of rows that most is computed of."""
+def _main_row_count(statements: Sequence[Statement]) -> int | None:
+    """Return the number of rows with the most work, or None if no pass is worth it."""
     work: dict[int, int] = defaultdict(int)
     for statement in statements:
         for way in _ways(statement):
-            if way.rows >= FEWEST:
+            if way.rows >= MIN_ROWS:
                 work[way.rows] += _work(statement, way)
     best = max(work, key=lambda rows: (work[rows], rows), default=None)
-    return best if best is not None and work[best] >= MANY else None
+    return best if best is not None and work[best] >= MIN_ROW_PASS_READS else None
 
 
 def _ways(statement: Statement) -> tuple[ByRows, ...]:
-    """Tell how a statement can be computed by rows; of an element-wise one, what it reads."""
+    """Return the ways in which a statement can be computed by rows."""
     key = statement.key
     if key is None:
         return statement.by_rows
@@ -115,21 +117,23 @@ def _ways(statement: Statement) -> tuple[ByRows, ...]:
 
 
 def _work(statement: Statement, way: ByRows) -> int:
-    """Return how many numbers are read in rows."""
+    """Return the number of numbers that are read row by row."""
     if is_shape(statement.key):
         return math.prod(statement.key)
     reads = zip(statement.operands, way.reads, strict=True)
     return sum(value.layout.numel() for value, (step, _) in reads if step)
 
 
-def _pays(members: Sequence[Statement], ways: dict[Statement, ByRows]) -> bool:
-    """Tell whether the rows are many, also beside the totals, which each block adds to."""
+def _is_worthwhile(members: Sequence[Statement], ways: dict[Statement, ByRows]) -> bool:
+    """Return whether a pass is worth it: it reads many numbers, also relative to its totals."""
     totals = sum(s.outputs[0].size for s in members if ways[s].total)
-    return sum(_work(s, ways[s]) for s in members) >= max(MANY, PER_TOTAL * totals)
+    return sum(_work(s, ways[s]) for s in members) >= max(
+        MIN_ROW_PASS_READS, MIN_READS_PER_TOTAL * totals
+    )
 
 
 def _levels(statements: Sequence[Statement], ways: dict[Statement, ByRows]) -> dict[Statement, int]:
-    """Tell how many passes must have ended before each statement; they come in order."""
+    """Return the number of passes that must finish before each statement; passes run in order."""
     levels: dict[Statement, int] = {}
     for statement in statements:
         way = ways.get(statement)
@@ -138,14 +142,14 @@ def _levels(statements: Sequence[Statement], ways: dict[Statement, ByRows]) -> d
             producer = value.producer
             if producer is None:
                 continue
-            goes_along = way is not None and _same_rows(producer, ways, way.reads[i])
-            level = max(level, levels[producer] + (producer in ways and not goes_along))
+            same_pass = way is not None and _same_rows(producer, ways, way.reads[i])
+            level = max(level, levels[producer] + (producer in ways and not same_pass))
         levels[statement] = level
     return levels
 
 
 def _same_rows(producer: Statement, ways: dict[Statement, ByRows], read: tuple[int, int]) -> bool:
-    """Tell whether rows that are read are rows that another statement makes beside it."""
+    """Return whether the rows that are read are those that another statement computes."""
     way = ways.get(producer)
     if way is None or way.total:
         return False
@@ -153,23 +157,23 @@ def _same_rows(producer: Statement, ways: dict[Statement, ByRows], read: tuple[i
     return read[0] == length and read[1] < length
 
 
-def _make(
+def _row_pass(
     rows: int,
     members: list[Statement],
     ways: dict[Statement, ByRows],
     statements: Sequence[Statement],
 ) -> RowPass:
     inside = set(members)
-    wanted = {  # by what is computed elsewhere
+    wanted = {  # by statements outside the pass
         value.buffer for s in statements if s not in inside for value in s.operands
     }
     kept = {s.outputs[0] for s in members if s.outputs[0].keep}
     groups = schedule(members)
-    own: dict[Buffer, tuple[int, int]] = {}
+    chunk_buffers: dict[Buffer, tuple[int, int]] = {}
     totals = 0
     for statement in members:
         if ways[statement].total:
-            own[statement.outputs[0]] = (totals, 0)
+            chunk_buffers[statement.outputs[0]] = (totals, 0)
             totals += statement.outputs[0].size
     width = sum(_widths(members, inside, rows).values())
     lengths: dict[Buffer, int] = {}
@@ -180,22 +184,24 @@ def _make(
         here = all(c.group == statement.group and aligned for c, aligned in statement.consumers)
         if statement.key is None or not here:
             lengths[buffer] = buffer.size // rows
-    block = min(rows, max(16, CACHE // max(1, width + sum(lengths.values()))))
+    block = min(rows, max(16, MAX_BLOCK_NUMBERS // max(1, width + sum(lengths.values()))))
     end = totals
     for buffer, length in lengths.items():
-        own[buffer] = (end, length)
+        chunk_buffers[buffer] = (end, length)
         end += length * block
     work = sum(_work(s, ways[s]) for s in members)
-    chunks = max(1, min(CHUNKS, work // CHUNK))
-    size = -(-end // 8) * 8 + 8  # chunks of different threads share no line of the cache
+    chunks = max(1, min(MAX_CHUNKS, work // MIN_CHUNK_READS))
+    size = -(-end // 8) * 8 + 8  # no two chunks share a cache line
     memory = Buffer("", size * chunks)
     reads = [v for s in members for v in s.operands if v.producer not in inside]
-    gives = [s.outputs[0] for s in members if ways[s].total or s.outputs[0] in wanted | kept]
-    return RowPass(rows, block, chunks, groups, ways, own, totals, size, memory, reads, gives)
+    results = [s.outputs[0] for s in members if ways[s].total or s.outputs[0] in wanted | kept]
+    return RowPass(
+        rows, block, chunks, groups, ways, chunk_buffers, totals, size, memory, reads, results
+    )
 
 
 def _widths(members: Sequence[Statement], inside: set[Statement], rows: int) -> dict[Any, int]:
-    """Tell how many numbers of a row are read from elsewhere, by buffer."""
+    """Return, by buffer, the number of numbers per row that are read from outside the pass."""
     widths: dict[Any, int] = defaultdict(int)
     for statement in members:
         for value in statement.operands:

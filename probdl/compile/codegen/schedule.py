@@ -1,4 +1,4 @@
-"""In what order statements run, which of them share a loop, and where results lie in memory."""
+"""The order of statements, which of them share a loop, and where results are stored."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from probdl.compile.codegen.statements import (
 
 __all__ = ["place", "schedule"]
 
-LOOP_STATEMENTS = 400  # that share a loop; compilers take more than linear time over long ones
-REUSED = 512  # numbers from which on memory is worth using twice
+MAX_LOOP_STATEMENTS = 400  # in a shared loop; compile time grows faster than linearly with it
+MIN_REUSED_SIZE = 512  # numbers; smaller pieces of work space are not reused
 
 
 def schedule(statements: Sequence[Statement]) -> list[list[Statement]]:
-    """Order the statements so that those of one shape come together, as far as they can."""
+    """Order the statements into groups that share a loop, as large as dependencies allow."""
     waiting = [0] * len(statements)
     for i, statement in enumerate(statements):
         statement.index, statement.consumers = i, []
-    own = set(statements)
+    present = set(statements)
     for statement in statements:
         for value in statement.operands:
             producer = value.producer
-            if producer is not None and producer in own:
+            if producer is not None and producer in present:
                 waiting[statement.index] += 1
                 producer.consumers.append((statement, _aligned(value, producer, statement)))
     ready: dict[Any, list[int]] = defaultdict(list)
-    order: list[tuple[int, int, Any]] = []  # keys by size, the smallest first
+    order: list[tuple[int, int, Any]] = []  # heap of (size of the loop, statement, key)
 
     def release(statement: Statement) -> None:
         key = statement.key if statement.key is not None else ("alone", statement.index)
@@ -55,7 +55,7 @@ def schedule(statements: Sequence[Statement]) -> list[list[Statement]]:
             continue
         group: list[Statement] = []
         later: list[Statement] = []
-        while ready[key] and len(group) < LOOP_STATEMENTS:
+        while ready[key] and len(group) < MAX_LOOP_STATEMENTS:
             statement = statements[heapq.heappop(ready[key])]
             statement.group = len(groups)
             group.append(statement)
@@ -78,49 +78,50 @@ def schedule(statements: Sequence[Statement]) -> list[list[Statement]]:
 
 
 def place(groups: Sequence[Sequence[Statement]]) -> tuple[dict[Buffer, int], int]:
-    """Give each buffer that is read outside its loop a place in the work space.
+    """Assign a position in the work space to each buffer that is read outside its loop.
 
-    Returns the places, and how large the work space is.
+    Returns:
+        The positions, and the size of the work space, in numbers.
     """
-    last: dict[Buffer, int] = {}
+    last_readers: dict[Buffer, int] = {}
     for statement in (s for group in groups for s in group):
         for value in statement.operands:
             if isinstance(value.buffer, Buffer) and value.buffer.producer is not None:
-                last[value.buffer] = max(last.get(value.buffer, 0), statement.group)
+                last_readers[value.buffer] = max(last_readers.get(value.buffer, 0), statement.group)
     ends: dict[int, list[Buffer]] = defaultdict(list)
     offsets: dict[Buffer, int] = {}
     free: list[tuple[int, int]] = []  # (size, offset)
-    top = 0
+    end = 0
     for i, group in enumerate(groups):
         for statement in group:
             for buffer in statement.outputs:
                 inside = all(c.group == i and aligned for c, aligned in statement.consumers)
                 if inside and statement.key is not None and not buffer.keep and not statement.total:
                     continue
-                fitting = [f for f in free if f[0] >= buffer.size >= REUSED]
+                fitting = [f for f in free if f[0] >= buffer.size >= MIN_REUSED_SIZE]
                 if fitting:
                     size, offset = min(fitting)
                     free.remove((size, offset))
                     if size > buffer.size:
                         free.append((size - buffer.size, offset + buffer.size))
                 else:
-                    offset, top = top, top + buffer.size
+                    offset, end = end, end + buffer.size
                 offsets[buffer] = offset
                 if not buffer.keep:
-                    ends[last.get(buffer, i)].append(buffer)
+                    ends[last_readers.get(buffer, i)].append(buffer)
         for buffer in ends.pop(i, []):
-            if buffer.size >= REUSED:
+            if buffer.size >= MIN_REUSED_SIZE:
                 free.append((buffer.size, offsets[buffer]))
-    return offsets, top
+    return offsets, end
 
 
 def _size(statement: Statement) -> int:
-    """Return how large a statement's loop is; one with loops of its own comes after the numbers."""
+    """Return the size of a statement's loop; 2, after single numbers, if it has its own loops."""
     return math.prod(statement.key) if is_shape(statement.key) else 2
 
 
 def _aligned(value: Value, producer: Statement, consumer: Statement) -> bool:
-    """Tell whether a statement reads just the elements that another computes beside it."""
+    """Return whether a statement reads, in each iteration, the element just computed by another."""
     if producer.total or producer.key is None or producer.key != consumer.key:
         return False
     shape = shape_of(producer.key)

@@ -1,4 +1,4 @@
-"""What the C code consists of: values in memory, and the statements that compute them."""
+"""The intermediate form of the C code: values in memory, and statements that compute them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from probdl.compile.codegen.loops import Access
 from probdl.errors import ProbdlError
 
 __all__ = [
-    "FEW",
-    "MANY",
+    "MAX_SHORT_LOOP",
+    "MIN_ROW_PASS_READS",
     "Buffer",
     "Builder",
     "ByRows",
@@ -31,30 +31,30 @@ __all__ = [
     "squeezed_access",
 ]
 
-FEW = 8  # numbers that become one expression, or a loop that is short
-MANY = 2**17  # numbers that are read, from which on passes over rows pay; fewer stay in the cache
+MAX_SHORT_LOOP = 8  # iterations; shorter loops are unrolled, or put outside longer ones
+MIN_ROW_PASS_READS = 2**17  # numbers; with fewer, the data stay in the cache between two loops
 
 
 class UnsupportedError(ProbdlError, RuntimeError):
-    """The graph has an operation that has no C form here."""
+    """The graph contains an operation that has no C form."""
 
 
 @dataclass(eq=False)
 class Buffer:
-    """A stretch of memory: the point, an array of data, or work space."""
+    """A contiguous piece of memory: the point, a data array, or work space."""
 
-    name: str  # the C expression that it starts at; of work space, once it has a place
+    name: str  # the C array; '' for work space, whose position is assigned later
     size: int
     producer: Statement | None = None
-    keep: bool = False  # is read after the last statement
+    keep: bool = False  # whether it is read after the last statement
 
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor: a layout over a buffer, or one number everywhere."""
+    """A tensor: a layout over a buffer, or one number for all elements."""
 
     buffer: Buffer | float
-    layout: Tensor  # on the meta device; its storage stands for the buffer
+    layout: Tensor  # shape, strides and offset, as a tensor on the meta device
 
     def like(self, layout: Tensor) -> Value:
         """Return the same memory in another layout."""
@@ -62,26 +62,26 @@ class Value:
 
     @property
     def producer(self) -> Statement | None:
-        """The statement that computes it; None for what is given."""
+        """The statement that computes it, or None for an input."""
         return self.buffer.producer if isinstance(self.buffer, Buffer) else None
 
     @property
     def access(self) -> Access:
-        """How a loop over the shape runs along it."""
+        """The strides, and the position of the first element."""
         return tuple(self.layout.stride()), int(self.layout.storage_offset())
 
 
 @dataclass(frozen=True)
 class ByRows:
-    """How a statement can be computed some rows of its operands at a time.
+    """How a statement can be computed for a block of rows of its operands at a time.
 
     Attributes:
-        rows: how many there are.
-        total: whether each part adds to the whole result; else each makes its own rows of it.
-        reads: of each operand, the numbers from one row to the next, and the last that is read
-            beyond the start of a row; (0, …) where a part reads what other parts read too.
-        write: takes the operands, the result, and C expressions of the first row and of the one
-            after the last; returns code, which adds to the result if that is a total.
+        rows: the number of rows.
+        total: whether each block adds to the whole result; otherwise each computes its own rows.
+        reads: for each operand, the distance between two rows, and the last position that is read
+            relative to the start of a row; (0, ...) where all blocks read the same elements.
+        write: takes the operands, the result, and C expressions of the first row and the row after
+            the last; returns code, which adds to the result if that is a total.
     """
 
     rows: int
@@ -92,15 +92,15 @@ class ByRows:
 
 @dataclass(eq=False)
 class Statement:
-    """An operation that computes something."""
+    """One computation, which becomes an expression in a shared loop or a piece of code."""
 
     index: int
-    key: Any  # statements of one key may share a loop: the shape; None where none may
+    key: Any  # statements with the same key may share a loop: the shape; None: never
     operands: list[Value]
     outputs: list[Buffer]
-    write: Callable[..., Any]  # loops: operand names to an expression; else code
-    total: Any = None  # the operation, of a reduction to one number
-    by_rows: tuple[ByRows, ...] = ()  # of a statement with code of its own
+    write: Callable[..., Any]  # names to an expression; if the key is None, to lines of code
+    total: Any = None  # of a reduction to one number: the operation
+    by_rows: tuple[ByRows, ...] = ()  # if the key is None: the ways to compute it in blocks
     consumers: list[tuple[Statement, bool]] = field(default_factory=list)
     group: int = -1
 
@@ -111,17 +111,18 @@ class Statement:
 
 
 class Builder:
-    """Collects statements; the operations write themselves with it.
+    """Collects the statements that the rules of operations add.
 
     Attributes:
-        shape: of the result of the operation that is being written.
-        dtype: of that result.
-        whole: whether its first input is all of its memory in torch, without gaps.
+        shape: the shape of the result of the current operation.
+        dtype: the dtype of that result.
+        input_fills_storage: whether the operation's first input covers its storage in torch
+            without gaps.
     """
 
     shape: tuple[int, ...]
     dtype: torch.dtype | None
-    whole: bool
+    input_fills_storage: bool
 
     def __init__(self) -> None:
         self.statements: list[Statement] = []
@@ -135,7 +136,7 @@ class Builder:
         total: Any = None,
         by_rows: Sequence[ByRows] = (),
     ) -> list[Value]:
-        """Add a statement; return its results, each in a contiguous buffer of its own."""
+        """Add a statement, and return its results, each in its own contiguous buffer."""
         layouts = [empty(shape) for shape in shapes]
         buffers = [Buffer("", layout.numel()) for layout in layouts]
         statement = Statement(
@@ -147,16 +148,16 @@ class Builder:
         return [Value(b, layout) for b, layout in zip(buffers, layouts, strict=True)]
 
     def copied(self, value: Value) -> Value:
-        """Write a value out, one element after the other."""
+        """Copy a value to a contiguous buffer."""
         shape = tuple(value.layout.shape)
         return self.statement(squeezed(shape), [value], [shape], lambda x: x)[0]
 
     def in_memory(self, value: Value) -> Value:
-        """Write a value out if it is a number everywhere."""
+        """Return the value, copied to a buffer if it is a single number for all elements."""
         return value if isinstance(value.buffer, Buffer) else self.copied(value)
 
     def stored(self, value: Value) -> Value:
-        """Make a value one that lies in memory to the end."""
+        """Return the value in a buffer that is kept until the end of the call."""
         value = self.in_memory(value)
         assert isinstance(value.buffer, Buffer)
         value.buffer.keep = True
@@ -165,21 +166,22 @@ class Builder:
     def elementwise(
         self, expression: Callable[..., str], operands: Sequence[Value], shape: tuple[int, ...]
     ) -> Value:
-        """Add a statement that computes each element by itself.
+        """Add a statement that computes each element independently.
 
         Args:
-            expression: takes C expressions of the operands' elements, returns that of the result.
-            operands: what it reads, each of a shape that can be expanded to the result's.
-            shape: of the result.
+            expression: takes C expressions of the operands' elements and returns one of the
+                result's element.
+            operands: the operands, each of a shape that can be expanded to the result's.
+            shape: the shape of the result.
         """
         expanded = [v.like(v.layout.expand(shape)) for v in operands]
-        # Along dimensions in which nothing varies, once is enough.
+        # Where no operand varies along a dimension, compute one element of it.
         small = list(shape)
         for d, n in enumerate(shape):
             if n > 1 and not any(v.layout.stride(d) for v in expanded):
                 small[d] = 1
                 expanded = [v.like(v.layout.narrow(d, 0, 1)) for v in expanded]
-        # In the order of memory, as torch has it: loops of one order can be one loop.
+        # Loop in the order of memory, as torch does: equal orders can share a loop.
         order = _memory_order(small, expanded)
         if order is not None:
             small = [small[d] for d in order]
@@ -193,14 +195,14 @@ class Builder:
 def _memory_order(shape: Sequence[int], operands: Sequence[Value]) -> list[int] | None:
     """Order the dimensions by the strides of the first operand that varies along all of them.
 
-    Where there is none, short loops go outside, so that a long one can use vectors; but not where
-    rows are so many that they are taken in passes, for which they must come first. None means
-    that the order is as it should be.
+    If there is no such operand, short loops go outside, so that a long inner loop is vectorized;
+    except for data so large that they are processed in row passes, where rows must come first.
+    Return None if the present order is right.
     """
     dims = [d for d, n in enumerate(shape) if n != 1]
     if len(dims) < 2:
         return None
-    short = FEW if math.prod(shape) < MANY else 1
+    short = MAX_SHORT_LOOP if math.prod(shape) < MIN_ROW_PASS_READS else 1
     order = sorted(dims, key=lambda d: shape[d] > short)
     for value in operands:
         strides = value.layout.stride()
@@ -211,45 +213,46 @@ def _memory_order(shape: Sequence[int], operands: Sequence[Value]) -> list[int] 
 
 
 def empty(shape: Sequence[int]) -> Tensor:
-    """Return the layout of a tensor without gaps."""
+    """Return the layout of a contiguous tensor."""
     return torch.empty(tuple(shape), device="meta", dtype=torch.float64)
 
 
 def laid_out(x: Tensor) -> Tensor:
-    """Return an array as the code expects it in memory: without gaps, row by row.
+    """Return an array in the memory order that the C code expects: contiguous, row by row.
 
-    A matrix of few columns lies column by column, so that loops over its rows can use vectors; but
-    not where its rows are so many that they are taken in passes.
+    A matrix of few columns is stored column by column, so that loops over its rows are vectorized,
+    unless it is so large that it is processed in row passes.
     """
-    if x.ndim == 2 and 1 < x.shape[1] <= FEW < x.shape[0] and x.numel() < MANY:
+    few_columns = x.ndim == 2 and 1 < x.shape[1] <= MAX_SHORT_LOOP < x.shape[0]
+    if few_columns and x.numel() < MIN_ROW_PASS_READS:
         return x.T.contiguous().T
     return x.contiguous()
 
 
 def squeezed(shape: Sequence[int]) -> tuple[int, ...]:
-    """Leave out the dimensions of size 1."""
+    """Remove the dimensions of size 1."""
     return tuple(n for n in shape if n != 1)
 
 
 def is_shape(key: Any) -> bool:
-    """Tell whether a key is a shape and nothing more."""
+    """Return whether a key is only a shape."""
     return isinstance(key, tuple) and all(isinstance(n, int) for n in key)
 
 
 def shape_of(key: Any) -> tuple[int, ...]:
-    """Return the shape that statements of a key loop over."""
+    """Return the shape that statements with this key loop over."""
     return tuple(n for n in key if isinstance(n, int))
 
 
 def reach(layout: Tensor, dim: int) -> tuple[int, int]:
-    """Tell how rows along a dimension lie in memory: see ``ByRows.reads``."""
+    """Return where the rows along a dimension are in memory; see ``ByRows.reads``."""
     others = zip(layout.stride(), layout.shape, strict=True)
     last = sum(step * (n - 1) for d, (step, n) in enumerate(others) if d != dim)
     return int(layout.stride(dim)), int(layout.storage_offset()) + last
 
 
 def squeezed_access(value: Value) -> Access:
-    """Return how a loop over the shape without its dimensions of size 1 runs along a value."""
+    """Return the access of a value without its dimensions of size 1."""
     layout = value.layout
     strides = tuple(s for s, n in zip(layout.stride(), layout.shape, strict=True) if n != 1)
     return strides, int(layout.storage_offset())

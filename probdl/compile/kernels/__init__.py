@@ -1,1 +1,1 @@
-"""C loops around a compiled density: Adam and the random walk."""
+"""C loops that call a compiled density: Adam and random-walk Metropolis."""

@@ -1,4 +1,4 @@
-"""Adam on a native step, a block of steps in one call: no Python between one step and the next."""
+"""Adam on a native step: one call runs a block of steps, without Python in between."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def _adam() -> Any:
 
 
 class NativeAdam:
-    """Adam with the settings that torch's has by default.
+    """Adam with the default settings of ``torch.optim.Adam``.
 
     Args:
-        parameters: what is trained.
-        step: the compiled loss, at data that stay.
-        clip_norm: gradients are shortened to this length; None leaves them.
+        parameters: the trained parameters.
+        step: the compiled loss, at fixed data.
+        clip_norm: the largest norm of a gradient; longer ones are scaled down. None: no limit.
 
     Raises:
         CompilerError: there is no compiler, or it failed.
@@ -83,12 +83,12 @@ class NativeAdam:
         """Take a step at each learning rate.
 
         Args:
-            done: how many steps were taken before.
-            rates: of the steps to take, up to a block of them.
+            done: the number of previous steps.
+            rates: the learning rates of the steps, at most ``BLOCK`` of them.
 
         Returns:
-            The losses: fewer than the rates, where the one after them, or its gradient, is not
-            finite. The parameters are then at that point, and ``good`` is the one before it.
+            The losses; fewer than the rates if the next loss or its gradient is not finite. The
+            parameters are then at that point, and ``good`` is the point before it.
         """
         rates, count = np.ascontiguousarray(rates, np.float64), len(rates)
         blocks = [x.contiguous() for x in self._step.draw(BLOCK)]
@@ -110,10 +110,10 @@ class NativeAdam:
         return losses[:taken]
 
     def state(self) -> dict[str, Tensor]:
-        """Return what a checkpoint must hold."""
+        """Return the state to save in a checkpoint."""
         return {"first": self._state[1], "second": self._state[2]}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Take up the state of a checkpoint."""
+        """Restore the state from a checkpoint."""
         self._state[1].copy_(state["first"])
         self._state[2].copy_(state["second"])

@@ -1,4 +1,4 @@
-"""Random-walk Metropolis on whatever evaluates a density: in C where that is native code."""
+"""Random-walk Metropolis on any evaluator of a density; in C if that is native code."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ def _random_walk() -> Any:
 
 
 class Walk:
-    """One chain.
+    """One chain of random-walk Metropolis.
 
     Args:
-        evaluator: what evaluates the density.
-        start: where the chain starts, (d,).
+        evaluator: the evaluator of the density.
+        start: the initial point, (d,).
 
     Attributes:
-        z: where it is.
+        z: the current point, (d,).
         value: the log density there.
-        failure: why its steps are taken in Python though the density is native code, if they are.
+        failure: the reason why the steps run in Python although the density is native, or None.
     """
 
     def __init__(self, evaluator: Any, start: Array) -> None:
         self._evaluator = evaluator
         self.z = np.ascontiguousarray(start, np.float64).copy()
-        self.value = np.array(self._at(self.z))
-        self._room = np.empty(2 * len(start))
+        self.value = np.array(self._log_density(self.z))
+        self._work = np.empty(2 * len(start))
         self.failure: CompilerError | None = None
         self._function: Any = None
         if evaluator.engine == "native":
@@ -56,16 +56,17 @@ class Walk:
             except CompilerError as error:
                 self.failure = error
 
-    def _at(self, z: Array) -> float:
+    def _log_density(self, z: Array) -> float:
         with torch.no_grad():
             return float(self._evaluator(torch.from_numpy(z)))
 
     def steps(self, moves: Array, log_u: Array) -> int:
-        """Propose moves (n, d) one after another; return how many were accepted.
+        """Propose moves one after another, and return the number of accepted ones.
 
         Args:
-            moves: to where from the present point.
-            log_u: (n,), logs of uniforms, below which the change of the log density is rejected.
+            moves: the proposed displacements from the current point, (n, d).
+            log_u: logs of uniform random numbers, (n,); a move is accepted if the change of the log
+                density is larger.
         """
         if self._function is not None:
             moves, log_u = np.ascontiguousarray(moves), np.ascontiguousarray(log_u)
@@ -79,14 +80,14 @@ class Walk:
                     log_u.ctypes.data,
                     self.z.ctypes.data,
                     self.value.ctypes.data,
-                    self._room.ctypes.data,
+                    self._work.ctypes.data,
                 )
             )
         accepted = 0
         for move, threshold in zip(moves, log_u, strict=True):
-            ahead = self.z + move
-            there = self._at(ahead)
-            if math.isfinite(there) and threshold < there - float(self.value):
-                self.z, accepted = ahead, accepted + 1
-                self.value[...] = there
+            proposal = self.z + move
+            log_density = self._log_density(proposal)
+            if math.isfinite(log_density) and threshold < log_density - float(self.value):
+                self.z, accepted = proposal, accepted + 1
+                self.value[...] = log_density
         return accepted

@@ -1,12 +1,13 @@
-"""Compiled code on disk, by what it was compiled from.
+"""The cache of compiled code on disk.
 
-An entry is a shared library followed by a digest of itself, so that one that was cut short is
-seen before it is loaded. It is written under another name, loaded, and then renamed: two processes
-that compile the same code at once do no harm, nor does one that is killed, and what does not load
-is not kept. Old entries go when all together grow too large.
+An entry is a shared library followed by its digest, so that a truncated one is detected before it
+is loaded. An entry is written under a temporary name, loaded, and then renamed. Therefore several
+processes may compile the same code at once, a killed process leaves no damaged entry, and a
+library that does not load is not kept. When the cache grows too large, the oldest entries are
+removed.
 
-Entries are loaded as code, so nobody else may be able to write them. A folder that cannot be used,
-for this or another reason, is replaced by a private one, which goes with the process.
+Entries are loaded as code, so other users must not be able to write them. A folder that cannot be
+used, for this or another reason, is replaced by a private one that is removed with the process.
 """
 
 from __future__ import annotations
@@ -32,43 +33,43 @@ __all__ = ["clear", "findings", "folder", "get", "size"]
 
 T = TypeVar("T")
 
-LIMIT = 512 * 2**20  # bytes in all; an entry takes about 30 kB
-_DIGEST = 32
-_ABANDONED = 3600.0  # seconds after which a file that is being written is taken to be left over
+MAX_BYTES = 512 * 2**20  # of all entries; one takes about 30 kB
+_DIGEST_BYTES = 32
+_ABANDONED_AFTER = 3600.0  # seconds since a temporary file was written
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
-_PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EINTR}
+_TRANSIENT_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EINTR}
 
-_failed: dict[Path, Exception] = {}  # why nothing could be written to a folder, or loaded from it
-_private: dict[int, Path] = {}  # by process: a fork has its own
+_failed: dict[Path, Exception] = {}  # by folder that code cannot be written to or loaded from
+_private: dict[int, Path] = {}  # by process id: a forked process has its own
 
 
 def folder() -> Path:
-    """Return where compiled code is kept; ``PROBDL_CACHE`` in the environment overrides it."""
+    """Return the cache folder: ``$PROBDL_CACHE``, or the user's cache folder of the system."""
     override = os.environ.get("PROBDL_CACHE")
     return Path(override).absolute() if override else user_cache_path("probdl") / "compiled"
 
 
 def get(key: str, make: Callable[[Path], None], load: Callable[[Path], T]) -> T:
-    """Return what an entry holds; where there is none, or it does not load, have it made.
+    """Load an entry of the cache; compile it first if there is none, or if it does not load.
 
     Args:
-        key: names the entry, and tells all that it depends on.
-        make: writes the library to the path that it is given.
-        load: loads the library at a path.
+        key: the name of the entry, a hash of all that it depends on.
+        make: a function that writes the library to a path.
+        load: a function that loads the library at a path.
 
     Raises:
-        OSError: what was made loads from no folder; the message says why.
+        OSError: the new library cannot be loaded; the message gives the reason.
     """
     place = folder()
-    if getattr(_failed.get(place), "errno", None) in _PASSING:
-        del _failed[place]  # a full disk may have space again
+    if getattr(_failed.get(place), "errno", None) in _TRANSIENT_ERRORS:
+        del _failed[place]  # for example, a full disk may have space again
     usable = not _problem(place)
     entry = (place if usable else _private_folder()) / f"{key}.so"
     if _is_sound(entry):
         with contextlib.suppress(OSError, AttributeError):
             found = load(entry)
-            os.utime(entry)  # the oldest go first
+            os.utime(entry)  # mark as recently used
             return found
         _remove(entry)
     content = _made(make)
@@ -83,13 +84,13 @@ def get(key: str, make: Callable[[Path], None], load: Callable[[Path], T]) -> T:
     try:
         return _stored(_private_folder() / f"{key}.so", content, load)
     except (OSError, AttributeError) as error:
-        # What was made is to blame, and not the folder.
+        # The library is at fault, and not the folder.
         why = str(_failed.pop(place, error))
         raise OSError(why if why == str(error) else f"{why}; {error}") from None
 
 
 def findings() -> list[Finding]:
-    """Report that a private folder serves in the place of the cache folder, and why."""
+    """Report if a private folder is used instead of the cache folder, and why."""
     why = _problem(folder())
     if not why:
         return []
@@ -97,24 +98,24 @@ def findings() -> list[Finding]:
         Finding(
             "warning",
             "cache",
-            f"the cache folder {folder()} cannot be used: {why}. A private temporary folder "
-            "serves, so every process compiles its models again.",
-            "Set PROBDL_CACHE to a folder that only you can write, on a disk that programs may be "
-            "run from.",
+            f"The cache folder {folder()} cannot be used: {why}. A private temporary folder is "
+            "used instead, so every process compiles its models again.",
+            "Set PROBDL_CACHE to a folder that only you can write to, on a disk that allows "
+            "running programs.",
         )
     ]
 
 
 def size() -> tuple[int, int]:
-    """Return how many entries there are, and their bytes."""
+    """Return the number of entries, and their total size in bytes."""
     entries = _entries("*.so")
     return len(entries), sum(_bytes(p) for p in entries)
 
 
 def clear() -> int:
-    """Remove all compiled code; return how many entries there were."""
-    # What another process writes at this moment is left to it.
-    old = [path for path in _entries("*.tmp") if time.time() - _age(path) > _ABANDONED]
+    """Remove all compiled code, and return the number of removed files."""
+    # Keep the temporary files that another process is writing.
+    old = [path for path in _entries("*.tmp") if time.time() - _age(path) > _ABANDONED_AFTER]
     entries = [*_entries("*.so"), *old]
     for path in entries:
         _remove(path)
@@ -125,18 +126,18 @@ def clear() -> int:
 
 
 def _problem(place: Path) -> str:
-    """Say why a folder is not used; '' if it is."""
+    """Return the reason why a folder is not used, or '' if it is."""
     return str(_failed.get(place, "")) or _unusable(place)
 
 
 def _private_folder() -> Path:
-    """Return a folder that only this user can read, and that goes with the process."""
+    """Return a folder that only this user can read, and that is removed with the process."""
     process = os.getpid()
     if process not in _private:
         place = _private[process] = Path(tempfile.mkdtemp(prefix="probdl-"))
 
         def remove() -> None:
-            if os.getpid() == process:  # not in a fork, which inherits this
+            if os.getpid() == process:  # not in a forked process, which inherits this
                 shutil.rmtree(place, ignore_errors=True)
 
         atexit.register(remove)
@@ -144,11 +145,11 @@ def _private_folder() -> Path:
 
 
 def _unusable(place: Path) -> str:
-    """Say why code cannot be kept in a folder, which is made if it is not there; '' if it can."""
+    """Create a folder if necessary; return the reason why it cannot hold code, or '' if valid."""
     try:
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = place.stat()
-        why = _reachable(place)
+        why = _replaceable(place)
     except (FileExistsError, NotADirectoryError):
         return "it is not a folder, or a part of its path is not"
     except OSError as error:
@@ -160,14 +161,14 @@ def _unusable(place: Path) -> str:
     if why := _shared(status):
         if os.environ.get("PROBDL_CACHE") or status.st_uid != os.getuid():
             return why
-        # Our own folder, of a process that let its group write: each entry is looked at anyway.
+        # Our own folder, created with a lax umask. Each entry is checked anyway.
         with contextlib.suppress(OSError):
             place.chmod(0o700)
     return ""
 
 
-def _reachable(place: Path) -> str:
-    """Say how another user can put something else in a folder's place; '' if nobody can."""
+def _replaceable(place: Path) -> str:
+    """Return how another user can replace a folder, or '' if nobody can."""
     if not hasattr(os, "getuid"):  # Windows
         return ""
     for parent in place.resolve().parents:
@@ -179,7 +180,7 @@ def _reachable(place: Path) -> str:
 
 
 def _shared(status: os.stat_result) -> str:
-    """Say how another user can write what has this status; '' if nobody can."""
+    """Return how another user can write to a file with this status, or '' if nobody can."""
     if not hasattr(os, "getuid"):  # Windows
         return ""
     if status.st_uid != os.getuid():
@@ -191,14 +192,14 @@ def _shared(status: os.stat_result) -> str:
 
 
 def _is_sound(path: Path) -> bool:
-    """Return whether an entry is a whole file that only this user can write."""
-    try:  # a pipe would wait for a writer, and a link lead elsewhere
+    """Return whether an entry is a complete file that only this user can write."""
+    try:  # do not wait at a pipe, and do not follow a link
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _NOFOLLOW)
     except OSError:
         return False
     try:
         status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode) or _shared(status) or status.st_size > LIMIT:
+        if not stat.S_ISREG(status.st_mode) or _shared(status) or status.st_size > MAX_BYTES:
             return False
         with open(handle, "rb", closefd=False) as file:
             content = file.read()
@@ -206,7 +207,7 @@ def _is_sound(path: Path) -> bool:
         return False
     finally:
         os.close(handle)
-    body, digest = content[:-_DIGEST], content[-_DIGEST:]
+    body, digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
     return hashlib.sha256(body).digest() == digest
 
 
@@ -214,7 +215,7 @@ _NOFOLLOW: int = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
 
 def _made(make: Callable[[Path], None]) -> bytes:
-    """Have a library made, and return its bytes."""
+    """Call ``make``, and return the bytes of the library."""
     with tempfile.TemporaryDirectory(prefix="probdl-") as scratch:
         path = Path(scratch) / "made.so"
         make(path)
@@ -222,7 +223,7 @@ def _made(make: Callable[[Path], None]) -> bytes:
 
 
 def _stored(path: Path, content: bytes, load: Callable[[Path], T]) -> T:
-    """Write an entry under another name, load it from there, and rename it."""
+    """Write an entry under a temporary name, load it, and rename it."""
     handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
     temporary = Path(name)
     try:
@@ -244,7 +245,7 @@ def _entries(pattern: str) -> list[Path]:
 
 
 def _remove(path: Path) -> None:
-    with contextlib.suppress(OSError):  # it is gone, or no file
+    with contextlib.suppress(OSError):  # already removed, or not a file
         path.unlink(missing_ok=True)
 
 
@@ -266,5 +267,5 @@ def _shrink(keep: Path) -> None:
     total = 0
     for path in sorted(_entries("*.so"), key=_age, reverse=True):
         total += _bytes(path)
-        if total > LIMIT and path != keep:
+        if total > MAX_BYTES and path != keep:
             _remove(path)

@@ -1,4 +1,4 @@
-"""A compiled log density, as a function that a sampler can call."""
+"""A compiled log density that samplers can call, from Python or from C."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ class _Bound(ctypes.Structure):
 
 
 class NativeDensity:
-    """A compiled log density at one set of data.
+    """A compiled log density on one data set.
 
     Attributes:
-        dim: d.
-        address: of the C function ``int64_t logp(uint64_t dim, const double *z, double *grad,
-            double *value, const void *user)``; it returns 0, or 1 where the value or the
-            gradient is not finite. It may run in several threads at once.
+        dim: the dimension d of the point.
+        address: the address of the C function ``int64_t logp(uint64_t dim, const double *z,
+            double *grad, double *value, const void *user)``. It returns 0, or 1 if the value or
+            the gradient is not finite. It may run in several threads at once.
         user: the address to pass as ``user``.
-        expand: the address of an identity in the form that nutpie asks for.
+        expand: the address of the identity function that nutpie requires.
     """
 
     engine = "native"
@@ -53,7 +53,7 @@ class NativeDensity:
         self.address = ctypes.cast(library.logp, ctypes.c_void_p).value
         self.expand = ctypes.cast(library.expand, ctypes.c_void_p).value
         slots = threads if source.work else 0
-        # All that the code points to is owned here.
+        # This object owns all memory that the code points to.
         self._arrays = [laid_out(a.to(torch.float64)) for a in arrays]
         self._work = [np.empty(source.work) for _ in range(slots)]
         self._busy = np.zeros(max(slots, 1), np.uint32)
@@ -76,16 +76,16 @@ class NativeDensity:
         return torch.from_numpy(value), torch.from_numpy(grad)
 
     def evaluate(self, z: Tensor, grad: Tensor, value: NDArray[np.float64]) -> None:
-        """Write the gradient (d,) and the value () at ``z`` (d,) to where they are wanted."""
+        """Write the gradient at ``z`` (d,) to ``grad`` (d,), and the value to ``value`` ()."""
         self._function(self.dim, z.data_ptr(), grad.data_ptr(), value.ctypes.data, self.user)
 
     def __call__(self, z: Tensor) -> Tensor:
-        """Evaluate the log density at ``z`` (d,), as a scalar that autograd can follow."""
+        """Return the log density at ``z`` (d,), as a scalar that autograd can differentiate."""
         return differentiable(self, z)
 
 
 def differentiable(density: Any, z: Tensor) -> Tensor:
-    """Evaluate a density that knows its own gradient, as a scalar that autograd can follow."""
+    """Return a density that computes its own gradient as a scalar that autograd can use."""
     return _Differentiable.apply(z, density)  # type: ignore[no-any-return]
 
 

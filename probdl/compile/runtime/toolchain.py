@@ -1,4 +1,4 @@
-"""The system's C compiler: which it is, and C code to a shared library."""
+"""The system's C compiler: finding it, and compiling C code to a shared library."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from probdl.compile.codegen.emit import Source
 from probdl.errors import ProbdlError
-from probdl.util.clock import look, time_left
+from probdl.util.clock import check_time_limit, time_left
 
 __all__ = ["Compiler", "CompilerError", "compile_to", "find_compiler", "identity"]
 
@@ -26,34 +26,34 @@ _FLAGS = (
     "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math",
 )  # fmt: skip
 
-LONG = 8000  # statements, from which on -O3 takes half a minute and gains little
-ANSWER = 10.0  # seconds for a compiler to say its version, which takes milliseconds
-LIMIT = 600.0  # seconds for one compilation; the longest that is tried takes a minute
+MAX_O3_STATEMENTS = 8000  # for more, -O3 takes half a minute and gains little
+VERSION_TIMEOUT = 10.0  # seconds; the answer takes milliseconds
+COMPILE_TIMEOUT = 600.0  # seconds; the longest code that is accepted takes a minute
 
 
 class CompilerError(ProbdlError, RuntimeError):
-    """There is no C compiler, it failed, or what it made cannot be loaded."""
+    """There is no C compiler, it failed, or its library cannot be loaded."""
 
 
 @dataclass(frozen=True)
 class Compiler:
-    """A C compiler: how to call it, what it says of itself, and where it was named."""
+    """A C compiler: its command, its version, and the environment variable that names it."""
 
     command: tuple[str, ...]
     version: str
-    named: str = ""
+    variable: str = ""
 
     def __str__(self) -> str:
-        """Name it, with the variable of the environment that named it."""
+        """Return the command, with the environment variable that names it."""
         name = " ".join(self.command)
-        return f"{name} (from ${self.named})" if self.named else name
+        return f"{name} (from ${self.variable})" if self.variable else name
 
 
 def find_compiler() -> Compiler:
-    """Find a C compiler: $CC, or else cc, gcc, clang, or a C++ compiler that takes C too.
+    """Return a C compiler: $CC, cc, gcc, clang, or a C++ compiler that also accepts C.
 
     Raises:
-        CompilerError: there is none, or the one that is named does not answer.
+        CompilerError: there is none, or $CC does not run.
     """
     found = _find(*(os.environ.get(name, "") for name in ("CC", "CXX", "PATH")))
     if isinstance(found, str):
@@ -63,27 +63,27 @@ def find_compiler() -> Compiler:
 
 @functools.lru_cache(maxsize=16)
 def _find(cc: str, cxx: str, path: str) -> Compiler | str:
-    """Return the compiler for these variables of the environment, or why there is none."""
+    """Return the compiler for these environment variables, or the reason why there is none."""
     candidates = [("CC", cc), ("", "cc"), ("", "gcc"), ("", "clang"), ("CXX", cxx), ("", "c++")]
     why = ""
-    for named, candidate in [*candidates, ("", "g++")]:
+    for variable, candidate in [*candidates, ("", "g++")]:
         try:
             command = tuple(shlex.split(candidate))
         except ValueError as error:
-            why = why or f"${named}={candidate!r} is not a command ({error})"
-            if named == "CC":  # the user's choice: nothing else is taken in its place
+            why = why or f"${variable}={candidate!r} is not a command ({error})"
+            if variable == "CC":  # the user's choice is not replaced by another compiler
                 break
             continue
         if not command or not shutil.which(command[0]):
             continue
         try:
-            code, said, _ = _run([*command, "--version"], b"", ANSWER)
+            code, output, _ = _run([*command, "--version"], b"", VERSION_TIMEOUT)
         except (OSError, CompilerError) as error:
-            code, said, why = 1, "", why or f"{candidate} --version: {error}"
+            code, output, why = 1, "", why or f"{candidate} --version: {error}"
         if code == 0:
-            return Compiler(command, next(iter(said.splitlines()), ""), named)
-        if named == "CC":
-            why = f"$CC={candidate!r} does not answer --version{f' ({why})' if why else ''}"
+            return Compiler(command, next(iter(output.splitlines()), ""), variable)
+        if variable == "CC":
+            why = f"$CC={candidate!r} fails at --version{f' ({why})' if why else ''}"
             break
     else:
         why = f"; {why}" if why else ""
@@ -93,7 +93,7 @@ def _find(cc: str, cxx: str, path: str) -> Compiler | str:
 
 @functools.cache
 def _processor() -> str:
-    """Name the instructions of this machine; code made for one may not run on another."""
+    """Describe the instruction set of this machine; code for one may not run on another."""
     try:
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
         flags = next(x for x in lines if x.lower().startswith(("flags", "features")))
@@ -103,7 +103,7 @@ def _processor() -> str:
 
 
 def identity(source: Source) -> str:
-    """Return all that a library compiled from a source depends on.
+    """Return everything that the library compiled from a source depends on, as one string.
 
     Raises:
         CompilerError: there is no compiler.
@@ -114,8 +114,8 @@ def identity(source: Source) -> str:
 
 
 def _level(source: Source) -> str:
-    """Choose how hard to optimise; very long code is mostly straight lines of single numbers."""
-    return "-O3" if source.statements <= LONG else "-O1"
+    """Choose the optimisation level; very long code is mostly straight-line scalar code."""
+    return "-O3" if source.statements <= MAX_O3_STATEMENTS else "-O1"
 
 
 def compile_to(path: Path, source: Source) -> None:
@@ -127,27 +127,27 @@ def compile_to(path: Path, source: Source) -> None:
     """
     compiler = find_compiler()
     failure = ""
-    for tuned in (["-march=native"], ["-mcpu=native"], []):  # clang on Arm knows only the second
-        command = [*compiler.command, *_FLAGS, _level(source), *tuned, "-o", str(path), "-", "-lm"]
+    for target in (["-march=native"], ["-mcpu=native"], []):  # clang on Arm knows only -mcpu
+        command = [*compiler.command, *_FLAGS, _level(source), *target, "-o", str(path), "-", "-lm"]
         try:
-            code, _, complaint = _run(command, source.text.encode(), LIMIT)
+            code, _, errors = _run(command, source.text.encode(), COMPILE_TIMEOUT)
         except OSError as error:
             raise CompilerError(f"{compiler} failed: {error}") from None
         if code == 0 and path.is_file():
             return
-        complaint = complaint or ("it wrote no library" if code == 0 else "no message")
-        failure = failure or next(iter(complaint.splitlines()), "")[:300]
+        errors = errors or ("it wrote no library" if code == 0 else "no message")
+        failure = failure or next(iter(errors.splitlines()), "")[:300]
     raise CompilerError(f"{compiler} failed: {failure}")
 
 
 def _run(command: Sequence[str], given: bytes, limit: float) -> tuple[int, str, str]:
-    """Run a program; return its exit status and what it said.
+    """Run a program, and return its exit status, standard output and standard error.
 
-    It runs in a process group of its own, which is ended as a whole where it takes too long or the
-    user interrupts: compilers start others.
+    It runs in its own process group, because compilers start other processes: all of them are
+    killed if the program takes too long or the user interrupts it.
 
     Raises:
-        CompilerError: it took longer than ``limit`` seconds.
+        CompilerError: the program took longer than ``limit`` seconds.
         TimeUp: the time limit of the fit passed.
     """
     started = time.perf_counter()
@@ -161,25 +161,25 @@ def _run(command: Sequence[str], given: bytes, limit: float) -> tuple[int, str, 
         try:
             left = time_left()
             timeout = limit if left is None else min(limit, left)
-            said, complaint = process.communicate(given, timeout=timeout)
+            output, errors = process.communicate(given, timeout=timeout)
         except BaseException as error:
-            _end(process)
+            _kill(process)
             if not isinstance(error, subprocess.TimeoutExpired):
                 raise
-            look()  # whose time was up: that of the fit, or the compiler's
+            check_time_limit()  # the limit of the fit may have passed, not the compiler's
             passed = time.perf_counter() - started
-            raise CompilerError(f"{command[0]} was not done after {passed:.0f} s") from None
-    return process.returncode, said.decode(errors="replace"), complaint.decode(errors="replace")
+            raise CompilerError(f"{command[0]} was not finished after {passed:.0f} s") from None
+    return process.returncode, output.decode(errors="replace"), errors.decode(errors="replace")
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process with all that it started, and close its pipes."""
-    with contextlib.suppress(OSError):  # it may have ended by itself
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process and all that it started, and close its pipes."""
+    with contextlib.suppress(OSError):  # it may have ended already
         if hasattr(os, "killpg"):
             os.killpg(process.pid, signal.SIGKILL)
         else:
             process.kill()
     for pipe in (process.stdin, process.stdout, process.stderr):
-        with contextlib.suppress(OSError):  # of what it had not read
+        with contextlib.suppress(OSError):  # raised for input that it has not read
             if pipe is not None:
                 pipe.close()

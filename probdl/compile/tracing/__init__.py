@@ -1,1 +1,1 @@
-"""From a program to a graph of tensor operations."""
+"""Tracing: from a program to a graph of tensor operations."""

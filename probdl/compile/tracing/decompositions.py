@@ -1,7 +1,8 @@
-"""Formulas that take apart the operations that have no C form, in terms of some that have.
+"""Decompositions of operations without a C form into operations with one.
 
-Most are torch's own. Those below are of operations that torch counts among its core and keeps
-whole, and of common ones whose formulas in torch would import its compiler, which takes a second.
+Most are torch's own. The others are for operations that torch counts among its core and does not
+decompose, and for common ones whose decomposition in torch imports its compiler, which takes a
+second.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ __all__ = ["decompositions"]
 
 aten = torch.ops.aten
 
-_FORMULAS = "torch._decomp.decompositions"
+_TORCH_MODULE = "torch._decomp.decompositions"
 
 
 @functools.cache
 def decompositions() -> dict[Any, Callable[..., Any]]:
-    """Return the formulas by operation."""
-    # Beside torch's core list, its formulas for some operations that the list keeps; not its
-    # reference implementations, which end in operations of another kind.
-    more = {op: fn for op, fn in decomposition_table.items() if fn.__module__ == _FORMULAS}
-    table = more | dict(core_aten_decompositions().items())
+    """Return the decomposition of each operation."""
+    # Besides torch's core list, use its decompositions of operations that the list keeps, but not
+    # its reference implementations, which result in operations of another kind.
+    extra = {op: fn for op, fn in decomposition_table.items() if fn.__module__ == _TORCH_MODULE}
+    table = extra | dict(core_aten_decompositions().items())
     return {op: fn for op, fn in table.items() if not emit.supports(op)} | {
         aten.addcdiv.default: lambda x, a, b, *, value=1: x + value * (a / b),
         aten.addcmul.default: lambda x, a, b, *, value=1: x + value * (a * b),
@@ -61,12 +62,12 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
 
 
 def _all(x: Tensor, dim: Any = None) -> list[int]:
-    """List the dimensions meant; none given means all."""
+    """Return the dimensions as a list; all of them if none are given."""
     return [dim] if isinstance(dim, int) else list(dim or range(x.ndim))
 
 
 def _typed(options: dict[str, Any]) -> dict[str, Any]:
-    """Name the dtype that torch takes where none is given."""
+    """Fill in the dtype that torch uses if none is given."""
     return options | {"dtype": options.get("dtype") or torch.get_default_dtype()}
 
 
@@ -131,32 +132,32 @@ def _repeat(x: Tensor, repeats: Sequence[int]) -> Tensor:
     return spread.reshape([r * n for r, n in zip(repeats, sizes, strict=True)])
 
 
-def _by_number(indices: Sequence[Tensor | None]) -> list[Tensor | None] | None:
-    """Turn masks among the indices of ``x[...]`` into numbers, which depend on data alone."""
+def _masks_as_positions(indices: Sequence[Tensor | None]) -> list[Tensor | None] | None:
+    """Replace masks among indices by positions, computed from the data; None if there are none."""
     masks = (torch.bool, torch.uint8)
     if not any(i is not None and i.dtype in masks for i in indices):
         return None
-    numbers: list[Tensor | None] = []
+    positions: list[Tensor | None] = []
     for index in indices:
         if index is None or index.dtype not in masks:
-            numbers.append(index)
+            positions.append(index)
         else:
-            numbers.extend(index.nonzero().unbind(1))
-    return numbers
+            positions.extend(index.nonzero().unbind(1))
+    return positions
 
 
 def _index(x: Tensor, indices: Sequence[Tensor | None]) -> Any:
-    numbers = _by_number(indices)
-    return NotImplemented if numbers is None else aten.index.Tensor(x, numbers)
+    positions = _masks_as_positions(indices)
+    return NotImplemented if positions is None else aten.index.Tensor(x, positions)
 
 
 def _index_put(
     x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False
 ) -> Any:
-    numbers = _by_number(indices)
-    if numbers is None:
+    positions = _masks_as_positions(indices)
+    if positions is None:
         return NotImplemented
-    return aten.index_put.default(x, numbers, values, accumulate)
+    return aten.index_put.default(x, positions, values, accumulate)
 
 
 def _var(

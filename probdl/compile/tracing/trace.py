@@ -1,12 +1,12 @@
-"""Trace a function of z with its gradient: into what the data alone decide, and what z decides.
+"""Trace a function of z and its gradient, and split the graph by what depends on z.
 
-The first part runs once for each set of data, in torch; it holds the log factorials, the centred
-predictors and all else that a sampler would compute again at each of its million steps. The
-second part is what gets compiled. Data are inputs of both, so other data of the same shapes need
-neither a new trace nor a new compilation.
+The nodes that do not depend on z run once per data set, in torch: log factorials, centred
+predictors, and everything else that a sampler would otherwise recompute at each step. The nodes
+that depend on z are compiled. Data are inputs of both parts, so that other data of the same shapes
+need neither a new trace nor a new compilation.
 
-A log density has no randomness. The loss of a variational method has: what it draws, whatever z
-is, makes a third part, which runs anew for each evaluation.
+A log density is deterministic. The loss of a variational method also draws random numbers; these
+draws, which do not depend on z, are a third part that runs at each evaluation.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from probdl.compile.codegen import emit
 from probdl.compile.codegen.operations import ALLOCATIONS, CONSTANTS
 from probdl.compile.tracing.decompositions import decompositions
 from probdl.errors import ProbdlError
+from probdl.model.advice import where
 from probdl.model.density import LogDensity
-from probdl.model.program import where
 from probdl.model.recorder import ControlFlowError, Recording, record
 from probdl.util.isolation import evaluation
 
@@ -35,7 +35,7 @@ aten = torch.ops.aten
 
 
 class UntraceableError(ProbdlError, RuntimeError):
-    """The model cannot be written as a fixed graph of operations."""
+    """The model cannot be represented by a fixed graph of operations."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class Traced:
     """A function of z, a log density or a loss, as graphs.
 
     Attributes:
-        prepare: (*data) to the arrays that the density reads.
-        density: (z, *arrays, *noise) to the gradient (d,) and the value.
-        shapes: of the arrays.
-        reads_data: whether the data are inputs. Where the Python code of the model looks at
-            them they are constants, and the trace holds for these data only.
-        draw: () to the noise; None where nothing is random.
+        prepare: the graph from (*data) to the arrays that the density reads.
+        density: the graph from (z, *arrays, *noise) to the gradient (d,) and the value.
+        shapes: the shapes of the arrays.
+        reads_data: whether the data are inputs. If Python code of the model branches on them,
+            they are constants, and the trace is valid for these data only.
+        draw: the graph from () to the noise; None if the function is deterministic.
     """
 
     prepare: fx.GraphModule
@@ -58,7 +58,7 @@ class Traced:
     draw: fx.GraphModule | None = None
 
     def arrays(self, data: Sequence[Tensor]) -> list[Tensor] | None:
-        """Compute what the density reads of the data; None if its shapes are not those traced."""
+        """Compute the arrays that the density reads; None if their shapes differ from the trace."""
         with evaluation(), torch.no_grad():
             arrays = list(self.prepare(*(data if self.reads_data else ())))
         return arrays if tuple(a.shape for a in arrays) == self.shapes else None
@@ -68,7 +68,7 @@ def trace(density: LogDensity, z: Tensor) -> Traced:
     """Trace a density and its gradient, at a point (d,) where both are finite.
 
     Raises:
-        UntraceableError: the model's control flow depends on the point, or it draws at random.
+        UntraceableError: the control flow depends on the point, or the density is random.
     """
     data = density.program.tensors()
 
@@ -93,13 +93,13 @@ def trace_function(
     """Trace a function of z and data to the gradient (d,) and the value.
 
     Args:
-        fn: takes z and the data; given z alone, it has its data from elsewhere.
-        z: where it is finite, with its gradient.
+        fn: the function of z and the data; called with z alone, it uses the original data.
+        z: a point where the value and the gradient are finite.
         data: the data.
-        random: whether it may draw random numbers.
+        random: whether the function may draw random numbers.
 
     Raises:
-        UntraceableError: control flow depends on z, or the function draws where it may not.
+        UntraceableError: the control flow depends on z, or the function is random but must not be.
     """
     with evaluation():
         try:
@@ -122,19 +122,19 @@ def _record(fn: Callable[..., Any], inputs: Sequence[Tensor], random: bool) -> R
     recording = record(fn, inputs, decompositions())
     drawn = [node.target for node in recording.graph.nodes if is_random(node)]
     if drawn and not random:
-        raise UntraceableError(f"its log density draws at random ({drawn[0]})")
+        raise UntraceableError(f"its log density draws random numbers ({drawn[0]})")
     if recording.has_mutation:
         recording = record(functionalize(recording.function()), inputs, decompositions())
     return recording
 
 
 def is_random(node: fx.Node) -> bool:
-    """Tell whether a node draws random numbers."""
+    """Return whether a node draws random numbers."""
     return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
 def _catch_failures(graph: fx.Graph) -> None:
-    """Let a failure of linear algebra mean a density of zero, in the place of an exception."""
+    """Make a failure of linear algebra a log density of -inf instead of an exception."""
     output = next(iter(reversed(graph.nodes)))
     results: Any = output.args[0]
     grad, value = results
@@ -156,7 +156,7 @@ def _catch_failures(graph: fx.Graph) -> None:
 
 
 def _fix_shapes(graph: fx.Graph) -> None:
-    """Replace what only takes the shape of a tensor by a constant of that shape."""
+    """Replace operations that use only the shape of a tensor by constants of that shape."""
     for node in list(graph.nodes):
         kind = getattr(node.target, "overloadpacket", None)
         if kind in CONSTANTS:
@@ -181,79 +181,97 @@ def _fix_shapes(graph: fx.Graph) -> None:
         graph.erase_node(node)
 
 
-def _split(recording: Recording, data: Sequence[Tensor], reads_data: bool) -> Traced:
-    nodes = list(recording.graph.nodes)
-    z, output = nodes[0], nodes[-1]
-    of_z, of_data, of_noise = {z}, set[fx.Node](), set[fx.Node]()
-    for node in nodes[1:-1]:
+@dataclass(frozen=True)
+class _Dependence:
+    """The nodes that depend on z, on the data, and on random numbers; the last two without z."""
+
+    on_z: set[fx.Node]
+    on_data: set[fx.Node]
+    on_noise: set[fx.Node]
+
+
+def _dependence(z: fx.Node, inner: Sequence[fx.Node]) -> _Dependence:
+    """Sort the nodes between z and the output by what they depend on.
+
+    Raises:
+        UntraceableError: random numbers depend on z or on the data.
+    """
+    on_z, on_data, on_noise = {z}, set[fx.Node](), set[fx.Node]()
+    for node in inner:
         inputs = node.all_input_nodes
-        if any(n in of_z for n in inputs):
-            of_z.add(node)
+        if any(n in on_z for n in inputs):
+            on_z.add(node)
             if is_random(node):
                 raise UntraceableError(
                     f"it draws from a distribution that depends on what is fitted ({node.target})"
                 )
             continue
-        if node.op == "placeholder" or any(n in of_data for n in inputs):
-            of_data.add(node)
-        if is_random(node) or any(n in of_noise for n in inputs):
-            of_noise.add(node)
-    if of_data & of_noise:
-        raise UntraceableError("what it draws at random depends on the data")
+        if node.op == "placeholder" or any(n in on_data for n in inputs):
+            on_data.add(node)
+        if is_random(node) or any(n in on_noise for n in inputs):
+            on_noise.add(node)
+    if on_data & on_noise:
+        raise UntraceableError("its random numbers depend on the data")
+    return _Dependence(on_z, on_data, on_noise)
 
-    first = _Copy()
-    for node in nodes[1:-1]:
-        if node not in of_z:
-            first.add(node)
-    frontier, views = _frontier(nodes, of_z, first)
-    noise = [same for same in frontier if same[0] in of_noise]
-    frontier = [same for same in frontier if same[0] not in of_noise]
-    prepare = _extract(first.graph, [first.of[same[0]] for same in frontier])
+
+def _split(recording: Recording, data: Sequence[Tensor], reads_data: bool) -> Traced:
+    """Split a recorded graph into preparation of the data, noise, and the density itself."""
+    z, *inner, output = recording.graph.nodes
+    depends = _dependence(z, inner)
+    given = _GraphCopy()
+    for node in inner:
+        if node not in depends.on_z:
+            given.add(node)
+    frontier, views = _frontier([*inner, output], depends.on_z, given)
+    noise = [same for same in frontier if same[0] in depends.on_noise]
+    known = [same for same in frontier if same[0] not in depends.on_noise]
+
+    def part_of_given(nodes: Sequence[fx.Node], *, inputs: bool = True) -> fx.GraphModule:
+        part = _extract(given.graph, [given.of[node] for node in nodes], inputs=inputs)
+        return fx.GraphModule(recording.constants, part)
+
     with evaluation(), torch.no_grad():
-        values = fx.GraphModule(recording.constants, prepare)(*data)
-
-    second = _Copy()
-    second.of[z] = second.graph.placeholder("z")
-    second.of[z].meta = z.meta
+        values = part_of_given([same[0] for same in known])(*data)
     numbers: dict[fx.Node, float] = {}
     arrays: dict[fx.Node, torch.Size] = {}
-    for (node, *_), value in zip(frontier, values, strict=True):
-        if node not in of_data and value.numel() and bool((value == value.reshape(-1)[0]).all()):
+    for (node, *_), value in zip(known, values, strict=True):
+        if node not in depends.on_data and _is_constant(value):
             numbers[node] = value.reshape(-1)[0].item()
         else:
-            second.of[node] = second.graph.placeholder(f"array_{len(arrays)}")
-            second.of[node].meta = node.meta
             arrays[node] = value.shape
-    for i, (node, *_) in enumerate(noise):
-        second.of[node] = second.graph.placeholder(f"noise_{i}")
-        second.of[node].meta = node.meta
-    for node, number in numbers.items():
-        val = node.meta["val"]
-        second.of[node] = second.graph.call_function(
-            aten.full.default, (list(val.shape), number), {"dtype": val.dtype}
-        )
-        second.of[node].meta = node.meta
-    for node, *others in [*frontier, *noise]:
-        second.of.update(dict.fromkeys(others, second.of[node]))
-    for node in nodes[1:-1]:
-        if node in of_z or (node in views and node not in second.of):
-            second.add(node)
-    second.graph.output(fx.node.map_arg(output.args[0], second.of.__getitem__))
-    second.graph.eliminate_dead_code()
 
-    prepare = _extract(first.graph, [first.of[node] for node in arrays])
-    draw = _extract(first.graph, [first.of[same[0]] for same in noise], inputs=False)
+    density = _GraphCopy()
+    density.add_input(z, "z")
+    for i, node in enumerate(arrays):
+        density.add_input(node, f"array_{i}")
+    for i, (node, *_) in enumerate(noise):
+        density.add_input(node, f"noise_{i}")
+    for node, number in numbers.items():
+        density.add_number(node, number)
+    for node, *others in [*known, *noise]:
+        density.of.update(dict.fromkeys(others, density.of[node]))
+    for node in inner:
+        if node in depends.on_z or (node in views and node not in density.of):
+            density.add(node)
+    density.graph.output(fx.node.map_arg(output.args[0], density.of.__getitem__))
+    density.graph.eliminate_dead_code()
     return Traced(
-        fx.GraphModule(recording.constants, prepare),
-        second.graph,
+        part_of_given(list(arrays)),
+        density.graph,
         tuple(arrays.values()),
         reads_data,
-        fx.GraphModule(recording.constants, draw) if noise else None,
+        part_of_given([same[0] for same in noise], inputs=False) if noise else None,
     )
 
 
+def _is_constant(value: Tensor) -> bool:
+    """Return whether all elements of a tensor are equal."""
+    return bool(value.numel()) and bool((value == value.reshape(-1)[0]).all())
+
+
 def _extract(graph: fx.Graph, results: Sequence[fx.Node], *, inputs: bool = True) -> fx.Graph:
-    """Copy the part of a graph that computes some results."""
+    """Copy the part of a graph that computes some results; with ``inputs``, all placeholders."""
     wanted = set(results)
     for node in reversed(graph.nodes):
         if node in wanted:
@@ -266,8 +284,13 @@ def _extract(graph: fx.Graph, results: Sequence[fx.Node], *, inputs: bool = True
     return part
 
 
-class _Copy:
-    """A graph into which nodes of another are copied, those that compute the same only once."""
+class _GraphCopy:
+    """A graph to which nodes of another are copied; equal computations are copied once.
+
+    Attributes:
+        graph: the graph.
+        of: for each node of the other graph, its copy.
+    """
 
     def __init__(self) -> None:
         self.graph = fx.Graph()
@@ -275,22 +298,39 @@ class _Copy:
         self._seen: dict[Any, fx.Node] = {}
 
     def add(self, node: fx.Node) -> None:
+        """Copy a node, whose inputs have been copied."""
         args = fx.node.map_arg(node.args, self.of.__getitem__)
         kwargs = fx.node.map_arg(node.kwargs, self.of.__getitem__)
-        # The repr tells 1 from 1.0 and True, which are equal.
+        # The repr distinguishes 1, 1.0 and True, which compare equal.
         key = (node.op, node.target, repr(args), repr(kwargs))
         if key not in self._seen or node.op == "placeholder" or is_random(node):
             self._seen[key] = self.graph.node_copy(node, self.of.__getitem__)
         self.of[node] = self._seen[key]
 
+    def add_input(self, node: fx.Node, name: str) -> None:
+        """Add an input in the place of a node."""
+        self.of[node] = self.graph.placeholder(name)
+        self.of[node].meta = node.meta
+
+    def add_number(self, node: fx.Node, number: float) -> None:
+        """Add a constant tensor in the place of a node."""
+        val = node.meta["val"]
+        self.of[node] = self.graph.call_function(
+            aten.full.default, (list(val.shape), number), {"dtype": val.dtype}
+        )
+        self.of[node].meta = node.meta
+
 
 def _frontier(
-    nodes: Sequence[fx.Node], of_z: set[fx.Node], first: _Copy
+    nodes: Sequence[fx.Node], of_z: set[fx.Node], given: _GraphCopy
 ) -> tuple[list[list[fx.Node]], set[fx.Node]]:
-    """Find what the second part reads of the first, and the views in between.
+    """Find the nodes without z that nodes with z read, grouped by equal copies, through views.
 
-    Views are free, and stay in the second part: a transposed matrix is not stored twice, nor
-    does each step of a loop over a series read an array of its own.
+    Views are free and stay with the density: a transposed matrix is not stored twice, and each
+    step of a loop over a series does not read its own array.
+
+    Returns:
+        The groups of nodes that compute the same, and the views of them that are read.
     """
     pending = [
         n
@@ -300,7 +340,7 @@ def _frontier(
         if n not in of_z
     ]
     views: set[fx.Node] = set()
-    found: dict[fx.Node, list[fx.Node]] = {}  # by copy: what is the same is read once
+    found: dict[fx.Node, list[fx.Node]] = {}  # by copy
     pending.reverse()
     seen: set[fx.Node] = set()
     while pending:
@@ -312,5 +352,5 @@ def _frontier(
             views.add(node)
             pending.extend(node.all_input_nodes)
         else:
-            found.setdefault(first.of[node], []).append(node)
+            found.setdefault(given.of[node], []).append(node)
     return list(found.values()), views

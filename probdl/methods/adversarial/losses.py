@@ -1,11 +1,11 @@
-r"""The losses of adversarial training, of the discriminator and of the generator.
+r"""The losses of discriminator and generator in adversarial training.
 
-With D = sigmoid(l) and logits l of data x and of draws g (Eq. 6):
+With D = sigmoid(l), where l are the logits of data x or of draws g (Eq. 6):
 
 - minimax: the discriminator maximises log D(x) + log(1 - D(g)), the generator minimises it;
-- non-saturating: the generator maximises log D(g), whose gradient does not vanish while it loses;
-- Wasserstein: the critic l maximises l(x) - l(g), held to slope one by a gradient penalty;
-- hinge: margins of one, the critic held to slope one by spectral normalisation.
+- non-saturating: the generator maximises log D(g), whose gradient does not vanish if D(g) is small;
+- Wasserstein: the critic l maximises l(x) - l(g); a gradient penalty limits its slope to one;
+- hinge: margins of one; spectral normalisation limits the slope of the critic to one.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from probdl.methods.variational.objective import Trainable
 
-__all__ = ["LOSSES", "Critic", "DiscriminatorLoss", "GeneratorLoss", "normalised"]
+__all__ = ["LOSSES", "Critic", "DiscriminatorLoss", "GeneratorLoss", "normalise_spectrally"]
 
 LOSSES = ("minimax", "non_saturating", "wasserstein", "hinge")
 
 
 class Critic:
-    """A discriminator whose weights are given from outside as it runs."""
+    """A discriminator that is called with weights in place of its own."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -36,13 +36,13 @@ class Critic:
         self.buffers = list(module.buffers())
 
     def __call__(self, values: Sequence[Tensor], x: Tensor) -> Tensor:
-        """Return the logits (n,) of rows."""
+        """Return the logits (n,) of rows x (n, *shape)."""
         weights = dict(zip(self.names, values, strict=True))
         return functional_call(self.module, weights, (x,)).reshape(len(x))
 
 
-def normalised(module: nn.Module) -> nn.Module:
-    """Divide the weights of all layers by their spectral norms, in place."""
+def normalise_spectrally(module: nn.Module) -> nn.Module:
+    """Apply spectral normalisation to all layers, in place, and return the module."""
     for layer in list(module.modules()):
         if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d)) and not (
             parametrize.is_parametrized(layer, "weight")
@@ -52,7 +52,7 @@ def normalised(module: nn.Module) -> nn.Module:
 
 
 class _Game:
-    """What both losses share. Data are the model's tensors, then the opponent's weights."""
+    """Base class of both losses. Their data are the model's tensors and the opponent's weights."""
 
     def __init__(
         self,
@@ -65,32 +65,35 @@ class _Game:
     ) -> None:
         self.generator = generator
         self.critic = critic
-        self.sample = sample  # (weights of the generator, the model's tensors) to draws
-        self.index = index  # of the data among the model's tensors
+        self.sample = sample  # maps weights of the generator and the model's tensors to draws
+        self.index = index  # position of the data among the model's tensors
         self.loss = loss
         self.penalty = penalty
         self.count = len(generator.program.tensors())
 
     @property
     def buffers(self) -> list[Tensor]:
+        """The running statistics of both networks."""
         return [*self.critic.buffers, *self.generator.buffers]
 
     def __call__(
         self, values: Sequence[Tensor], data: Sequence[Tensor], *, traced: bool = False
     ) -> Tensor:
+        """Evaluate the loss at the player's weights, and backpropagate."""
         raise NotImplementedError
 
     def split(self, data: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Split data into the model's tensors and the opponent's weights."""
         return data[: self.count], data[self.count :]
 
 
 class DiscriminatorLoss(_Game):
-    """The discriminator's loss; told with it are mean D(x), mean D(g) and the value function."""
+    """The discriminator's loss, with the mean of D(x), the mean of D(g) and the value function."""
 
     def __call__(
         self, values: Sequence[Tensor], data: Sequence[Tensor], *, traced: bool = False
     ) -> Tensor:
-        """Evaluate, and run backward."""
+        """Evaluate the loss, and backpropagate."""
         tensors, weights = self.split(data)
         x = tensors[self.index]
         with torch.no_grad():
@@ -98,7 +101,7 @@ class DiscriminatorLoss(_Game):
         real, fake = self.critic(values, x), self.critic(values, g)
         if self.loss == "wasserstein":
             value = real.mean() - fake.mean()
-            loss = -value + self.penalty * self._slope(values, x, g)
+            loss = -value + self.penalty * self._excess_slope(values, x, g)
         elif self.loss == "hinge":
             value = real.mean() - fake.mean()
             loss = relu(1 - real).mean() + relu(1 + fake).mean()
@@ -106,14 +109,14 @@ class DiscriminatorLoss(_Game):
             value = -softplus(-real).mean() - softplus(fake).mean()
             loss = -value
         loss.backward()
-        told = [loss, real.sigmoid().mean(), fake.sigmoid().mean(), value]
-        return torch.stack([t.detach() for t in told])
+        recorded = [loss, real.sigmoid().mean(), fake.sigmoid().mean(), value]
+        return torch.stack([t.detach() for t in recorded])
 
-    def _slope(self, values: Sequence[Tensor], x: Tensor, g: Tensor) -> Tensor:
-        """Return by how much the critic's slope is above one between data and draws, squared.
+    def _excess_slope(self, values: Sequence[Tensor], x: Tensor, g: Tensor) -> Tensor:
+        """Return the mean square of what the critic's slope between data and draws exceeds one by.
 
-        Slopes below one are Lipschitz too. A penalty on them as well, the first form of this idea,
-        is a wall at slope zero, which the critic cannot pass when it should turn round.
+        Slopes below one satisfy the Lipschitz condition and are not penalised. The original penalty
+        also acts on them, and keeps the critic from changing the sign of its slope.
         """
         share = torch.rand((len(x),) + (1,) * (x.ndim - 1), dtype=x.dtype)
         between = (share * x + (1 - share) * g).requires_grad_()
@@ -129,7 +132,7 @@ class GeneratorLoss(_Game):
     def __call__(
         self, values: Sequence[Tensor], data: Sequence[Tensor], *, traced: bool = False
     ) -> Tensor:
-        """Evaluate, and run backward."""
+        """Evaluate the loss, and backpropagate."""
         tensors, weights = self.split(data)
         fake = self.critic(weights, self.sample(values, tensors))
         if self.loss == "minimax":

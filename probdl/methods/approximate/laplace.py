@@ -9,6 +9,7 @@ import torch
 
 from probdl.compile import ENGINES, choose
 from probdl.errors import ModelError
+from probdl.findings import TAIL_DRAWS_MIN
 from probdl.io.idata import psis
 from probdl.methods.base import Method
 from probdl.methods.fixed_params import held_params
@@ -23,29 +24,29 @@ __all__ = ["Laplace"]
 
 @dataclass(frozen=True, repr=False)
 class Laplace(Method, name="laplace"):
-    r"""Approximate the posterior on R^d by a normal density at its mode.
+    r"""The Laplace approximation: a normal density on R^d at the mode of the posterior.
 
     .. math:: p(z | y) \approx N(\hat z, H^{-1}), \qquad
         \log p(y) \approx \log p(\hat z, y) + \tfrac d2 \log 2\pi - \tfrac12 \log |H|
 
-    where z are the sites on R^d, the Jacobians counted, and H is minus the Hessian of
-    log p(z, y) at the mode. Exact where the posterior is normal on R^d.
+    where z are the sites on R^d, with the Jacobians of their transforms in the density, and H is
+    minus the Hessian of log p(z, y) at the mode. It is exact if the posterior is normal on R^d.
 
     The fit has one chain of independent draws, and in ``stats``: ``log_evidence`` (nats),
-    ``pareto_k`` (of the importance ratios of the draws, by ArviZ), ``log_weights`` (their
-    Pareto-smoothed logs, normalised, one a draw), ``mode`` and ``covariance`` on R^d with
-    ``labels``, and ``lp``, the exact log density of each draw.
+    ``pareto_k`` (of the importance ratios of the draws, by ArviZ), ``log_weights`` (logarithms of
+    the Pareto-smoothed and normalised weights, one per draw), ``mode`` and ``covariance`` on R^d
+    with ``labels``, and ``lp``, the exact log density of each draw.
 
     Args:
-        draws: how many draws, at least 25.
-        starts: how many starts L-BFGS takes to the mode; the best end counts.
-        steps: how many iterations each start may take.
-        engine: what evaluates the density, as in :class:`NUTS`.
+        draws: number of draws, at least 25.
+        starts: number of starting points of L-BFGS; the highest mode found is used.
+        steps: maximal number of iterations from each starting point.
+        engine: how the density is evaluated, as in :class:`NUTS`.
 
     Raises:
         SettingError: a setting is out of range.
-        ModelError: the posterior has no curvature along some direction at its mode, so no
-            normal density is near it.
+        ModelError: the posterior has no curvature along some direction at its mode, so there is no
+            normal approximation.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist, probdl
@@ -66,7 +67,7 @@ class Laplace(Method, name="laplace"):
     engine: str = "auto"
 
     def __post_init__(self) -> None:
-        self._check_int(draws=25, starts=1, steps=1)  # k-hat is fitted to a tail of a fifth
+        self._check_int(draws=TAIL_DRAWS_MIN, starts=1, steps=1)
         self._check_choice(engine=ENGINES)
 
     def run(self, program: Program, seed: int, progress: bool | None) -> Fit:
@@ -76,22 +77,23 @@ class Laplace(Method, name="laplace"):
         generator = torch.Generator().manual_seed(seed)
         if density.dim > DENSE_MAX:
             raise ModelError(
-                f"the model '{program.name}' has {density.dim} dimensions, and Laplace needs its "
-                f"Hessian, which is formed for up to {DENSE_MAX}. Use method='nuts' or 'map'."
+                f"The model '{program.name}' has {density.dim} dimensions. Laplace needs the "
+                f"Hessian, which is computed for up to {DENSE_MAX} dimensions. Use method='nuts' "
+                "or 'map'."
             )
         evaluator, findings = choose(density, self.engine, seed)
         optimum = maximise(density, evaluator, self.starts, self.steps, generator, progress)
         assert optimum.information is not None
         parts = curvature(optimum.information, optimum.z)
         if parts.vectors.shape[1] < density.dim:
-            loose = torch.cat([parts.flat, parts.rising], 1)
-            labels = largest(density.labels, loose.norm(dim=1))
+            not_concave = torch.cat([parts.flat, parts.rising], 1)
+            labels = largest(density.labels, not_concave.norm(dim=1))
             raise ModelError(
-                f"the posterior of '{program.name}' does not curve down at its mode along "
-                f"{', '.join(labels)}, so no normal density is near it. Give those sites a "
+                f"The log posterior density of '{program.name}' is not concave at its mode along "
+                f"{', '.join(labels)}, so it has no normal approximation. Give those sites a "
                 "proper prior, or use method='nuts'."
             )
-        # Columns scaled to unit variance under the approximation: z = mode + root @ noise.
+        # z = mode + root @ noise, with standard normal noise, has the covariance root @ root.T.
         root = parts.vectors / parts.values.sqrt()
         noise = torch.randn(self.draws, density.dim, generator=generator, dtype=torch.float64)
         z = optimum.z + noise @ root.T

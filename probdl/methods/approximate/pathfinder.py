@@ -1,7 +1,7 @@
-r"""Pathfinder: normal approximations along the way of L-BFGS to the mode.
+r"""Pathfinder: normal approximations along the path of L-BFGS to the mode.
 
 Source: Zhang, Carpenter, Gelman and Vehtari, "Pathfinder: parallel quasi-Newton variational
-inference", JMLR 23 (2022); the names of algorithms below are theirs.
+inference", JMLR 23 (2022). The numbers of algorithms below refer to it.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from probdl.io.idata import psis
 from probdl.methods.approximate.weighting import resample
 from probdl.methods.base import Method
 from probdl.methods.fixed_params import held_params
+from probdl.methods.point.optimum import NOT_FINITE
 from probdl.model.density import LogDensity
 from probdl.model.program import Program
 from probdl.results.diagnostics import check_weights, interrupted
 from probdl.results.fit import Fit
-from probdl.util.clock import look
+from probdl.util.clock import check_time_limit
 from probdl.util.lazy import linalg, optimize
 from probdl.util.progress import bar
 
@@ -35,35 +36,35 @@ __all__ = ["Pathfinder", "pathfinder_draw"]
 
 Array = NDArray[np.float64]
 
-_HISTORY = 6  # updates that the inverse Hessian is made of, as in the paper
-_CURVED = 1e12  # an update is left out where the curvature along it is beyond this
-_BLOCK = 10_000  # draws made at once, between which the time may be up
-_TRIES = 5  # paths that may fail before there is none
-_WALL = 1e30  # stands for minus the log density where it is not finite
+HISTORY = 6  # number of updates in the inverse Hessian, as in the paper
+CURVATURE_MAX = 1e12  # updates along directions of larger curvature are left out
+DRAWS_PER_BLOCK = 10_000
+PATHS_MAX = 5  # number of paths that may fail before an error
 
 
 @dataclass(frozen=True, repr=False)
 class Pathfinder(Method, name="pathfinder"):
-    r"""Approximate the posterior on R^d by the best of the normal densities along L-BFGS paths.
+    r"""Pathfinder, the best of the normal approximations on R^d along paths of L-BFGS.
 
     .. math:: q_l = N(z_l + \Sigma_l \nabla \log p(z_l), \Sigma_l), \qquad
         l^* = \arg\max_l \mathrm{ELBO}(q_l)
 
-    where z_l are the iterates of L-BFGS on log p and Sigma_l its estimate of the inverse Hessian,
-    diagonal plus low rank. The draws of several paths are weighed and resampled together
-    (Pareto-smoothed importance resampling). It costs a few hundred gradients, and is a good
-    place to start NUTS from: ``NUTS(init="pathfinder")``.
+    where z_l are the iterates of L-BFGS on log p, and Sigma_l is its estimate of the inverse
+    Hessian, diagonal plus low rank. The draws of several paths are weighted and resampled together
+    (Pareto-smoothed importance resampling). The method needs a few hundred gradients, and provides
+    good starting points for NUTS: ``NUTS(init="pathfinder")``.
 
-    The fit has one chain of independent draws, and in ``stats``: ``elbo`` (nats, one a path),
+    The fit has one chain of independent draws, and in ``stats``: ``elbo`` (nats, one per path),
     ``pareto_k`` and ``log_weights`` (of all draws of all paths), ``log_evidence`` (nats), ``lp``
     of each draw, and ``engine``.
 
     Args:
-        draws: how many draws, at least 25.
-        paths: how many paths, each from a start of its own. With one there is no resampling.
-        steps: how many iterations of L-BFGS each path may take.
-        num_samples: how many draws estimate the ELBO at each point of a path.
-        engine: what evaluates the density, as in :class:`NUTS`.
+        draws: number of draws, at least 25.
+        paths: number of paths, each with its own starting point. With one path there is no
+            resampling.
+        steps: maximal number of L-BFGS iterations of each path.
+        num_samples: number of draws that estimate the ELBO at each point of a path.
+        engine: how the density is evaluated, as in :class:`NUTS`.
 
     Raises:
         SettingError: a setting is out of range.
@@ -148,7 +149,7 @@ def pathfinder_draw(density: LogDensity, evaluator: Evaluator, seed: int) -> Arr
     """Return one draw (d,) of a single path, to start a Markov chain from."""
     sequence = np.random.SeedSequence(seed)
     approximation, rng = _best_normal(density, evaluator, sequence, 1000, 25)
-    for _ in range(_TRIES):
+    for _ in range(PATHS_MAX):
         sampled = _sample(evaluator, approximation, 1, rng)
         if np.isfinite(sampled.log_p[0]):
             return sampled.z[0]
@@ -162,7 +163,7 @@ class _Normal:
     Its covariance is A^(1/2) (I + Q (L L' - I) Q') A^(1/2), with A = diag(scale**2).
     """
 
-    point: Array  # the iterate that it was made at
+    point: Array  # the iterate at which the approximation was made
     mean: Array
     scale: Array  # (d,)
     basis: Array  # Q, (d, r), orthonormal
@@ -185,7 +186,7 @@ class _Sampled:
     z: Array
     log_p: Array
     log_q: Array
-    stop: KeyboardInterrupt | None = None  # what ended it early
+    stop: KeyboardInterrupt | None = None  # the interruption that ended it early, if any
 
     @property
     def elbo(self) -> float:
@@ -201,15 +202,15 @@ def _sample(
     *,
     least: int | None = None,
 ) -> _Sampled:
-    """Draw so many; where the time is up, what there is if that is at least ``least``."""
+    """Draw ``count`` draws; an interruption leaves fewer, if at least ``least`` are done."""
     blocks: list[tuple[Array, Array]] = []
     scores: list[float] = []
     early = None
     try:
-        for first in range(0, count, _BLOCK):
-            blocks.append(normal.draw(min(_BLOCK, count - first), rng))
+        for first in range(0, count, DRAWS_PER_BLOCK):
+            blocks.append(normal.draw(min(DRAWS_PER_BLOCK, count - first), rng))
             for x in blocks[-1][0]:
-                look()
+                check_time_limit()
                 scores.append(float(evaluator.value_and_grad(torch.from_numpy(x))[0]))
     except KeyboardInterrupt as stop:
         if least is None or len(scores) < least:
@@ -229,7 +230,7 @@ def _best_normal(
 ) -> tuple[_Normal, np.random.Generator]:
     """Follow one path, and return the approximation with the highest ELBO (Algorithm 1)."""
     rng = np.random.default_rng(seed)
-    for _ in range(_TRIES):
+    for _ in range(PATHS_MAX):
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         start = density.initial(generator, value_and_grad=evaluator.value_and_grad)
         best, highest = None, -math.inf
@@ -240,8 +241,9 @@ def _best_normal(
         if best is not None:
             return best, rng
     raise ModelError(
-        f"none of {_TRIES} paths of L-BFGS on the model '{density.program.name}' came to a point "
-        "where its log density curves down. Give all sites proper priors, or use method='nuts'."
+        f"None of {PATHS_MAX} paths of L-BFGS on the model '{density.program.name}' reached a "
+        "point where its log density is concave. Give all sites proper priors, or use "
+        "method='nuts'."
     )
 
 
@@ -250,15 +252,15 @@ def _path(evaluator: Evaluator, start: Array, steps: int) -> tuple[list[Array], 
     gradients: dict[bytes, Array] = {}
 
     def objective(x: Array) -> tuple[float, Array]:
-        look()
+        check_time_limit()
         value, grad = evaluator.value_and_grad(torch.from_numpy(x.copy()))
         if not (torch.isfinite(value) and torch.isfinite(grad).all()):
-            return _WALL, np.zeros_like(x)
+            return NOT_FINITE, np.zeros_like(x)
         gradients[x.tobytes()] = grad.numpy()
         return -float(value), -grad.numpy()
 
     points = [start.copy()]
-    options = {"maxiter": steps, "maxfun": 20 * steps, "maxcor": _HISTORY, "ftol": 1e-12}
+    options = {"maxiter": steps, "maxfun": 20 * steps, "maxcor": HISTORY, "ftol": 1e-12}
     optimize.minimize(
         objective,
         start,
@@ -275,16 +277,16 @@ def _normals(points: list[Array], gradients: list[Array]) -> list[_Normal]:
     """Make the normal approximation at each iterate after the first (Algorithms 3 and 4)."""
     normals = []
     alpha = np.ones(len(points[0])) if points else np.empty(0)
-    updates: deque[tuple[Array, Array]] = deque(maxlen=_HISTORY)
+    updates: deque[tuple[Array, Array]] = deque(maxlen=HISTORY)
     for i in range(1, len(points)):
-        look()
+        check_time_limit()
         s, y = points[i] - points[i - 1], gradients[i - 1] - gradients[i]
         curvature = float(s @ y)
-        if curvature > 0 and float(y @ y) / curvature < _CURVED:
+        if curvature > 0 and float(y @ y) / curvature < CURVATURE_MAX:
             alpha = _diagonal(alpha, s, y)
             updates.append((s, y))
         if updates:
-            with contextlib.suppress(np.linalg.LinAlgError):  # rounding made it indefinite
+            with contextlib.suppress(np.linalg.LinAlgError):  # indefinite by rounding
                 normals.append(_normal(points[i], gradients[i], alpha, updates))
     return normals
 

@@ -1,4 +1,4 @@
-"""Draws of a proposal as draws of the posterior: their importance weights, and resampling."""
+"""Importance weights of draws from a proposal, and resampling by the weights."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from probdl.model.program import Program
 from probdl.model.sites import Structure
 from probdl.results.latent import Proposal, propose
 
-__all__ = ["Weighed", "resample", "weigh"]
+__all__ = ["WeightedDraws", "draw_weighted", "resample"]
 
-_MOST = 2**24  # weights that torch.multinomial takes
+MULTINOMIAL_MAX = 2**24  # the largest number of weights that torch.multinomial accepts
 
 
 @dataclass(frozen=True)
-class Weighed:
-    """Draws with what they weigh.
+class WeightedDraws:
+    """Draws from a proposal with their importance weights.
 
     Attributes:
         draws: by site name, latent and deterministic, (n, *shape).
-        lp: log p(z, x) of each, in nats.
-        log_ratios: log p(z, x) - log q(z).
-        log_weights: their Pareto-smoothed logs, normalised.
-        pareto_k: how heavy their tail is; NaN for too few draws.
+        lp: log p(z, x) of each draw, (n,), in nats.
+        log_ratios: log p(z, x) - log q(z), (n,).
+        log_weights: logarithms of the Pareto-smoothed and normalised weights, (n,).
+        pareto_k: Pareto k-hat of the ratios; NaN for too few draws.
     """
 
     draws: dict[str, Tensor]
@@ -43,25 +43,30 @@ class Weighed:
 
     @property
     def log_evidence(self) -> float:
-        """The log of the mean ratio: log p(x), in nats (Eqs. 16 to 19)."""
+        """The logarithm of the mean ratio, which estimates log p(x), in nats (Eqs. 16 to 19)."""
         return float(np.logaddexp.reduce(self.log_ratios) - math.log(len(self.log_ratios)))
 
     @property
     def ess(self) -> float:
-        """How many draws of the posterior the weighed draws are worth."""
+        """The effective sample size of the weights."""
         return float(np.exp(-np.logaddexp.reduce(2 * self.log_weights)))
 
 
-def weigh(
+def draw_weighted(
     program: Program,
     structure: Structure,
     proposal: Proposal,
     count: int,
     findings: list[Finding] | None = None,
-) -> Weighed:
-    """Draw from a proposal and weigh the draws; discrete sites are summed out exactly.
+) -> WeightedDraws:
+    """Draw from a proposal, and compute importance weights; discrete sites are summed out exactly.
 
-    The program is one in float64, and all its latent sites are shared by the data.
+    Args:
+        program: the model with its data, in float64. All latent sites are shared by the data.
+        structure: its sites.
+        proposal: the distribution to draw from.
+        count: number of draws.
+        findings: receives a finding if the drawing is interrupted.
     """
     values, log_p, log_q = propose(program, structure, proposal, count, findings)
     if structure.of("latent"):
@@ -73,13 +78,13 @@ def weigh(
         log_weights, k = ratios - np.logaddexp.reduce(ratios), math.nan
     else:
         log_weights, k = psis(ratios)
-    return Weighed(values, log_p.numpy(), ratios, log_weights, k)
+    return WeightedDraws(values, log_p.numpy(), ratios, log_weights, k)
 
 
 def resample(log_weights: NDArray[Any], count: int, generator: torch.Generator) -> Tensor:
-    """Choose ``count`` draws with replacement, each as often as its weight tells."""
+    """Return the indices of ``count`` draws, chosen with replacement in proportion to weights."""
     weights = torch.from_numpy(np.exp(log_weights - log_weights.max()))
-    if len(weights) <= _MOST:
+    if len(weights) <= MULTINOMIAL_MAX:
         return torch.multinomial(weights, count, replacement=True, generator=generator)
     total = weights.cumsum(0)
     points = torch.rand(count, generator=generator, dtype=torch.float64) * total[-1]

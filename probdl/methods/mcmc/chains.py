@@ -1,4 +1,4 @@
-"""Where a sampler starts and what it returns, whichever engine it runs on."""
+"""Starting points and results of Markov chains, for all samplers and engines."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["Chain", "Chains", "Starts", "gather", "posterior_fit", "random_start
 
 @dataclass(frozen=True)
 class Chains:
-    """Draws on R^d (chain, draw, d), and statistics (chain, draw) by name; what went wrong."""
+    """Draws on R^d (chain, draw, d), statistics (chain, draw) by name, and findings."""
 
     z: NDArray[np.float64]
     stats: dict[str, NDArray[Any]]
@@ -33,7 +33,7 @@ class Chains:
 
 @dataclass(frozen=True)
 class Chain:
-    """One chain as far as it came: draws (draw, d), statistics (draw,), and why it failed."""
+    """One chain, complete or not: draws (draw, d), statistics (draw,), and why it failed."""
 
     z: NDArray[np.float64]
     stats: dict[str, NDArray[Any]]
@@ -41,16 +41,16 @@ class Chain:
 
 
 def gather(chains: Sequence[Chain], draws: int, stop: KeyboardInterrupt | None) -> Chains:
-    """Make one block of chains that may differ in length, or have failed.
+    """Combine chains into arrays; they may differ in length, or have failed.
 
-    A chain that failed is left out. Of an interrupted run those chains are kept, at the length of
-    the shortest of them, that make the most draws: on fewer cores than chains, the last ones may
-    not have begun.
+    A failed chain is left out. An interrupted run has chains of different lengths, and with fewer
+    cores than chains the last ones may not have begun. The chains are cut to a common length, and
+    shorter chains left out, such that most draws are kept.
 
     Args:
-        chains: all of them, as far as they came.
-        draws: how many draws each was to have.
-        stop: what ended the run early, if anything did.
+        chains: all chains, complete or not.
+        draws: number of draws that each chain was meant to have.
+        stop: the interruption that ended the run early, if there was one.
 
     Raises:
         ModelError: every chain failed, or there are no draws.
@@ -58,30 +58,30 @@ def gather(chains: Sequence[Chain], draws: int, stop: KeyboardInterrupt | None) 
     """
     findings = []
     failed = {i: chain.failure for i, chain in enumerate(chains) if chain.failure is not None}
-    sound = [chain for chain in chains if chain.failure is None]
+    intact = [chain for chain in chains if chain.failure is None]
     if failed:
-        first, why = next(iter(failed.items()))
-        seen = f"chain {first} failed after {len(chains[first].z)} draws: {why}"
-        if not sound:
-            raise ModelError(f"every chain failed; {seen}")
+        first, failure = next(iter(failed.items()))
+        example = f"chain {first} failed after {len(chains[first].z)} draws: {failure}"
+        if not intact:
+            raise ModelError(f"Every chain failed; {example}")
         findings.append(
             Finding(
                 "error",
                 "chain_failed",
-                f"{len(failed)} of {len(chains)} chains failed and are left out; {seen}",
-                "Mend what that says; where chains fail, the others may leave regions out too.",
+                f"{len(failed)} of {len(chains)} chains failed and are left out; {example}",
+                "Fix the error above. The remaining chains may have missed parts of the posterior.",
             )
         )
-    lengths = sorted((len(chain.z) for chain in sound), reverse=True)
+    lengths = sorted((len(chain.z) for chain in intact), reverse=True)
     sizes = [(i + 1) * length for i, length in enumerate(lengths)]
     count = lengths[max(range(len(sizes)), key=lambda i: (sizes[i], i))]
     if count < 1:
-        raise stop if stop is not None else ModelError("the sampler returned no draws.")
-    kept = [chain for chain in sound if len(chain.z) >= count]
-    if stop is not None and (count < draws or len(kept) < len(sound)):
-        few = f" of {len(kept)} of the {len(chains)} chains" if len(kept) < len(chains) else ""
-        of = f"{draws} draws a chain"
-        findings.append(interrupted(stop, count, of, f"those{few} are returned", "of them"))
+        raise stop if stop is not None else ModelError("The sampler returned no draws.")
+    kept = [chain for chain in intact if len(chain.z) >= count]
+    if stop is not None and (count < draws or len(kept) < len(intact)):
+        chosen = f" of {len(kept)} of the {len(chains)} chains" if len(kept) < len(chains) else ""
+        of = f"{draws} draws per chain"
+        findings.append(interrupted(stop, count, of, f"those{chosen} are returned", "of them"))
     return Chains(
         np.stack([chain.z[:count] for chain in kept]),
         {name: np.stack([c.stats[name][:count] for c in kept]) for name in kept[0].stats},
@@ -90,14 +90,14 @@ def gather(chains: Sequence[Chain], draws: int, stop: KeyboardInterrupt | None) 
 
 
 class Starts:
-    """Where chains start; one that finds no start of its own begins where another did.
+    """Starting points of chains; a chain without one of its own starts where the first does.
 
     Args:
-        find: makes the start of a chain of its seed.
-        seed: of the start that serves the others.
+        find: finds the starting point of a chain, given a seed.
+        seed: seed of the first starting point.
 
     Raises:
-        ModelError: there is none for this seed.
+        ModelError: there is no starting point for this seed.
     """
 
     def __init__(self, find: Callable[[int], Tensor], seed: int) -> None:
@@ -106,7 +106,7 @@ class Starts:
         self.failures: list[ModelError] = []
 
     def __call__(self, seed: int) -> Tensor:
-        """Return the start of a chain."""
+        """Return the starting point of a chain, given its seed."""
         try:
             return self._find(seed)
         except ModelError as error:
@@ -114,7 +114,7 @@ class Starts:
             return self._first.clone()
 
     def findings(self) -> list[Finding]:
-        """Tell which chains had no start of their own."""
+        """Report the chains that found no starting point of their own."""
         count = len(self.failures)
         if not count:
             return []
@@ -122,14 +122,15 @@ class Starts:
             Finding(
                 "warning",
                 "starts",
-                f"{count} chain{'s' * (count > 1)} found no start and began where another did, so "
-                f"that agreement between chains proves less. {self.failures[0]}",
+                f"{count} chain{'s' * (count > 1)} found no starting point and began where another "
+                "chain did, so agreement between chains is weaker evidence of convergence. "
+                f"{self.failures[0]}",
             )
         ]
 
 
 def random_start(density: LogDensity, evaluator: Evaluator, seed: int) -> Tensor:
-    """Return a random point (d,) with a finite density."""
+    """Return a random point (d,) with a finite log density."""
     generator = torch.Generator().manual_seed(seed % 2**63)
     return density.initial(generator, value_and_grad=evaluator.value_and_grad)
 
@@ -142,7 +143,7 @@ def posterior_fit(
     seed: int,
     findings: list[Finding],
 ) -> Fit:
-    """Turn chains into a fit."""
+    """Make the fit of chains."""
     values = density.constrain(torch.from_numpy(chains.z), deterministic=True)
     findings = [*findings, *chains.findings, *held_params(density.structure)]
     draws = {name: value.numpy() for name, value in values.items()}

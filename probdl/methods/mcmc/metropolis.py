@@ -1,4 +1,4 @@
-"""Random-walk Metropolis: the plainest Markov chain Monte Carlo."""
+"""Random-walk Metropolis, the simplest Markov chain Monte Carlo method."""
 
 from __future__ import annotations
 
@@ -20,45 +20,46 @@ from probdl.methods.mcmc.chains import Chain, Chains, Starts, gather, posterior_
 from probdl.model.density import LogDensity
 from probdl.model.program import Program
 from probdl.results.fit import Fit
-from probdl.util.clock import look
-from probdl.util.isolation import isolated, stepped_aside
+from probdl.util.clock import check_time_limit
+from probdl.util.isolation import isolated, lock_suspended
 from probdl.util.progress import bar
 
 __all__ = ["Metropolis"]
 
-_MOVES_A_DIMENSION = 5  # between kept draws; one effective draw takes about 3
-_WINDOW = 25  # kept draws between looks at the covariance
+MOVES_PER_DIMENSION = 5  # between kept draws; one effective draw needs about 3
+ADAPTATION_WINDOW = 25  # draws between updates of the covariance
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, repr=False)
 class Metropolis(Method, name="metropolis"):
-    r"""Draw from the posterior by an adaptive random walk.
+    r"""Adaptive random-walk Metropolis sampling.
 
     .. math:: z' \sim N(z, s^2 \Sigma), \qquad
         \alpha = \min\{1, p(z' | y) / p(z | y)\}
 
-    A move is accepted with probability α; else the chain stays. Only the ratio of densities
-    counts, so neither the normalising constant of Eq. 1 nor a gradient is needed. During warm-up Σ
-    becomes the covariance of the draws so far, and s is set so that about a quarter of the moves
-    are accepted; then both stay, which keeps the posterior the stationary distribution.
+    A move is accepted with probability α; otherwise the chain stays at z. Only the ratio of
+    densities enters, so neither the normalising constant of Eq. 1 nor a gradient is needed. During
+    warm-up Σ is set to the covariance of the draws so far, and s is adapted until about a quarter
+    of the moves are accepted. After warm-up both are fixed, so the posterior is the stationary
+    distribution.
 
-    A random walk needs some 3 d moves for one independent draw, and more where the posterior is
-    far from normal: NUTS is the method for continuous models, and this one a check on it, and for
-    densities whose gradient says nothing.
+    A random walk needs about 3 d moves per independent draw, and more if the posterior is far from
+    normal. Use NUTS for continuous models; use this method to check NUTS, or if the density has no
+    useful gradient.
 
-    ``stats`` holds, each (chain, draw): ``lp`` (log density on R^d, nats), ``acceptance_rate`` (the
-    share accepted since the draw before) and ``step_size`` (s).
+    ``stats`` holds, each (chain, draw): ``lp`` (log density on R^d, nats), ``acceptance_rate``
+    (share of the moves since the previous draw that were accepted) and ``step_size`` (s).
 
     Args:
-        draws: how many draws each chain keeps.
-        warmup: how many draws adapt first.
-        chains: how many chains.
-        thin: how many moves lie between kept draws; None means 5 d.
-        target_accept: the acceptance rate that s is set by; None means 0.44 in one dimension and
-            0.234 in more, which are the best for normal posteriors.
-        engine: what evaluates the density, as in :class:`NUTS`.
+        draws: number of draws that each chain keeps.
+        warmup: number of draws for adaptation, which are discarded.
+        chains: number of chains.
+        thin: number of moves per kept draw; None means 5 d.
+        target_accept: acceptance rate to which s is adapted; None means 0.44 in one dimension and
+            0.234 otherwise, the optimal values for normal posteriors.
+        engine: how the density is evaluated, as in :class:`NUTS`.
 
     Raises:
         SettingError: a setting is out of range.
@@ -102,21 +103,21 @@ class Metropolis(Method, name="metropolis"):
         starts = Starts(functools.partial(random_start, density, evaluator), int(seeds[0]) >> 1)
         chains = [_Chain(self, evaluator, starts(int(s) >> 1).numpy(), int(s)) for s in seeds]
         wake, interruption = threading.Event(), None
-        # Native code runs in a thread for each chain; what runs in Python takes turns in one, so
-        # that an interrupted run has draws of each.
+        # Native code runs in one thread per chain. Chains in Python take turns in one thread, so
+        # that an interrupted run has draws of each chain.
         native = evaluator.engine == "native"
-        together = [[chain] for chain in chains] if native else [chains]
+        groups = [[chain] for chain in chains] if native else [chains]
         total = self.chains * (self.warmup + self.draws)
         advance = _advance if native else functools.partial(_advance_isolated, seed)
         with (
             bar(total, "sampling", progress) as shown,
-            stepped_aside(),
-            ThreadPoolExecutor(len(together)) as pool,
+            lock_suspended(),
+            ThreadPoolExecutor(len(groups)) as pool,
         ):
-            running = [pool.submit(advance, group, wake) for group in together]
+            running = [pool.submit(advance, group, wake) for group in groups]
             try:
                 while not all(r.done() for r in running):
-                    look()
+                    check_time_limit()
                     wake.wait(0.02)
                     shown.update(sum(c.done for c in chains) - shown.n)
             except KeyboardInterrupt as error:
@@ -130,16 +131,16 @@ class Metropolis(Method, name="metropolis"):
                 Finding(
                     "warning",
                     "engine",
-                    f"the steps run in Python, which is slower than native code: {failure}.",
-                    "probdl.doctor() shows what is available and what is missing.",
+                    f"The moves run in Python, which is slower than native code: {failure}.",
+                    "Run probdl.doctor() to see what is available and what is missing.",
                 )
             )
-        findings += [*starts.findings(), *_stuck(found, self.chains)]
+        findings += [*starts.findings(), *_check_acceptance(found, self.chains)]
         return posterior_fit(self, density, evaluator, found, seed, findings)
 
 
 class _Chain:
-    """One chain with what it adapts."""
+    """One chain, with its draws and the scale and covariance that it adapts."""
 
     NAMES = ("lp", "acceptance_rate", "step_size")
 
@@ -148,24 +149,24 @@ class _Chain:
         self.method = method
         self.walk = Walk(evaluator, start)
         self.rng = np.random.default_rng(seed)
-        self.thin = method.thin or _MOVES_A_DIMENSION * dim
+        self.thin = method.thin or MOVES_PER_DIMENSION * dim
         self.target = method.target_accept or (0.44 if dim == 1 else 0.234)
         self.log_scale = math.log(2.38 / math.sqrt(dim))
         self.factor = np.eye(dim)
         self.z = np.empty((method.draws, dim))
         self.stats = np.empty((method.draws, len(self.NAMES)))
-        self.seen: list[Array] = []
+        self.warmup_points: list[Array] = []
         self.done = 0
         self.failure: Exception | None = None
 
     def result(self) -> Chain:
-        """Return the chain as far as it came."""
+        """Return the chain, complete or not."""
         count = max(0, self.done - self.method.warmup)
         stats = {name: self.stats[:count, i] for i, name in enumerate(self.NAMES)}
         return Chain(self.z[:count], stats, self.failure)
 
     def step(self) -> None:
-        """Move on to the next draw, of the warm-up or to be kept."""
+        """Make the moves up to the next draw; adapt during warm-up, and keep the draw after it."""
         t, method, dim = self.done, self.method, len(self.walk.z)
         scale = math.exp(self.log_scale)
         moves = scale * self.rng.standard_normal((self.thin, dim)) @ self.factor.T
@@ -180,24 +181,24 @@ class _Chain:
         self.done = t + 1
 
     def adapt(self, t: int, rate: float) -> None:
-        """Set the scale by the acceptance rate, and the shape by the draws so far."""
+        """Adapt the scale to the acceptance rate, and the covariance to the draws so far."""
         self.log_scale += (rate - self.target) / (1 + t) ** 0.6
-        self.seen.append(self.walk.z.copy())
-        if (t + 1) % _WINDOW or t + 1 < 2 * _WINDOW:
+        self.warmup_points.append(self.walk.z.copy())
+        if (t + 1) % ADAPTATION_WINDOW or t + 1 < 2 * ADAPTATION_WINDOW:
             return
-        # The first half, on the way from the start, is left out. The covariance is drawn a little
+        # The first half may still depend on the starting point. The covariance is shrunk slightly
         # towards a small multiple of the identity, as in Stan, so that it is never singular.
-        recent = np.array(self.seen[len(self.seen) // 2 :])
+        recent = np.array(self.warmup_points[len(self.warmup_points) // 2 :])
         count, dim = recent.shape
         covariance = np.atleast_2d(np.cov(recent.T)) * count / (count + 5.0)
         covariance += 1e-3 * 5.0 / (count + 5.0) * np.eye(dim) * max(1e-6, covariance.trace() / dim)
         self.factor = np.linalg.cholesky(covariance)
-        if t + 1 == 2 * _WINDOW:  # the scale was of the identity
+        if t + 1 == 2 * ADAPTATION_WINDOW:  # the scale so far was relative to the identity
             self.log_scale = math.log(2.38 / math.sqrt(dim))
 
 
 def _advance(chains: Sequence[_Chain], stop: threading.Event) -> None:
-    """Run chains in turn, until all is done or the event is set; a failure ends one of them."""
+    """Run chains in turn until they are complete or the event is set; errors end single chains."""
     method = chains[0].method
     for _ in range(method.warmup + method.draws):
         for chain in chains:
@@ -211,13 +212,13 @@ def _advance(chains: Sequence[_Chain], stop: threading.Event) -> None:
 
 
 def _advance_isolated(seed: int, chains: Sequence[_Chain], stop: threading.Event) -> None:
-    """Run chains whose density enters Pyro, in a thread of their own."""
+    """Run chains in Python, with the global state of Pyro and torch isolated."""
     with isolated(seed):
         _advance(chains, stop)
 
 
-def _stuck(chains: Chains, count: int) -> list[Finding]:
-    """Tell of chains that hardly moved."""
+def _check_acceptance(chains: Chains, count: int) -> list[Finding]:
+    """Report chains that barely moved."""
     rates = chains.stats["acceptance_rate"].mean(1)
     if rates.min() >= ACCEPTANCE_MIN:
         return []
@@ -227,6 +228,6 @@ def _stuck(chains: Chains, count: int) -> list[Finding]:
             "acceptance",
             f"{int((rates < ACCEPTANCE_MIN).sum())} of {count} chains accepted fewer than "
             f"{ACCEPTANCE_MIN:.0%} of their proposals, so they barely moved.",
-            "Raise warmup, or use method='nuts', which adapts by the gradient.",
+            "Raise warmup, or use method='nuts', which uses gradients.",
         )
     ]

@@ -1,11 +1,11 @@
-"""NUTS by nutpie, on compiled code: the one file that knows nutpie's interfaces.
+"""NUTS by nutpie on compiled code: the only file that uses nutpie's interfaces.
 
-nutpie (Rust) has the sampler, its adaptation and the threads. Its extension module takes the
-compiled density as the address of a C function, as it does with what numba compiles for PyMC.
-That interface is private and has changed between releases, so it is called on a toy density before
-it is used, once a process. Where it does not give what is expected, nutpie's public interface
-serves, which calls a Python function and is slower. The extension is loaded by itself, since the
-package around it imports a second and a half of storage back ends, and ArviZ below 1.
+nutpie (in Rust) provides the sampler, its adaptation and the threads. Its extension module accepts
+the address of a compiled C function, as it does for functions that numba compiles for PyMC. That
+interface is private and has changed between releases, so it is checked on a toy density before its
+first use in a process. If the check fails, nutpie's public interface is used, which calls a Python
+function and is slower. The extension module is loaded without the package around it, which takes
+1.5 seconds to import storage back ends, and needs ArviZ below 1.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from probdl.compile import Evaluator
 from probdl.errors import ModelError
 from probdl.findings import Finding
 from probdl.methods.mcmc.chains import Chain, Chains, Starts, gather
-from probdl.util.clock import look, time_left, time_up
-from probdl.util.isolation import stepped_aside
-from probdl.util.progress import bar, shown
+from probdl.util.clock import check_time_limit, expire, time_left
+from probdl.util.isolation import lock_suspended
+from probdl.util.progress import bar, is_shown
 
 __all__ = ["available", "findings", "run", "state"]
 
-# nutpie's names of the statistics to ArviZ's.
+# nutpie's names of statistics, and ArviZ's.
 _STATS = {
     "logp": "lp",
     "diverging": "diverging",
@@ -51,17 +51,17 @@ _STATS = {
     "depth": "tree_depth",
     "maxdepth_reached": "reached_max_treedepth",
 }
-# By mass matrix, how far the variance along a direction must be from what the diagonal says, as a
-# ratio, to be corrected. nutpie's own 2 makes curved posteriors diverge that a diagonal matrix
-# samples well (`make bench-mass`); a dense matrix has every direction.
+# By mass matrix: a direction is corrected if its variance differs from that of the diagonal by more
+# than this ratio. nutpie's default of 2 causes divergences in curved posteriors that a diagonal
+# matrix samples well (`make bench-mass`). A dense matrix corrects all directions.
 _CUTOFFS = {"low_rank": 4.0, "dense": 1.0 + 1e-6}
-_PROGRESS = (
+PROGRESS_TEMPLATE = (
     "{{ total_finished_draws }}{% for chain in chains %} {{ chain.divergences }}{% endfor %}"
 )
-_PROGRESS_MS = 200
-# Seconds that the toy density may take, which is done in milliseconds: only a hang takes longer.
-_HANG = 120.0
-_JOIN = 10.0  # seconds for threads to end, which takes them milliseconds
+PROGRESS_INTERVAL_MS = 200
+# Seconds. The check on the toy density takes milliseconds, unless nutpie hangs.
+CHECK_TIMEOUT = 120.0
+JOIN_TIMEOUT = 10.0  # seconds; threads end within milliseconds
 
 Start = Callable[[int], NDArray[np.float64]]
 Update = Callable[[str], None]
@@ -69,16 +69,16 @@ Update = Callable[[str], None]
 
 @dataclass(frozen=True)
 class _Task:
-    """What is to be sampled, in the terms that nutpie's interfaces have in common.
+    """A sampling task, in the terms that nutpie's two interfaces share.
 
     Attributes:
-        dim: d.
+        dim: the dimension d.
         evaluator: the density.
-        start: makes the start of a chain from its seed.
-        settings: by nutpie's names.
-        kind: of the mass matrix, ``"Diag"`` or ``"LowRank"``.
-        seed: of all chains.
-        update: takes the text of the progress; None shows none.
+        start: finds the starting point of a chain, given its seed.
+        settings: settings under nutpie's names.
+        kind: the kind of mass matrix, ``"Diag"`` or ``"LowRank"``.
+        seed: the seed of all chains.
+        update: receives the progress as text; None shows no progress.
     """
 
     dim: int
@@ -91,38 +91,38 @@ class _Task:
 
 
 class _Sampling(Protocol):
-    """A run in the background."""
+    """A sampling run in the background."""
 
     def wait(self, timeout: float | None) -> None:
-        """Wait until it is done.
+        """Wait until the run has ended.
 
         Raises:
-            TimeoutError: it is not done yet.
+            TimeoutError: the run has not ended yet.
             RuntimeError: a chain failed.
         """
 
     def abort(self) -> None:
-        """End it, and wait until its threads have ended."""
+        """Abort the run, and wait until its threads have ended."""
 
     def join(self) -> None:
-        """Wait until its threads have ended, after a failure that has left them behind."""
+        """Wait for threads that are still running after a failure."""
 
     def tables(self) -> tuple[list[Any], list[Any]]:
-        """Return draws and statistics, an Arrow table for each chain, as far as they came."""
+        """Return draws and statistics so far, one Arrow table per chain."""
 
 
 class _Interface(Protocol):
-    """A way to call nutpie."""
+    """One of nutpie's interfaces."""
 
     def begin(self, task: _Task) -> _Sampling:
-        """Begin to sample."""
+        """Start sampling."""
 
 
 # -- the extension module ---------------------------------------------------------------------
 
-# What stands between the display and the store in `PySampler.from_pymc`: since 0.16.9 another
-# callback and its rate in milliseconds, before nothing.
-_SIGNATURES: tuple[tuple[Any, ...], ...] = ((None, 100), ())
+# The arguments between display and store in `PySampler.from_pymc`: a further callback and its
+# interval in milliseconds since 0.16.9, none before.
+EXTRA_ARGUMENTS: tuple[tuple[Any, ...], ...] = ((None, 100), ())
 
 
 @dataclass(frozen=True)
@@ -130,79 +130,81 @@ class _Extension:
     """nutpie's extension module, which calls a C function by its address."""
 
     library: Any
-    between: tuple[Any, ...]
+    extra_arguments: tuple[Any, ...]
 
     def begin(self, task: _Task) -> _Sampling:
-        """Begin to sample."""
+        """Start sampling."""
         library, dim = self.library, task.dim
-        evaluator, held = task.evaluator, _Held(task)
+        evaluator, shared = task.evaluator, _Shared(task)
         nuts = getattr(library.PyNutsSettings, task.kind)(task.seed)
         for name, value in task.settings.items():
             setattr(nuts, name, value)
         model = library.PyMcModel(
-            library.LogpFunc(evaluator.address, evaluator.user, held),
-            library.ExpandFunc(dim, dim, evaluator.expand, evaluator.user, held),
+            library.LogpFunc(evaluator.address, evaluator.user, shared),
+            library.ExpandFunc(dim, dim, evaluator.expand, evaluator.user, shared),
             library.PyVariable.new_variables(["z"], ["float64"], [(dim,)], {}, {}),
             dim,
             {"z_dim_0": dim},
             {},
-            held.start,
+            shared.start,
             None,
         )
         chains = task.settings["num_chains"]
         display = library.ProgressType.none()
         if task.update is not None:
             display = library.ProgressType.template_callback(
-                _PROGRESS_MS, _PROGRESS, chains, task.update
+                PROGRESS_INTERVAL_MS, PROGRESS_TEMPLATE, chains, task.update
             )
         cores = min(chains, os.cpu_count() or 1)
         store = library.PyStorage.arrow()
-        sampler = library.PySampler.from_pymc(nuts, cores, model, display, *self.between, store)
-        return _Own(library, sampler, held)
+        sampler = library.PySampler.from_pymc(
+            nuts, cores, model, display, *self.extra_arguments, store
+        )
+        return _ExtensionSampling(library, sampler, shared)
 
 
-class _Held:
-    """What nutpie's threads hold on to: it is there as long as one of them is."""
+class _Shared:
+    """An object that nutpie's threads share: it is freed once all of them have ended."""
 
     def __init__(self, task: _Task) -> None:
         self._task = task
         self.over = False
 
     def start(self, seed: int) -> NDArray[np.float64]:
-        """Make the start of a chain, unless the run has failed."""
+        """Find the starting point of a chain, unless the run has failed."""
         if self.over:
-            raise RuntimeError("the run is over")
+            raise RuntimeError("the run has ended")
         return self._task.start(seed)
 
 
-class _Own:
-    """A run of the extension module."""
+class _ExtensionSampling:
+    """A sampling run of the extension module."""
 
-    def __init__(self, library: Any, sampler: Any, held: _Held) -> None:
+    def __init__(self, library: Any, sampler: Any, shared: _Shared) -> None:
         self._library = library
         self._sampler = sampler
-        self._held = weakref.ref(held)
+        self._shared = weakref.ref(shared)
 
     def wait(self, timeout: float | None) -> None:
-        """Wait until it is done."""
+        """Wait until the run has ended."""
         self._sampler.wait(timeout)
 
     def abort(self) -> None:
-        """End it, and wait until its threads have ended."""
+        """Abort the run, and wait until its threads have ended."""
         self._sampler.abort()
 
     def join(self) -> None:
-        """Wait until its threads have ended, after a failure that has left them behind."""
-        if (held := self._held()) is not None:
-            held.over = True
-            del held
+        """Wait for threads that are still running after a failure."""
+        if (shared := self._shared()) is not None:
+            shared.over = True
+            del shared
         with contextlib.suppress(Exception):  # it may raise the failure again
             self._sampler.abort()
         self._sampler = None
         started = time.perf_counter()
-        while self._held() is not None and time.perf_counter() - started < _JOIN:
+        while self._shared() is not None and time.perf_counter() - started < JOIN_TIMEOUT:
             time.sleep(0.001)
-            self._library.PyStorage.arrow()  # any call lets go of what threads left behind
+            self._library.PyStorage.arrow()  # any call frees objects of threads that have ended
 
     def tables(self) -> tuple[list[Any], list[Any]]:
         """Return draws and statistics."""
@@ -214,7 +216,7 @@ def _load() -> Any:
     """Load nutpie's extension module.
 
     Raises:
-        ImportError: it is not there.
+        ImportError: nutpie or its extension module is not installed.
     """
     package = importlib.util.find_spec("nutpie")
     if package is None or package.submodule_search_locations is None:
@@ -237,7 +239,7 @@ class _Public:
     nutpie: Any
 
     def begin(self, task: _Task) -> _Sampling:
-        """Begin to sample."""
+        """Start sampling."""
 
         def logp(z: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
             value, grad = task.evaluator.value_and_grad(torch.from_numpy(np.array(z)))
@@ -258,13 +260,13 @@ class _Public:
             options["adaptation"] = "low_rank" if low_rank else "diag"
         else:
             options["low_rank_modified_mass_matrix"] = low_rank
-        return _Background(
+        return _PublicSampling(
             self.nutpie.sample(
                 model,
                 draws=options.pop("num_draws"),
                 tune=options.pop("num_tune"),
                 chains=options.pop("num_chains"),
-                cores=1,  # there is one interpreter
+                cores=1,  # the density runs in Python
                 seed=task.seed,
                 progress_bar=task.update is not None,
                 return_raw_trace=True,
@@ -274,23 +276,23 @@ class _Public:
         )
 
 
-class _Background:
-    """A run of the public interface."""
+class _PublicSampling:
+    """A sampling run of the public interface."""
 
     def __init__(self, sampler: Any) -> None:
         self._sampler = sampler
         self._results: Any = None
 
     def wait(self, timeout: float | None) -> None:
-        """Wait until it is done."""
+        """Wait until the run has ended."""
         self._results = self._sampler.wait(timeout=timeout)
 
     def abort(self) -> None:
-        """End it, and wait until its threads have ended."""
+        """Abort the run, and wait until its threads have ended."""
         self._results = self._sampler.abort()
 
     def join(self) -> None:
-        """Wait until its threads have ended: there is one, and it has."""
+        """Wait for threads; there is only one, which has ended."""
         with contextlib.suppress(Exception):
             self._sampler.abort()
 
@@ -301,7 +303,7 @@ class _Background:
         return draws, stats
 
 
-# -- which of them serves ---------------------------------------------------------------------
+# -- the choice of the interface -------------------------------------------------------------
 
 _LOGP = ctypes.CFUNCTYPE(
     ctypes.c_int64,
@@ -319,7 +321,7 @@ _EXPAND = ctypes.CFUNCTYPE(
 
 
 class _Toy:
-    """A standard normal density, as C functions that Python runs and as a function of tensors."""
+    """A standard normal density, as C functions (run by Python) and as a function of tensors."""
 
     user = 0
 
@@ -348,10 +350,10 @@ class _Toy:
 
 
 def _check(interface: _Interface) -> None:
-    """Sample the toy density with either mass matrix, and look at what comes back.
+    """Sample the toy density with both kinds of mass matrix, and check the draws.
 
     Raises:
-        Exception: whatever went wrong.
+        Exception: the interface failed, or its draws are wrong.
     """
     dim, draws, chains = 2, 8, 2
     for kind in ("Diag", "LowRank"):
@@ -364,12 +366,12 @@ def _check(interface: _Interface) -> None:
         }
         if kind == "LowRank":
             settings["mass_matrix_eigval_cutoff"] = _CUTOFFS["low_rank"]
-        # The public interface prints its progress itself.
+        # The public interface prints progress itself.
         update = (lambda text: None) if isinstance(interface, _Extension) else None
         task = _Task(dim, _Toy(), lambda seed: np.ones(dim), settings, kind, 1, update)
         sampling = interface.begin(task)
         try:
-            sampling.wait(_HANG)
+            sampling.wait(CHECK_TIMEOUT)
         except BaseException:
             sampling.join()
             raise
@@ -377,41 +379,41 @@ def _check(interface: _Interface) -> None:
         if found.z.shape != (chains, draws, dim):
             raise TypeError(f"it returns draws of shape {found.z.shape}")
         if not np.allclose(found.stats["lp"], -0.5 * (found.z**2).sum(-1)):
-            raise TypeError("the log densities that it returns are not those of its draws")
+            raise TypeError("it returns log densities that do not match its draws")
 
 
 def _usable(make: Callable[[], _Interface]) -> tuple[_Interface | None, str]:
-    """Return an interface that passed the check, or None and why it did not."""
+    """Return an interface that passes the check, or None and the reason."""
     try:
         interface = make()
         _check(interface)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a panic in Rust is no Exception
-        said = str(error).strip().splitlines()
-        return None, f"{type(error).__name__}: {said[0] if said else 'no message'}"
+        lines = str(error).strip().splitlines()
+        return None, f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
     return interface, ""
 
 
 @functools.cache
 def _private() -> tuple[_Interface | None, str]:
-    """Return the extension module where it does what is expected, or None and why it does not."""
+    """Return the interface of the extension module if it works, or None and the reason."""
     try:
         library = _load()
     except (ImportError, OSError) as error:
         return None, str(error)
-    why = ""
-    for between in _SIGNATURES:
-        found, failure = _usable(functools.partial(_Extension, library, between))
+    reason = ""
+    for arguments in EXTRA_ARGUMENTS:
+        found, failure = _usable(functools.partial(_Extension, library, arguments))
         if found is not None:
             return found, ""
-        why = why or failure
-    return None, why
+        reason = reason or failure
+    return None, reason
 
 
 @functools.cache
 def _public() -> tuple[_Interface | None, str]:
-    """Return nutpie's public interface where it works with this ArviZ, or None and why not."""
+    """Return nutpie's public interface if it works with this ArviZ, or None and the reason."""
 
     def make() -> _Interface:
         import nutpie
@@ -422,7 +424,7 @@ def _public() -> tuple[_Interface | None, str]:
 
 
 def _interface(evaluator: Evaluator) -> _Interface | None:
-    """Return the best way to sample a density; None if nutpie does not serve."""
+    """Return the fastest interface that works for a density; None if there is none."""
     if evaluator.engine == "native" and (private := _private()[0]) is not None:
         return private
     return _public()[0]
@@ -434,36 +436,36 @@ def available(evaluator: Evaluator) -> bool:
 
 
 def state() -> str:
-    """Say whether nutpie does what is expected of it: the check of the first fit."""
-    private, why = _private()
+    """Describe the result of the check of nutpie, in words."""
+    private, reason = _private()
     if private is not None:
         return "as expected"
     if _public()[0] is not None:
-        return f"not as expected ({why}); its public one serves, slower"
-    return f"does not work ({_public()[1]}); Pyro's sampler serves, slower"
+        return f"not as expected ({reason}); the slower public interface is used"
+    return f"does not work ({_public()[1]}); Pyro's slower sampler is used"
 
 
 def findings(evaluator: Evaluator) -> list[Finding]:
-    """Report where nutpie's fast interface cannot sample a density that it should sample."""
+    """Report if the fastest interface for a density does not work, and which sampler is used."""
     if evaluator.engine == "eager" or (evaluator.engine == "native" and _private()[0] is not None):
         return []
     if evaluator.engine != "native" and _public()[0] is not None:
         return []
-    serves = "its public interface, which is slower, serves"
+    used = "its public interface, which is slower, is used"
     if _public()[0] is None:
-        serves = "Pyro's sampler, which is slower, serves"
+        used = "Pyro's sampler, which is slower, is used"
     try:
         version = importlib.metadata.version("nutpie")
     except importlib.metadata.PackageNotFoundError:
         version = "(not installed)"
-    why = _private()[1] if evaluator.engine == "native" else _public()[1]
+    reason = _private()[1] if evaluator.engine == "native" else _public()[1]
     return [
         Finding(
             "warning",
             "sampler",
-            f"nutpie {version} does not work as expected ({why}); {serves}.",
-            "Install a release of nutpie that this release of probdl knows; probdl.doctor() shows "
-            "what is installed.",
+            f"nutpie {version} does not work as expected ({reason}); {used}.",
+            "Install a release of nutpie that this release of probdl supports; probdl.doctor() "
+            "shows what is installed.",
         )
     ]
 
@@ -474,7 +476,7 @@ def findings(evaluator: Evaluator) -> list[Finding]:
 def run(
     dim: int,
     evaluator: Evaluator,
-    start_of: Callable[[int], Tensor],
+    find_start: Callable[[int], Tensor],
     *,
     draws: int,
     warmup: int,
@@ -485,20 +487,32 @@ def run(
     seed: int,
     progress: bool | None,
 ) -> Chains:
-    """Draw from a density on R^d, ``dim`` being d; on Ctrl-C return the draws so far.
+    """Draw from a density on R^d; on Ctrl-C return the draws so far.
 
-    ``start_of`` makes the start of a chain of its seed.
+    Args:
+        dim: the dimension d.
+        evaluator: the density.
+        find_start: finds the starting point of a chain, given a seed.
+        draws: as in :class:`NUTS`, like the arguments below.
+        warmup: number of transitions for adaptation.
+        chains: number of chains.
+        target_accept: acceptance rate to which the step size is adapted.
+        max_treedepth: limit of the length of trajectories.
+        mass_matrix: ``"diag"``, ``"low_rank"`` or ``"dense"``.
+        seed: all random numbers derive from it.
+        progress: whether to show progress.
 
     Raises:
         KeyboardInterrupt: interrupted before each chain had a draw.
         ModelError: the sampler could not start.
     """
-    # Where there is no start, this says why; an error in one of nutpie's threads ends all of them.
-    starts = Starts(start_of, seed)
-    look()  # small models are done before a wait of no time ends
+    # A model without any starting point fails here, with an error that says why. An error in one of
+    # nutpie's threads would end all chains.
+    starts = Starts(find_start, seed)
+    check_time_limit()  # a small model may finish before the wait below sees a limit of zero
     settings: dict[str, Any] = {
         "num_draws": draws,
-        "num_tune": max(warmup, 1),  # nutpie needs one
+        "num_tune": max(warmup, 1),  # nutpie needs at least one
         "num_chains": chains,
         "maxdepth": max_treedepth,
         "target_accept": target_accept,
@@ -515,9 +529,9 @@ def run(
             settings,
             "Diag" if mass_matrix == "diag" else "LowRank",
             seed % 2**63,
-            functools.partial(_update, progress_bar) if shown(progress) else None,
+            functools.partial(_update, progress_bar) if is_shown(progress) else None,
         )
-        with stepped_aside():
+        with lock_suspended():
             sampling = interface.begin(task)
             stop = _wait(sampling)
             tables = sampling.tables()
@@ -526,20 +540,20 @@ def run(
 
 
 def _wait(sampling: _Sampling) -> KeyboardInterrupt | None:
-    """Wait for nutpie, in the time that is left; return what ended it early."""
+    """Wait for nutpie until the time limit; return the interruption that ended the run, if any."""
     try:
         sampling.wait(time_left())
         return None
     except TimeoutError:
-        stop: KeyboardInterrupt = time_up()
+        stop: KeyboardInterrupt = expire()
     except KeyboardInterrupt as error:
         stop = error
-    except RuntimeError as error:  # nutpie refuses a gradient of zero, among others
+    except RuntimeError as error:  # for example, nutpie rejects a gradient of zero
         sampling.join()  # threads must not outlive the interpreter
         raise ModelError(
-            f"the sampler could not start: {_innermost(error)}. Nothing that a site changes seems "
-            "to reach the density (a flat prior without data has none). Give the data to "
-            "pyro.sample(..., obs=...), or a prior that is not flat."
+            f"The sampler could not start: {_innermost(error)}. The density does not appear to "
+            "depend on the sites, as for a flat prior without data. Give the data to "
+            "pyro.sample(..., obs=...), or use a prior that is not flat."
         ) from None
     sampling.abort()
     return stop
@@ -564,23 +578,23 @@ def _read(
     draws: int,
     stop: KeyboardInterrupt | None,
 ) -> Chains:
-    """Turn nutpie's tables, one a chain, into arrays; interrupted chains differ in length."""
+    """Convert nutpie's tables, one per chain, to arrays; interrupted chains differ in length."""
     chains = []
-    for point, told in zip(points, stats, strict=True):
-        kept = slice(int(_numpy(told.column("tuning")).sum()), None)
+    for point, table in zip(points, stats, strict=True):
+        kept = slice(int(_numpy(table.column("tuning")).sum()), None)
         z = _numpy(list_flatten(point.column("z"))).reshape(-1, dim)[kept]
-        values = {name: _numpy(told.column(theirs))[kept] for theirs, name in _STATS.items()}
-        if "transformation_index" in told.column_names:
-            values["energy"] = values["energy"] - _shift(values, dim)
+        values = {name: _numpy(table.column(theirs))[kept] for theirs, name in _STATS.items()}
+        if "transformation_index" in table.column_names:
+            values["energy"] = values["energy"] - _energy_shift(values, dim)
         chains.append(Chain(z, values))
     return gather(chains, draws, stop)
 
 
-def _shift(values: Mapping[str, NDArray[Any]], dim: int) -> float:
+def _energy_shift(values: Mapping[str, NDArray[Any]], dim: int) -> float:
     """Estimate the constant that nutpie 0.16.9 and later add to the energies of a chain.
 
-    It is the log determinant of the mass matrix, which comes with no draw. Without it the kinetic
-    energy is that of d standard normal momenta, whose mean is d / 2.
+    The constant is the log determinant of the mass matrix, which nutpie does not return. Without
+    it, the kinetic energy is that of d standard normal momenta, whose mean is d / 2.
     """
     kinetic = values["energy"] + values["lp"]
     return float(kinetic.mean()) - dim / 2 if len(kinetic) else 0.0

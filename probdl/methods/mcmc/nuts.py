@@ -1,4 +1,4 @@
-"""Hamiltonian Monte Carlo: NUTS, and the original with trajectories of fixed length."""
+"""Hamiltonian Monte Carlo: NUTS, and HMC with trajectories of fixed length."""
 
 from __future__ import annotations
 
@@ -24,49 +24,51 @@ from probdl.results.fit import Fit
 
 __all__ = ["HMC", "NUTS"]
 
-_MASS_MATRICES = ("auto", "diag", "low_rank", "dense")
-_FEW = 50  # coordinates, whose correlations take half a second to learn (`make bench-mass`)
-_INITS = ("random", "pathfinder")
+MASS_MATRICES = ("auto", "diag", "low_rank", "dense")
+INITS = ("random", "pathfinder")
+# Up to this d, learning the correlations takes less than half a second (`make bench-mass`).
+LOW_RANK_DIM_MAX = 50
 
 
 @dataclass(frozen=True, repr=False)
 class NUTS(Method, name="nuts"):
-    r"""Draw from the posterior by the No-U-Turn sampler.
+    r"""The No-U-Turn sampler.
 
     .. math:: p(\theta | y) \propto p(y | \theta) p(\theta) \qquad\text{(Eq. 1)}
 
-    A Markov chain on R^d whose stationary distribution is the posterior: each transition follows
-    Hamiltonian dynamics until the trajectory turns back, and picks a point of it. Step size and
-    mass matrix are adapted during warm-up, whose draws are left out. Flat priors are fine.
-    ``pyro.param`` sites have no prior; they are held at their present values, and a finding says
-    so.
+    A Markov chain on R^d whose stationary distribution is the posterior. Each transition follows
+    Hamiltonian dynamics until the trajectory turns back, and selects one of its points. Step size
+    and mass matrix are adapted during warm-up, whose draws are discarded. Flat priors are allowed.
+    ``pyro.param`` sites have no prior; they are held at their current values, and a finding
+    reports them.
 
     ``stats`` holds, each (chain, draw): ``lp`` (log density on R^d, nats), ``diverging``,
     ``energy``, ``acceptance_rate``, ``step_size``, ``tree_depth``, ``n_steps`` (gradients) and
     ``reached_max_treedepth``.
 
     Args:
-        draws: how many draws each chain keeps.
-        warmup: how many transitions adapt first.
-        chains: how many chains; R-hat needs at least two.
-        target_accept: the acceptance rate that the step size is adapted to; higher means
-            smaller steps, slower and safer.
+        draws: number of draws that each chain keeps.
+        warmup: number of transitions for adaptation, which are discarded.
+        chains: number of chains; R-hat needs at least two.
+        target_accept: acceptance rate to which the step size is adapted. A higher rate means
+            smaller steps, which are slower and follow strong curvature better.
         max_treedepth: a trajectory has at most 2**max_treedepth - 1 steps.
         mass_matrix: ``"diag"``; ``"low_rank"``, which adds the directions along which the variance
-            is four times what the diagonal says, or a quarter; ``"dense"``, which has every
-            direction; or ``"auto"``, low-rank where d is at most 50 and diagonal above. Where
-            sites are strongly correlated, that gives up to hundreds of times more effective draws;
-            but the warm-up takes longer, by seconds where d is hundreds. (nutpie has low-rank
-            matrices, of which a dense one is that with every direction; Pyro has dense ones only.)
-        init: where chains start: ``"random"``, uniform(-2, 2) on R^d, or ``"pathfinder"``, at a
-            draw of a path of :class:`Pathfinder` each, which shortens the way where the posterior
-            is far or narrow.
-        engine: ``"native"`` is compiled code and nutpie, ``"eager"`` Pyro as it is, and ``"auto"``
-            the first of the two that the model and the machine allow.
+            differs from that of the diagonal by a factor of four or more; ``"dense"``, which has
+            all directions; or ``"auto"``, low-rank if d is at most 50 and diagonal otherwise. If
+            sites are strongly correlated, low-rank and dense matrices give up to hundreds of times
+            more effective draws, but warm-up takes longer, by seconds if d is in the hundreds.
+            (With nutpie, a dense matrix is a low-rank one with all directions; Pyro has no
+            low-rank matrices and uses dense ones.)
+        init: starting points of the chains: ``"random"``, uniform(-2, 2) on R^d, or
+            ``"pathfinder"``, each at a draw of its own path of :class:`Pathfinder`, which shortens
+            warm-up if the posterior is narrow or far from the origin.
+        engine: ``"native"`` for compiled code and nutpie, ``"eager"`` for Pyro's own evaluation,
+            or ``"auto"`` for the first of them that works for the model on this machine.
 
     Raises:
         SettingError: a setting is out of range.
-        ModelError: ``engine="native"``, and the model cannot be compiled.
+        ModelError: ``engine="native"``, but the model cannot be compiled.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist, probdl
@@ -93,7 +95,7 @@ class NUTS(Method, name="nuts"):
     def __post_init__(self) -> None:
         self._check_int(draws=1, warmup=0, chains=1, max_treedepth=1)
         self._check_real(target_accept=(0, 1))
-        self._check_choice(engine=ENGINES, mass_matrix=_MASS_MATRICES, init=_INITS)
+        self._check_choice(engine=ENGINES, mass_matrix=MASS_MATRICES, init=INITS)
 
     def run(self, program: Program, seed: int, progress: bool | None) -> Fit:
         """Fit the program by NUTS."""
@@ -102,7 +104,7 @@ class NUTS(Method, name="nuts"):
         evaluator, findings = choose(density, self.engine, seed, threads=self.chains)
         mass_matrix = self.mass_matrix
         if mass_matrix == "auto":
-            mass_matrix = "low_rank" if density.dim <= _FEW else "diag"
+            mass_matrix = "low_rank" if density.dim <= LOW_RANK_DIM_MAX else "diag"
 
         def start(chain_seed: int) -> Tensor:
             if self.init == "pathfinder":
@@ -115,7 +117,7 @@ class NUTS(Method, name="nuts"):
                 "max_tree_depth": self.max_treedepth,
                 "full_mass": mass_matrix != "diag",
             }
-            chains = _eager(
+            chains = _run_pyro(
                 self, pyro_nuts.NUTSKernel, kernel, density, evaluator, start, seed, progress
             )
             reached = chains.stats["tree_depth"] >= self.max_treedepth
@@ -144,24 +146,24 @@ class NUTS(Method, name="nuts"):
 
 @dataclass(frozen=True, repr=False)
 class HMC(Method, name="hmc"):
-    r"""Draw from the posterior by Hamiltonian Monte Carlo with trajectories of fixed length.
+    r"""Hamiltonian Monte Carlo with trajectories of fixed length.
 
     .. math:: \alpha = \min\{1, \exp(H(z, r) - H(z', r'))\}
 
-    is the probability that the end (z', r') of a trajectory is accepted, where H is minus the
-    log density plus the kinetic energy. NUTS finds the length by itself and is the better choice
-    but for study. ``stats`` are those of :class:`NUTS`, without the tree.
+    is the probability that the end (z', r') of a trajectory is accepted, where H is the kinetic
+    energy minus the log density. NUTS adapts the length of its trajectories and is the better
+    choice in practice. ``stats`` are those of :class:`NUTS`, without the statistics of the tree.
 
     Args:
-        draws: how many draws each chain keeps.
-        warmup: how many transitions adapt first.
-        chains: how many chains.
-        target_accept: the acceptance rate that the step size is adapted to.
-        trajectory_length: the time that a trajectory takes, in units in which the posterior has
-            about unit scale. A quarter period, pi / 2, makes draws from a normal posterior
-            independent; a whole one, 2 pi, would bring each back to where it started.
+        draws: number of draws that each chain keeps.
+        warmup: number of transitions for adaptation, which are discarded.
+        chains: number of chains.
+        target_accept: acceptance rate to which the step size is adapted.
+        trajectory_length: integration time of a trajectory, in units in which the posterior has
+            about unit scale. For a normal posterior, a quarter of a period (pi / 2) gives
+            independent draws, and a whole period (2 pi) returns to the starting point.
         mass_matrix: ``"diag"`` or ``"dense"``.
-        engine: what evaluates the density, as in :class:`NUTS`; the sampler is always Pyro's.
+        engine: how the density is evaluated, as in :class:`NUTS`; the sampler is always Pyro's.
 
     Raises:
         SettingError: a setting is out of range.
@@ -198,7 +200,7 @@ class HMC(Method, name="hmc"):
             "full_mass": self.mass_matrix == "dense",
         }
         start = functools.partial(random_start, density, evaluator)
-        chains = _eager(
+        chains = _run_pyro(
             self, pyro_nuts.HMCKernel, kernel, density, evaluator, start, seed, progress
         )
         del chains.stats["tree_depth"]
@@ -206,7 +208,7 @@ class HMC(Method, name="hmc"):
         return posterior_fit(self, density, evaluator, chains, seed, findings)
 
 
-def _eager(
+def _run_pyro(
     method: Any,
     kernel: Any,
     options: dict[str, Any],
@@ -216,7 +218,7 @@ def _eager(
     seed: int,
     progress: bool | None,
 ) -> Chains:
-    """Run Pyro's kernels, on whichever engine evaluates the density."""
+    """Run Pyro's kernels, with the density evaluated by any engine."""
     seeds = np.random.SeedSequence(seed).generate_state(method.chains, np.uint64)
     return pyro_nuts.run(
         [

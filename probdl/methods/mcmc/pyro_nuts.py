@@ -1,9 +1,9 @@
-"""The eager engine of NUTS and HMC: Pyro's kernels on the log density, and their statistics.
+"""NUTS and HMC by Pyro's kernels, with the statistics of each transition.
 
-Pyro's ``MCMC`` class throws away what ArviZ wants to know (energy, divergences, step sizes by
-draw), loses all draws on Ctrl-C and needs ``fork`` for several chains, so the kernels are driven
-here. The chains take turns, a transition each, so that an interrupted run has as many draws of
-each. Every chain has a random generator of its own.
+Pyro's ``MCMC`` class discards statistics that ArviZ uses (energy, divergences, the step size of
+each draw), loses all draws on Ctrl-C, and needs ``fork`` for several chains. So this module runs
+the kernels itself. The chains take turns, one transition each, so that all chains of an interrupted
+run have the same length. Each chain has its own random generator.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from torch import Tensor
 
 from probdl.compile import Evaluator
 from probdl.methods.mcmc.chains import Chain, Chains, gather
-from probdl.util.clock import look
+from probdl.util.clock import check_time_limit
 from probdl.util.progress import bar
 
 __all__ = ["HMCKernel", "NUTSKernel", "run"]
 
 
 class _Recording:
-    """A mixin for Pyro's kernels: one transition at a time, with what happened in it."""
+    """A mixin for Pyro's kernels: single transitions with their statistics."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class _Recording:
 
     @contextmanager
     def own_randomness(self) -> Iterator[None]:
-        """Draw from the chain's own generator within; the kernels know only the global one."""
+        """Use the chain's generator in the context; Pyro's kernels use only the global one."""
         torch.set_rng_state(self.random_state)
         yield
         self.random_state = torch.get_rng_state()
@@ -66,7 +66,7 @@ class _Recording:
         return r, unscaled
 
     def transition(self, warm: bool) -> tuple[NDArray[np.float64], dict[str, float]]:
-        """Take one transition; return the point and, after warm-up, its statistics."""
+        """Make one transition; return the point and, after warm-up, its statistics."""
         this: Any = self
         before, diverged = self.gradients, len(this._divergences)
         kept, mean = max(0, this._t - this._warmup_steps), this._mean_accept_prob
@@ -79,11 +79,11 @@ class _Recording:
             "lp": -float(this._potential_energy_last),
             "diverging": len(this._divergences) > diverged,
             "energy": self.energy,
-            # Pyro keeps the running mean over the draws so far; its increment is this draw's.
+            # Pyro keeps the running mean over all draws; this draw's value follows from its change.
             "acceptance_rate": min(max(this._mean_accept_prob + kept * change, 0.0), 1.0),
             "step_size": float(this.step_size),
             "n_steps": steps,
-            # A tree of depth k has more than 2^(k-1) - 1 and up to 2^k - 1 steps.
+            # A tree of depth k has between 2^(k-1) and 2^k - 1 steps.
             "tree_depth": math.ceil(math.log2(steps + 1)),
         }
 
@@ -103,12 +103,12 @@ def run(
     draws: int,
     progress: bool | None,
 ) -> Chains:
-    """Warm the kernels up and draw; on Ctrl-C return the draws so far.
+    """Run kernels through warm-up and draws; on Ctrl-C return the draws so far.
 
     Args:
-        kernels: what makes each of them.
-        warmup: how many transitions adapt.
-        draws: how many are kept.
+        kernels: functions that make the kernels, one per chain.
+        warmup: number of transitions for adaptation.
+        draws: number of draws to keep.
         progress: whether to show progress.
 
     Raises:
@@ -123,7 +123,7 @@ def run(
             for chain in chains:
                 chain.attempt("setup", warmup)
             for t in range(warmup + draws):
-                look()
+                check_time_limit()
                 for chain in chains:
                     chain.attempt("transition", t < warmup)
                     progress_bar.update()
@@ -137,7 +137,7 @@ def run(
 
 
 class _Chain:
-    """A kernel with its draws; what it raises ends this chain, and no other."""
+    """A kernel with its draws; an error of the kernel ends only this chain."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
         self.kernel: Any = None
@@ -153,13 +153,13 @@ class _Chain:
     def divergences(self) -> int:
         return 0 if self.kernel is None else len(self.kernel._divergences)
 
-    def attempt(self, step: str, *args: Any) -> None:
-        """Have the kernel take a step, unless the chain has failed; keep what is a draw."""
+    def attempt(self, method: str, *args: Any) -> None:
+        """Call a method of the kernel and keep the draw it returns, unless the chain has failed."""
         if self.failure is not None:
             return
         try:
             with self.kernel.own_randomness():
-                result = getattr(self.kernel, step)(*args)
+                result = getattr(self.kernel, method)(*args)
         except Exception as error:
             self.failure = error
             return
@@ -168,7 +168,7 @@ class _Chain:
             self.records.append(result[1])
 
     def result(self) -> Chain:
-        """Return the chain as far as it came."""
+        """Return the chain, complete or not."""
         names = self.records[0] if self.records else ()
         stats = {name: np.array([record[name] for record in self.records]) for name in names}
         return Chain(np.array(self.points), stats, self.failure)

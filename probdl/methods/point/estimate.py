@@ -1,4 +1,4 @@
-"""What maximum likelihood and MAP share: the maximum, and the normal theory around it."""
+"""Point estimates for MLE and MAP: the maximum, with standard errors by normal theory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ from probdl.util.lazy import special
 
 __all__ = ["point_fit"]
 
-FAR = 5.0  # on R^d; exp(-5) is 0.7 % of the unit that the site is measured in
+# On R^d: at -5, a positive site is at exp(-5), or 0.7 % of its unit, from the edge of its support.
+EDGE_DISTANCE = 5.0
 
 
 def point_fit(
@@ -41,13 +42,21 @@ def point_fit(
     *,
     again: bool = False,
 ) -> Fit:
-    """Maximise the density, and return the fit with one draw: the maximum.
+    """Maximise the density, and return the fit, whose only draw is the maximum.
 
-    ``again`` is for one of many data sets: nothing is verified, and no likelihood is told.
+    The stats are ``log_likelihood`` (nats), ``cross_entropy`` (nats per observation),
+    ``information`` (d, d) on R^d with its ``labels``, ``lp`` (the maximum of the log density), by
+    site ``standard_error``, ``ci_low`` and ``ci_high``, and ``engine``.
 
-    The stats are ``log_likelihood`` (nats), ``cross_entropy`` (nats for each observation),
-    ``information`` (d, d) on R^d with its ``labels``, ``lp`` (the density's maximum), and by site
-    ``standard_error``, ``ci_low`` and ``ci_high``; and ``engine``.
+    Args:
+        method: the method, with the settings ``engine``, ``starts``, ``steps`` and ``ci_prob``.
+        program: the model with its data.
+        structure: its sites.
+        density: the density to maximise.
+        seed: all random numbers derive from it.
+        progress: whether to show progress.
+        again: whether this is one of many data sets, for which the engine is not verified and the
+            likelihood not computed.
     """
     evaluator, findings = choose(density, method.engine, seed, trusted=again)
     generator = torch.Generator().manual_seed(seed)
@@ -68,11 +77,11 @@ def point_fit(
         }
     if optimum.information is not None:
         parts = curvature(optimum.information, optimum.z)
-        told = any(f.check == "no_maximum" for f in findings)
-        flat = _flat(density, optimum.z, parts, method, told)
-        if any(f.check == "flat" for f in flat):  # it says all that this would
+        no_maximum_reported = any(f.check == "no_maximum" for f in findings)
+        of_curvature = _check_curvature(density, optimum.z, parts, method, no_maximum_reported)
+        if any(f.check == "flat" for f in of_curvature):  # which implies it
             findings = [f for f in findings if f.check != "not_identified"]
-        findings += flat
+        findings += of_curvature
         stats |= {"information": optimum.information.numpy(), "labels": density.labels}
         stats |= _standard_errors(density, optimum.z, parts, values, method.ci_prob)
     draws = {name: value.numpy()[None, None] for name, value in values.items()}
@@ -86,54 +95,63 @@ def _log_likelihood(program: Program, structure: Structure, values: dict[str, Te
     return float(log_likelihood(program, structure, held | draws)[1])
 
 
-_REMEDIES = {
-    "mle": "Drop or fix what is redundant, or give it a prior and use method='map' or 'nuts'.",
-    "map": "Give what is redundant a prior that is not flat, or use method='nuts', which averages.",
+REMEDIES_FOR_FLATNESS = {
+    "mle": "Remove or fix redundant parameters, or give them a prior and use method='map' or "
+    "'nuts'.",
+    "map": "Give redundant parameters a prior that is not flat, or use method='nuts', which "
+    "samples all plausible values.",
 }
 
 
-def _flat(
-    density: LogDensity, z: Tensor, parts: Curvature, method: Method, told: bool
+def _check_curvature(
+    density: LogDensity, z: Tensor, parts: Curvature, method: Method, no_maximum_reported: bool
 ) -> list[Finding]:
-    """Tell along which parameters the density does not change at all.
+    """Check for directions without curvature, or with the wrong one, at the estimate.
 
-    ``told`` is whether the optimiser has said already that there is no maximum.
+    Args:
+        density: the density that was maximised.
+        z: the estimate (d,).
+        parts: the curvature there.
+        method: the method.
+        no_maximum_reported: whether the optimiser has reported that there is no maximum.
     """
     findings = []
     what = "likelihood" if method.name == "mle" else "posterior density"
-    # A coordinate far out on R^d that no longer matters is a site at the edge of its support.
-    # A coordinate without bounds that got there was driven there: starts are within 2.
-    far = parts.unmoved & (z.abs() > FAR)
-    endless = far & density.unconstrained_mask
-    if endless.any() and not told:
-        findings.append(no_maximum(_pick(density.labels, endless)))
-    edge = far & ~endless
+    # A coordinate far out on R^d that no longer changes the density belongs to a site at the edge
+    # of its support. If its site is unbounded, the density was still rising there, because starting
+    # points lie within 2.
+    far = parts.unmoved & (z.abs() > EDGE_DISTANCE)
+    unbounded = far & density.unconstrained_mask
+    if unbounded.any() and not no_maximum_reported:
+        findings.append(no_maximum(_pick(density.labels, unbounded)))
+    edge = far & ~unbounded
     if edge.any():
         labels = _pick(density.labels, edge)
         findings.append(
             Finding(
                 "warning",
                 "boundary",
-                f"the {what} is highest at the edge of the support of {', '.join(labels[:5])}: "
-                "the estimate is as near to it as double precision sees, and normal theory "
-                "(standard errors, intervals) does not hold there.",
-                "Use method='nuts', which averages over the posterior and has no such edge, or a "
-                "prior that keeps off it.",
+                f"The {what} is highest at the edge of the support of {', '.join(labels[:5])}. "
+                "The estimate is as close to the edge as double precision resolves, and normal "
+                "theory (standard errors, intervals) does not hold there.",
+                "Use method='nuts', which samples the posterior inside the support, or a prior "
+                "whose density is zero at the edge.",
                 site_names(labels),
             )
         )
     if count := parts.flat.shape[1] - int(far.sum()):
-        # The share of each coordinate in the flat directions, whatever basis they came in.
+        # The norm of each coordinate in the flat subspace does not depend on the basis.
         basis, _ = torch.linalg.qr(parts.flat)
         labels = largest(density.labels, basis.norm(dim=1) * ~far)
         findings.append(
             Finding(
                 "warning",
                 "flat",
-                f"the {what} is flat: the information matrix is singular in {count} direction"
-                f"{'s' * (count > 1)}, made up of {', '.join(labels)}. The data cannot tell these "
-                "apart, so the model is not identified and the estimate is one of many.",
-                _REMEDIES[method.name],
+                f"The {what} is flat: the information matrix is singular in {count} direction"
+                f"{'s' * (count > 1)}, which combine{'s' * (count == 1)} {', '.join(labels)}. The "
+                "data do not determine these values, so the model is not identified and the "
+                "estimate is one of many.",
+                REMEDIES_FOR_FLATNESS[method.name],
                 site_names(labels),
             )
         )
@@ -143,7 +161,7 @@ def _flat(
             Finding(
                 "warning",
                 "saddle",
-                f"the point found is not a maximum: the density rises along {', '.join(labels)}.",
+                f"The estimate is not a maximum: the density increases along {', '.join(labels)}.",
                 "Raise starts=.",
                 site_names(labels),
             )
@@ -158,11 +176,11 @@ def _pick(labels: list[str], mask: Tensor) -> list[str]:
 def _standard_errors(
     density: LogDensity, z: Tensor, parts: Curvature, values: dict[str, Tensor], prob: float
 ) -> dict[str, dict[str, Any]]:
-    r"""Carry the covariance on R^d over to the sites by the delta method.
+    r"""Compute standard errors and intervals of the sites by the delta method.
 
     .. math:: \mathrm{se}(x_i)^2 = (J I^{-1} J^\top)_{ii}, \quad J = \partial x / \partial z
 
-    A site that moves along a flat direction has an infinite standard error.
+    A site that changes along a flat direction has an infinite standard error.
     """
 
     def flat_values(point: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Maximum a posteriori: the mode of the posterior density of the sites."""
+"""Maximum a posteriori estimation: the mode of the posterior density of the sites."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ __all__ = ["MAP"]
 
 @dataclass(frozen=True, repr=False)
 class MAP(Method, name="map"):
-    r"""Maximise the posterior density in the constrained space.
+    r"""Maximum a posteriori estimation, in the constrained space of the sites.
 
     .. math:: \hat\theta = \arg\max_\theta \log p(y | \theta) + \log p(\theta)
         \qquad\text{(the mode of Eq. 1)}
 
-    There is no Jacobian: the mode is that of the sites as the model writes them, as in Stan's
-    ``optimize``. With flat priors it is the maximum likelihood estimate. ``pyro.param`` sites
-    and the parameters of an ``nn.Module`` have no prior, and are optimised too.
+    The density has no Jacobians: the mode is that of the sites as they appear in the model, as in
+    Stan's ``optimize``. With flat priors it is the maximum likelihood estimate. ``pyro.param``
+    sites and the parameters of an ``nn.Module`` have no prior, and are optimised as well.
 
-    The fit has one draw, and the same ``stats`` as :class:`MLE`, with the curvature of the
-    posterior density in the place of the likelihood's.
+    The fit has one draw, and the same ``stats`` as :class:`MLE`, but with the curvature of the
+    posterior density instead of the likelihood.
 
     Args:
-        starts: how many starts L-BFGS takes; the best end counts.
-        steps: how many iterations each start may take.
-        ci_prob: the probability of the intervals.
-        engine: what evaluates the density, as in :class:`NUTS`.
+        starts: number of starting points of L-BFGS; the highest maximum found is used.
+        steps: maximal number of iterations from each starting point.
+        ci_prob: probability of the intervals.
+        engine: how the density is evaluated, as in :class:`NUTS`.
 
     Raises:
         SettingError: a setting is out of range.

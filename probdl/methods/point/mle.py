@@ -1,11 +1,10 @@
-r"""Maximum likelihood.
+r"""Maximum likelihood estimation.
 
 .. math:: \hat\theta = \arg\max_\theta \frac1N \sum_i \log p(y_i | \theta)
         = \arg\min_\theta \mathrm{KL}(\hat p_{\text{data}} \| p_\theta)
 
-The right side is the reading as a divergence: the mean cross-entropy
-:math:`-\frac1N \sum_i \log p(y_i|\theta)` is that divergence plus the entropy of the data, which
-no parameter changes.
+The right side holds because the mean cross-entropy :math:`-\frac1N \sum_i \log p(y_i|\theta)` is
+that divergence plus the entropy of the data, which does not depend on the parameters.
 """
 
 from __future__ import annotations
@@ -27,25 +26,25 @@ __all__ = ["MLE"]
 
 @dataclass(frozen=True, repr=False)
 class MLE(Method, name="mle"):
-    r"""Maximise the likelihood alone.
+    r"""Maximum likelihood estimation.
 
     .. math:: \hat\theta = \arg\max_\theta \log p(y | \theta), \qquad
         \mathrm{Cov}(\hat\theta) \approx J I(\hat\theta)^{-1} J^\top
 
-    Latent sites are parameters: their priors and Jacobians do not count. ``pyro.param`` sites
-    and the parameters of an ``nn.Module`` are optimised too. Discrete latent sites are summed
-    out. I is the observed information on R^d, J the Jacobian of the transforms (delta method).
+    Latent sites are parameters: their priors and Jacobians are ignored. ``pyro.param`` sites and
+    the parameters of an ``nn.Module`` are optimised as well. Discrete latent sites are summed out.
+    I is the observed information on R^d, J the Jacobian of the transforms (delta method).
 
     The fit has one draw, the estimate, and in ``stats``: ``log_likelihood`` (nats),
-    ``cross_entropy`` (nats for each observation), ``information`` (d, d) with ``labels``, and
-    by site ``standard_error``, ``ci_low`` and ``ci_high`` (Wald intervals). A finding tells
-    where the likelihood is flat or has no maximum.
+    ``cross_entropy`` (nats per observation), ``information`` (d, d) with ``labels``, and
+    by site ``standard_error``, ``ci_low`` and ``ci_high`` (Wald intervals). Findings report
+    if the likelihood is flat or has no maximum.
 
     Args:
-        starts: how many starts L-BFGS takes; the best end counts.
-        steps: how many iterations each start may take.
-        ci_prob: the probability of the Wald intervals.
-        engine: what evaluates the density, as in :class:`NUTS`.
+        starts: number of starting points of L-BFGS; the highest maximum found is used.
+        steps: maximal number of iterations from each starting point.
+        ci_prob: probability of the Wald intervals.
+        engine: how the density is evaluated, as in :class:`NUTS`.
 
     Raises:
         SettingError: a setting is out of range.
@@ -79,7 +78,7 @@ class MLE(Method, name="mle"):
         structure = discover(program)
         if not structure.of("observed", "factor"):
             raise ModelError(
-                f"the model '{program.name}' has no observed site on these arguments, so there is "
+                f"The model '{program.name}' has no observed site on these arguments, so there is "
                 "no likelihood to maximise. Give the data to pyro.sample(..., obs=...), and pass "
                 "them to infer()."
             )

@@ -1,9 +1,9 @@
-r"""Find the maximum of a log density on R^d, and describe the density around it.
+r"""The maximum of a log density on R^d, and the curvature there.
 
-L-BFGS (Liu and Nocedal, 1989, in SciPy) from several starts finds the neighbourhood; Newton
-steps with the exact Hessian then take it to machine precision, which L-BFGS alone does not
-reach on badly scaled problems. Where Newton's method does not converge quadratically there is
-no regular maximum: the density rises without end, or towards a boundary.
+L-BFGS (Liu and Nocedal, 1989, in SciPy) from several starting points finds the neighbourhood of the
+maximum. Newton steps with the exact Hessian then reach machine precision, which L-BFGS alone does
+not on badly scaled problems. If Newton's method does not converge quadratically, there is no
+regular maximum: the density increases without bound, or towards a boundary.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ from probdl.findings import Finding
 from probdl.model.density import LogDensity
 from probdl.results.diagnostics import interrupted
 from probdl.util.blas import one_blas_thread
-from probdl.util.clock import look
+from probdl.util.clock import check_time_limit
 from probdl.util.lazy import optimize
 from probdl.util.progress import bar
 
 __all__ = ["Curvature", "Optimum", "curvature", "largest", "maximise", "no_maximum", "site_names"]
 
-DENSE_MAX = 1000  # beyond this d the Hessian, d² numbers and d gradients, is not formed
-NEWTON_STEPS = 12  # quadratic convergence needs four or five
-NEWTON_DONE = 1e-16  # nats that a further step would gain
-FLAT = 1e-10  # of the largest eigenvalue of the scaled information
-UNMOVED = 1e-9  # nats that a parameter changes the density by, if it does at all
-_WALL = 1e30  # stands for minus the log density where it is not finite
-SAME = 1e-3  # nats between optima that are one and the same
-APART = 0.01  # of 1 + |x|, between points that are not
+DENSE_MAX = 1000  # the largest d with a Hessian, which takes d gradients and d² numbers
+NEWTON_STEPS_MAX = 12  # quadratic convergence needs four or five
+NEWTON_GAIN_MIN = 1e-16  # nats: Newton's method has converged if a step gains less
+FLAT_SHARE_MAX = 1e-10  # flat eigenvalues, as a share of the largest one of the scaled information
+UNMOVED_MAX = 1e-9  # nats by which a parameter changes the density, if only by rounding
+SAME_VALUE_MAX = 1e-3  # nats between values of the same optimum
+SAME_POINT_MAX = 0.01  # distance between points of the same optimum, relative to 1 + |x|
+NOT_FINITE = 1e30  # replaces minus the log density if it is not finite
 
 
 @dataclass(frozen=True)
 class Optimum:
-    """Where a log density is largest, as far as was found.
+    """The highest maximum of a log density that was found.
 
     Attributes:
         z: the point (d,).
         value: the log density there, in nats.
-        information: minus the Hessian there (d, d); None where d is too large to form it.
-        findings: what went wrong on the way.
+        information: minus the Hessian there (d, d); None if d is too large to compute it.
+        findings: findings of the optimisation.
     """
 
     z: Tensor
@@ -66,19 +66,19 @@ def maximise(
     *,
     quick: bool = False,
 ) -> Optimum:
-    """Maximise a density from several starts, and keep the best.
+    """Maximise a density from several starting points, and return the highest maximum.
 
     Args:
-        density: what to maximise.
-        evaluator: what evaluates it.
-        starts: how many starts; the first has param sites at their present values.
-        steps: how many L-BFGS iterations each start may take.
-        generator: where the starts come from.
+        density: the density.
+        evaluator: evaluates it and its gradient.
+        starts: number of starting points; the first has param sites at their current values.
+        steps: maximal number of L-BFGS iterations from each starting point.
+        generator: random numbers for the starting points.
         show: whether to show progress.
-        quick: whether the curvature may be that of one Newton step, of rounding's size, before.
+        quick: whether to skip the last Hessian if the last Newton step was as small as rounding.
 
     Raises:
-        ModelError: no start has a finite density, or the model fails.
+        ModelError: no starting point has a finite density, or the model fails.
     """
     found: list[_End] = []
     findings: list[Finding] = []
@@ -100,77 +100,77 @@ def maximise(
             findings.append(interrupted(stop, len(found), of, kept, "starts"))
     best = max(found, key=lambda end: end.value)
     if dense := density.dim <= DENSE_MAX:
-        # Those that L-BFGS left lower may only have been slower to come to the same top.
-        lower = [end for end in found if end.value < best.value - SAME]
+        # L-BFGS may have stopped lower, but on the way to the same maximum.
+        lower = [end for end in found if end.value < best.value - SAME_VALUE_MAX]
         ends = [_polish(density, evaluator, end) for end in (best, *lower)]
         best = max(ends, key=lambda end: end.value)
     else:
         ends = found
-    if best.gain >= NEWTON_DONE:
+    if best.gain >= NEWTON_GAIN_MIN:
         labels = largest(density.labels, best.step / (1 + best.z.abs()))
         findings.append(no_maximum(labels))
-    elif not best.done:
+    elif not best.converged:
         findings.append(
             Finding(
                 "warning",
                 "not_converged",
-                f"the optimiser had not converged after {steps} steps.",
-                "Raise steps=, or bring the sites to a similar scale.",
+                f"The optimiser did not converge within {steps} steps.",
+                "Raise steps=, or rescale the sites to similar scales.",
             )
         )
-    below = [end.value for end in ends if end.value < best.value - SAME]
-    if below and best.gain < NEWTON_DONE:
+    below = [end.value for end in ends if end.value < best.value - SAME_VALUE_MAX]
+    if below and best.gain < NEWTON_GAIN_MIN:
         shown = ", ".join(f"{v:.4g}" for v in sorted(set(below), reverse=True)[:3])
         findings.append(
             Finding(
                 "info",
                 "several_optima",
-                f"{len(below)} of {len(found)} starts ended lower, at {shown} against "
+                f"{len(below)} of {len(found)} starts ended at lower values, {shown} compared with "
                 f"{best.value:.4g}: the density has several optima. The best is returned.",
-                "Raise starts= to be surer that it is the highest.",
+                "Raise starts= to search for higher optima.",
             )
         )
-    findings += _elsewhere(density, best, found)
+    findings += _check_other_optima(density, best, found)
     information = None
     if dense:
-        reuse = quick and best.information is not None and best.gain < NEWTON_DONE
+        reuse = quick and best.information is not None and best.gain < NEWTON_GAIN_MIN
         information = best.information if reuse else -density.hessian(best.z)
     if information is None:
         findings.append(
             Finding(
                 "info",
                 "no_information",
-                f"with {density.dim} parameters (more than {DENSE_MAX}) the information matrix "
-                "was not formed, so there are no standard errors.",
+                f"The model has {density.dim} parameters, more than {DENSE_MAX}, so the "
+                "information matrix was not computed and there are no standard errors.",
             )
         )
     return Optimum(best.z, best.value, information, findings)
 
 
-def _elsewhere(density: LogDensity, best: _End, ends: Sequence[_End]) -> list[Finding]:
-    """Tell of other points that are as high as the best one."""
-    if best.gain >= NEWTON_DONE:
+def _check_other_optima(density: LogDensity, best: _End, ends: Sequence[_End]) -> list[Finding]:
+    """Report other points at which the density is as high as at the best one."""
+    if best.gain >= NEWTON_GAIN_MIN:
         return []
     here = density.constrain(best.z)
     count = 0
     sites: dict[str, None] = {}
     for end in ends:
-        if end is best or end.value < best.value - SAME:
+        if end is best or end.value < best.value - SAME_VALUE_MAX:
             continue
         there = density.constrain(end.z)
-        apart = [n for n, v in here.items() if (_gap(v, there[n]) > APART).any()]
-        count += bool(apart)
-        sites.update(dict.fromkeys(apart))
+        different = [n for n, v in here.items() if (_gap(v, there[n]) > SAME_POINT_MAX).any()]
+        count += bool(different)
+        sites.update(dict.fromkeys(different))
     if not count:
         return []
     return [
         Finding(
             "warning",
             "not_identified",
-            f"{count} other start{'s' * (count > 1)} ended as high, at other values of "
-            f"{', '.join(map(repr, sites))}: the data cannot tell these points apart, so the "
-            "estimate is one of several.",
-            "Put interchangeable parameters in order, or drop what is redundant.",
+            f"{count} other start{'s' * (count > 1)} ended at an equally high density with other "
+            f"values of {', '.join(map(repr, sites))}: the data do not distinguish between these "
+            "points, so the estimate is one of several.",
+            "Order interchangeable parameters, or remove redundant ones.",
             tuple(sites),
         )
     ]
@@ -181,93 +181,94 @@ def _gap(x: Tensor, other: Tensor) -> Tensor:
 
 
 class _End(NamedTuple):
-    """Where one start ended."""
+    """The end of the optimisation from one starting point."""
 
     value: float
     z: Tensor
-    done: bool
-    step: Tensor  # the Newton step from there
-    gain: float  # what that step promises, in nats
-    information: Tensor | None = None  # where that step was computed
+    converged: bool
+    step: Tensor  # the next Newton step
+    gain: float  # nats that this step would gain
+    information: Tensor | None = None  # where this step was computed
 
 
 def _climb(
     evaluator: Evaluator, start: Tensor, steps: int
 ) -> tuple[_End, KeyboardInterrupt | None]:
-    """Run L-BFGS from one start; the best point visited counts, whatever ends the run.
+    """Run L-BFGS from one starting point, and keep the best point that it visits.
 
     Returns:
-        That point, and the interruption if it was one that ended the run.
+        The best point, and the interruption if one ended the run.
     """
     best: tuple[float, Tensor] = (-np.inf, start)
     stop = None
 
     def objective(x: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         nonlocal best
-        look()
+        check_time_limit()
         z = torch.from_numpy(x.copy())
         value, grad = evaluator.value_and_grad(z)
         if not (torch.isfinite(value) and torch.isfinite(grad).all()):
-            return _WALL, np.zeros_like(x)  # the line search turns back
+            return NOT_FINITE, np.zeros_like(x)  # the line search then steps back
         if float(value) > best[0]:
             best = (float(value), z)
         return -float(value), -grad.numpy()
 
     options = {"maxiter": steps, "maxfun": 20 * steps, "ftol": 1e-13, "gtol": 1e-8}
-    done = False
+    converged = False
     try:
         result = optimize.minimize(
             objective, start.numpy(), jac=True, method="L-BFGS-B", options=options
         )
-        done = result.status == 0
+        converged = result.status == 0
     except KeyboardInterrupt as error:
         if best[0] == -np.inf:
             raise
         stop = error
-    return _End(*best, done, torch.zeros_like(start), 0.0), stop
+    return _End(*best, converged, torch.zeros_like(start), 0.0), stop
 
 
 def _polish(density: LogDensity, evaluator: Evaluator, end: _End) -> _End:
-    """Take Newton steps to the top."""
+    """Take Newton steps to the maximum."""
     z = end.z
     value, grad = evaluator.value_and_grad(z)
-    for _ in range(NEWTON_STEPS):
+    for _ in range(NEWTON_STEPS_MAX):
         information = -density.hessian(z)
         step = curvature(information, z).solve(grad)
         gain = 0.5 * float(grad @ step)
-        if gain <= NEWTON_DONE:
+        if gain <= NEWTON_GAIN_MIN:
             break
         for halvings in range(30):
             ahead = z + step / 2**halvings
             ahead_value, ahead_grad = evaluator.value_and_grad(ahead)
             if ahead_value > value and torch.isfinite(ahead_grad).all():
                 break
-        else:  # a gain too small to see in double precision: this is the top
+        else:  # the gain is below the resolution of double precision
             gain = 0.0
             break
         z, value, grad = ahead, ahead_value, ahead_grad
-    # Where the value can no longer tell, the gradient still can: one more step takes it to
-    # rounding, and with it the noise that it puts on the curvature along flat directions.
-    if gain <= NEWTON_DONE:
+    # The gradient is still resolved when the value no longer is: one more step reduces it to
+    # rounding, and so the noise in the curvature along flat directions.
+    if gain <= NEWTON_GAIN_MIN:
         ahead_value, ahead_grad = evaluator.value_and_grad(z + step)
         if ahead_grad.norm() < grad.norm():
             z, value = z + step, ahead_value
-    return _End(float(value), z, end.done or gain <= NEWTON_DONE, step, gain, information)
+    converged = end.converged or gain <= NEWTON_GAIN_MIN
+    return _End(float(value), z, converged, step, gain, information)
 
 
 @dataclass(frozen=True)
 class Curvature:
-    """An information matrix taken apart, its flat directions on one side.
+    """The decomposition of an information matrix, with flat directions separated.
 
-    The matrix is scaled to unit diagonal first, so that the units of the parameters do not
-    decide what counts as flat.
+    The matrix is scaled to unit diagonal first, so that flatness does not depend on the units of
+    the parameters.
 
     Attributes:
-        vectors: (d, m), the directions along which the density curves down.
-        values: (m,), so that ``vectors @ diag(1 / values) @ vectors.T`` is the covariance.
-        flat: (d, k), the directions along which it does not curve.
-        rising: (d, j), the directions along which it curves up; there are none at a maximum.
-        unmoved: (d,), true for the coordinates whose own curvature is nothing but rounding.
+        vectors: (d, m), the directions along which the density is concave.
+        values: (m,), such that ``vectors @ diag(1 / values) @ vectors.T`` is the covariance.
+        flat: (d, k), the directions without curvature.
+        rising: (d, j), the directions along which it is convex; there are none at a maximum.
+        unmoved: (d,), whether the curvature of a coordinate is only rounding.
     """
 
     vectors: Tensor
@@ -278,28 +279,34 @@ class Curvature:
 
     @property
     def covariance(self) -> Tensor:
-        """The inverse of the information, outside the flat directions."""
+        """The inverse of the information, without the flat directions."""
         return (self.vectors / self.values) @ self.vectors.T
 
     def solve(self, grad: Tensor) -> Tensor:
-        """Return the Newton step, in the curved directions; uphill in all of them."""
+        """Return the Newton step for a gradient, in the concave directions."""
         return self.vectors @ ((self.vectors.T @ grad) / self.values)
 
 
 def curvature(information: Tensor, z: Tensor) -> Curvature:
-    """Take the information matrix (d, d) at z (d,) apart."""
+    """Decompose the information matrix (d, d) at z (d,).
+
+    Raises:
+        ModelError: the matrix is not finite.
+    """
     if not torch.isfinite(information).all():
         raise ModelError(
-            "the second derivatives of the log density are not finite at its maximum. A site on "
-            "the boundary of its support is the usual cause; give it a prior that keeps it off."
+            "The second derivatives of the log density are not finite at its maximum. The usual "
+            "cause is a site on the boundary of its support; give it a prior whose density is zero "
+            "there."
         )
     diagonal = information.diagonal().abs()
-    # Where even a change by 100 % makes no difference, what is left is rounding: not scaled up.
-    unmoved = diagonal * (1 + z**2) <= UNMOVED
+    # If a change of a coordinate by 100 % makes no difference, its curvature is rounding, which
+    # scaling must not magnify.
+    unmoved = diagonal * (1 + z**2) <= UNMOVED_MAX
     scale = torch.where(unmoved, 1.0, diagonal).rsqrt()
     scaled = information * scale[:, None] * scale
     values, vectors = torch.linalg.eigh((scaled + scaled.T) / 2)
-    threshold = FLAT * values.abs().max().clamp(min=1.0)
+    threshold = FLAT_SHARE_MAX * values.abs().max().clamp(min=1.0)
     vectors = scale[:, None] * vectors
     curved = values > threshold
     return Curvature(
@@ -312,25 +319,25 @@ def curvature(information: Tensor, z: Tensor) -> Curvature:
 
 
 def no_maximum(labels: Sequence[str]) -> Finding:
-    """Tell that the density rises without end along some coordinates."""
+    """Report that the density increases without bound along some coordinates."""
     return Finding(
         "warning",
         "no_maximum",
-        f"the density rises, ever more slowly, along {', '.join(labels[:5])}, and the optimiser "
-        "followed until it could see no difference: there is no maximum at a finite value inside "
-        "the support. Separated classes and a scale that goes to zero are the usual causes.",
+        f"The density increases ever more slowly along {', '.join(labels[:5])}, until double "
+        "precision no longer resolves the difference: there is no maximum at finite values inside "
+        "the support. The usual causes are separated classes and a scale that goes to zero.",
         "Give those sites a prior and use method='map' or 'nuts'.",
         site_names(labels),
     )
 
 
 def largest(labels: Sequence[str], direction: Tensor, limit: int = 5) -> list[str]:
-    """Name the coordinates that make up most of a direction, the largest first."""
+    """Return the labels of the main coordinates of a direction, the largest first."""
     weights = direction.abs()
     order = weights.argsort(descending=True).tolist()
     return [labels[i] for i in order if weights[i] > 0.1 * weights.max()][:limit]
 
 
 def site_names(labels: Sequence[str]) -> tuple[str, ...]:
-    """Name the sites that coordinates belong to, each once."""
+    """Return the names of the sites of coordinates, each once."""
     return tuple(dict.fromkeys(label.split("[")[0] for label in labels))

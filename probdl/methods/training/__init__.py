@@ -1,1 +1,1 @@
-"""What stochastic training shares: the loop, optimizers, minibatches, checkpoints."""
+"""Parts of stochastic training: the loop, optimizers, minibatches, checkpoints."""

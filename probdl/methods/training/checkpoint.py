@@ -1,4 +1,4 @@
-"""Checkpoints of training: written at once or not at all, and read back after a kill."""
+"""Checkpoints of training, written atomically, from which a killed run can resume."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from probdl.compile.step import BLOCK
 from probdl.errors import SettingError
-from probdl.model.program import fingerprint
+from probdl.model.fingerprint import fingerprint
 
 __all__ = ["Checkpoint", "checkpoint_of"]
 
@@ -24,7 +24,7 @@ _VERSION = 1
 
 
 def describe(setting: Any) -> str:
-    """Write a setting in words that are the same in another process.
+    """Describe a setting by a text that is the same in another process.
 
     >>> describe(0.01), describe(torch.optim.Adam)
     ('0.01', 'torch.optim.adam.Adam')
@@ -33,17 +33,17 @@ def describe(setting: Any) -> str:
         return repr(setting)
     if isinstance(setting, functools.partial):
         return f"{describe(setting.func)}{setting.args}{sorted(setting.keywords.items())}"
-    named = setting if hasattr(setting, "__qualname__") else type(setting)
-    return f"{named.__module__}.{named.__qualname__}"
+    kind = setting if hasattr(setting, "__qualname__") else type(setting)
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 class Checkpoint:
-    """The state of a run in a folder.
+    """The state of a run, saved in a folder.
 
     Args:
-        folder: where it is kept.
-        every: after how many steps it is written.
-        identity: what must be the same for a run to be taken up again, by name.
+        folder: the folder.
+        every: number of steps between writes.
+        identity: by name, what must be unchanged for a run to resume.
     """
 
     def __init__(
@@ -54,45 +54,45 @@ class Checkpoint:
         self.identity = identity
 
     def read(self, steps: int) -> dict[str, Any] | None:
-        """Return the state that was written last; None if there is none.
+        """Return the last state written, or None if there is none.
 
         Args:
-            steps: how many steps the run is to have.
+            steps: number of steps of the run.
 
         Raises:
-            SettingError: it is of another run or a longer one, or cannot be read.
+            SettingError: the checkpoint is of another run or a longer one, or cannot be read.
         """
         if not self.path.exists():
             return None
         try:
-            held = torch.load(self.path, weights_only=True)
-            version, identity, state = held["version"], held["identity"], held["state"]
+            saved = torch.load(self.path, weights_only=True)
+            version, identity, state = saved["version"], saved["identity"], saved["state"]
         except Exception as error:
             raise SettingError(
-                f"the checkpoint {self.path} cannot be read ({str(error).splitlines()[0]}). "
-                "Delete it to start anew."
+                f"The checkpoint {self.path} cannot be read ({str(error).splitlines()[0]}). "
+                "Delete it to start from the beginning."
             ) from None
         if version != _VERSION:
             raise SettingError(
-                f"the checkpoint {self.path} is of version {version}, and this package reads "
-                f"version {_VERSION}. Delete it to start anew."
+                f"The checkpoint {self.path} has version {version}, and this package reads "
+                f"version {_VERSION}. Delete it to start from the beginning."
             )
         for name, value in self.identity.items():
             if identity.get(name) != value:
                 raise SettingError(
-                    f"the checkpoint {self.path} is of another run: its {name} is "
-                    f"{identity.get(name)}, and now it is {value}. Take another folder, or delete "
-                    "it to start anew."
+                    f"The checkpoint {self.path} is of another run: its {name} is "
+                    f"{identity.get(name)}, and now it is {value}. Use another folder, or delete "
+                    "the checkpoint to start from the beginning."
                 )
         if state["done"] > steps:
             raise SettingError(
-                f"the checkpoint {self.path} is of a run that took {state['done']} steps, more "
-                f"than the {steps} of this one. Take another folder, or ask for more steps."
+                f"The checkpoint {self.path} is of a run that took {state['done']} steps, more "
+                f"than the {steps} of this run. Use another folder, or more steps."
             )
         return state
 
     def write(self, state: dict[str, Any]) -> None:
-        """Write a state; a kill at any moment leaves the old one or the new one."""
+        """Write a state atomically: after a kill, the file holds the old state or the new one."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=FILE, suffix=".part")
         try:
@@ -109,20 +109,30 @@ class Checkpoint:
 def checkpoint_of(
     method: Any, seed: int, parameters: Sequence[Any], data: Sequence[Tensor]
 ) -> Checkpoint | None:
-    """Make the checkpoint that a method asks for; None where it asks for none.
+    """Make the checkpoint of a method; None if the method saves none.
 
-    A run is taken up again by the same method, but for how often it saves and how many draws it
-    makes at the end, with the same seed, parameters and data. It may be longer as well, unless
-    the learning rate follows a schedule, of which the length is part.
+    A run resumes only with the same settings, seed, parameters and data. Exempt are the settings
+    of the checkpoint itself and the number of draws. The number of steps may grow as well if the
+    learning rate is constant; other schedules depend on it.
+
+    Args:
+        method: the method, with the settings ``checkpoint``, ``every`` and ``schedule``.
+        seed: the seed of the run.
+        parameters: names, or names and shapes, of the parameters.
+        data: the model's tensors.
     """
     if method.checkpoint is None:
         return None
-    free = ["checkpoint", "every", "draws"]
+    may_change = ["checkpoint", "every", "draws"]
     if method.schedule == "constant":
-        free += ["steps", "epochs"]
+        may_change += ["steps", "epochs"]
     identity = {
         "seed": str(seed),
-        **{f.name: describe(getattr(method, f.name)) for f in fields(method) if f.name not in free},
+        **{
+            f.name: describe(getattr(method, f.name))
+            for f in fields(method)
+            if f.name not in may_change
+        },
         "parameters": str(list(parameters)),
         "data": fingerprint(data),
     }

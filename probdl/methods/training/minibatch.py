@@ -1,4 +1,4 @@
-"""Minibatches: the model's arguments indexed along the data plate, or a DataLoader's batches."""
+"""Minibatches: rows of the model's arguments along the data plate, or batches of a DataLoader."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from probdl.errors import ModelError, SettingError
-from probdl.model.program import Program, arguments
+from probdl.model.arguments import batch_arguments
+from probdl.model.program import Program
 from probdl.model.sites import Structure, data_plate
 
 __all__ = ["Batches", "FullData", "LoaderBatches", "PlateBatches"]
@@ -19,12 +20,12 @@ Data = Sequence[Tensor]
 
 
 class Batches(Protocol):
-    """What training goes through, an epoch at a time.
+    """A source of minibatches, epoch by epoch.
 
     Attributes:
-        plate: the plate along which the data are cut; None where all are taken.
-        size: how many rows there are.
-        per_epoch: how many batches one epoch has.
+        plate: name of the plate along which the data are split; None if all data are used.
+        size: number of rows of the data; 0 if all data are used.
+        per_epoch: number of batches in an epoch.
     """
 
     @property
@@ -34,7 +35,7 @@ class Batches(Protocol):
     per_epoch: int
 
     def epoch(self, seed: Callable[[], int], skip: int) -> Iterator[Data]:
-        """Go through each row once, in an order that the seed decides, from some batch on."""
+        """Yield the batches of an epoch in an order set by the seed, but for the first ``skip``."""
 
 
 class FullData:
@@ -47,18 +48,18 @@ class FullData:
         self.data = program.tensors()
 
     def epoch(self, seed: Callable[[], int], skip: int) -> Iterator[Data]:
-        """Give the data once."""
+        """Yield all data once."""
         yield self.data
 
 
 class PlateBatches:
-    """Rows of the arguments that run along the data plate.
+    """Minibatches of rows of those arguments that have one row per element of the data plate.
 
     Args:
-        program: the model on all the data.
+        program: the model with all data.
         structure: its sites.
-        batch_size: how many rows a batch has.
-        last: whether to take the shorter batch that is left over at the end of an epoch.
+        batch_size: number of rows per batch.
+        last: whether an epoch ends with a shorter batch of the remaining rows.
     """
 
     def __init__(
@@ -68,29 +69,30 @@ class PlateBatches:
         if batch_size > self.size:
             raise SettingError(
                 f"batch_size={batch_size}: the data have {self.size} rows along plate "
-                f"'{self.plate}'. Give a batch_size of at most that, or leave it out."
+                f"'{self.plate}'. Reduce batch_size, or leave it out to use all data at each step."
             )
         self.batch_size = batch_size
         self.per_epoch = -(-self.size // batch_size) if last else self.size // batch_size
         self._data = program.tensors()
-        self._cut = [t.ndim > 0 and len(t) == self.size for t in self._data]
-        if not any(self._cut):
+        self._has_rows = [t.ndim > 0 and len(t) == self.size for t in self._data]
+        if not any(self._has_rows):
             raise ModelError(
-                f"no argument of the model '{program.name}' has {self.size} rows, the size of "
-                f"plate '{self.plate}', so there is nothing to take minibatches of. Pass the data "
-                "as arguments."
+                f"No argument of the model '{program.name}' has {self.size} rows, the size of "
+                f"plate '{self.plate}', so minibatches cannot be formed. Pass the data as "
+                "arguments of the model."
             )
 
     def epoch(self, seed: Callable[[], int], skip: int) -> Iterator[Data]:
-        """Give each row once, in a random order."""
+        """Yield batches of all rows in a random order."""
         generator = torch.Generator().manual_seed(seed())
         order = torch.randperm(self.size, generator=generator)
         for rows in order.split(self.batch_size)[skip : self.per_epoch]:
             yield self.rows(rows)
 
     def rows(self, rows: Tensor) -> Data:
-        """Cut rows out of all arguments along the plate."""
-        return [t[rows] if cut else t for t, cut in zip(self._data, self._cut, strict=True)]
+        """Select rows of the arguments along the plate; return other arguments whole."""
+        pairs = zip(self._data, self._has_rows, strict=True)
+        return [t[rows] if has_rows else t for t, has_rows in pairs]
 
 
 class LoaderBatches:
@@ -104,7 +106,7 @@ class LoaderBatches:
         self._program = program
 
     def epoch(self, seed: Callable[[], int], skip: int) -> Iterator[Data]:
-        """Go through the loader once; shuffled by random numbers of this seed."""
+        """Yield the loader's batches, shuffled by random numbers of the seed."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed())
             batches, state = iter(self._loader), torch.get_rng_state()
@@ -113,5 +115,5 @@ class LoaderBatches:
                 torch.set_rng_state(state)
                 batch, state = next(batches), torch.get_rng_state()
             if i >= skip:
-                args, kwargs = arguments(batch)
+                args, kwargs = batch_arguments(batch)
                 yield self._program.with_arguments(args, kwargs).tensors()

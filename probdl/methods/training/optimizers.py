@@ -1,4 +1,4 @@
-"""Optimizers of training: torch's by name or class, or one of Pyro's wrappers, with a schedule."""
+"""Optimizers with learning rate schedules: torch's by name or class, or Pyro's wrappers."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from probdl.compile.step import Parameters
 
 __all__ = ["SCHEDULES", "Training", "check_optimizer", "check_schedule"]
 
-# Those that treat each number by itself: many small parameters can be one vector, which is faster.
-_ELEMENTWISE = {
+# Optimizers that update each element independently: all parameters can then form one vector, which
+# is faster for many small parameters.
+ELEMENTWISE = {
     "Adam",
     "AdamW",
     "SGD",
@@ -37,14 +38,14 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
     "exponential": lambda done: 0.01**done,
 }
-"""What the learning rate is multiplied by, once this share of the steps is done."""
+"""Factor of the learning rate, as a function of the share of the steps that is done."""
 
 Schedule = str | Callable[[Optimizer], Any]
 OptimizerSetting = str | Callable[..., Optimizer] | PyroOptim
 
 
 def check_optimizer(optimizer: Any) -> str:
-    """Tell what is wrong with an optimizer as a setting; nothing is ''."""
+    """Return what an optimizer must be if a setting is not one, or '' if it is valid."""
     if isinstance(optimizer, str):
         of_torch = getattr(torch.optim, optimizer, None)
         if isinstance(of_torch, type) and issubclass(of_torch, Optimizer):
@@ -52,8 +53,8 @@ def check_optimizer(optimizer: Any) -> str:
         return "must be a class of torch.optim, its name such as 'Adam', or a PyroOptim"
     if isinstance(optimizer, Optimizer):
         return (
-            "must be the class, such as torch.optim.Adam, and not an optimizer of certain "
-            "parameters; give its settings by learning_rate= or functools.partial"
+            "must be the class, such as torch.optim.Adam, not an instance; set its options with "
+            "learning_rate= or functools.partial"
         )
     if callable(optimizer):
         return ""
@@ -61,26 +62,26 @@ def check_optimizer(optimizer: Any) -> str:
 
 
 def check_schedule(schedule: Any) -> str:
-    """Tell what is wrong with a schedule as a setting; nothing is ''."""
+    """Return what a schedule must be if a setting is not one, or '' if it is valid."""
     if schedule in SCHEDULES if isinstance(schedule, str) else callable(schedule):
         return ""
     return (
-        f"must be one of {', '.join(map(repr, SCHEDULES))}, or a function from an optimizer to a "
-        "torch.optim.lr_scheduler"
+        f"must be one of {', '.join(map(repr, SCHEDULES))}, or a function that makes a "
+        "torch.optim.lr_scheduler of an optimizer"
     )
 
 
 class Training:
-    """An optimizer of some parameters, with its schedule.
+    """An optimizer of parameters, with its schedule.
 
     Args:
-        parameters: what is trained.
-        names: of the parameters.
+        parameters: the parameters to train.
+        names: their names.
         optimizer: a class of torch.optim or its name, or a PyroOptim.
-        learning_rate: at the start.
-        schedule: what becomes of it.
-        clip_norm: gradients are shortened to this length.
-        flat: whether to train the parameters as one vector, where the optimizer allows that.
+        learning_rate: the initial learning rate.
+        schedule: the schedule of the learning rate.
+        clip_norm: gradients are clipped to this norm; None leaves them.
+        flat: whether to train the parameters as one vector if the optimizer allows it.
     """
 
     def __init__(
@@ -103,7 +104,7 @@ class Training:
         self._pyro: Any = None
         self._torch: Any = None
         if isinstance(optimizer, PyroOptim):
-            # It has its own rate and schedule, and looks names up in the param store.
+            # It has its own learning rate and schedule, and looks up names in the param store.
             self._pyro = copy.deepcopy(optimizer)
             store = pyro.get_param_store()
             for value, name in zip(self._values, names, strict=True):
@@ -115,7 +116,7 @@ class Training:
         if "fused" in inspect.signature(function).parameters:
             options["fused"] = True
         of_torch = function.__module__.startswith("torch.optim")
-        if flat and of_torch and function.__name__ in _ELEMENTWISE:
+        if flat and of_torch and function.__name__ in ELEMENTWISE:
             self._flat = torch.nn.Parameter(parameters.flat)
         if "lr" not in getattr(made, "keywords", {}):
             options["lr"] = learning_rate
@@ -127,7 +128,7 @@ class Training:
             self._scheduler = schedule(self._torch)
 
     def step(self, done: float) -> None:
-        """Move the parameters along their gradients.
+        """Update the parameters by their gradients.
 
         Args:
             done: the share of the steps that is done.
@@ -149,7 +150,7 @@ class Training:
             self._scheduler.step()
 
     def end_epoch(self) -> None:
-        """Tell one of Pyro's schedulers that an epoch is over."""
+        """Update the schedule of one of Pyro's schedulers, which work epoch by epoch."""
         if self._pyro is not None and hasattr(self._pyro, "step"):
             self._pyro.step()
 
@@ -158,7 +159,7 @@ class Training:
             torch.nn.utils.clip_grad_norm_(values, self._clip_norm)
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint must hold."""
+        """Return the state to save in a checkpoint."""
         if self._pyro is not None:
             return {"pyro": self._pyro.get_state()}
         state = {"torch": self._torch.state_dict()}
@@ -167,7 +168,7 @@ class Training:
         return state
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take up the state of a checkpoint."""
+        """Restore the state of a checkpoint."""
         if self._pyro is not None:
             self._pyro.set_state(state["pyro"])
             return

@@ -1,8 +1,7 @@
-"""Guides: Pyro's automatic ones by name, a function, or the one that a model brings along."""
+"""Guides: Pyro's automatic guides by name, functions, and guides that belong to a model."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,8 +16,10 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from probdl.errors import ModelError, SettingError
-from probdl.model.program import Program, base_distribution, is_deterministic
+from probdl.model.distributions import base_distribution, is_deterministic
+from probdl.model.program import Program
 from probdl.model.sites import Site, Structure
+from probdl.util.suggestions import did_you_mean
 
 __all__ = [
     "GUIDES",
@@ -30,8 +31,8 @@ __all__ = [
     "own_guide",
 ]
 
-_FAR = 10.0  # how far out on R^n the support of a guide's site is tried
-_POINTS = 20
+SUPPORT_CHECK_RADIUS = 10.0  # on R^n: values of a guide are checked from -10 to 10
+SUPPORT_CHECK_POINTS = 20
 
 GUIDES: dict[str, type[AutoGuide]] = {
     "normal": autoguide.AutoNormal,
@@ -48,10 +49,9 @@ Guide = str | Callable[..., Any] | None
 
 
 def check_guide(guide: Guide) -> str:
-    """Tell what is wrong with a guide as a setting; nothing is ''."""
+    """Return what a guide must be if a setting is not one, or '' if it is valid."""
     if isinstance(guide, str) and guide not in GUIDES:
-        near = difflib.get_close_matches(guide, GUIDES, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(guide, GUIDES, before="; ")
         return f"must be one of {', '.join(map(repr, GUIDES))}, or a function{hint}"
     if isinstance(guide, str) or guide is None or callable(guide):
         return ""
@@ -59,7 +59,7 @@ def check_guide(guide: Guide) -> str:
 
 
 def own_guide(program: Program) -> Callable[..., Any] | None:
-    """Return the guide that a model brings along: the method `guide` beside its `model`."""
+    """Return the guide that belongs to a model: the method `guide` of its object, or None."""
     owner = getattr(program.original, "__self__", program.original)
     guide = getattr(owner, "guide", None)
     return guide if callable(guide) else None
@@ -73,9 +73,12 @@ def make_guide(
     Args:
         program: the model.
         structure: its sites.
-        guide: a name, an autoguide's class or instance, a function or module; None takes the
-            model's own, or else ``"normal"``.
-        start: values of the latent sites, where an automatic guide starts.
+        guide: a name, an autoguide class, a function or a module. None means the guide of the
+            model, or ``"normal"`` if it has none.
+        start: values of the latent sites, from which an automatic guide is initialised.
+
+    Raises:
+        SettingError: the guide is an instance of an autoguide, which is tied to its own model.
     """
     if guide is None:
         guide = own_guide(program) or "normal"
@@ -83,13 +86,13 @@ def make_guide(
         return program.companion(no_guide, copied=False)
     if isinstance(guide, str):
         guide = GUIDES[guide]
-    if isinstance(guide, AutoGuide):  # of the caller's model, which is not the copy trained here
+    if isinstance(guide, AutoGuide):  # it uses the caller's model, not the copy trained here
         raise SettingError(
-            f"guide={type(guide).__name__}(model) is tied to a model of its own. Pass the class, "
-            f"guide={type(guide).__name__}, or a function that makes it of a model with settings: "
+            f"guide={type(guide).__name__}(model) is tied to a model, not to the copy of it that "
+            f"is trained. Pass the class, guide={type(guide).__name__}, or the class with options, "
             f"functools.partial({type(guide).__name__}, init_scale=0.1)."
         )
-    factory = getattr(guide, "func", guide)  # of a functools.partial
+    factory = getattr(guide, "func", guide)  # the class in a functools.partial
     if not (isinstance(factory, type) and issubclass(factory, AutoGuide)):
         return program.companion(guide)
     discrete = [s.name for s in structure.of("discrete")]
@@ -104,7 +107,7 @@ def make_guide(
 
 
 def check_values(guide: Program, structure: Structure, of_guide: Trace) -> None:
-    """Check that a guide's values are such as the model's sites can have.
+    """Check that the values of a guide's sites are possible values of the model's sites.
 
     Raises:
         ModelError: a site has another shape or a wider support than in the model, or is observed.
@@ -118,30 +121,30 @@ def check_values(guide: Program, structure: Structure, of_guide: Trace) -> None:
             if unscored or is_deterministic(node):
                 continue
             raise ModelError(
-                f"the guide '{guide.name}' observes the site '{name}'. A guide samples the latent "
-                "sites and nothing else: leave out obs=, and the site, there."
+                f"The guide '{guide.name}' observes the site '{name}'. A guide samples only latent "
+                "sites: remove the observed site from the guide."
             )
         site = structure.sites.get(name)
         if site is None or site.kind != "latent":
             continue
         if tuple(node["value"].shape) != site.shape:
             raise ModelError(
-                f"site '{name}' has the shape {tuple(node['value'].shape)} in the guide "
+                f"Site '{name}' has the shape {tuple(node['value'].shape)} in the guide "
                 f"'{guide.name}' and {site.shape} in the model. Give the guide's parameters the "
-                "shape of the site, and put it into the same plates."
+                "shape of the site, and sample it in the same plates."
             )
-        if not _within(node, site):
+        if not _in_support(node, site):
             raise ModelError(
-                f"site '{name}' ~ {type(base_distribution(node['fn'])).__name__} in the guide "
+                f"Site '{name}' ~ {type(base_distribution(node['fn'])).__name__} in the guide "
                 f"'{guide.name}' takes values outside the support of {site.distribution} in the "
-                "model. Take a distribution with the model's support: LogNormal or Gamma for what "
-                "is positive, Beta for what is between 0 and 1."
+                "model. Use a distribution with the same support, such as LogNormal or Gamma for "
+                "positive values, or Beta for values between 0 and 1."
             )
 
 
-def _within(node: Any, site: Site) -> bool:
-    """Tell whether a guide's values of a site lie in the model's support of it."""
-    if site.transform is None:  # a support that moves with other sites
+def _in_support(node: Any, site: Site) -> bool:
+    """Return whether a guide's values of a site lie in its support in the model."""
+    if site.transform is None:  # the support depends on other sites
         return True
     x = node["value"].detach()
     if not isinstance(base_distribution(node["fn"]), dist.Delta):
@@ -149,21 +152,23 @@ def _within(node: Any, site: Site) -> bool:
             transform = biject_to(node["fn"].support)
         except NotImplementedError:
             return True
-        shape = (_POINTS, *transform.inverse_shape(node["fn"].shape()))
+        shape = (SUPPORT_CHECK_POINTS, *transform.inverse_shape(node["fn"].shape()))
         generator = torch.Generator().manual_seed(0)
-        far = torch.empty(shape, dtype=x.dtype).uniform_(-_FAR, _FAR, generator=generator)
-        x = transform(far)
-    again = site.transform(site.transform.inv(x))  # the way back and forth ends in the support
-    return bool(((again - x).abs() <= 1e-3 * (1 + x.abs())).all())
+        bound = SUPPORT_CHECK_RADIUS
+        points = torch.empty(shape, dtype=x.dtype).uniform_(-bound, bound, generator=generator)
+        x = transform(points)
+    # A value in the support survives the way to R^n and back.
+    round_trip = site.transform(site.transform.inv(x))
+    return bool(((round_trip - x).abs() <= 1e-3 * (1 + x.abs())).all())
 
 
 def compare_sites(
     program: Program, guide: Program, structure: Structure, of_guide: Trace, of_model: Trace
 ) -> None:
-    """Check that a guide samples what the model leaves latent, and nothing else.
+    """Check that a guide samples exactly the latent sites of the model.
 
     Raises:
-        ModelError: it does not; the message names both sets.
+        ModelError: the sites differ; the message names both sets.
     """
     check_values(guide, structure, of_guide)
     in_model, in_guide = _latent(of_model), _latent(of_guide)
@@ -171,10 +176,10 @@ def compare_sites(
     if in_model - summed == in_guide:
         return
     raise ModelError(
-        f"the guide '{guide.name}' and the model '{program.name}' differ in their latent sites. "
+        f"The guide '{guide.name}' and the model '{program.name}' differ in their latent sites. "
         f"The model has {_names(in_model - summed)}; the guide has {_names(in_guide)}. A guide "
-        "samples each latent site of the model under the same name (or marks one of its own by "
-        "infer={'is_auxiliary': True})."
+        "must sample each latent site of the model under the same name. Mark sites that only the "
+        "guide has with infer={'is_auxiliary': True}."
     )
 
 
@@ -195,4 +200,4 @@ def _names(sites: set[str]) -> str:
 
 
 def no_guide(*args: Any, **kwargs: Any) -> None:
-    """Stand in as the guide of a model without latent sites."""
+    """Do nothing, as the guide of a model without latent sites."""

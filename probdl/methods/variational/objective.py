@@ -1,9 +1,9 @@
-r"""The ELBO of a model and a guide, as a loss that can be trained on minibatches.
+r"""The ELBO of a model and a guide, as a loss for training on minibatches.
 
 .. math:: \log p(x) \ge E_{q(z)}[\log p(x, z) - \log q(z)]   \qquad\text{(Eqs. 20 to 22)}
 
-The estimator is one of Pyro's. Parameters of either program, wherever they live (the param store,
-a module, a closure), are replaced by tensors of ours while it runs, so the caller's own never move.
+The estimators are Pyro's. While model and guide run, their parameters (in the param store, in a
+module or in a closure) are replaced by other tensors, so the caller's parameters never change.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ ELBOS: dict[str, type[ELBO]] = {
 
 
 def resolve_elbo(elbo: str | ELBO, num_particles: int, structure: Structure) -> ELBO:
-    """Make Pyro's estimator of a name; ``"auto"`` sums out discrete sites where there are some."""
+    """Make Pyro's estimator of a name; ``"auto"`` sums out discrete sites if there are any."""
     if isinstance(elbo, ELBO):
         return elbo
     if elbo == "auto":
@@ -55,8 +55,8 @@ def resolve_elbo(elbo: str | ELBO, num_particles: int, structure: Structure) -> 
     return ELBOS[elbo](num_particles=num_particles, max_plate_nesting=depth)
 
 
-class _Weigh(Messenger):
-    """Scale what is in the data plate to all the data, and the latent sites by a temperature."""
+class _Scale(Messenger):
+    """Scale the sites in the data plate to all the data, and the latent sites by a temperature."""
 
     def __init__(self, plate: str | None, size: int, temperature: Tensor | None) -> None:
         super().__init__()
@@ -74,8 +74,8 @@ class _Weigh(Messenger):
             msg["scale"] = msg["scale"] * self.temperature
 
 
-class _Item(TorchFunctionMode):
-    """Let ``tensor.item()`` give a tensor, since the number is not known while recording."""
+class _ItemAsTensor(TorchFunctionMode):
+    """Make ``tensor.item()`` return a tensor, because values are not known while recording."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         if func is Tensor.item:
@@ -84,7 +84,7 @@ class _Item(TorchFunctionMode):
 
 
 def _without_nan_checks() -> Any:
-    """Keep Pyro's estimators from looking for NaN, which is done here, once a step."""
+    """Turn off the NaN checks of Pyro's estimators; the training loop checks once per step."""
     return patch.object(pyro.util, "torch_isnan", lambda x: False)
 
 
@@ -95,12 +95,12 @@ def first_not_finite(names: Sequence[str], values: Sequence[Tensor]) -> str | No
 
 
 class Trainable:
-    """A program, with a guide or without, whose parameters are given from outside as it runs.
+    """A model, with or without a guide, that runs with given values of its parameters.
 
     Attributes:
-        names: of the parameters, by Pyro's rules.
-        leaves: the parameters where the programs have them.
-        parameters: the modules' own parameters among them, by name.
+        names: names of the parameters, by Pyro's rules.
+        leaves: the parameters of the programs themselves, unconstrained.
+        parameters: those that are parameters of modules, by name.
     """
 
     def __init__(self, program: Program, guide: Program, structure: Structure) -> None:
@@ -108,23 +108,23 @@ class Trainable:
         self.guide = guide
         self.structure = structure
         self.leaves: list[Tensor] = []
-        self.aliases: dict[int, int] = {}  # ids: the store's tensor to the module's parameter
+        self.aliases: dict[int, int] = {}  # from ids of tensors in the store to those in modules
         self.parameters: dict[str, nn.Parameter] = {}
         self.names = self._find_parameters()
 
     @property
     def buffers(self) -> list[Tensor]:
-        """What the modules keep and may write to as they run: running statistics."""
+        """The buffers of the modules, such as running statistics, which may change at each run."""
         return [b for m in (*self.program.modules, *self.guide.modules) for b in m.buffers()]
 
     def callables(self) -> tuple[Any, Any]:
-        """Return the model and the guide as they are run."""
+        """Return the model and the guide, with their effect handlers."""
         return self.program.handled(), self.guide.handled()
 
     def _find_parameters(self) -> list[str]:
-        """Run both programs once, and list the parameters that they meet or hold."""
+        """Run both programs once; list the parameters that they use, and those of their modules."""
         try:
-            self.traces(())  # automatic guides make their parameters when they are first run
+            self.traces(())  # automatic guides create their parameters in their first run
         except ProbdlError:
             raise
         except Exception as error:
@@ -141,7 +141,7 @@ class Trainable:
                 if (own := own_parameter(node)) is not None:
                     self.parameters[name] = own
                     self.aliases[id(leaf)] = id(own)
-        # A plain module makes no param statements; what it holds is trained all the same.
+        # Plain torch modules have no param statements; their parameters are trained, too.
         known = {*map(id, found.values()), *self.aliases.values()}
         for module in (*self.program.modules, *self.guide.modules):
             for name, parameter in module.named_parameters():
@@ -153,18 +153,18 @@ class Trainable:
         return list(found)
 
     def swap(self, values: Sequence[Tensor]) -> dict[int, Tensor]:
-        """Map the programs' tensors, by id, to the values to use in their place."""
+        """Map the ids of the programs' parameters to the values that replace them."""
         swap = {id(leaf): v for leaf, v in zip(self.leaves, values, strict=bool(values))}
         return swap | {self.aliases[i]: v for i, v in swap.items() if i in self.aliases}
 
     def traces(self, values: Sequence[Tensor], data: Sequence[Tensor] | None = None) -> Any:
-        """Run guide and model, and return their traces."""
+        """Run guide and model at values of the parameters, and return their traces."""
         program = self.program if data is None else self.program.with_tensors(data)
         model, guide = self.callables()
         swap = self.swap(values)
         with self.program.replaced(swap):
             of_guide = poutine.trace(guide).get_trace(*program.args, **program.kwargs)
-            if data is None:  # a minibatch has other shapes
+            if data is None:  # minibatches have other shapes
                 check_values(self.guide, self.structure, of_guide)
             replayed: Any = poutine.replay(model, trace=of_guide)
             if self.structure.of("discrete"):
@@ -174,7 +174,7 @@ class Trainable:
         return of_guide, of_model
 
     def finish(self, values: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Write the trained values to the modules that are the fit's own; return all of them.
+        """Write trained values to the modules that belong to the fit.
 
         Returns:
             By name, the constrained values of the parameters of both programs.
@@ -194,11 +194,11 @@ class Trainable:
 
 
 class Objective(Trainable):
-    """Minus the ELBO, in nats for all the data, with what it takes to train it.
+    """Minus the ELBO of all data, in nats, as a loss with parameters.
 
     Attributes:
-        plate: the plate along which minibatches are taken.
-        size: how long that plate is with all the data.
+        plate: name of the plate along which minibatches are taken.
+        size: size of that plate with all data.
     """
 
     def __init__(
@@ -221,35 +221,35 @@ class Objective(Trainable):
     def __call__(
         self, values: Sequence[Tensor], data: Sequence[Tensor], *, traced: bool = False
     ) -> Any:
-        """Evaluate at values of the parameters on a minibatch, and run backward.
+        """Evaluate the loss at values of the parameters on a minibatch, and backpropagate.
 
-        The last of ``data`` is the temperature, where there is one.
+        With annealing, the last tensor of ``data`` is the temperature.
         """
         temperature = data[-1] if self.annealed else None
         program = self.program.with_tensors(data[:-1] if self.annealed else data)
-        model, guide = self._weighed(temperature)
+        model, guide = self._scaled(temperature)
         swap = self.swap(values)
         estimator: Any = self.elbo
-        items = _Item() if traced else nullcontext()
+        items = _ItemAsTensor() if traced else nullcontext()
         with self.program.replaced(swap), _without_nan_checks(), items:
             return estimator.loss_and_grads(model, guide, *program.args, **program.kwargs)
 
-    def _weighed(self, temperature: Tensor | None) -> tuple[Any, Any]:
-        weigh = _Weigh(self.plate, self.size, temperature)
-        model: Callable[..., Any] = self.program.handled(weigh)
+    def _scaled(self, temperature: Tensor | None) -> tuple[Any, Any]:
+        scale = _Scale(self.plate, self.size, temperature)
+        model: Callable[..., Any] = self.program.handled(scale)
         if self.structure.of("discrete"):
             model = config_enumerate(model)
-        return model, self.guide.handled(weigh)
+        return model, self.guide.handled(scale)
 
     def callables(self) -> tuple[Any, Any]:
-        """Return the model and the guide as they are run."""
-        return self._weighed(None)
+        """Return the model and the guide, with their effect handlers."""
+        return self._scaled(None)
 
     def check_sites(self) -> None:
-        """Check that the guide samples what the model leaves latent, and nothing else.
+        """Check that the guide samples exactly the latent sites of the model.
 
         Raises:
-            ModelError: it does not; the message names both sets.
+            ModelError: the sites differ; the message names both sets.
         """
         try:
             of_guide, of_model = self.traces(())
@@ -258,7 +258,7 @@ class Objective(Trainable):
         compare_sites(self.program, self.guide, self.structure, of_guide, of_model)
 
     def blame(self, values: Sequence[Tensor], data: Sequence[Tensor]) -> str:
-        """Tell what first went wrong where the loss is not finite."""
+        """Describe the first cause of a loss that is not finite."""
         if (name := first_not_finite(self.names, values)) is not None:
             return f"the parameter '{name}' is not finite"
         tensors = data[:-1] if self.annealed else data
@@ -266,14 +266,14 @@ class Objective(Trainable):
             try:
                 traces = self.traces(values, tensors)
             except Exception as error:
-                return f"the programs fail there ({str(error).splitlines()[0]})"
-            for trace, what in zip(traces, ("guide", "model"), strict=True):
+                return f"model or guide fails at these parameters ({str(error).splitlines()[0]})"
+            for trace, role in zip(traces, ("guide", "model"), strict=True):
                 for name, node in trace.nodes.items():
                     if node["type"] != "sample" or site_is_subsample(node):
                         continue
                     if not torch.isfinite(torch.as_tensor(node["value"])).all():
-                        return f"the value of site '{name}' in the {what} is not finite"
+                        return f"the value of site '{name}' in the {role} is not finite"
                     log_prob = node["fn"].log_prob(node["value"])
                     if not torch.isfinite(log_prob).all():
-                        return f"the log probability of site '{name}' in the {what} is not finite"
-        return "no site of a new draw is to blame, so it was a rare one"
+                        return f"the log probability of site '{name}' in the {role} is not finite"
+        return "all sites are finite in a new draw, so a rare draw caused it"

@@ -1,4 +1,4 @@
-"""Stochastic variational inference: a guide fitted to the posterior by the ELBO."""
+"""Stochastic variational inference: a guide is fitted to the posterior by maximising the ELBO."""
 
 from __future__ import annotations
 
@@ -18,80 +18,85 @@ from probdl.compile import ENGINES
 from probdl.compile.step import Parameters
 from probdl.errors import ModelError
 from probdl.findings import TAIL_DRAWS_MIN
-from probdl.methods.approximate.weighting import weigh
+from probdl.methods.approximate.weighting import draw_weighted
 from probdl.methods.base import Method
 from probdl.methods.training.checkpoint import checkpoint_of
-from probdl.methods.training.loop import Plan, train
 from probdl.methods.training.minibatch import Batches, FullData, LoaderBatches, PlateBatches
 from probdl.methods.training.optimizers import SCHEDULES, Training, check_optimizer, check_schedule
 from probdl.methods.variational.guides import check_guide, make_guide
 from probdl.methods.variational.objective import ELBOS, Objective, Trainable, resolve_elbo
+from probdl.methods.variational.training import Plan, train
 from probdl.model.density import LogDensity
 from probdl.model.program import Program
 from probdl.model.sites import Structure, data_plate, discover
 from probdl.results.diagnostics import check_weights
 from probdl.results.fit import Fit
+from probdl.results.guided import GuidedFit
 from probdl.results.latent import Proposal
 from probdl.util.isolation import evaluation
 from probdl.util.seeds import stream
 
 __all__ = ["SVI"]
 
-_STEPS = 10_000
+DEFAULT_STEPS = 10_000
 
 
 @dataclass(frozen=True, repr=False)
 class SVI(Method, name="svi"):
-    r"""Fit a guide q(z) to the posterior by maximising the evidence lower bound.
+    r"""Stochastic variational inference, which maximises the evidence lower bound of a guide q(z).
 
     .. math:: \log p(x) \ge E_{q(z|x)}[\log p(x|z)] - KL(q(z|x) \| p(z))
         \qquad\text{(Eqs. 20 to 22)}
 
-    The parameters of the model (``pyro.param``, the weights of a network) are fitted along with
-    those of the guide, which makes a variational autoencoder of a model whose latent sites belong
-    to one row of the data each. A model without latent sites is fitted by maximum likelihood.
-    Networks train in their own dtype, other models in float64.
+    The parameters of the model (``pyro.param``, the weights of a network) are fitted together with
+    those of the guide. If each row of the data has its own latent sites, the model is a variational
+    autoencoder. A model without latent sites is fitted by maximum likelihood. Networks train in
+    their own dtype, other models in float64.
 
-    Where the latent sites are shared by all the data, the fit holds draws of the guide, and
-    ``stats`` has ``pareto_k``, ``log_weights`` and ``log_evidence`` by importance sampling. Where
-    they belong to rows (they are in the data plate, and the guide is not an automatic one), the
-    fit holds the parameters of the model; ``fit.elbo``, ``fit.log_evidence``, ``fit.encode``,
-    ``fit.decode`` and ``fit.reconstruct`` read the rest. ``stats`` further has ``elbo`` (nats, at
-    each step), ``params`` (of model and guide by name), ``best_step`` and ``engine``: ``native``
-    for compiled C; for networks ``graph``, a traced graph run by torch, or ``inductor``, the same
-    compiled by torch, where there are so many steps (12,000) that this pays; ``eager`` for Pyro
-    as it is.
+    If the latent sites are shared by all data, the fit holds draws of the guide, and ``stats`` has
+    ``pareto_k``, ``log_weights`` and ``log_evidence`` from importance sampling. If they belong to
+    rows (they are in the data plate, and the guide is not automatic), the fit holds the parameters
+    of the model, and ``fit.elbo``, ``fit.log_evidence``, ``fit.encode``, ``fit.decode`` and
+    ``fit.reconstruct`` compute quantities of the latent sites. ``stats`` also has ``elbo`` (nats,
+    at each step), ``params`` (of model and guide by name), ``best_step`` and ``engine``:
+    ``native`` for compiled C; for networks ``graph``, a traced graph that torch runs, or
+    ``inductor``, the same graph compiled by torch, if the number of steps is large enough (12,000);
+    ``eager`` for Pyro's own evaluation.
 
     Args:
         guide: a name (``"normal"``, ``"diagonal_normal"``, ``"multivariate_normal"``,
             ``"lowrank"``, ``"delta"``, ``"iaf"``, ``"structured"``, ``"gaussian"``), one of
             Pyro's autoguide classes, or a function or module that samples the latent sites.
-            None takes the method ``guide`` of the model where it has one, and else ``"normal"``.
-        steps: how many steps; None means 10,000, or what ``epochs`` makes.
-        epochs: how many times to go through the data, instead of ``steps``.
-        batch_size: how many rows of the data plate each step takes; None takes all. Arguments
-            as long as the plate are indexed in their first dimension, and the sites in the plate
-            count N / B times. A DataLoader as the model's one argument does the same.
+            None means the method ``guide`` of the model, or ``"normal"`` if it has none.
+        steps: number of steps. None means 10,000, or the number that follows from ``epochs``.
+        epochs: number of passes through the data, instead of ``steps``.
+        batch_size: number of rows of the data plate in each step; None uses all rows. Arguments
+            with as many rows as the plate are indexed along their first dimension, and the log
+            probabilities of sites in the plate are scaled by N / B. A DataLoader as the model's
+            only argument has the same effect.
         optimizer: a class of ``torch.optim``, its name, or a ``pyro.optim.PyroOptim``.
-        learning_rate: at the start.
-        schedule: ``"cosine"`` or ``"linear"`` (to zero), ``"exponential"`` (to a hundredth),
-            ``"constant"``, or a function from the optimizer to a ``torch.optim.lr_scheduler``.
+        learning_rate: initial learning rate.
+        schedule: ``"cosine"`` or ``"linear"`` (to zero), ``"exponential"`` (to one hundredth),
+            ``"constant"``, or a function that makes a ``torch.optim.lr_scheduler`` of an optimizer.
         elbo: the estimator: ``"trace"``, ``"mean_field"``, ``"enum"``, ``"renyi"``, or one of
-            Pyro's. ``"auto"`` is ``"enum"`` where there are discrete latent sites.
-        num_particles: how many draws of the latent sites each step averages.
-        kl_annealing: over how many steps the weight of the KL term rises to 1.
-        clip_norm: gradients are shortened to this length.
-        patience: stop once the ELBO, smoothed over 100 steps, has not improved for so many steps.
-        draws: how many draws of the guide the fit holds.
-        checkpoint: a folder; the run is saved there and, after a kill, goes on from there to the
-            same result; a finished one goes on to more steps, with a constant learning rate.
-        every: how many steps lie between checkpoints, rounded up to whole hundreds.
+            Pyro's. ``"auto"`` means ``"enum"`` if there are discrete latent sites, and ``"trace"``
+            otherwise.
+        num_particles: number of draws of the latent sites that are averaged in each step.
+        kl_annealing: number of steps over which the weight of the KL term rises to 1.
+        clip_norm: gradients are clipped to this norm; None leaves them.
+        patience: training ends if the ELBO, smoothed over 100 steps, has not improved for this
+            number of steps; None for no limit.
+        draws: number of draws of the guide that the fit holds.
+        checkpoint: a folder in which the training is saved. After a kill the same call resumes
+            there and gives the same result; a finished training continues to a larger number of
+            steps (with a constant learning rate).
+        every: number of steps between checkpoints, rounded up to a multiple of 100.
         engine: ``"auto"``, ``"native"`` or ``"eager"``.
 
     Raises:
         SettingError: a setting is out of range, or ``batch_size`` is larger than the data.
-        ModelError: guide and model differ in their sites, there is no data plate to take
-            minibatches along, or the loss is not finite from the start.
+        ModelError: guide and model differ in their sites, minibatches are requested without a data
+            plate, or the loss is not finite at the first step.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist, probdl
@@ -108,6 +113,7 @@ class SVI(Method, name="svi"):
     """
 
     takes_loader: ClassVar[bool] = True
+    fit_type: ClassVar[type[Fit]] = GuidedFit
 
     guide: str | Callable[..., Any] | None = None
     steps: int | None = None
@@ -140,7 +146,7 @@ class SVI(Method, name="svi"):
         if self.elbo == "renyi" and self.num_particles < 2:
             self._refuse("num_particles", "must be at least 2 for elbo='renyi'")
         if self.steps is not None and self.epochs is not None:
-            self._refuse("epochs", "and steps both say how long to train: give one")
+            self._refuse("epochs", "cannot be combined with steps; pass one of them")
         for setting, check in (
             ("guide", check_guide),
             ("optimizer", check_optimizer),
@@ -174,9 +180,9 @@ class SVI(Method, name="svi"):
             )
             if not objective.leaves:
                 raise ModelError(
-                    f"neither the model '{program.name}' nor its guide '{guide.name}' has a "
-                    "parameter, so there is nothing to fit. Declare them by pyro.param or in a "
-                    "module."
+                    f"Neither the model '{program.name}' nor its guide '{guide.name}' has a "
+                    "parameter, so there is nothing to fit. Declare parameters with pyro.param or "
+                    "in a module."
                 )
             objective.check_sites()
             parameters = Parameters(objective.leaves)
@@ -197,15 +203,15 @@ class SVI(Method, name="svi"):
             "engine": outcome.engine,
             "params": {name: value.numpy() for name, value in params.items()},
         }
-        # The same draws after a run that was resumed.
+        # Seeded again, so that a resumed run makes the same draws.
         torch.default_generator.manual_seed(stream(seed, "draws"))
-        draws, more, findings = self._draws(program, structure, proposal, guide)
-        return Fit(
+        draws, weight_stats, findings = self._draws(program, structure, proposal, guide)
+        return GuidedFit(
             self,
             program,
             structure,
             draws,
-            stats | more,
+            stats | weight_stats,
             seed,
             [*outcome.findings, *findings],
             proposal=proposal,
@@ -218,25 +224,25 @@ class SVI(Method, name="svi"):
         saved: Proposal,
         start: Mapping[str, Tensor],
     ) -> Proposal:
-        """Put a guide that was saved back on a model."""
+        """Rebuild the guide of a saved fit."""
         with evaluation(dtype=program.dtype):
             guide = make_guide(program, structure, self.guide, start)
             found = Trainable(program, guide, structure)
         return replace(saved, program=guide, parameters=found.parameters)
 
-    # -- before -----------------------------------------------------------------------------
+    # -- before training --------------------------------------------------------------------
 
     def _batches(self, program: Program, structure: Structure) -> Batches:
         if program.loader is not None:
             if self.batch_size is not None:
-                self._refuse("batch_size", "is the DataLoader's where one is given: leave it out")
+                self._refuse("batch_size", "is the DataLoader's; leave it out")
             return LoaderBatches(program, structure, program.loader)
         if self.batch_size is None:
             return FullData(program)
         return PlateBatches(program, structure, self.batch_size)
 
     def _start(self, program: Program, structure: Structure, seed: int) -> dict[str, Tensor]:
-        """Find values of the latent sites with a finite density, where guides start."""
+        """Find values of the latent sites with a finite density, to initialise automatic guides."""
         if not structure.of("latent"):
             return {}
         if not (self.guide is None or isinstance(self.guide, (str, type))) or program.modules:
@@ -248,7 +254,7 @@ class SVI(Method, name="svi"):
     def _local(
         self, program: Program, structure: Structure, batches: Batches, automatic: bool
     ) -> tuple[str, ...]:
-        """Find the latent sites that belong to one row of the data each."""
+        """Find the latent sites of which each row of the data has its own."""
         if not structure.of("latent") or (automatic and batches.plate is None):
             return ()
         try:
@@ -258,9 +264,10 @@ class SVI(Method, name="svi"):
         local = tuple(s.name for s in structure.of("latent") if plate in s.dims)
         if local and automatic:
             raise ModelError(
-                f"the latent sites {', '.join(map(repr, local))} are in the data plate '{plate}', "
-                "so an automatic guide has parameters for each row, which minibatches cannot "
-                "share. Leave out batch_size, or pass a guide that computes them from the data."
+                f"The latent sites {', '.join(map(repr, local))} are in the data plate '{plate}', "
+                "so an automatic guide has parameters for each row, which cannot be trained on "
+                "minibatches. Leave out batch_size, or pass a guide that computes the parameters "
+                "from the data."
             )
         return local
 
@@ -268,8 +275,8 @@ class SVI(Method, name="svi"):
         if automatic and self.elbo == "mean_field":
             self._refuse(
                 "elbo",
-                "takes KL terms between sites, and automatic guides sample theirs through a "
-                "transform whose Jacobian Pyro's estimator then leaves out; use 'trace'",
+                "cannot be used with automatic guides: Pyro's mean-field estimator leaves out the "
+                "Jacobian of their transforms; use 'trace'",
             )
 
     def _plan(
@@ -281,11 +288,11 @@ class SVI(Method, name="svi"):
         seed: int,
         progress: bool | None,
     ) -> Plan:
-        steps = self.steps or _STEPS
+        steps = self.steps or DEFAULT_STEPS
         if self.epochs is not None:
             steps = self.epochs * batches.per_epoch
 
-        def make_training(flat: bool) -> Training:
+        def make_optimizer(flat: bool) -> Training:
             return Training(
                 parameters,
                 objective.names,
@@ -308,7 +315,7 @@ class SVI(Method, name="svi"):
             rates = lambda done: rate * np.array([factor(share) for share in done])  # noqa: E731
         return Plan(
             steps,
-            make_training,
+            make_optimizer,
             self.engine,
             seed,
             progress,
@@ -319,12 +326,12 @@ class SVI(Method, name="svi"):
             checkpoint,
         )
 
-    # -- after ------------------------------------------------------------------------------
+    # -- after training ---------------------------------------------------------------------
 
     def _draws(
         self, program: Program, structure: Structure, proposal: Proposal, guide: Program
     ) -> tuple[dict[str, Any], dict[str, Any], list[Any]]:
-        """Draw from the guide, and judge the draws by their importance weights."""
+        """Draw from the guide, and check the draws by their importance weights."""
         latent = [s.name for s in structure.of("latent")]
         if not latent or set(latent) & set(proposal.local):
             fitted = {s.name: s.value for s in structure.of("param")} or proposal.values
@@ -333,15 +340,16 @@ class SVI(Method, name="svi"):
             program = program.to(torch.float64)
             structure = discover(program).with_values(proposal.values)
         point = isinstance(guide.model, AutoDelta)
-        weighed = weigh(program, structure, proposal, 1 if point else self.draws)
-        draws = {name: value.numpy()[None] for name, value in weighed.draws.items()}
-        more: dict[str, Any] = {"lp": weighed.lp[None]}
+        weighted = draw_weighted(program, structure, proposal, 1 if point else self.draws)
+        draws = {name: value.numpy()[None] for name, value in weighted.draws.items()}
+        stats: dict[str, Any] = {"lp": weighted.lp[None]}
         if point or self.draws < TAIL_DRAWS_MIN:
-            return draws, more, []
-        more |= {
-            "pareto_k": weighed.pareto_k,
-            "log_weights": weighed.log_weights[None],
-            "log_evidence": weighed.log_evidence,
+            return draws, stats, []
+        stats |= {
+            "pareto_k": weighted.pareto_k,
+            "log_weights": weighted.log_weights[None],
+            "log_evidence": weighted.log_evidence,
         }
-        first = "Train for more steps, or take a guide that can come nearer (guide='lowrank')."
-        return draws, more, check_weights(weighed.log_weights, weighed.pareto_k, "the guide", first)
+        remedy = "Train for more steps, or use a more flexible guide (guide='lowrank')."
+        findings = check_weights(weighted.log_weights, weighted.pareto_k, "the guide", remedy)
+        return draws, stats, findings

@@ -1,8 +1,6 @@
-"""The operations that become plain C: each as an expression of its operands, in double precision.
+"""Element-wise operations, each as a C expression of its operands in double precision.
 
-Whatever is not listed here, and not in ``emit``, is decomposed by torch's own table into what
-is, or else the graph is not compiled. Truth values are 0.0 and 1.0; NaN passes through as torch
-lets it pass.
+Truth values are 0.0 and 1.0. NaN propagates as it does in torch.
 """
 
 from __future__ import annotations
@@ -13,13 +11,13 @@ from typing import Any
 
 import torch
 
-__all__ = ["ALLOCATIONS", "CONSTANTS", "POINTWISE", "REDUCTIONS", "literal"]
+__all__ = ["POINTWISE", "literal"]
 
 aten = torch.ops.aten
 
 
 def literal(x: Any) -> str:
-    """Write a number as C, exactly.
+    """Write a number as an exact C literal.
 
     >>> literal(0.1), literal(-float("inf")), literal(True)
     ('0.1', '(-INFINITY)', '1.0')
@@ -72,7 +70,7 @@ def _compare(sign: str) -> Callable[..., str]:
     return lambda a, b: f"(double)({a} {sign} {b})"
 
 
-# By operation; the operands are C expressions (a number is a literal), in torch's order.
+# By operation. The operands are C expressions, in torch's order; a number is a literal.
 POINTWISE: dict[Any, Callable[..., str]] = {
     aten.add: lambda a, b, alpha=1: f"({a} + {_scaled(b, alpha)})",
     aten.sub: lambda a, b, alpha=1: f"({a} - {_scaled(b, alpha)})",
@@ -110,7 +108,7 @@ POINTWISE: dict[Any, Callable[..., str]] = {
     aten.gt: _compare(">"),
     aten.ge: _compare(">="),
     aten.logical_not: lambda x: f"(double)({x} == 0)",
-    aten.bitwise_not: lambda x: f"(double)({x} == 0)",  # of truth values, see `emit`
+    aten.bitwise_not: lambda x: f"(double)({x} == 0)",  # of truth values only; see emit.py
     aten.isnan: lambda x: f"(double)({x} != {x})",
     aten.isinf: lambda x: f"(double)(fabs({x}) == INFINITY)",
     aten.relu: lambda x: f"at_least({x}, 0.0)",
@@ -128,22 +126,3 @@ _SAME_NAME = """
 """
 for _name in _SAME_NAME.split():
     POINTWISE[getattr(aten, _name)] = _function(_name)
-
-# By operation: where to start, and how to take one more element in.
-REDUCTIONS: dict[Any, tuple[str, str]] = {
-    aten.sum: ("0.0", "{0} += {1};"),
-    aten.prod: ("1.0", "{0} *= {1};"),
-    aten.amax: ("(-INFINITY)", "{0} = at_least({0}, {1});"),
-    aten.amin: ("INFINITY", "{0} = at_most({0}, {1});"),
-    aten.any: ("0.0", "{0} = ({1} != 0) ? 1.0 : {0};"),
-    aten.all: ("1.0", "{0} = ({1} == 0) ? 0.0 : {0};"),
-}
-
-# Operations whose result has the shape of a tensor and nothing of its values.
-CONSTANTS: dict[Any, float] = {
-    aten.zeros_like: 0.0,
-    aten.ones_like: 1.0,
-    aten.new_zeros: 0.0,
-    aten.new_ones: 1.0,
-}
-ALLOCATIONS = {aten.empty_like, aten.new_empty, aten.new_empty_strided}  # contents undefined

@@ -1,0 +1,186 @@
+"""Matrices: products, triangles, Cholesky factors and triangular systems."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from probdl.compile.codegen.loops import Element, contiguous, copy, nest
+from probdl.compile.codegen.operations.views import slices_along
+from probdl.compile.codegen.statements import (
+    MAX_SHORT_LOOP,
+    Builder,
+    ByRows,
+    UnsupportedError,
+    Value,
+    reach,
+)
+
+__all__ = ["RULES"]
+
+aten = torch.ops.aten
+
+
+def _triangle(kept: str) -> Callable[..., Value]:
+    """Return the rule that keeps the elements with ``column - row`` <= or >= the diagonal."""
+
+    def rule(builder: Builder, x: Value, diagonal: int = 0) -> Value:
+        *batch, rows, columns = builder.shape
+        *outer, row_stride, column_stride = x.layout.stride()
+        access = (tuple(outer), int(x.layout.storage_offset()))
+        whole = tuple(s * rows * columns for s in contiguous(batch))
+
+        def lines(source: Element, target: Element) -> list[str]:
+            return nest(
+                batch,
+                [access, (whole, 0)],
+                lambda at: [
+                    f"for (ptrdiff_t r = 0; r < {rows}; r++)",
+                    f"for (ptrdiff_t c = 0; c < {columns}; c++)",
+                    f"{target(f'{at[1]} + {columns} * r + c')} = c - r {kept} {diagonal} ? "
+                    f"{source(f'{at[0]} + {row_stride} * r + {column_stride} * c')} : 0.0;",
+                ],
+                None,
+            )
+
+        return builder.statement(None, [x], [builder.shape], lines)[0]
+
+    return rule
+
+
+def _unrolled_product(builder: Builder, left: Value, right: Value) -> Value:
+    """Multiply matrices (..., m, k) and (..., k, n) as a sum of k outer products."""
+    columns = [x.like(x.layout.unsqueeze(-1)) for x in slices_along(left, [left.layout.ndim - 1])]
+    rows = [x.like(x.layout.unsqueeze(-2)) for x in slices_along(right, [right.layout.ndim - 2])]
+    k = len(columns)
+    return builder.elementwise(
+        lambda *xs: f"({' + '.join(f'{a} * {b}' for a, b in zip(xs[:k], xs[k:], strict=True))})",
+        [*columns, *rows],
+        builder.shape,
+    )
+
+
+def _product(builder: Builder, a: Value, b: Value) -> Value:
+    """Multiply matrices (..., m, k) and (..., k, n); a vector is a matrix with m = 1 or n = 1."""
+    shape = builder.shape
+    left = a.layout if a.layout.ndim > 1 else a.layout[None]
+    right = b.layout if b.layout.ndim > 1 else b.layout[:, None]
+    *batch, m, k = left.shape
+    n = right.shape[-1]
+    if batch and 0 < k <= MAX_SHORT_LOOP:
+        return _unrolled_product(builder, a, b)
+    # Strides of the rows and columns of both matrices.
+    ar, ac = left.stride()[-2:]
+    br, bc = right.stride()[-2:]
+    a_access = (tuple(left.stride()[:-2]), int(left.storage_offset()))
+    b_access = (tuple(right.stride()[:-2]), int(right.storage_offset()))
+    to = tuple(s * m * n for s in contiguous(batch))
+
+    def call(names: Sequence[Element], at: Sequence[str], m: Any, k: Any, add: int) -> str:
+        x, y, z = names
+        return (
+            f"multiply({m}, {n}, {k}, &{x(at[0])}, {ar}, {ac}, &{y(at[1])}, {br}, {bc}, "
+            f"&{z(at[2])}, {add});"
+        )
+
+    def lines(*names: Element) -> list[str]:
+        accesses = [a_access, b_access, (to, 0)]
+        return nest(batch, accesses, lambda at: [call(names, at, m, k, 0)], None)
+
+    def rows_of_left(*given: Any) -> list[str]:
+        *names, first, last = given
+        at = [f"{a_access[1]} + {ar} * {first}", str(b_access[1]), f"{n} * {first}"]
+        return [call(names, at, f"{last} - {first}", k, 0)]
+
+    def rows_of_right(*given: Any) -> list[str]:
+        *names, first, last = given
+        at = [f"{a_access[1]} + {ac} * {first}", f"{b_access[1]} + {br} * {first}", "0"]
+        return [call(names, at, m, f"{last} - {first}", 1)]
+
+    by_rows = []
+    if not batch:
+        last_of_right = reach(right, 0)[1] + br * (k - 1)
+        by_rows = [
+            ByRows(m, False, (reach(left, 0), (0, last_of_right)), rows_of_left),
+            ByRows(k, True, (reach(left, 1), reach(right, 0)), rows_of_right),
+        ]
+    operands = [builder.in_memory(a), builder.in_memory(b)]
+    return builder.statement(None, operands, [shape], lines, by_rows=by_rows)[0]
+
+
+def _cholesky(
+    builder: Builder, a: Value, *, upper: bool = False, check_errors: bool = False
+) -> list[Value]:
+    if upper:
+        raise UnsupportedError("an upper Cholesky factor has no C form; use the lower one")
+    a = builder.copied(a)
+    shape = tuple(a.layout.shape)
+    *batch, n, _ = shape
+    step = tuple(s * n * n for s in contiguous(batch))
+
+    def lines(*names: Element) -> list[str]:
+        source, factor, info = names
+        return nest(
+            batch,
+            [(step, 0), (contiguous(batch), 0)],
+            lambda at: [f"{info(at[1])} = cholesky({n}, &{source(at[0])}, &{factor(at[0])});"],
+            None,
+        )
+
+    return builder.statement(None, [a], [shape, batch], lines)
+
+
+def _solve_triangular(
+    builder: Builder,
+    a: Value,
+    b: Value,
+    *,
+    upper: bool,
+    left: bool = True,
+    unitriangular: bool = False,
+) -> Value:
+    shape = builder.shape
+    if not left:  # x a = b is equivalent to a' x' = b'
+        builder.shape = (*shape[:-2], shape[-1], shape[-2])
+        x = _solve_triangular(
+            builder, a.like(a.layout.mT), b.like(b.layout.mT), upper=not upper,
+            unitriangular=unitriangular,
+        )  # fmt: skip
+        builder.shape = shape
+        return x.like(x.layout.mT)
+    a = builder.in_memory(a)
+    *batch, n, m = shape
+    matrix = a.layout.expand(*batch, n, n)
+    ar, ac = matrix.stride()[-2:]
+    a_access = (tuple(matrix.stride()[:-2]), int(matrix.storage_offset()))
+    right = b.layout.expand(shape)
+    b_access = (tuple(right.stride()), int(right.storage_offset()))
+    to = tuple(s * n * m for s in contiguous(batch))
+
+    def lines(*names: Element) -> list[str]:
+        source, given, target = names
+        return copy(b_access, (contiguous(shape), 0), shape, given, target) + nest(
+            batch,
+            [a_access, (to, 0)],
+            lambda at: [
+                f"solve_triangular({n}, {m}, &{source(at[0])}, {ar}, {ac}, {int(upper)}, "
+                f"{int(unitriangular)}, &{target(at[1])});"
+            ],
+            None,
+        )
+
+    return builder.statement(None, [a, b], [shape], lines)[0]
+
+
+RULES: dict[Any, Callable[..., Any]] = {
+    aten.tril: _triangle("<="),
+    aten.triu: _triangle(">="),
+    aten.mm: _product,
+    aten.bmm: _product,
+    aten.mv: _product,
+    aten.dot: _product,
+    aten.linalg_cholesky_ex: _cholesky,
+    aten.linalg_solve_triangular: _solve_triangular,
+}

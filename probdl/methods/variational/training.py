@@ -1,0 +1,349 @@
+"""Training of SVI: the loop with the best state kept, an early end, and blocks in native code."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from probdl.compile.kernels.adam import NativeAdam
+from probdl.compile.runtime.toolchain import CompilerError
+from probdl.compile.step import BLOCK, NativeStep, Parameters, Step, choose_step
+from probdl.findings import RISING_ERRORS, Finding
+from probdl.methods.training.checkpoint import Checkpoint
+from probdl.methods.training.loop import TrainingLoop
+from probdl.methods.training.minibatch import Batches, Data, FullData
+from probdl.methods.training.optimizers import Training
+from probdl.methods.variational.objective import Objective
+from probdl.util.clock import check_time_limit
+from probdl.util.openmp import WaitPolicy
+
+__all__ = ["Outcome", "Plan", "VariationalTraining", "train"]
+
+# Ours, about 95 %: standard errors by which the last block may be worse than the best one.
+WORSE_THAN_BEST_ERRORS = 2.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Length and settings of a training.
+
+    Attributes:
+        steps: number of steps.
+        make_optimizer: makes the optimizer; called with whether all parameters may be one vector.
+        engine: as for a method.
+        seed: all random numbers derive from it.
+        progress: whether to show progress.
+        rates: learning rates at given shares of the steps, if the optimizer is plain Adam, which
+            native code can run; None for any other optimizer.
+        clip_norm: gradients are clipped to this norm; None leaves them.
+        annealing: number of steps over which the temperature rises to 1; 0 for no annealing.
+        patience: number of steps without improvement that end the training; None for no limit.
+        checkpoint: where the state is saved.
+    """
+
+    steps: int
+    make_optimizer: Callable[[bool], Training]
+    engine: str
+    seed: int
+    progress: bool | None
+    rates: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None
+    clip_norm: float | None = None
+    annealing: int = 0
+    patience: int | None = None
+    checkpoint: Checkpoint | None = None
+
+
+@dataclass
+class Outcome:
+    """Result of a training; the parameters hold the best state.
+
+    Attributes:
+        losses: the loss of each step, in nats.
+        best_step: the step of the state that was kept.
+        engine: the engine that evaluated the steps.
+        findings: the findings of the training.
+    """
+
+    losses: NDArray[np.float64]
+    best_step: int
+    engine: str
+    findings: list[Finding] = field(default_factory=list)
+
+
+@dataclass
+class _Best:
+    """The state at the end of the best block of steps."""
+
+    flat: Tensor
+    loss: float = math.inf
+    error: float = math.inf  # standard error of the block's mean
+    step: int = 0
+    improved_at: int = 0  # the last step with an improvement larger than the noise
+    improved_loss: float = math.inf  # the loss at that step
+
+
+class VariationalTraining(TrainingLoop):
+    """One training of the parameters of model and guide."""
+
+    record_key: ClassVar[str] = "losses"
+
+    def __init__(
+        self, loss: Objective, parameters: Parameters, batches: Batches, plan: Plan
+    ) -> None:
+        self.loss = loss
+        self.parameters = parameters
+        self.plan = plan
+        self.best = _Best(parameters.flat.clone())
+        self.compiled: dict[Any, Step] = {}  # by the shapes of a minibatch
+        self.optimizer: Training | None = None
+        self.saved_optimizer: dict[str, Any] | None = None  # of a checkpoint, until it is made
+        self.wanted_engine = plan.engine
+        self.adam: NativeAdam | None = None
+        self.adam_data: Data = ()
+        super().__init__(plan.steps, batches, plan.seed, plan.checkpoint)
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """The vector of all parameters."""
+        return [self.parameters.flat]
+
+    @property
+    def buffers(self) -> list[Tensor]:
+        """The running statistics of the networks."""
+        return list(self.loss.buffers)
+
+    @property
+    def engine(self) -> str:
+        """The engine of the first step; before it, the engine to use."""
+        return next(iter(self.compiled.values())).engine if self.compiled else self.wanted_engine
+
+    def progress(self, recent: NDArray[np.float64]) -> dict[str, str]:
+        """Return the ELBO, averaged over a block."""
+        return {"elbo": f"{-float(np.mean(recent)):.4g}"}
+
+    def end_epoch(self) -> None:
+        """Let the schedulers of Pyro's optimizers know."""
+        if self.optimizer is not None:
+            self.optimizer.end_epoch()
+
+    # -- one step -------------------------------------------------------------------------
+
+    def step_for(self, data: Data) -> Step:
+        """Return the step for minibatches of these shapes."""
+        key = tuple(t.shape for t in data)
+        if key not in self.compiled:
+            with torch.random.fork_rng(devices=[]):  # it may come in the middle of a block
+                step, findings = choose_step(
+                    self.loss, self.parameters, data, self.wanted_engine, self.seed, self.steps
+                )
+            if not self.compiled:
+                self.findings += findings
+            self.compiled[key] = step
+        return self.compiled[key]
+
+    def take_step(self, batches: Sequence[Data], threads: WaitPolicy) -> float | None:
+        """Take one step, and return the loss; None if it was not finite."""
+        (data,) = batches
+        if self.plan.annealing:
+            temperature = min(1.0, (self.done + 1) / self.plan.annealing)
+            data = [*data, torch.tensor(temperature, dtype=self.parameters.flat.dtype)]
+        step = self.step_for(data)
+        if self.optimizer is None:
+            self.optimizer = self.plan.make_optimizer(step.engine == "native")
+            if self.saved_optimizer is not None:
+                self.optimizer.load(self.saved_optimizer)
+        if self.seed_block():
+            for each in self.compiled.values():
+                each.begin_block()
+        threads.use(step.parallel)
+        loss = step(data)
+        if not math.isfinite(loss):
+            self.fail_at(data, loss)
+            return None
+        self.keep_early_state()
+        self.optimizer.step(self.done / self.steps)
+        return float(loss)
+
+    def fail_at(self, data: Data, loss: float) -> None:
+        """End the training with the last good state, and say what made the loss not finite."""
+        cause = self.loss.blame(self.parameters.values, data)
+        self.fail(
+            f"The loss became {loss} at step {self.done}: {cause}.",
+            "Lower learning_rate, clip gradients (clip_norm=10.0), or check the scale of that "
+            "site's prior.",
+        )
+
+    def rewind(self) -> int:
+        """Restore the weights of the best block, or of the last good state before the first."""
+        if self.best.step:
+            self.last_good = (self.best.step, [self.best.flat])
+        step = super().rewind()
+        self.best = _Best(self.last_good[1][0], step=step)
+        return step
+
+    # -- a block of steps in native code --------------------------------------------------
+
+    def prepare(self) -> None:
+        """Set up native Adam, which takes a whole block of steps at once, where possible."""
+        if self.over or self.plan.rates is None or self.plan.annealing:
+            return
+        if not isinstance(self.batches, FullData):
+            return
+        data = self.batches.data
+        step = self.step_for(data)
+        if not isinstance(step, NativeStep):
+            return
+        try:
+            self.adam = NativeAdam(self.parameters, step, self.plan.clip_norm)
+        except CompilerError as error:
+            self.findings.append(
+                Finding(
+                    "warning",
+                    "engine",
+                    "Training takes its steps one at a time, which is slower than blocks of steps "
+                    f"in native code: {error}.",
+                    "Run probdl.doctor() to see what is available and what is missing.",
+                )
+            )
+            return
+        self.adam_data = data
+        if self.saved_optimizer is not None:
+            self.adam.load(self.saved_optimizer)
+
+    def advance(self, batches: Iterator[Data], threads: WaitPolicy) -> None:
+        """Take the next step, or with native Adam the remaining steps of a block."""
+        if self.adam is None:
+            super().advance(batches, threads)
+            return
+        check_time_limit()
+        start = self.done
+        count = min(BLOCK - start % BLOCK, self.steps - start)
+        self.seed_block()
+        assert self.plan.rates is not None
+        losses = self.adam.run(start, self.plan.rates(np.arange(start, start + count) / self.steps))
+        self.done += len(losses)
+        self.records[start : self.done] = losses
+        if len(losses) < count:
+            self.last_good = (max(self.done - 1, 0), [self.adam.good])
+            self.fail_at(self.adam_data, math.nan)
+
+    # -- the best state -------------------------------------------------------------------
+
+    def check_block(self) -> None:
+        """Compare the block with the best one; end the training if it no longer improves."""
+        best, losses, plan = self.best, self.last_block, self.plan
+        if self.done - len(losses) < plan.annealing:  # with another objective
+            return
+        mean, error = float(losses.mean()), _standard_error(losses)
+        if mean < best.improved_loss - error:
+            best.improved_loss, best.improved_at = mean, self.done
+        if mean < best.loss:
+            best.loss, best.error, best.step = mean, error, self.done
+            best.flat = self.last_good[1][0]
+        if plan.patience is not None and self.done - best.improved_at >= plan.patience:
+            self.over = True
+            self.findings.append(
+                Finding(
+                    "info",
+                    "early_stopping",
+                    f"Training ended after {self.done} of {self.steps} steps: the smoothed ELBO "
+                    f"had not improved for {plan.patience} steps.",
+                )
+            )
+
+    def keep_best(self) -> None:
+        """Restore the best state if the last block is worse by more than noise."""
+        losses = self.last_block
+        if not len(losses):
+            return
+        error = math.hypot(self.best.error, _standard_error(losses))
+        limit = self.best.loss + WORSE_THAN_BEST_ERRORS * error
+        if self.best.step and float(losses.mean()) > limit:
+            self.parameters.flat.copy_(self.best.flat)
+        else:
+            self.best.step = self.done
+
+    # -- checkpoints ----------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """Return parameters, optimizer and best state."""
+        best, optimizer = self.best, self.adam or self.optimizer
+        assert optimizer is not None
+        return {
+            "over": self.over,
+            "flat": self.parameters.flat,
+            "training": optimizer.state(),
+            "best": [
+                best.flat,
+                best.loss,
+                best.error,
+                best.step,
+                best.improved_at,
+                best.improved_loss,
+            ],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Restore what ``state`` returned, and the engine."""
+        self.over, self.wanted_engine = state["over"], state["engine"]
+        self.parameters.flat.copy_(state["flat"])
+        self.saved_optimizer = state["training"]
+        self.best = _Best(*state["best"])
+
+
+def train(loss: Objective, parameters: Parameters, batches: Batches, plan: Plan) -> Outcome:
+    """Train parameters by stochastic gradients of a loss, in nats.
+
+    Args:
+        loss: minus the ELBO.
+        parameters: the parameters to train; they hold the best state afterwards.
+        batches: the data that the loss is evaluated at.
+        plan: length and settings.
+
+    Raises:
+        ModelError: the loss is not finite at the first step, or the model fails.
+        KeyboardInterrupt: interrupted before the first step.
+    """
+    training = VariationalTraining(loss, parameters, batches, plan)
+    training.run(plan.progress)
+    if not training.failed:
+        training.keep_best()
+    losses = training.records[: training.done]
+    findings = [*training.findings, *_check_convergence(losses[plan.annealing :])]
+    return Outcome(losses, training.best.step, training.engine, findings)
+
+
+def _standard_error(losses: NDArray[np.float64]) -> float:
+    return float(losses.std() / math.sqrt(len(losses)))
+
+
+def _check_convergence(losses: NDArray[np.float64]) -> list[Finding]:
+    """Check whether the ELBO was still rising at the end of the training.
+
+    The last two tenths of the steps are compared. With a schedule that ends at zero, little noise
+    is left in them to average out.
+    """
+    tenth = len(losses) // 10
+    if tenth < 2:
+        return []
+    before, after = losses[-2 * tenth : -tenth], losses[-tenth:]
+    gain = float(before.mean() - after.mean())
+    error = math.hypot(before.std(), after.std()) / math.sqrt(tenth)
+    if gain < max(RISING_ERRORS * error, 0.1, 1e-3 * abs(float(after.mean()))):
+        return []
+    return [
+        Finding(
+            "warning",
+            "not_converged",
+            f"The ELBO was still rising at the end of training: it rose by {gain:.4g} nats between "
+            f"the last two 10 % blocks of steps, to {-after.mean():.6g}.",
+            "Train for more steps, or raise learning_rate.",
+        )
+    ]

@@ -1,0 +1,96 @@
+"""Explanations of exceptions that a user's model raises: where, on which data, what to try."""
+
+from __future__ import annotations
+
+import os
+import sysconfig
+import textwrap
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from probdl.errors import ModelError
+
+__all__ = ["explain_failure", "where", "without_trace_shapes"]
+
+_PACKAGE = os.path.dirname(os.path.dirname(__file__))
+_LIBRARIES = (
+    os.path.dirname(torch.__file__),
+    os.path.dirname(pyro.__file__),
+    sysconfig.get_path("stdlib"),
+)
+_MAX_CHARACTERS = 300  # of the shapes and of the exception's text, each
+
+_DEFAULT_ADVICE = (
+    "Check that the model expects these shapes and types, and that the size of each plate matches "
+    "the sites inside it."
+)
+_ADVICE = {  # by a part of the message from Pyro or torch
+    "Multiple sample sites named": "Each site needs a unique name: f'y{i}' in a loop, or better "
+    "one site in a pyro.plate.",
+    "size cannot be zero": "The data are empty, and a plate needs at least one row.",
+    "Shape mismatch inside plate": "The size of the plate and the shape of the site inside it "
+    "differ. If one observation is a vector, use .to_event(1).",
+    "Can't call numpy() on Tensor that requires grad": "NumPy does not compute gradients: use the "
+    "torch function of the same name on the values of sites.",
+}
+_UNCONVERTED_ADVICE = (
+    " Lists, data frames and iterators are passed to the model unconverted: use np.asarray() or "
+    ".to_numpy() to pass an array, which becomes a tensor."
+)
+
+
+def explain_failure(
+    error: Exception,
+    model_name: str,
+    arguments: Mapping[str, Any],
+    tensors: Sequence[tuple[str, Tensor]],
+) -> ModelError:
+    """Return an error that says where a model failed, on which arguments, and what to try.
+
+    Args:
+        error: the exception from inside the model.
+        model_name: the name of the model.
+        arguments: its arguments by name.
+        tensors: the tensors among them, each with a name.
+    """
+    shapes = ", ".join(
+        f"{name} {tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for name, t in tensors
+    )
+    unconverted = [
+        f"{name} a {type(value).__name__}"
+        for name, value in arguments.items()
+        if not isinstance(value, (Tensor, type(None), bool, str, int, float, dict, tuple))
+    ]
+    inputs = ", ".join(filter(None, [textwrap.shorten(shapes, _MAX_CHARACTERS), *unconverted]))
+    reason = textwrap.shorten(without_trace_shapes(error), _MAX_CHARACTERS)
+    advice = next((text for sign, text in _ADVICE.items() if sign in reason), _DEFAULT_ADVICE)
+    if unconverted:
+        advice += _UNCONVERTED_ADVICE
+    return ModelError(
+        f"The model '{model_name}' failed{where(error)}: {type(error).__name__}: {reason}. "
+        f"It ran on {inputs or 'no tensors'}. {advice}"
+    )
+
+
+def without_trace_shapes(error: Exception) -> str:
+    """Return the message of an exception without the table of shapes that Pyro appends."""
+    return str(error).split("Trace Shapes:")[0].strip()
+
+
+def where(error: BaseException) -> str:
+    """Return the line of the user's code that raised an exception, as part of a sentence."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not _is_library(frame.filename):
+            return f" at {os.path.basename(frame.filename)}:{frame.lineno}, `{frame.line}`"
+    return ""
+
+
+def _is_library(filename: str) -> bool:
+    if filename.startswith(os.path.join(_PACKAGE, "models")):  # ready programs are users' code
+        return False
+    return filename.startswith((_PACKAGE, *_LIBRARIES))

@@ -1,0 +1,138 @@
+"""A model's arguments: conversion to tensors of one dtype, and checks of their values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from probdl.errors import DataError
+from probdl.model.callables import cast_modules
+
+__all__ = [
+    "batch_arguments",
+    "cast_argument",
+    "check_dense",
+    "check_finite",
+    "first_batch",
+    "format_index",
+]
+
+_INT64_MAX = np.iinfo(np.int64).max
+_ARRAY_TYPES = ("Series", "Index", "DataArray")  # of pandas and xarray, which are not imported here
+
+
+def batch_arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return a DataLoader's batch as a model's positional and keyword arguments."""
+    if isinstance(batch, Mapping):
+        return (), dict(batch)
+    if isinstance(batch, (tuple, list)):
+        return tuple(batch), {}
+    return (batch,), {}
+
+
+def first_batch(loader: DataLoader[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the first batch of a DataLoader as a model's arguments.
+
+    Raises:
+        DataError: the DataLoader is empty.
+    """
+    try:
+        return batch_arguments(next(iter(loader)))
+    except StopIteration:
+        raise DataError("The DataLoader is empty: it has no batch to train on.") from None
+
+
+def cast_argument(x: Any, dtype: torch.dtype, what: str) -> Any:
+    """Convert one argument of a model to a tensor or a module in a dtype, on the CPU.
+
+    Args:
+        x: arrays and tensors become tensors; modules are copied; all else is returned as it is.
+        dtype: of floating-point values.
+        what: the name of the argument in messages.
+
+    Raises:
+        DataError: torch cannot hold the values, or they are an iterator, which runs out.
+    """
+    if isinstance(x, nn.Module):
+        return cast_modules(x, dtype, {})
+    if isinstance(x, (np.ndarray, np.generic)) or type(x).__name__ in _ARRAY_TYPES:
+        x = _from_array(x, what)
+    if isinstance(x, Iterator):
+        raise DataError(
+            f"{what} is a {type(x).__name__}, which is exhausted after one run of the model, and "
+            "the model runs many times. Pass np.array(list(...)) instead."
+        )
+    if isinstance(x, Tensor):
+        check_dense(x, what)
+        x = x.detach().cpu()
+        if x.is_inference():  # autograd refuses inference tensors
+            x = x.clone()
+        return x.to(dtype) if x.is_floating_point() else x
+    return x
+
+
+def _from_array(x: Any, what: str) -> Tensor:
+    """Copy anything that NumPy reads as an array into a new tensor."""
+    array = np.asarray(x)
+    if np.ma.isMaskedArray(x) and np.ma.getmaskarray(x).any():
+        raise DataError(
+            f"{what} is a masked array, which torch does not support. Fill it with finite numbers, "
+            "pass the mask as another argument, and exclude those elements with poutine.mask."
+        )
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:  # long double
+        array = array.astype(np.float64)
+    if array.dtype.kind not in "biuf":
+        raise DataError(
+            f"{what} is an array of dtype {array.dtype}, which torch does not support. Encode "
+            "categories as integers and drop text; convert numbers stored as objects with "
+            ".astype(float)."
+        )
+    if array.dtype.kind == "u" and array.dtype.itemsize > 1:  # torch has few operations on these
+        if array.size and array.max() > _INT64_MAX:
+            raise DataError(
+                f"{what} holds the integer {array.max()}, and the largest that torch holds is "
+                "2**63 - 1. Subtract an offset, or pass floating-point numbers."
+            )
+        array = array.astype(np.int64)
+    # torch needs the machine's byte order and rejects negative strides.
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C", copy=True))
+
+
+def check_dense(tensor: Tensor, what: str) -> None:
+    """Raise DataError for tensors that have no density: sparse, nested, complex and so on."""
+    unsupported = {
+        "nested": tensor.is_nested,
+        "sparse": tensor.layout != torch.strided,
+        "quantized": tensor.is_quantized,
+        "complex": tensor.is_complex(),
+        "meta": tensor.is_meta,
+    }
+    kind = next((kind for kind, applies in unsupported.items() if applies), None)
+    if kind is not None:
+        raise DataError(
+            f"{what} is a {kind} tensor. Pass a dense tensor of real numbers on a real device."
+        )
+
+
+def check_finite(tensor: Tensor, what: str) -> None:
+    """Raise DataError, with the first index, if a tensor holds NaN or infinite values."""
+    bad = ~torch.isfinite(tensor)
+    if not bad.any():
+        return
+    index = tuple(bad.nonzero()[0].tolist())
+    raise DataError(
+        f"{what}: {int(bad.sum())} of {bad.numel()} values are NaN or infinite (first: index "
+        f"{format_index(index)} = {tensor[index].item()}). Drop them, or replace them by a finite "
+        "number and exclude those elements with poutine.mask."
+    )
+
+
+def format_index(index: Iterable[int]) -> str:
+    """Format an index as in code: ``4`` or ``(4, 0)``."""
+    items = tuple(index)
+    return str(items[0]) if len(items) == 1 else str(items)

@@ -1,0 +1,109 @@
+"""Effect handlers that put values into a program: for its sites, its data, its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
+
+from probdl.errors import DataError
+from probdl.model.arguments import check_dense
+from probdl.model.distributions import base_distribution
+
+__all__ = ["CastObservations", "ReplaceTensors", "Substitute"]
+
+_REQUIRES_GRAD = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
+
+
+class Substitute(Messenger):
+    """Set latent and param sites to given values, and leave the others to be sampled.
+
+    A latent site keeps its own distribution but is not sampled. A value whose shape differs from
+    the site's shape (a group effect, at new data with other groups) is not used: the site is then
+    sampled from its conditional prior, and its name is added to ``self.resampled``.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+        self.resampled: set[str] = set()
+
+    def _pyro_sample(self, msg: Any) -> None:
+        value = self.values.get(msg["name"])
+        if value is None or msg["is_observed"] or msg["done"]:
+            return
+        if value.shape == msg["fn"].shape():
+            msg["value"] = value
+        else:
+            self.resampled.add(msg["name"])
+
+    def _pyro_param(self, msg: Any) -> None:
+        if msg["name"] in self.values:
+            msg["value"] = self.values[msg["name"]]
+
+
+class CastObservations(Messenger):
+    """Convert observed values to tensors of the program's dtype."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def _pyro_sample(self, msg: Any) -> None:
+        value = msg["value"]
+        if not msg["is_observed"] or value is None:
+            return
+        if not isinstance(value, Tensor):
+            try:
+                value = torch.as_tensor(value)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise DataError(
+                    f"Site '{msg['name']}': the observed value is a {type(value).__name__} that "
+                    f"does not convert to a tensor ({error}). Pass a tensor or a numeric array."
+                ) from None
+        check_dense(value, f"Site '{msg['name']}', the observed data,")
+        # The labels of a Bernoulli are often integers, and torch scores floating-point labels
+        # only. Booleans have no arithmetic in torch.
+        is_binary = value.dtype == torch.bool or isinstance(
+            base_distribution(msg["fn"]), dist.Bernoulli
+        )
+        if value.is_floating_point() or is_binary:
+            value = value.to(self.dtype)
+        msg["value"] = value
+
+
+class ReplaceTensors(TorchFunctionMode):
+    """Replace tensors, such as a module's parameters, wherever torch functions receive them.
+
+    A network reads its parameters as attributes, not through Pyro, so new values can only be
+    substituted at the calls of torch.
+
+    Args:
+        values: the replacement by the ``id`` of the original tensor.
+        promote: if given, floating-point tensors of another dtype (data in a closure) are cast
+            to this one as well.
+    """
+
+    def __init__(self, values: Mapping[int, Tensor], promote: torch.dtype | None) -> None:
+        super().__init__()
+        self.values = values
+        self.promote = promote
+
+    def _replace(self, x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        x = self.values.get(id(x), x)
+        if self.promote and x.is_floating_point() and x.dtype != self.promote:
+            x = x.to(self.promote)
+        return x
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func == _REQUIRES_GRAD:  # Pyro reads it to recognise the original parameter
+            return func(*args)
+        return func(*tree_map(self._replace, args), **tree_map(self._replace, kwargs or {}))

@@ -1,0 +1,129 @@
+"""Checks of the data of an observed site: finite, of a matching shape, and in the support."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.hmm import HiddenMarkovModel
+from pyro.distributions.util import broadcast_shape
+from torch import Tensor
+from torch.distributions import constraints
+
+from probdl.errors import DataError
+from probdl.model.arguments import check_finite, format_index
+from probdl.model.distributions import base_distribution, distribution_name
+from probdl.model.program import Program
+
+__all__ = ["check_observed", "combined_mask", "vectorized_plates"]
+
+
+def check_observed(program: Program, node: Any, other: Any) -> None:
+    """Check that the data of a site are finite, of matching shape, and in the support."""
+    name, fn, value = node["name"], node["fn"], node["value"]
+    if isinstance(base_distribution(fn), dist.Unit):
+        return
+    check_finite(value, f"Site '{name}', the observed data")
+    source = next((n for n, t in program.named_data() if _shares_data(t, value)), None)
+    hint = f"Check the observed data{f' passed as {source!r}' if source else ''}."
+    batch = value.shape[: value.ndim - fn.event_dim]
+    plates = [f"plate '{frame.name}' of size {frame.size}" for frame in vectorized_plates(node)]
+    try:
+        both = broadcast_shape(batch, fn.batch_shape)
+        event_fits = value.shape[value.ndim - fn.event_dim :] == fn.event_shape or isinstance(
+            base_distribution(fn), HiddenMarkovModel
+        )  # which accepts series of any length if its parameters are constant in time
+    except ValueError:
+        both, event_fits = None, True
+    if both is None or both not in (batch, fn.batch_shape) or not event_fits:
+        raise DataError(
+            f"Site '{name}': the observed data of shape {tuple(value.shape)} do not match the "
+            f"distribution {distribution_name(fn)} of batch shape {tuple(fn.batch_shape)} and "
+            f"event shape {tuple(fn.event_shape)} ({', '.join(plates) or 'no plate'}). {hint} "
+            "Common causes are a column of shape (n, 1) instead of (n,), and a plate of a "
+            "different size."
+        )
+    _check_totals(name, base_distribution(fn), value, hint)
+    supports = [_elementwise(node["fn"].support) for node in (node, other)]
+    try:
+        inside, again = (support.check(value) for support, _ in supports)
+    except NotImplementedError:  # the distribution does not define its support
+        return
+    mask = combined_mask(node)
+    mask = mask.reshape(mask.shape + (1,) * supports[0][1]) if mask.ndim else mask
+    # A support that depends on latent sites, as in Uniform(0, theta), may hold the data elsewhere.
+    outside = ~inside & ~again & mask
+    if not outside.any() or not _same_support(fn.support, other["fn"].support):
+        return
+    if isinstance(base_distribution(fn), dist.Bernoulli):
+        hint += (
+            " A Bernoulli accepts 0 and 1 only: binarise the data, or use ContinuousBernoulli for "
+            "values in between."
+        )
+    index = tuple(outside.nonzero()[0].tolist())
+    event = value.shape[value.ndim - fn.event_dim + supports[0][1] :]
+    example = value.expand(broadcast_shape(value.shape, outside.shape + event))[index]
+    shown = example.item() if example.numel() == 1 else example.tolist()
+    at = f"index {format_index(index)} = {shown}" if index else f"{shown}"
+    raise DataError(
+        f"Site '{name}': {int(outside.sum())} of {outside.numel()} values are outside the support "
+        f"of {distribution_name(fn)} (first: {at}). {hint}"
+    )
+
+
+def _check_totals(name: str, fn: Any, value: Tensor, hint: str) -> None:
+    """Check that counts sum to the number of trials, which the support does not check."""
+    if not isinstance(fn, dist.Multinomial):
+        return
+    totals = value.sum(-1)
+    if (totals != fn.total_count).any():
+        raise DataError(
+            f"Site '{name}': the counts of a Multinomial must sum to its total_count, "
+            f"{fn.total_count}, but sum to {sorted(set(totals.reshape(-1).tolist()))[:5]}. {hint}"
+        )
+
+
+def _elementwise(support: Any) -> tuple[Any, int]:
+    """Return the support of single elements, and the number of event dimensions removed."""
+    removed = 0
+    while isinstance(support, constraints.independent):
+        removed += support.reinterpreted_batch_ndims
+        support = support.base_constraint
+    return support, removed
+
+
+def _shares_data(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and (a.data_ptr() == b.data_ptr() or torch.equal(a, b.to(a.dtype)))
+
+
+def _same_support(a: Any, b: Any) -> bool:
+    """Return whether two constraints, from two runs, are the same set."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(_same_support, a, b))
+    if isinstance(a, constraints.Constraint):
+        return _same_support(list(vars(a).values()), list(vars(b).values()))
+    if isinstance(a, Tensor):
+        return a.shape == b.shape and torch.equal(a, b)
+    return bool(a == b)
+
+
+def vectorized_plates(node: Any) -> list[Any]:
+    """List the vectorised plates around a site."""
+    return [f for f in node.get("cond_indep_stack", ()) if f.vectorized]
+
+
+def combined_mask(node: Any) -> Tensor:
+    """Return the combined mask of a site, from ``poutine.mask`` and from its distribution."""
+    masks = [node["mask"]]
+    fn = node["fn"]
+    while hasattr(fn, "base_dist"):
+        masks.append(getattr(fn, "_mask", None))
+        fn = fn.base_dist
+    result = torch.tensor(True)
+    for mask in masks:
+        if mask is not None:
+            result = result & torch.as_tensor(mask)
+    return result

@@ -1,0 +1,246 @@
+"""``GuidedFit``: a fit with a guide, by SVI or importance sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from probdl.errors import ModelError, SettingError
+from probdl.model.program import Program
+from probdl.model.sites import Structure, data_plate
+from probdl.results import latent
+from probdl.results.fit import Fit, LogPredictive, as_numpy
+from probdl.results.latent import Elbo, LogEvidence, Proposal
+from probdl.util.isolation import isolated, sheltered
+from probdl.util.seeds import stream
+
+__all__ = ["GuidedFit"]
+
+Array = NDArray[Any]
+
+SCORE_DRAWS = 100  # of the latent sites of each row, in log_predictive()
+
+
+@dataclass(frozen=True, repr=False)
+class GuidedFit(Fit, needs="guide; Fit by method='svi'."):
+    """A fit with a guide: what ``SVI`` and ``Importance`` return.
+
+    Attributes:
+        proposal: the trained guide, or the prior; None if the fit was loaded without it.
+    """
+
+    proposal: Proposal | None = None
+
+    @sheltered()
+    def elbo(self, *args: Any, num_samples: int = 100, **kwargs: Any) -> Elbo:
+        r"""Return the evidence lower bound of data and its two terms (Eqs. 20 to 22).
+
+        .. math:: E_q[\log p(x_i|z_i)] - KL(q(z_i|x_i) \| p(z_i)) \le \log p(x_i)
+
+        Args:
+            args: the model's arguments with the data; if none are given, those of the fit.
+            num_samples: number of draws of the latent sites. KL terms that torch knows in closed
+                form are exact.
+            kwargs: the model's keyword arguments.
+
+        Raises:
+            ModelError: the guide was not loaded, or the model has no data plate.
+
+        Example:
+            >>> import torch, probdl
+            >>> x = (torch.rand(32, 8, 8) < 0.5).float()
+            >>> vae = probdl.models.VAE.mlp((8, 8), latent_dim=2, hidden=16)
+            >>> fit = probdl.infer(vae, x, method=probdl.SVI(steps=100, batch_size=16), seed=1)
+            >>> fit.elbo(x).pointwise.shape
+            (32,)
+        """
+        program, structure = self._at(args, kwargs)
+        with isolated(stream(self.seed, "elbo")):
+            return latent.elbo(program, structure, self._loaded_guide, num_samples)
+
+    @sheltered()
+    def log_evidence(
+        self, *args: Any, num_samples: int = 1000, progress: bool | None = None, **kwargs: Any
+    ) -> LogEvidence:
+        r"""Estimate log p(x) by importance sampling from the guide (Eqs. 16 to 19).
+
+        .. math:: \log p(x) \approx \log \frac1K \sum_k p(x, z_k) / q(z_k|x)
+
+        This is the importance-weighted bound. It is biased downwards, less so for larger K.
+
+        Args:
+            args: the model's arguments with the data; if none are given, those of the fit.
+            num_samples: K, the number of draws of the latent sites.
+            progress: whether to show progress; None means only on a terminal.
+            kwargs: the model's keyword arguments.
+
+        Returns:
+            The log evidence of each row with its standard error and Pareto k-hat; a single
+            number for all data if rows share latent sites.
+
+        Raises:
+            ModelError: the guide was not loaded.
+
+        Example:
+            >>> import torch, probdl
+            >>> x = (torch.rand(32, 8, 8) < 0.5).float()
+            >>> vae = probdl.models.VAE.mlp((8, 8), latent_dim=2, hidden=16)
+            >>> fit = probdl.infer(vae, x, method=probdl.SVI(steps=100, batch_size=16), seed=1)
+            >>> fit.log_evidence(x, num_samples=50).pointwise.shape
+            (32,)
+
+        Source: Burda, Grosse and Salakhutdinov, "Importance weighted autoencoders" (2016).
+        """
+        program, structure = self._at(args, kwargs)
+        with isolated(stream(self.seed, "evidence")):
+            return latent.log_evidence(
+                program, structure, self._loaded_guide, num_samples, progress
+            )
+
+    @sheltered()
+    def encode(self, *args: Any, num_samples: int | None = None, **kwargs: Any) -> dict[str, Array]:
+        """Return the mean of q(z|x), the guide's distribution of the latent sites, or draws of it.
+
+        Args:
+            args: the model's arguments with the data; if none are given, those of the fit.
+            num_samples: None returns means, (rows, *shape); a number returns that number of draws,
+                (num_samples, rows, *shape).
+            kwargs: the model's keyword arguments.
+
+        Raises:
+            ModelError: the guide was not loaded, or no latent site lies in the data plate.
+
+        Example:
+            >>> import torch, probdl
+            >>> x = (torch.rand(32, 8, 8) < 0.5).float()
+            >>> vae = probdl.models.VAE.mlp((8, 8), latent_dim=2, hidden=16)
+            >>> fit = probdl.infer(vae, x, method=probdl.SVI(steps=100, batch_size=16), seed=1)
+            >>> fit.encode(x)["z"].shape, fit.encode(x, num_samples=5)["z"].shape
+            ((32, 2), (5, 32, 2))
+        """
+        self._require_local("encode")
+        program, _ = self._at(args, kwargs)
+        with isolated(stream(self.seed, "encode")):
+            codes = latent.encode(program, self._loaded_guide, num_samples)
+        return {name: as_numpy(value) for name, value in codes.items()}
+
+    @sheltered()
+    def decode(self, codes: Mapping[str, Any] | Any, *args: Any, **kwargs: Any) -> dict[str, Array]:
+        """Return the mean of the observed sites given latent ones: E[x|z].
+
+        Args:
+            codes: values (rows, *shape) by site name; an array if there is only one site.
+            args: the model's arguments; if none are given, those of the fit, with as many rows as
+                the codes have.
+            kwargs: the model's keyword arguments.
+
+        Raises:
+            ModelError: the guide was not loaded, or no latent site lies in the data plate.
+            SettingError: the shape of the codes differs from that of the site.
+
+        Example:
+            >>> import torch, probdl
+            >>> x = (torch.rand(32, 8, 8) < 0.5).float()
+            >>> vae = probdl.models.VAE.mlp((8, 8), latent_dim=2, hidden=16)
+            >>> fit = probdl.infer(vae, x, method=probdl.SVI(steps=100, batch_size=16), seed=1)
+            >>> fit.decode(torch.zeros(3, 2))["x"].shape
+            (3, 8, 8)
+        """
+        self._require_local("decode")
+        if not isinstance(codes, Mapping):
+            codes = {self._local[0]: codes}
+        dtype = self.program.dtype
+        tensors = {name: torch.as_tensor(value).to(dtype) for name, value in codes.items()}
+        for name in self._local:
+            shape = self.structure.sites[name].shape[1:]
+            if name not in tensors or tensors[name].shape[1:] != shape or not tensors[name].ndim:
+                got = tuple(tensors[name].shape) if name in tensors else "none"
+                raise SettingError(
+                    f"decode() needs codes of site '{name}' with the shape (rows, "
+                    f"{', '.join(map(str, shape))}), and got {got}."
+                )
+        rows = len(tensors[self._local[0]])
+        program = self.program.with_arguments(args, kwargs) if args or kwargs else self._rows(rows)
+        return {
+            name: as_numpy(value)
+            for name, value in latent.decode(
+                program, self.structure, self._loaded_guide, tensors
+            ).items()
+        }
+
+    @sheltered()
+    def reconstruct(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
+        """Return the reconstruction of data: decoded from the mean of their codes.
+
+        Args:
+            args: the model's arguments with the data; if none are given, those of the fit.
+            kwargs: the model's keyword arguments.
+
+        Example:
+            >>> import torch, probdl
+            >>> x = (torch.rand(32, 8, 8) < 0.5).float()
+            >>> vae = probdl.models.VAE.mlp((8, 8), latent_dim=2, hidden=16)
+            >>> fit = probdl.infer(vae, x, method=probdl.SVI(steps=100, batch_size=16), seed=1)
+            >>> fit.reconstruct(x[:4])["x"].shape
+            (4, 8, 8)
+        """
+        return self.decode(self.encode(*args, **kwargs), *args, **kwargs)
+
+    @sheltered()
+    def log_likelihood(self) -> dict[str, Array]:
+        """Return the pointwise log likelihood, see :meth:`Fit.log_likelihood`.
+
+        Raises:
+            ModelError: latent sites lie in the data plate.
+
+        Example:
+            >>> import numpy as np, probdl
+            >>> from probdl.models import normal_normal
+            >>> method = probdl.SVI(steps=200)
+            >>> fit = probdl.infer(normal_normal, np.ones(3), np.zeros(3), method=method, seed=1)
+            >>> fit.log_likelihood()["y"].shape
+            (1, 1000, 3)
+        """
+        if self._local:
+            raise ModelError(
+                f"The latent sites {', '.join(map(repr, self._local))} lie in the data plate, so "
+                "there is no log likelihood given the shared sites alone. Use fit.log_evidence(), "
+                "which integrates over them."
+            )
+        return super().log_likelihood()
+
+    def _score(self, program: Program, structure: Structure) -> LogPredictive:
+        if not self._local:
+            return super()._score(program, structure)
+        with isolated(stream(self.seed, "score")):
+            evidence = latent.log_evidence(
+                program, structure, self._loaded_guide, SCORE_DRAWS, progress=False
+            )
+        plate = data_plate(program, structure)[0]
+        return LogPredictive({plate: evidence.pointwise}, evidence.total, evidence.total)
+
+    @property
+    def _loaded_guide(self) -> Proposal:
+        if self.proposal is None:
+            raise ModelError(
+                f"The guide of this fit by {self.method.name} was not loaded. Load the fit with "
+                "its model and method: probdl.load(folder, model=..., method=...)."
+            )
+        return self.proposal
+
+    @property
+    def _local(self) -> tuple[str, ...]:
+        """The latent sites in the data plate."""
+        return self.proposal.local if self.proposal is not None else ()
+
+    def _require_local(self, what: str) -> None:
+        if not self._loaded_guide.local:
+            raise ModelError(
+                f"{what}() needs a latent site in the data plate, and the model "
+                f"'{self.program.name}' has none. Put one there, with a guide that computes it "
+                "from the data."
+            )
