@@ -11,13 +11,13 @@ PAGE = Path(__file__).with_suffix(".md")
 INTRODUCTION = """# Findings
 
 `fit.diagnose()` returns the findings of a fit: what a diagnostic check saw, why it matters and what
-to try. `infer` reports them in one warning. A fit without findings passed all checks that apply.
+to try. `infer` reports errors and warnings in one Python warning.
 
 | severity | meaning |
 | --- | --- |
-| error | Do not use the result. |
-| warning | Use the result with care, after reading the message. |
-| info | For your information. |
+| error | Do not use the result, or the part that the message names. |
+| warning | The result may be unreliable; the message says which part and why. |
+| info | Something to know; the result is as good as without it. |
 
 ```python
 import numpy as np, probdl
@@ -28,8 +28,8 @@ for finding in fit.diagnose():
     print(finding.severity, finding.check, finding.sites, finding.message, finding.remedy)
 ```
 
-The names below are stable: a script can rely on `finding.check`. Thresholds without a source are
-probdl's own.
+The names below are stable: a script can rely on `finding.check`. The sources are those of the
+statistics. Thresholds without a source, and those marked *, are probdl's own.
 """
 
 

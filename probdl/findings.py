@@ -20,8 +20,8 @@ SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
 # Thresholds. "Ours" marks those that are not from the literature.
 
 RHAT_MAX = 1.01
-# Ours: the limit of Gelman et al., "Bayesian Data Analysis", before Vehtari et al. (2021). Chains
-# that fail even this limit need more than a somewhat longer run.
+# The limit of Gelman et al., "Bayesian Data Analysis", before Vehtari et al. (2021). Chains that
+# fail even this limit need more than a somewhat longer run.
 RHAT_ERROR = 1.1
 # Ours: for the two halves of one chain; higher than RHAT_MAX since one chain is noisier.
 RHAT_WITHIN_CHAIN_MAX = 1.05
@@ -38,8 +38,8 @@ WEIGHT_SHARE_MIN = 0.1
 TREE_SHARE_MAX = 0.01  # ours: draws stay valid, and a few short trajectories slow no chain
 DIVERGING_ERROR = 0.01  # ours: every divergence is reported; a larger share is an error
 ACCEPTANCE_MIN = 0.02  # ours: below this rate a random walk hardly moves
-TAIL_DRAWS_MIN = 25  # a generalised Pareto distribution is fitted to a fifth of the draws
-PRIOR_DRAWS = 200
+TAIL_DRAWS_MIN = 25  # ours: a generalised Pareto distribution is fitted to a fifth of the draws
+PRIOR_DRAWS = 200  # ours: data outside all of them have a probability of 2 / 201
 SAME_AS_PRIOR = 0.01  # ours: p-value below which prior and posterior are told apart
 COVERED_MIN = 0.7  # ours: share of the data; 0.97 are expected of draws from their distribution
 SATURATED_MIN = 0.95  # ours: D(x) - D(G(z)) from which the generator has almost no gradient
@@ -54,14 +54,14 @@ _VEHTARI = (
 _BETANCOURT = (
     'Betancourt, "A conceptual introduction to Hamiltonian Monte Carlo", arXiv:1701.02434, 2017'
 )
-_ENERGY = (
-    'Betancourt, "Diagnosing suboptimal cotangent disintegrations in Hamiltonian Monte Carlo", '
-    "arXiv:1604.00695, 2016"
-)
 _PARETO = (
     'Vehtari, Simpson, Gelman, Yao, Gabry, "Pareto smoothed importance sampling", JMLR 25(72), 2024'
 )
 _GAN = 'Goodfellow et al., "Generative adversarial networks", 2014'
+_NAEEM = (
+    'Naeem, Oh, Uh, Choi, Yoo, "Reliable fidelity and diversity metrics for generative models", '
+    "2020"
+)
 _TALTS = (
     'Talts, Betancourt, Simpson, Vehtari, Gelman, "Validating Bayesian inference algorithms with '
     'simulation-based calibration", arXiv:1804.06788, 2018'
@@ -92,31 +92,32 @@ TOPICS: dict[str, dict[str, Check]] = {
     "Markov chains": {
         "rhat": Check(
             ("warning", "error"),
-            "The chains do not agree, so means and intervals cannot be trusted.",
+            "The chains may not have converged, so estimates may be unreliable; do not use them "
+            "if the severity is error.",
             f"R-hat above {RHAT_MAX}; an error above {RHAT_ERROR}",
             _VEHTARI,
         ),
         "multimodal": Check(
             _E,
-            "Each chain is stationary, but at a different mode. The number of chains at a mode "
-            "does not estimate its posterior probability.",
+            "Each chain appears stationary, but in a different region: the posterior is probably "
+            "multimodal. The fraction of chains at a mode does not estimate its probability.",
             f"R-hat above {RHAT_ERROR}, R-hat of the halves of each chain below "
             f"{RHAT_WITHIN_CHAIN_MAX}, chain means more than {MODE_DISTANCE:g} standard deviations "
             "apart",
         ),
         "ess": Check(
             _W,
-            "There are too few effective draws, in the bulk or the tails, for stable estimates of "
-            "R-hat and quantiles.",
-            f"effective sample size below {ESS_MIN_PER_CHAIN} per chain",
+            "The effective sample size, bulk or tail, is too small for reliable posterior "
+            "summaries and diagnostics.",
+            f"bulk or tail ESS of all chains together below {ESS_MIN_PER_CHAIN} × number of chains",
             _VEHTARI,
         ),
         "mcse": Check(
             _W,
             "The Monte Carlo standard error of a posterior mean is large compared with the "
             "posterior standard deviation, usually because of heavy tails.",
-            "the standard error that draws of the least acceptable effective sample size would "
-            "have",
+            f"MCSE of the mean above 1 / sqrt({ESS_MIN_PER_CHAIN} × chains) posterior standard "
+            "deviations: 0.05 for four chains",
         ),
         "too_few_draws": Check(
             _E,
@@ -127,21 +128,21 @@ TOPICS: dict[str, dict[str, Check]] = {
             ("warning", "error"),
             "Hamiltonian trajectories diverged where the density curves strongly, so the draws may "
             "miss part of the posterior.",
-            f"any divergent transition; an error if more than {DIVERGING_ERROR:.0%} of them "
-            "diverge",
+            f"any divergent transition; an error if more than {DIVERGING_ERROR:.0%} of the "
+            "transitions diverge *",
             _BETANCOURT,
         ),
         "bfmi": Check(
             _W,
             "The energy changes slowly from draw to draw, so the tails are explored slowly.",
             f"energy Bayesian fraction of missing information below {BFMI_MIN}",
-            _ENERGY,
+            _BETANCOURT,
         ),
         "tree_depth": Check(
             _W,
             "Trajectories stop at the length limit, so the chains mix slowly. The draws stay "
             "valid.",
-            f"more than {TREE_SHARE_MAX:.0%} of the transitions reach max_treedepth",
+            f"more than {TREE_SHARE_MAX:.0%} of the transitions reach max_treedepth *",
             _BETANCOURT,
         ),
         "acceptance": Check(
@@ -164,14 +165,14 @@ TOPICS: dict[str, dict[str, Check]] = {
     "Approximations and weights": {
         "pareto_k": Check(
             _W,
-            "The importance ratios have a heavy tail: the approximation does not match the "
-            "posterior, and its draws do not represent it.",
+            "The importance ratios have a heavy tail: the approximation is too far from the "
+            "posterior for its draws, or importance weighting, to be reliable.",
             f"Pareto k-hat above {PARETO_K_MAX}",
             _PARETO,
         ),
         "weights": Check(
             _W,
-            "A small share of the draws carries almost all importance weight.",
+            "A small share of the draws carries almost all the importance weight.",
             f"effective sample size of the weights below {WEIGHT_SHARE_MIN:.0%} of the draws",
         ),
     },
@@ -179,7 +180,8 @@ TOPICS: dict[str, dict[str, Check]] = {
         "not_converged": Check(
             _W,
             "The optimiser or the training stopped before it converged.",
-            f"all steps taken; in training, a last gain of {RISING_ERRORS:g} standard errors",
+            "all steps taken; in training, the ELBO of the last tenth of the steps above that of "
+            f"the tenth before by {RISING_ERRORS:g} standard errors, 0.1 nats and 0.1% of the ELBO",
         ),
         "several_optima": Check(
             _I,
@@ -199,51 +201,59 @@ TOPICS: dict[str, dict[str, Check]] = {
             "The maximum lies at the edge of the support, where standard errors and intervals from "
             "normal theory do not hold.",
         ),
-        "no_maximum": Check(
-            _W, "The density increases without a maximum at finite values of the parameters."
-        ),
+        "no_maximum": Check(_W, "The density has no maximum at finite parameter values."),
         "no_information": Check(
-            _I, "The model has too many parameters for an information matrix; no standard errors."
+            _I,
+            "The model has too many parameters to compute the information matrix, so there are no "
+            "standard errors.",
         ),
     },
     "Training": {
         "loss_not_finite": Check(
-            _E, "The loss became infinite or NaN. The fit holds the last state with a finite loss."
+            _E,
+            "The loss became infinite or NaN. The fit holds an earlier state, saved before the "
+            "failure.",
         ),
         "early_stopping": Check(
-            _I, "Training ended early because the smoothed ELBO stopped improving (patience=)."
+            _I,
+            "Training ended early because the ELBO, in means of 100 steps, stopped improving "
+            "(patience=).",
         ),
         "mode_collapse": Check(
             _W,
             "The generator misses parts of the data, or its draws do not resemble the data.",
-            f"less than {COVERED_MIN:.0%} of the data have a draw in their neighbourhood",
+            f"less than {COVERED_MIN:.0%} of the data have a draw within the distance to their "
+            "fifth nearest neighbour *",
+            _NAEEM,
         ),
         "saturated": Check(
             _W,
-            "The discriminator separates draws from data almost perfectly, so the generator has "
-            "almost no gradient.",
-            f"D(x) - D(G(z)) of {SATURATED_MIN:g} or more",
+            "The discriminator separates draws from data almost perfectly, so its output gives the "
+            "generator little useful information (with loss='minimax', almost no gradient).",
+            f"D(x) - D(G(z)) above {SATURATED_MIN:g} *",
             _GAN,
         ),
         "value_function": Check(
             _W,
             "The value function is far from its value at equilibrium, -2 log 2.",
-            f"more than {VALUE_DISTANCE:g} nats away",
+            f"more than {VALUE_DISTANCE:g} nats away *",
             _GAN,
         ),
     },
     "The model and its data": {
-        "no_data": Check(_W, "No site is observed, so the fit is of the prior."),
+        "no_data": Check(_W, "No site is observed, so the fit samples from the prior."),
         "identification": Check(
             _I,
-            "The data are not informative about some sites: their posterior is indistinguishable "
-            "from their prior.",
-            f"a two-sample test does not reject at the level {SAME_AS_PRIOR:g}",
+            "No difference was found between the marginal prior and posterior of some sites, so "
+            "the data may be uninformative about them.",
+            f"Kolmogorov-Smirnov test with {PRIOR_DRAWS} prior draws: p > {SAME_AS_PRIOR:g} for "
+            "every scalar of the site",
         ),
         "prior_conflict": Check(
             _W,
-            "A summary of the data lies outside the range that the prior predicts.",
-            f"above or below all {PRIOR_DRAWS} data sets drawn from the prior",
+            "The mean of the data is outside, or their standard deviation above, the range of "
+            "prior predictive data sets.",
+            f"{PRIOR_DRAWS} data sets",
         ),
         "params_held": Check(
             _W, "pyro.param sites have no prior, so they were held fixed at their current values."
@@ -271,10 +281,10 @@ TOPICS: dict[str, dict[str, Check]] = {
         ),
         "calibration": Check(
             _E,
-            "Simulation-based calibration rejects the method for this model: it does not draw "
-            "from the posterior.",
-            f"uniformity of ranks rejected at the level {CALIBRATION_LEVEL:g}, all scalars "
-            "together",
+            "The ranks of simulation-based calibration are not uniform: the draws are probably not "
+            "from the posterior, or they are autocorrelated, or simulator and model differ.",
+            f"uniformity rejected at the level {CALIBRATION_LEVEL:g} *, Bonferroni-corrected over "
+            "all scalars",
             _TALTS,
         ),
         "failed_fits": Check(_W, "Some simulated data sets could not be fitted and are left out."),
@@ -283,7 +293,9 @@ TOPICS: dict[str, dict[str, Check]] = {
         "interrupted": Check(_W, "The run was interrupted; the fit holds what was finished."),
         "time_limit": Check(_W, "The time limit ended the run; the fit holds what was finished."),
         "engine": Check(
-            _W, "The fast engine could not be used; a slower one gave the same results."
+            _W,
+            "The fast engine could not be used, so a slower one was. Results are unaffected, up to "
+            "rounding.",
         ),
         "cache": Check(
             _W,
@@ -322,7 +334,7 @@ class Finding:
 
     def __post_init__(self) -> None:
         if self.check not in CHECKS:
-            raise ValueError(f"no check is named {self.check!r}; add it to CHECKS")
+            raise ValueError(f"no check is named {self.check!r}; add it to TOPICS")
         if self.severity not in CHECKS[self.check].severities:
             raise ValueError(f"the check {self.check!r} has no severity {self.severity!r}")
 
@@ -347,7 +359,7 @@ class Findings(tuple[Finding, ...]):
         return super().__new__(cls, sorted(findings, key=lambda f: SEVERITIES.index(f.severity)))
 
     def __str__(self) -> str:
-        return "\n".join(map(str, self)) or "no findings: all checks passed"
+        return "\n".join(map(str, self)) or "no findings"
 
     def __repr__(self) -> str:
         return str(self)

@@ -578,7 +578,7 @@ class Fit:
             >>> sigma, y = np.ones(3), np.array([1.0, 2.0, 3.0])
             >>> fit = probdl.infer(normal_normal, sigma, y, method="laplace", seed=1)
             >>> print(fit.diagnose())
-            no findings: all checks passed
+            no findings
         """
         return self._all_findings
 
