@@ -14,7 +14,7 @@ SIMUK := .venv-simuk
 # NumPyro, PyMC and PyStan.
 PEERS := .venv-peers
 
-.PHONY: demo test coverage environment test-matrix docs notebooks bench bench-busy bench-peers bench-scaling bench-references bench-mass bench-engine bench-loops bench-svi bench-gan bench-studies bench-predict lint types check format clean
+.PHONY: demo test coverage environment test-matrix docs findings notebooks bench bench-busy bench-peers bench-scaling bench-references bench-mass bench-engine bench-loops bench-svi bench-gan bench-studies bench-predict lint types check format clean
 
 demo: $(STAMP)  ## fit eight schools and a logistic regression on real data, by four methods
 	$(BIN)/python examples/demo.py
@@ -33,6 +33,9 @@ test-matrix:  ## what runs where: Python, torch, ArviZ and nutpie; writes docs/c
 docs: $(STAMP)  ## the documentation, into site/, looked at in a browser; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	$(BIN)/python docs/browser.py site
+
+findings: $(STAMP)  ## the page of all findings, from the table in the code
+	$(BIN)/python docs/findings.py
 
 notebooks: $(STAMP)  ## run all notebooks at full size, and store their outputs
 	$(BIN)/python notebooks/run.py

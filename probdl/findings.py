@@ -8,6 +8,7 @@ the table cannot be made.
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Self
@@ -32,6 +33,8 @@ ESS_MIN_PER_CHAIN = 100  # 50 for each half of a chain
 DRAWS_MIN = 4  # ArviZ needs at least this many draws
 BFMI_MIN = 0.3
 PARETO_K_MAX = 0.7
+# For a plain mean: above 0.5 the variance is infinite, so a standard error is meaningless.
+EXPECTATION_K_MAX = 0.5
 # Ours: share of the draws. If nine in ten draws have no weight, the approximation is of little use
 # even where k-hat passes.
 WEIGHT_SHARE_MIN = 0.1
@@ -46,6 +49,21 @@ SATURATED_MIN = 0.95  # ours: D(x) - D(G(z)) from which the generator has almost
 VALUE_DISTANCE = 0.3  # ours: nats from the value at equilibrium
 RISING_ERRORS = 4.0  # ours: standard errors; successive losses are correlated
 CALIBRATION_LEVEL = 0.01  # ours: of the tests of uniform ranks, over all scalars together
+
+
+def pareto_k_max(draws: int) -> float:
+    """Return the largest acceptable Pareto k-hat of importance ratios: min(1 - 1/log10(S), 0.7).
+
+    With few draws S, the estimates are unreliable at a smaller k-hat than with many; the limit is
+    0.7 from about 2200 draws.
+
+    >>> round(pareto_k_max(100), 3), pareto_k_max(10_000)
+    (0.5, 0.7)
+
+    Source: Vehtari, Simpson, Gelman, Yao and Gabry (2024).
+    """
+    return min(1 - 1 / math.log10(draws), PARETO_K_MAX) if draws > 1 else PARETO_K_MAX
+
 
 _VEHTARI = (
     'Vehtari, Gelman, Simpson, Carpenter, Bürkner, "Rank-normalization, folding, and localization: '
@@ -167,7 +185,7 @@ TOPICS: dict[str, dict[str, Check]] = {
             _W,
             "The importance ratios have a heavy tail: the approximation is too far from the "
             "posterior for its draws, or importance weighting, to be reliable.",
-            f"Pareto k-hat above {PARETO_K_MAX}",
+            f"Pareto k-hat above min(1 - 1/log10(S), {PARETO_K_MAX}) for S draws",
             _PARETO,
         ),
         "weights": Check(
@@ -271,9 +289,9 @@ TOPICS: dict[str, dict[str, Check]] = {
         ),
         "heavy_tail": Check(
             _W,
-            "The values have such a heavy tail that the estimate and its standard error cannot be "
-            "trusted.",
-            f"Pareto k-hat above {PARETO_K_MAX}",
+            "The values have such a heavy tail that their variance may be infinite, so the "
+            "standard error of the estimate is unreliable.",
+            f"Pareto k-hat above {EXPECTATION_K_MAX}",
             _PARETO,
         ),
         "tolerance": Check(

@@ -112,7 +112,7 @@ def load(
         )
     index, files = read_index(path)
     if model is None and (args or kwargs):
-        raise SettingError("load() needs the model of the data too. Pass it as model=.")
+        raise SettingError("Data were passed without a model. Pass the model too, as model=.")
     try:
         arrays = safetensors.torch.load_file(files[ARRAYS])
         container = idata.read(files[IDATA])

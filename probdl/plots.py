@@ -108,7 +108,9 @@ def plot_elbo(fit: Fit, ax: Axes | None = None, window: int = 100) -> Axes:
     """
     elbo = np.asarray(fit.stats.get("elbo", ()))
     if fit.method.name != "svi" or not elbo.size:
-        raise ModelError(f"A fit by {fit.method.name} has no ELBO at each step. Use method='svi'.")
+        raise ModelError(
+            f"Fits with {fit.method.name} do not record the ELBO at each step. Use method='svi'."
+        )
     ax = ax or plt.subplots(figsize=(7, 4))[1]
     window = max(1, min(window, len(elbo) // 2))
     smooth = np.convolve(elbo, np.ones(window) / window, "valid")

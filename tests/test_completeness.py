@@ -10,12 +10,14 @@ import pytest
 import yaml
 
 import probdl
+from probdl import methods
+from probdl.command.catalogue import catalogue
 from probdl.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 GUIDE = "see docs/developer/adding-a-method.md"
 OURS = {name: kind for name, kind in METHODS.items() if kind.__module__.startswith("probdl.")}
-TABLES = ("tests/test_save.py", "tests/test_threads.py")  # each method is saved, and isolated
+TABLES = ("tests/test_save.py", "tests/test_threads.py", "tests/test_time.py")
 
 
 def read(path):
@@ -46,6 +48,12 @@ class Loose(yaml.SafeLoader):
 
 Loose.add_multi_constructor("tag:yaml.org,2002:python", lambda *_: None)
 NAVIGATION = [*navigation(yaml.load(read("mkdocs.yml"), Loose)["nav"])]
+
+
+def test_each_method_is_imported():
+    missing = catalogue().keys() - OURS.keys()
+    assert not missing, f"import it in probdl/methods/__init__.py; {GUIDE}"
+    assert {kind.__name__ for kind in OURS.values()} <= {*methods.__all__}, GUIDE
 
 
 @pytest.mark.parametrize("name", OURS)

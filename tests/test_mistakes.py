@@ -225,7 +225,7 @@ def _():
     infer(with_mean(lambda mu: mu.item()), Y)
 
 
-@mistake("torch.tensor() of latent values", "is wrong for 'mu'", "torch.stack() joins them")
+@mistake("torch.tensor() of latent values", "is wrong for 'mu'", "use torch.stack() to join them")
 def _():
     infer(with_mean(lambda mu: torch.tensor([mu, mu])), Y[:2])
 
@@ -320,7 +320,7 @@ def _():
     infer(of_data(dist.LKJCholesky(2, 1.0), likelihood), Y.reshape(3, 2))
 
 
-@mistake("a covariance that is not positive definite", "linear algebra", "positive definite")
+@mistake("a covariance that is not positive definite", "A matrix operation", "positive definite")
 def _():
     def likelihood(a):
         matrix = torch.tensor([[1.0, 2.0], [2.0, 1.0]])
@@ -342,7 +342,11 @@ def _():
     infer(of_data(dist.Normal(0.0, 1.0), lambda a: dist.Normal(a, -1.0)), Y)
 
 
-@mistake("a scale with a Normal prior", "(divergences)", "could not follow the density there")
+@mistake(
+    "a scale with a Normal prior",
+    "(divergences)",
+    "numerical integration of the trajectory failed there",
+)
 def _():
     likelihood = functools.partial(dist.Normal, 0.0)  # NaN where the scale is below zero
     method = probdl.NUTS(draws=100, warmup=100, chains=2)
@@ -363,7 +367,7 @@ def _():
     infer(of_data(dist.Poisson(3.0), lambda a: dist.Normal(a, 1.0)), Y)
 
 
-@mistake("interchangeable components of a mixture", "(multimodal)", "in order")
+@mistake("interchangeable components of a mixture", "(multimodal)", "Impose an ordering")
 def _():
     def likelihood(a):
         return dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), dist.Normal(a, 0.5))
@@ -431,7 +435,9 @@ def _():
     infer(normal, Y, method=svi(guide=guide))
 
 
-@mistake("an autoguide instance instead of its class", "guide=AutoNormal(model) is tied to a model")
+@mistake(
+    "an autoguide instance instead of its class", "guide=AutoNormal(model) is bound to the original"
+)
 def _():
     infer(normal, Y, method=svi(guide=AutoNormal(normal)))
 

@@ -66,5 +66,5 @@ def test_the_latent_plot_has_a_point_for_each_row(fit, x):
 
 def test_other_fits_have_no_elbo():
     fit = probdl.infer(normal_normal, np.ones(2), np.ones(2), method="map", seed=1)
-    with pytest.raises(probdl.ModelError, match="A fit by map has no ELBO"):
+    with pytest.raises(probdl.ModelError, match="Fits with map do not record the ELBO"):
         plots.plot_elbo(fit)

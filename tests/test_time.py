@@ -24,6 +24,7 @@ ENDLESS = {
     "svi": probdl.SVI(steps=MANY, draws=50),
     "svi_eager": probdl.SVI(steps=MANY, draws=50, engine="eager"),
     "map": probdl.MAP(starts=MANY),
+    "mle": probdl.MLE(starts=MANY),
     "laplace": probdl.Laplace(starts=MANY, draws=50),
     "pathfinder": probdl.Pathfinder(paths=MANY, draws=50),
     "importance": probdl.Importance(num_samples=MANY * 30, draws=50),
@@ -138,7 +139,9 @@ def test_a_failed_chain_is_excluded_and_reported():
     assert [(f.severity, f.check) for f in found.findings] == [("error", "chain_failed")]
     assert "1 of 3 chains failed" in found.findings[0].message
     assert "chain 1 failed after 4 draws: overflow" in found.findings[0].message
-    with pytest.raises(probdl.ModelError, match="Every chain failed; chain 0 failed after 0"):
+    with pytest.raises(
+        probdl.ModelError, match=r"All chains failed\. The first error: chain 0, after 0"
+    ):
         gather([chain(0, ValueError("overflow"))], 9, None)
 
 

@@ -104,7 +104,7 @@ def test_generated_images_match_the_label(make):
     quarters = images.reshape(200, 2, 4, 2, 4).mean((2, 4)).reshape(200, 4)
     assert (quarters.argmax(1) == wanted.numpy()).mean() > 0.95
     assert fit.reconstruct(x[:7], label[:7])["x"].shape == (7, 8, 8)
-    with pytest.raises(probdl.ModelError, match="pass label"):
+    with pytest.raises(probdl.ModelError, match="Pass label="):
         fit.elbo(x)
 
 

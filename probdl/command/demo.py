@@ -59,7 +59,7 @@ def side_by_side(fits: Mapping[str, Fit], *sites: str) -> pd.DataFrame:
 
 
 def plot_methods(fits: Mapping[str, Fit], effect: Any, labels: Sequence[str]) -> Axes:
-    """Plot the estimate and the 95 % interval of each method for each school."""
+    """Plot the estimate and the 95% interval of each method for each school."""
     _, ax = plt.subplots(figsize=(8, 4.2), layout="constrained")
     position = np.arange(len(labels))
     for i, (name, fit) in enumerate(fits.items()):

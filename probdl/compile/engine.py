@@ -1,8 +1,9 @@
 """The choice of the engine that evaluates a density.
 
 There are three engines, the fastest first: C code (``native``); the traced graph, run by torch
-without Pyro (``graph``); and the model itself (``eager``). The graph is used if an operation has
-no C form or there is no compiler, and only if it is faster than the model when both are timed.
+without Pyro (``graph``); and the model itself (``eager``). The graph is used if C code
+does not support an operation or there is no compiler, and only if it is faster than the model when
+both are timed.
 """
 
 from __future__ import annotations
@@ -143,7 +144,7 @@ def _choose(
     why, remedy = f"{failure}".rstrip("."), _REMEDIES[type(failure)]
     if engine == "native":
         raise ModelError(
-            f"the model '{density.program.name}' cannot run on the native engine: {why}. {remedy} "
+            f"The model '{density.program.name}' cannot run on the native engine: {why}. {remedy} "
             "engine='auto' uses another engine."
         )
     return evaluator, [

@@ -43,13 +43,13 @@ def probe(density: LogDensity, z: Tensor, *, gradient: bool = True) -> list[Find
     value = _value(density, z)
     if abs(_value(density, z) - value) > VALUE_TOLERANCE * (1 + abs(value)):
         raise ModelError(
-            f"the log density of the model '{name}' is random: two evaluations at the same values "
+            f"The log density of the model '{name}' is random: two evaluations at the same values "
             "of its sites differ. Draw random numbers with pyro.sample only, not with torch.randn, "
             "np.random or dist.Normal(...).sample(), and call .eval() on a network with dropout."
         )
     if bad := density.at(z, _bad_argument):
         raise ModelError(
-            f"the model '{name}': {bad}. The distribution still computes a density there, but a "
+            f"The model '{name}': {bad}. The distribution still computes a density there, but a "
             "meaningless one. Keep the argument in its range: use a prior with that support, "
             "torch.exp() for scales and rates, or logits= for probabilities."
         )
@@ -131,11 +131,11 @@ def _check_gradient(density: LogDensity, z: Tensor) -> None:
     _, computed, slope = wrong[0]
     sites = ", ".join(repr(site) for site, *_ in wrong[:5])
     raise ModelError(
-        f"the gradient of the log density of the model '{density.program.name}' is wrong for "
-        f"{sites}: torch computes {computed:.4g}, but finite differences give {slope:.4g}. Inside "
-        "the model, do not apply torch.no_grad(), .detach(), .item(), float(), NumPy or "
-        "torch.tensor() to the values of sites (torch.stack() joins them), or use "
-        "method='metropolis', which needs no gradient."
+        f"The gradient of the log density of the model '{density.program.name}' is wrong for "
+        f"{sites}: the directional derivative is {computed:.4g} by autograd and {slope:.4g} by "
+        "finite differences. Inside the model, do not apply torch.no_grad(), .detach(), .item(), "
+        "float(), NumPy or torch.tensor() to the values of sites; use torch.stack() to join them. "
+        "Alternatively, use method='metropolis', which needs no gradient."
     )
 
 
@@ -156,12 +156,20 @@ def _undeclared_parameters(density: LogDensity, z: Tensor) -> list[Finding]:
     if not shapes:
         return []
     shown = ", ".join(map(str, shapes[:5])) + (" …" if len(shapes) > 5 else "")
+    if len(shapes) == 1:
+        uses, stay = (
+            f"a trainable parameter that is not a site (of shape {shown})",
+            "it stays at its",
+        )
+    else:
+        uses = f"{len(shapes)} trainable parameters that are not sites (of shapes {shown})"
+        stay = "they stay at their"
     return [
         Finding(
             "warning",
             "undeclared",
-            f"The model '{density.program.name}' uses {len(shapes)} trainable parameters that are "
-            f"not sites (of shape {shown}), so they stay at their present values.",
+            f"The model '{density.program.name}' uses {uses}, so {stay} current "
+            f"{'value' if len(shapes) == 1 else 'values'}.",
             "Declare the network with pyro.module('net', net), make the model a module that holds "
             "it, or give its weights priors with probdl.nn.bayesian(net). To keep them fixed, call "
             "net.requires_grad_(False).",

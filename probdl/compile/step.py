@@ -46,6 +46,15 @@ class ForeignWriteError(UntraceableError):
     """A step writes to a tensor that belongs to the caller."""
 
 
+_REMEDIES: dict[type[Exception], str] = {  # for other exceptions there is nothing to advise
+    ForeignWriteError: "Make the model a torch.nn.Module that holds the network; the fit trains a "
+    "copy of it.",
+    ControlFlowError: "Replace `if` on the value of a site or a parameter by torch.where(), and do "
+    "not use .item().",
+    MismatchError: "The results are correct, but slower to compute. Please report the model.",
+}
+
+
 class Loss(Protocol):
     """A loss that runs backward and returns its value, or a list of it and other quantities.
 
@@ -239,7 +248,9 @@ class NativeStep:
             raise UnsupportedError(f"it trains in {parameters.flat.dtype}, but C code is float64")
         traced = trace_function(value_and_grad, parameters.flat, data, random=True)
         if _matrix_multiplications(traced.density) > _MAX_NATIVE_MULTIPLICATIONS:
-            raise UnsupportedError("its matrix products are so large that torch is faster than C")
+            raise UnsupportedError(
+                "its matrix products are large, so the native engine would be slower than torch"
+            )
         source = emit(traced.density, len(parameters.flat))
         if source.statements > MAX_STATEMENTS:
             raise UnsupportedError(f"its graph has {source.statements} operations")
@@ -410,18 +421,15 @@ def choose_step(
     why = _reason(failures[-1])
     if engine == "native":
         raise ModelError(
-            f"the steps of this model cannot run on the native engine: {why}. engine='auto' uses "
-            "another engine."
+            f"engine='native' is not available for the training steps of this model: {why}. "
+            "engine='auto' uses another engine."
         )
     return eager, [
         Finding(
             "warning",
             "engine",
             f"The steps run on the eager engine, which is slow: {why}.",
-            "Make the model a torch.nn.Module that holds the network; the fit trains a copy of it."
-            if isinstance(failures[-1], ForeignWriteError)
-            else "Replace `if` on the value of a site or a parameter by torch.where(), and do not "
-            "use .item().",
+            _REMEDIES.get(type(failures[-1]), ""),
         )
     ]
 
@@ -442,7 +450,11 @@ def _is_parallel(
 
 
 def _speed_findings(step: Step, failures: Sequence[Exception]) -> list[Finding]:
-    """Report if a problem with the compiler or the cache folder makes a step slower."""
+    """Report if a problem with the compiler or the cache folder makes a step slower.
+
+    A step that the native engine does not support is not reported: this is usual for networks, for
+    which the graph is as fast or faster.
+    """
     if step.engine == "native":
         return cache.findings()
     return [

@@ -64,7 +64,7 @@ class _CheckedSettings(ABCMeta):
             )
         if len(args) > len(settings):
             raise SettingError(
-                f"{cls.__name__} takes {len(settings)} settings, and got {len(args)}."
+                f"{cls.__name__} takes {len(settings)} settings, but got {len(args)}."
             )
         for name in kwargs:
             if name not in settings:
@@ -92,8 +92,8 @@ class Method(metaclass=_CheckedSettings):
         """Register the subclass under a name.
 
         Raises:
-            SettingError: another class has this name. A class of the user's that is defined again,
-                as by running a notebook cell twice, replaces the earlier one.
+            SettingError: another class has this name. A class that is defined again, as by running
+                a notebook cell twice or reloading a module, replaces the earlier one.
         """
         super().__init_subclass__(**kwargs)
         if not name:
@@ -103,7 +103,7 @@ class Method(metaclass=_CheckedSettings):
                 cls.__module__,
                 cls.__qualname__,
             )
-            if not redefined or holder.__module__.split(".")[0] == "probdl":
+            if not redefined:
                 raise SettingError(
                     f"The method name {name!r} is already taken by {holder.__module__}."
                     f"{holder.__qualname__}. Choose another name for {cls.__qualname__}: "

@@ -73,7 +73,7 @@ def explain_failure(
         advice += _UNCONVERTED_ADVICE
     return ModelError(
         f"The model '{model_name}' failed{where(error)}: {type(error).__name__}: {reason}. "
-        f"It ran on {inputs or 'no tensors'}. {advice}"
+        f"Its inputs were: {inputs or 'none'}. {advice}"
     )
 
 

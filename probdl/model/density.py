@@ -461,7 +461,7 @@ class LogDensity:
         except (ProbdlError, LinAlgError) as error:
             advice = f"\n{error}"
         return (
-            f"the model '{self.program.name}' has no finite log density at any of "
+            f"The model '{self.program.name}' has no finite log density at any of "
             f"{MAX_INITIAL_TRIES} random starts, uniform(-2, 2) on R^d. At the last one "
             f"({tried}):\n"
             + "\n".join(blamed)

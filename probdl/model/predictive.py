@@ -294,9 +294,9 @@ def _parameters(structure: Structure, draw: Draws) -> dict[nn.Parameter, Tensor]
 
 
 def _warn_resampled(names: set[str]) -> None:
-    if names:
+    for name in sorted(names):
         warn(
-            f"Sampled {', '.join(f'site {n!r}' for n in sorted(names))} from its prior given the "
-            "other sites: on these arguments its shape differs from the fit, so its posterior does "
-            "not apply."
+            f"The shape of site {name!r} for these arguments differs from that in the fit, so its "
+            "posterior draws cannot be used. It was sampled from its prior, conditional on the "
+            "other sites."
         )

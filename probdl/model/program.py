@@ -112,8 +112,8 @@ class Program:
             given = [f"{len(args)} positional"] + [f"'{k}'" for k in kwargs]
             raise ModelError(
                 f"{self.name}{self.signature}: {error}. Given: {', '.join(given)}. Pass the data "
-                "as the model's own arguments; give an argument that is only observed the default "
-                "None, so that predictions can omit it."
+                "as the model's own arguments. Give arguments that hold only observed data the "
+                "default None, so that they can be omitted for prediction."
             ) from None
         for name, value in bound.arguments.items():
             cast = functools.partial(

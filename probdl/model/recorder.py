@@ -112,7 +112,10 @@ class _Recorder(DispatchMode):
         elif func is aten._linalg_check_errors.default:  # it reads the values, and raises, in C++
             self.graph.call_function(func, node_args, node_kwargs)
         elif sources:
-            raise ControlFlowError("Python control flow uses the value of a varying tensor")
+            raise ControlFlowError(
+                "Python control flow depends on the value of a tensor that changes between "
+                "evaluations"
+            )
         return result
 
     def _as_nodes(self, x: Any, inputs: list[fx.Node]) -> Any:

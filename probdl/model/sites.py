@@ -199,19 +199,20 @@ def _discover(program: Program) -> Structure:
 
 def _traces(program: Program) -> Iterator[Trace]:
     """Yield traces at random points, skipping points where linear algebra fails."""
-    failure = None
+    failure, failed = None, 0
     for seed in range(MAX_RANDOM_STARTS):
         with isolated(seed):
             try:
                 trace = program.run(lambda trace: trace, _RandomStart())
             except LinAlgError as error:
-                failure = error
+                failure, failed = error, failed + 1
                 continue
         yield trace
     raise ModelError(
-        f"The linear algebra of the model '{program.name}' failed at {MAX_RANDOM_STARTS} random "
-        f"starts: {str(failure).splitlines()[0]} Check that its matrices are positive definite; "
-        "add a small number (1e-6) to the diagonal of a matrix that is nearly singular."
+        f"A matrix operation in the model '{program.name}' failed at {failed} of "
+        f"{MAX_RANDOM_STARTS} random starting points: {str(failure).splitlines()[0]} Check that "
+        "its matrices are positive definite; add a small number (1e-6) to the diagonal of a matrix "
+        "that is nearly singular."
     )
 
 

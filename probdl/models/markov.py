@@ -213,7 +213,7 @@ def stationary(transition: Any) -> NDArray[np.float64]:
         transition: P, (K, K), whose rows are distributions.
 
     Raises:
-        SettingError: P is not a transition matrix, or there are several such distributions.
+        SettingError: P is not a transition matrix, or the distribution is not unique.
 
     >>> stationary([[0.9, 0.1], [0.3, 0.7]]).round(4)
     array([0.75, 0.25])
@@ -225,8 +225,8 @@ def stationary(transition: Any) -> NDArray[np.float64]:
     equations = np.concatenate([matrix.T - np.eye(size), np.ones((1, size))])
     if np.linalg.matrix_rank(matrix.T - np.eye(size), tol=RANK_TOLERANCE) < size - 1:
         raise SettingError(
-            "The chain has several stationary distributions: it consists of several closed classes "
-            "of states. Analyse each class separately."
+            "The stationary distribution is not unique: the chain has more than one closed "
+            "communicating class. Analyse each class separately."
         )
     right = np.zeros(size + 1)
     right[-1] = 1.0

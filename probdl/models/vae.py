@@ -187,7 +187,10 @@ class VAE(PyroModule):
         if self.num_classes is None:
             return []
         if label is None:
-            raise ValueError("This VAE is conditional (num_classes): pass label, integers (n,).")
+            raise ValueError(
+                "This VAE is conditional (num_classes=). Pass label=, an integer array of shape "
+                "(n,)."
+            )
         classes = torch.arange(self.num_classes)
         return [(label.reshape(-1, 1) == classes).to(like.dtype)]
 

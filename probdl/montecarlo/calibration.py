@@ -37,8 +37,11 @@ __all__ = ["Calibration", "calibrate"]
 _BAND_PROB = 0.95
 MIN_SIMULATIONS = 20
 MIN_DRAWS = 9
-# Mean ranks, as a share, outside of which the draws are biased rather than too wide or narrow.
+# Normalised mean ranks outside of which the draws are called biased.
 _UNBIASED_MEAN_RANK = (0.45, 0.55)
+# Variances of normalised ranks, divided by that of a uniform distribution (1/12), outside of which
+# unbiased draws are called overdispersed or underdispersed.
+_UNIFORM_VARIANCE_RATIO = (0.9, 1.1)
 
 Array = NDArray[Any]
 
@@ -52,7 +55,7 @@ class Calibration:
         num_draws: L, the number of draws per rank.
         table: one row per scalar: the p-value of the chi-square test, the largest distance between
             the empirical and the uniform CDF, whether the empirical CDF leaves the simultaneous
-            95 % band, and the mean rank divided by L (below 1/2: the draws are too large).
+            95% band, and the mean rank divided by L (below 1/2: the draws are biased upwards).
         failed: the number of fits that raised an error.
         findings: the findings.
     """
@@ -74,7 +77,7 @@ class Calibration:
 
     @property
     def calibrated(self) -> bool:
-        """Whether no test rejects at 1 %, with Bonferroni's correction over all scalars."""
+        """Whether no test rejects at 1%, with Bonferroni's correction over all scalars."""
         return not any(f.check == "calibration" for f in self.findings)
 
     def diagnose(self) -> Findings:
@@ -179,8 +182,12 @@ def calibrate(
     )
     good = [r for r, _ in found if not isinstance(r, str)]
     if len(good) < MIN_SIMULATIONS:
-        reason = next((r for r, _ in found if isinstance(r, str)), "interrupted")
-        raise SettingError(f"Only {len(good)} of {len(found)} fits succeeded: {reason}")
+        error = next((r for r, _ in found if isinstance(r, str)), None)
+        cause = "The run was interrupted." if error is None else f"The first error: {error}"
+        raise SettingError(
+            f"Only {len(good)} of {len(found)} fits succeeded, fewer than the minimum of "
+            f"{MIN_SIMULATIONS}. {cause}"
+        )
     ranks = xr.DataArray(
         np.stack(good), dims=("simulation", "parameter"), coords={"parameter": labels}
     )
@@ -191,12 +198,16 @@ def _describe_error(normalised_ranks: Array) -> str:
     """Describe how draws differ from the posterior, given ranks in [0, 1]."""
     low, high = _UNBIASED_MEAN_RANK
     if normalised_ranks.mean() < low:
-        return "the draws are too large"
+        return "the draws are biased upwards"
     if normalised_ranks.mean() > high:
-        return "the draws are too small"
-    uniform_variance = 1 / 12
-    wide = np.var(normalised_ranks) <= uniform_variance
-    return "the draws are too wide" if wide else "the draws are too narrow"
+        return "the draws are biased downwards"
+    low, high = _UNIFORM_VARIANCE_RATIO
+    ratio = 12 * np.var(normalised_ranks)
+    if ratio < low:
+        return "the draws are overdispersed"
+    if ratio > high:
+        return "the draws are underdispersed"
+    return "the draws and the posterior differ in shape"
 
 
 def _ecdf(ranks: Array, num_draws: int, points: Array) -> Array:
@@ -231,15 +242,16 @@ def _test_uniformity(
     findings = []
     wrong = table[table.p_value < CALIBRATION_LEVEL / scalars]
     if len(wrong):
-        worst = wrong.p_value.idxmin()
+        worst, others = wrong.p_value.idxmin(), len(wrong) - 1
         how = _describe_error(ranks.sel(parameter=worst).values / num_draws)
         findings.append(
             Finding(
                 "error",
                 "calibration",
                 f"The ranks of '{worst}' are not uniform (p = {wrong.p_value[worst]:.2g})"
-                + (f", nor those of {len(wrong) - 1} other scalars" if len(wrong) > 1 else "")
-                + f": {how}. The method does not draw from the posterior of this model.",
+                + (f", nor those of {others} other scalar{'s' * (others > 1)}" if others else "")
+                + f": {how}. The draws are probably not from the posterior of this model (or they "
+                "are autocorrelated, or the simulator and the model differ).",
                 "Inspect probdl.plots.plot_calibration, and compare with method='nuts'.",
                 tuple(dict.fromkeys(str(p).split("[")[0] for p in wrong.index)),
             )

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.quasirandom import SobolEngine
 
 from probdl.errors import FindingWarning, SettingError, warn
-from probdl.findings import PARETO_K_MAX, Finding, Findings
+from probdl.findings import EXPECTATION_K_MAX, PARETO_K_MAX, Finding, Findings
 from probdl.io import idata
 from probdl.model import predictive
 from probdl.model.program import Program
@@ -59,7 +59,8 @@ class Expectation:
         variance_reduction: the variance of plain Monte Carlo with the same number of draws,
             divided by the variance of this estimate; below 1, plain draws are better.
         pareto_k: Pareto k-hat of the tails of the values (of the weighted values, with a
-            proposal); above 0.7 the estimate and its error are unreliable.
+            proposal). Above 0.5 their variance may be infinite, so the standard error is
+            unreliable; above 0.7 the estimate is unreliable too.
         findings: the findings.
     """
 
@@ -175,7 +176,7 @@ def expectation(
             if total.groups < 2:
                 raise
             of, kept = f"{count:,} samples", "the estimate uses those"
-            findings.append(interrupted(stop, total.count, of, kept, "samples"))
+            findings.append(interrupted(stop, total.count, of, kept, "draw all samples"))
     return total.result(control, tol, findings)
 
 
@@ -386,13 +387,19 @@ class _Total:
                 )
             )
         k = self._pareto_k()
-        if k > PARETO_K_MAX:
+        if k > EXPECTATION_K_MAX:
+            unreliable = (
+                "The estimate and its standard error are"
+                if k > PARETO_K_MAX
+                else "The standard error is"
+            )
             findings.append(
                 Finding(
                     "warning",
                     "heavy_tail",
                     f"The tail of the values is too heavy (Pareto k-hat {k:.2f}, above "
-                    f"{PARETO_K_MAX}). The estimate and its standard error are unreliable.",
+                    f"{EXPECTATION_K_MAX}): their variance may be infinite. {unreliable} "
+                    "unreliable.",
                     "Pass a proposal= with more mass where the values are large, or transform the "
                     "variable.",
                 )

@@ -126,7 +126,8 @@ class Simulator:
             if shapes != [tuple(t.shape) for t in self.program.tensors()]:
                 raise SettingError(
                     f"The generator returned data of shapes {shapes}, but the data of the model "
-                    f"have shapes {[tuple(t.shape) for t in self.program.tensors()]} at this size."
+                    f"have shapes {[tuple(t.shape) for t in self.program.tensors()]} for this "
+                    "sample size."
                 )
             sets.append(made)
         return sets

@@ -139,9 +139,11 @@ def study(
         seconds.append(time.perf_counter() - start)
         succeeded = [r for r, _ in results if isinstance(r, np.ndarray)]
         if len(succeeded) < MIN_REPLICATES:
-            reason = next(r for r, _ in results if isinstance(r, str))
+            error = next((r for r, _ in results if isinstance(r, str)), None)
+            cause = "The run was interrupted." if error is None else f"The first error: {error}"
             raise SettingError(
-                f"Only {len(succeeded)} of {len(results)} fits at n = {n} succeeded: {reason}"
+                f"Only {len(succeeded)} of {len(results)} fits at n = {n} succeeded, fewer than "
+                f"the minimum of {MIN_REPLICATES}. {cause}"
             )
         for _, checks in results:
             finding_counts.update(checks)

@@ -29,9 +29,12 @@ def compare(
 
     .. math:: \mathrm{elpd}_{loo} = \sum_i \log p(y_i | y_{-i})
 
-    The terms are estimated by Pareto-smoothed importance sampling. If the estimate for a row cannot
-    be trusted (k-hat above 0.7), the model is refitted without this row, and the estimate is
-    replaced by the exact term.
+    The terms are estimated by Pareto-smoothed importance sampling (PSIS-LOO). If the estimate for a
+    row is unreliable (Pareto k-hat above 0.7, a limit that assumes more than about 2200 draws), the
+    model is refitted without this row, and the estimate is replaced by the exact term.
+
+    PSIS-LOO assumes draws from the exact posterior. With draws by Laplace, SVI or Pathfinder, the
+    error of the approximation is ignored: it is neither corrected nor included in ``se``.
 
     Args:
         fits: fits by name, of one model by several methods or of several models.
@@ -43,7 +46,7 @@ def compare(
         ArviZ's table, the best fit first. Columns: ``elpd`` and its standard error ``se``; the
         difference from the best fit ``elpd_diff`` and its standard error ``dse``; the stacking
         ``weight``; ``refitted``, the number of rows with exact terms; and ``high_k``, the number
-        of rows whose estimates cannot be trusted.
+        of rows whose estimates are unreliable.
 
     Raises:
         SettingError: there are fewer than two fits, the data differ, a fit observes several sites,
@@ -67,7 +70,7 @@ def compare(
     cross-validation and WAIC" (2017).
     """
     if len(fits) < 2:
-        raise SettingError(f"compare() needs at least two fits by name, and got {len(fits)}.")
+        raise SettingError(f"compare() needs at least two fits by name, but got {len(fits)}.")
     _check_comparable(fits)
     results, refitted, high = {}, {}, {}
     for name, fit in fits.items():
@@ -89,11 +92,12 @@ def compare(
     table["refitted"] = pd.Series(refitted)
     table["high_k"] = pd.Series(high)
     if any(high.values()):
-        worst = ", ".join(f"{n!r} ({c})" for n, c in high.items() if c)
+        rows = ", ".join(f"{c} row{'s' * (c > 1)} of {n!r}" for n, c in high.items() if c)
         warn(
-            f"k-hat is above {PARETO_K_MAX} for some rows of {worst}, so their estimates cannot be "
-            "trusted. Use fit.cross_validate(k=10), which refits, or a model with heavier tails, "
-            "which is less sensitive to single rows.",
+            f"Pareto k-hat is above {PARETO_K_MAX} for {rows}, so the LOO estimates are "
+            "unreliable. The model may be misspecified or very flexible. Use "
+            "fit.cross_validate(k=10), which refits, or a model with heavier tails, which is less "
+            "sensitive to single rows.",
             FindingWarning,
         )
     return table
@@ -111,8 +115,8 @@ def _check_comparable(fits: Mapping[str, Fit]) -> None:
             )
         if fit.is_point:
             raise SettingError(
-                f"Fit {name!r} is a point estimate by {fit.method.name}, and leave-one-out "
-                "cross-validation needs draws. Use fit.cross_validate(k) or another method."
+                f"Fit {name!r} is a point estimate by {fit.method.name}, but PSIS-LOO needs "
+                "posterior draws. Use fit.cross_validate(k) or another method."
             )
         data[name] = np.asarray(sites[0].value)
     first = next(iter(data))

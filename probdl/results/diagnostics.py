@@ -14,13 +14,13 @@ from probdl.findings import (
     DRAWS_MIN,
     ESS_MIN_PER_CHAIN,
     MODE_DISTANCE,
-    PARETO_K_MAX,
     RHAT_ERROR,
     RHAT_MAX,
     RHAT_WITHIN_CHAIN_MAX,
     TREE_SHARE_MAX,
     WEIGHT_SHARE_MIN,
     Finding,
+    pareto_k_max,
 )
 from probdl.io import idata
 from probdl.util.clock import TimeUp
@@ -51,7 +51,7 @@ def check_draws(posterior: Any, chains: int) -> list[Finding]:
                 "too_few_draws",
                 f"{count} draws per chain are too few to compute R-hat and the effective sample "
                 f"size, which need at least {DRAWS_MIN}.",
-                f"Draw at least {10 * ESS_MIN_PER_CHAIN} per chain (draws=).",
+                f"Use at least {10 * ESS_MIN_PER_CHAIN} draws per chain (draws=).",
             )
         ]
     findings = []
@@ -67,41 +67,52 @@ def check_draws(posterior: Any, chains: int) -> list[Finding]:
                     Finding(
                         "error",
                         "multimodal",
-                        "The posterior has several modes: each chain is stationary, but the chains "
-                        f"are at different modes of {', '.join(map(repr, apart))}. The number of "
-                        "chains at a mode does not estimate its posterior probability.",
-                        "Put interchangeable parameters in order, or use priors that distinguish "
-                        "them; init='pathfinder' may find the dominant mode.",
+                        "The posterior appears to have several modes: each chain is stationary, "
+                        f"but the chains are at different modes of {', '.join(map(repr, apart))}. "
+                        "The number of chains at a mode does not estimate its posterior "
+                        "probability.",
+                        "Impose an ordering on exchangeable parameters, or use priors that "
+                        "distinguish them.",
                         tuple(apart),
                     )
                 )
+            if bad[name] > RHAT_ERROR:
+                limit, state = RHAT_ERROR, "do not agree"
+                advice = (
+                    "Do not use these draws, or quantities computed from them, as posterior "
+                    "estimates."
+                )
+            else:
+                limit, state = RHAT_MAX, "may not have converged"
+                advice = "Estimates may be unreliable."
             findings.append(
                 Finding(
                     "error" if bad[name] > RHAT_ERROR else "warning",
                     "rhat",
-                    f"The chains do not agree: R-hat is {bad[name]:.4g} for '{name}'"
-                    f"{_worst_of(bad)}, above {RHAT_MAX}. Means and intervals cannot be trusted.",
+                    f"The chains {state}: R-hat is {bad[name]:.4g} for '{name}'{_worst_of(bad)}, "
+                    f"above {limit}. {advice}",
                     "Run longer chains (warmup=, draws=). If that does not help, look for several "
                     "modes and for sites that the data do not identify.",
                     tuple(bad),
                 )
             )
     least = ESS_MIN_PER_CHAIN * chains
-    sizes: dict[str, float] = {}
+    sizes: dict[str, tuple[float, str]] = {}
     for kind in ("bulk", "tail"):
         for name, size in idata.ess(posterior, kind).items():
             if np.isfinite(size).any():
-                sizes[name] = min(sizes.get(name, np.inf), float(np.nanmin(size)))
-    few = {n: s for n, s in sizes.items() if s < least}
+                sizes[name] = min(sizes.get(name, (np.inf, "")), (float(np.nanmin(size)), kind))
+    few = {n: s for n, s in sizes.items() if s[0] < least}
     if few:
         name = min(few, key=lambda n: few[n])
+        fewest, kind = few[name]
         findings.append(
             Finding(
                 "warning",
                 "ess",
-                f"The effective sample size of '{name}'{_worst_of(few)} is {few[name]:.0f}, below "
-                f"{least} ({ESS_MIN_PER_CHAIN} per chain). Estimates of R-hat and quantiles are "
-                "unstable.",
+                f"The {kind} effective sample size of '{name}'{_worst_of(few)} is {fewest:.0f}, "
+                f"below {least} ({ESS_MIN_PER_CHAIN} per chain). Estimates of R-hat and quantiles "
+                "are unstable.",
                 "Draw more (draws=). If sites are strongly correlated, reparameterise the model or "
                 "use NUTS(mass_matrix='low_rank').",
                 tuple(few),
@@ -170,10 +181,11 @@ def check_energy(stats: Mapping[str, Any]) -> list[Finding]:
             Finding(
                 "error" if count > DIVERGING_ERROR * diverging.size else "warning",
                 "divergences",
-                f"{count} of {diverging.size} transitions diverged: the sampler could not follow "
-                "the density there, so the draws may miss part of the posterior.",
-                "Raise target_accept (0.95, 0.99), or reparameterise the model without a funnel, "
-                "for example non-centred (pyro.infer.reparam.LocScaleReparam).",
+                f"{count} of {diverging.size} transitions diverged: numerical integration of the "
+                "trajectory failed there, so the draws may miss part of the posterior.",
+                "Raise target_accept (0.95, 0.99), or reparameterise the model to remove "
+                "funnels, for example with a non-centred parameterisation "
+                "(pyro.infer.reparam.LocScaleReparam).",
             )
         )
     if diverging.shape[1] > 1:
@@ -185,7 +197,8 @@ def check_energy(stats: Mapping[str, Any]) -> list[Finding]:
                     "bfmi",
                     f"The energy changes slowly from draw to draw (E-BFMI is {low:.2f}, below "
                     f"{BFMI_MIN}), so the tails are explored slowly.",
-                    "Reparameterise heavy tails and funnels, or run longer chains (draws=).",
+                    "Reparameterise the model to remove heavy tails and funnels, or run longer "
+                    "chains (draws=).",
                 )
             )
     return findings
@@ -210,7 +223,12 @@ def check_tree(stats: Mapping[str, Any], max_treedepth: int) -> list[Finding]:
 
 
 def check_weights(
-    log_weights: Array, pareto_k: float, approximation: str, remedy: str = ""
+    log_weights: Array,
+    pareto_k: float,
+    approximation: str,
+    remedy: str = "",
+    *,
+    resampled: bool = False,
 ) -> list[Finding]:
     """Check draws of an approximation by their importance weights.
 
@@ -219,27 +237,39 @@ def check_weights(
         pareto_k: the Pareto k-hat of the importance ratios.
         approximation: its name, for the message: ``"the guide"``.
         remedy: what to try before another method.
+        resampled: whether the draws of the fit are resampled by these weights. If not, uneven
+            weights mean that the draws differ from the posterior.
     """
     count = len(log_weights)
     ess = float(np.exp(-np.logaddexp.reduce(2 * log_weights)))
-    if pareto_k > PARETO_K_MAX:
-        reason = (
-            f"the Pareto k-hat of its importance ratios is {pareto_k:.2f}, above {PARETO_K_MAX}"
-        )
-    elif ess / count < WEIGHT_SHARE_MIN:
-        reason = (
-            f"the effective sample size of its {count} weighted draws is {ess:.0f}, below "
-            f"{WEIGHT_SHARE_MIN:.0%} of them"
-        )
-    else:
+    limit = pareto_k_max(count)
+    another = f"{remedy} Use method='nuts', which makes no such approximation.".lstrip()
+    if pareto_k > limit:
+        return [
+            Finding(
+                "warning",
+                "pareto_k",
+                f"Importance weights show that {approximation} does not match the posterior: the "
+                f"Pareto k-hat of its importance ratios is {pareto_k:.2f}, above {limit:.2g}. Do "
+                "not base posterior estimates on these draws.",
+                another,
+            )
+        ]
+    if ess / count >= WEIGHT_SHARE_MIN:
         return []
+    effect = (
+        "estimates are imprecise."
+        if resampled
+        else f"{approximation} does not match the posterior. Do not base posterior estimates on "
+        "these draws."
+    )
     return [
         Finding(
             "warning",
-            "pareto_k" if pareto_k > PARETO_K_MAX else "weights",
-            f"Importance weights show that {approximation} does not match the posterior: {reason}. "
-            "Do not use these draws, or quantities computed from them, as posterior estimates.",
-            f"{remedy} Use method='nuts', which makes no such approximation.".lstrip(),
+            "weights",
+            f"The importance weights of {approximation} are uneven (effective sample size "
+            f"{ess:.0f} of {count} draws), so {effect}",
+            another,
         )
     ]
 
@@ -252,20 +282,20 @@ def interrupted(stop: KeyboardInterrupt, done: float, of: str, kept: str, again:
         done: the amount of work that was done.
         of: the whole amount, in words: ``"4 starts"``.
         kept: what happens with the work that was done: ``"the best point found is returned"``.
-        again: the end of the sentence on how to get all work done: ``"starts"``.
+        again: what a complete run would do: ``"run all starts"``.
     """
     if isinstance(stop, TimeUp):
         return Finding(
             "warning",
             "time_limit",
             f"The time limit of {stop.limit:g} s ended the run after {done} of {of}; {kept}.",
-            f"Use a longer time_limit=, or none, for all {again}.",
+            f"Use a longer time_limit=, or none, to {again}.",
         )
     return Finding(
         "warning",
         "interrupted",
         f"The run was interrupted after {done} of {of}; {kept}.",
-        f"Run again with the same seed for all {again}.",
+        f"Rerun with the same seed to {again}.",
     )
 
 

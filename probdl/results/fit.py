@@ -254,7 +254,7 @@ class Fit:
             try:
                 arrays = make()
             except ProbdlError as error:
-                warn(f"idata has no group {group}: {error}")
+                warn(f"The group '{group}' was omitted from idata: {error}")
                 continue
             groups[group] = {k: v for k, v in arrays.items() if k not in self.draws}
         if prior:

@@ -161,7 +161,7 @@ class GuidedFit(Fit, needs="guide; Fit by method='svi'."):
                 got = tuple(tensors[name].shape) if name in tensors else "none"
                 raise SettingError(
                     f"decode() needs codes of site '{name}' with the shape (rows, "
-                    f"{', '.join(map(str, shape))}), and got {got}."
+                    f"{', '.join(map(str, shape))}), but got {got}."
                 )
         rows = len(tensors[self._local[0]])
         program = self.program.with_arguments(args, kwargs) if args or kwargs else self._rows(rows)

@@ -30,7 +30,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from torch.utils._pytree import tree_leaves
 
 from probdl.errors import FindingWarning, ModelError, ProbdlError, warn
-from probdl.findings import PARETO_K_MAX, TAIL_DRAWS_MIN, Finding
+from probdl.findings import TAIL_DRAWS_MIN, Finding, pareto_k_max
 from probdl.io.idata import psis
 from probdl.model.density import LogDensity
 from probdl.model.distributions import base_distribution
@@ -152,13 +152,15 @@ class LogEvidence:
         pointwise: log p(x_i) of each row, (rows,); a single number for all data if rows share a
             latent site.
         standard_error: the standard error of each, by the delta method.
-        pareto_k: the Pareto k-hat of the importance weights. Above 0.7, the estimate and its
-            standard error are too low.
+        pareto_k: the Pareto k-hat of the importance weights. Above min(1 - 1/log10(S), 0.7), with
+            S = ``num_samples``, the estimate and its standard error tend to be too low.
+        num_samples: the number of draws of the latent sites.
     """
 
     pointwise: Array
     standard_error: Array
     pareto_k: Array
+    num_samples: int
 
     @property
     def total(self) -> float:
@@ -167,12 +169,13 @@ class LogEvidence:
 
     def __repr__(self) -> str:
         count = self.pointwise.size
-        bad = int((self.pareto_k > PARETO_K_MAX).sum())
+        limit = pareto_k_max(self.num_samples)
+        bad = int((self.pareto_k > limit).sum())
         each = f", mean={self.total / count:.2f} over {count} rows" if count > 1 else ""
         error = float(np.sqrt(np.square(self.standard_error).sum()))
         return (
             f"LogEvidence(total={self.total:.2f} ± {error:.2g}{each}, pareto_k above "
-            f"{PARETO_K_MAX} for {bad} of {count})"
+            f"{limit:.2g} for {bad} of {count})"
         )
 
 
@@ -282,7 +285,8 @@ def log_evidence(
     )
     enough = count >= TAIL_DRAWS_MIN
     k = np.array([psis(row)[1] for row in ratios.reshape(-1, count)]) if enough else np.nan
-    return LogEvidence(log_mean, error, np.broadcast_to(k, log_mean.size).reshape(log_mean.shape))
+    k = np.broadcast_to(k, log_mean.size).reshape(log_mean.shape)
+    return LogEvidence(log_mean, error, k, count)
 
 
 def encode(program: Program, proposal: Proposal, count: int | None) -> dict[str, Tensor]:
@@ -392,7 +396,9 @@ def _evaluate_draws(
             if not parts:
                 raise
             done = sum(len(tree_leaves(part)[0]) for part in parts)
-            finding = interrupted(stop, done, f"{count} draws", "those are used", "of them")
+            finding = interrupted(
+                stop, done, f"{count} draws", "these draws are used", "get all draws"
+            )
             if findings is None:
                 warn(str(finding), FindingWarning)
             else:

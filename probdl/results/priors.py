@@ -74,15 +74,15 @@ def check_prior(
     ]
     names = tuple(s.name for s in latent if _same_as_prior(draws.get(s.name), values[s.name]))
     if names and len(names) < len(latent):
-        their = "its" if len(names) == 1 else "their"
+        them = "it" if len(names) == 1 else "them"
         findings.append(
             Finding(
                 "info",
                 "identification",
-                f"The data are not informative about {', '.join(map(repr, names))}: {their} "
-                f"posterior is indistinguishable from {their} prior.",
-                "Results that depend on these sites reflect the prior only. Check that this is "
-                "intended, or remove the sites.",
+                "No difference was found between the marginal posterior and prior of "
+                f"{', '.join(map(repr, names))}, so the data may be uninformative about {them}.",
+                "Results for these sites may mainly reflect the prior; check that this is "
+                "intended.",
                 names,
             )
         )
@@ -108,10 +108,10 @@ def _check_conflict(name: str, data: Array, drawn: Array) -> list[Finding]:
                 "warning",
                 "prior_conflict",
                 f"The data conflict with the prior: the {statistic} of '{name}' is {value:.4g}, "
-                f"{'above' if above else 'below'} that of all {PRIOR_DRAWS} data sets drawn from "
-                f"the prior (95 % of them lie between {low:.4g} and {high:.4g}).",
-                "Check the units of the data. If they are right, use wider or shifted priors; "
-                "fit.to_idata(prior=True) returns draws from the prior.",
+                f"{'above' if above else 'below'} that of all {PRIOR_DRAWS} prior predictive data "
+                f"sets (95% of their {statistic}s lie between {low:.4g} and {high:.4g}).",
+                "Check the units of the data and the likelihood. If they are right, use wider or "
+                "shifted priors; fit.to_idata(prior=True) returns draws from the prior.",
                 (name,),
             )
         ]

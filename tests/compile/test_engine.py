@@ -319,7 +319,9 @@ def test_threads_can_call_a_density_concurrently():
 
 def test_nutpies_public_interface_is_used_if_the_private_one_fails(monkeypatch):
     monkeypatch.setattr(nutpie_adapter, "_private", lambda: (None, "TypeError: no such argument"))
-    with pytest.warns(probdl.FindingWarning, match="no such argument.*public interface"):
+    with pytest.warns(
+        probdl.FindingWarning, match=r"\(sampler\).*no such argument.*public interface"
+    ):
         fit = probdl.infer(normal_normal, SIGMA, Y, method=QUICK, seed=1)
     assert fit.stats["engine"] == "native"
     assert agrees(fit, Y)

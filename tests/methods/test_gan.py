@@ -129,7 +129,9 @@ def test_a_generator_that_misses_data_is_reported():
 def test_a_saturated_discriminator_is_reported():
     far = 100 + torch.randn(500, 1, generator=torch.Generator().manual_seed(0))
     method = probdl.GAN(discriminator=critic(), loss="minimax", steps=600, learning_rate=1e-3)
-    with pytest.warns(probdl.FindingWarning, match="The discriminator is saturated"):
+    with pytest.warns(
+        probdl.FindingWarning, match=r"\(saturated\): The discriminator is saturated"
+    ):
         probdl.infer(program(line()), far, method=method, seed=1)
 
 

@@ -47,7 +47,11 @@ def test_few_effective_draws_are_reported_even_with_bounded_ratios():
     weights = np.full(1000, 1e-300)
     weights[:50] = 1 / 50  # fifty draws near the posterior mass, the others far away
     (finding,) = check_weights(np.log(weights), 0.1, "the normal approximation")
-    assert "effective sample size of its 1000 weighted draws is 50" in finding.message
+    assert "effective sample size 50 of 1000 draws" in finding.message
+    assert "Do not base posterior estimates on these draws" in finding.message
+    (finding,) = check_weights(np.log(weights), 0.1, "the proposal", resampled=True)
+    assert finding.check == "weights"
+    assert "estimates are imprecise" in finding.message
     assert check_weights(np.full(1000, -np.log(1000)), 0.1, "the normal approximation") == []
 
 

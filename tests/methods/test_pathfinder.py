@@ -88,7 +88,7 @@ def test_a_density_without_a_maximum_is_refused():
         x = pyro.sample("x", dist.ImproperUniform(dist.constraints.real, (), ()))
         pyro.factor("f", x + 0 * y)
 
-    with pytest.raises(probdl.ModelError, match="is concave"):
+    with pytest.raises(probdl.ModelError, match="no usable curvature"):
         probdl.infer(rising, torch.tensor(0.0), method="pathfinder", seed=1)
     with pytest.raises(probdl.SettingError, match="at least 25"):
         probdl.Pathfinder(draws=3)

@@ -515,7 +515,9 @@ def test_an_estimator_that_would_be_biased_is_refused():
     with pytest.raises(probdl.SettingError, match="Jacobian"):
         probdl.infer(location, np.ones(3), method=probdl.SVI(elbo="mean_field"), seed=1)
     method = probdl.SVI(guide=AutoMultivariateNormal(location))
-    with pytest.raises(probdl.SettingError, match="tied to a model, not to the copy"):
+    with pytest.raises(
+        probdl.SettingError, match="bound to the original model, but training uses a copy"
+    ):
         probdl.infer(location, np.ones(3), method=method, seed=1)
 
 

@@ -15,6 +15,7 @@ from probdl.io import idata
 from probdl.methods.base import METHODS
 from probdl.models import eight_schools
 from probdl.montecarlo import calibrate
+from probdl.montecarlo.calibration import _describe_error
 from probdl.plots import plot_calibration
 
 Y = torch.zeros(3)
@@ -59,10 +60,10 @@ def test_an_exact_method_is_calibrated():
 @pytest.mark.parametrize(
     ("settings", "how"),
     [
-        ({"shift": 0.4}, "too large"),
-        ({"shift": -0.4}, "too small"),
-        ({"stretch": 0.7}, "too narrow"),
-        ({"stretch": 1.5}, "too wide"),
+        ({"shift": 0.4}, "biased upwards"),
+        ({"shift": -0.4}, "biased downwards"),
+        ({"stretch": 0.7}, "underdispersed"),
+        ({"stretch": 1.5}, "overdispersed"),
     ],
 )
 def test_deliberate_errors_are_found(settings, how):
@@ -70,7 +71,15 @@ def test_deliberate_errors_are_found(settings, how):
         found = calibrate(location, wrong(**settings), (Y,), simulations=500, seed=1)
     assert not found.calibrated
     assert found.table.outside_band["mu"]
+    assert found.findings[0].check == "calibration"
     assert found.findings[0].sites == ("mu",)
+
+
+def test_ranks_that_are_not_uniform_differ_in_shape_if_mean_and_variance_agree():
+    ranks = np.repeat([0.05, 0.35, 0.65, 0.95], 50)  # mean 1/2, and a variance of 0.11
+    assert _describe_error(ranks) == "the draws are underdispersed"
+    ranks = np.repeat([0.5 - 12**-0.5, 0.5 + 12**-0.5], 50)  # a variance of 1/12
+    assert _describe_error(ranks) == "the draws and the posterior differ in shape"
 
 
 def test_nuts_is_calibrated_on_eight_schools():
@@ -112,7 +121,7 @@ def test_a_mean_field_guide_is_reported_as_too_narrow():
             pyro.sample("y", dist.Normal(a + b, 0.5), obs=y)
 
     method = probdl.SVI(steps=1500, draws=99, learning_rate=0.03)
-    with pytest.warns(probdl.FindingWarning, match="too narrow"):
+    with pytest.warns(probdl.FindingWarning, match="underdispersed"):
         found = calibrate(model, method, (torch.zeros(5),), simulations=150, seed=1)
     assert not found.calibrated
 

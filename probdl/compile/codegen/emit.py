@@ -99,7 +99,7 @@ def emit(graph: fx.Graph, dim: int) -> Source:
     """Write a graph from (z, *arrays) to (gradient, value) as C.
 
     Raises:
-        UnsupportedError: an operation has no C form.
+        UnsupportedError: the native engine does not support an operation.
     """
     return _Emitter(graph, dim).source()
 
@@ -154,10 +154,14 @@ class _Emitter(Builder):
             elif op in REDUCTIONS:
                 kwargs.pop("dtype", None)
                 if self.dtype is torch.bool and op in (aten.sum, aten.prod):
-                    raise UnsupportedError(f"{node.target} of truth values has no C form")
+                    raise UnsupportedError(
+                        f"{node.target} on Boolean tensors is not supported by the native engine"
+                    )
                 self.values[node] = reduction(self, op, *args, **kwargs)
             else:
-                raise UnsupportedError(f"the operation {node.target} has no C form")
+                raise UnsupportedError(
+                    f"the operation {node.target} is not supported by the native engine"
+                )
         except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
             if isinstance(error, UnsupportedError):
                 raise
@@ -196,12 +200,16 @@ class _Emitter(Builder):
         if op in _SUMS and len(args) == 3:  # alpha may be positional
             *args, kwargs["alpha"] = args
         if op in _SUMS and self.dtype is torch.bool:
-            raise UnsupportedError(f"{op.__name__} of truth values has no C form")
+            raise UnsupportedError(
+                f"{op.__name__} on Boolean tensors is not supported by the native engine"
+            )
         operands = [a for a in args if isinstance(a, Value)]
         numbers = [None if isinstance(a, Value) else a for a in args]
         is_value = [isinstance(a, Value) for a in args]
         if op in _BITWISE and self.dtype != torch.bool:
-            raise UnsupportedError(f"{op.__name__} of integers has no C form")
+            raise UnsupportedError(
+                f"{op.__name__} on integers is not supported by the native engine"
+            )
         unchanged = _unchanged_operand(op, args, kwargs)
         if unchanged is not None:
             return unchanged.like(unchanged.layout.expand(self.shape))

@@ -36,7 +36,7 @@ MIN_ROW_PASS_READS = 2**17  # numbers; with fewer, the data stay in the cache be
 
 
 class UnsupportedError(ProbdlError, RuntimeError):
-    """The graph contains an operation that has no C form."""
+    """The graph contains an operation that the native engine does not support."""
 
 
 @dataclass(eq=False)

@@ -41,13 +41,17 @@ def check_game(loss: str, recorded: Mapping[str, NDArray[np.float64]]) -> list[F
         for name in ("d_real", "d_fake", "value")
     )
     if real - fake > SATURATED_MIN:
+        effect = (
+            "the generator has almost no gradient"
+            if loss == "minimax"
+            else "its output gives the generator little useful information"
+        )
         return [
             Finding(
                 "warning",
                 "saturated",
                 f"The discriminator is saturated: D(x) is {real:.3f} and D(G(z)) is {fake:.3f} at "
-                "the end. It separates draws from data almost perfectly, so the generator has "
-                "almost no gradient.",
+                f"the end. It separates draws from data almost perfectly, so {effect}.",
                 "Use loss='wasserstein' or 'hinge', a smaller discriminator, or a lower "
                 "discriminator_learning_rate.",
             )
@@ -91,9 +95,10 @@ def check_coverage(fit: Fit, data: Tensor, site: str, loss: str) -> list[Finding
         Finding(
             "warning",
             "mode_collapse",
-            f"Only {covered:.0%} of the data have a draw in their neighbourhood, where "
-            f"{1 - 2.0**-NEIGHBOURS:.0%} are expected: the generator misses parts of the data, or "
-            "its draws do not resemble the data.",
+            f"Only {covered:.0%} of the data have a draw in their neighbourhood "
+            f"({1 - 2.0**-NEIGHBOURS:.0%} would be expected if draws and data had the same "
+            "distribution): the generator misses parts of the data, or its draws do not resemble "
+            "the data.",
             remedy.lstrip(),
         )
     ]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from probdl.errors import ModelError
-from probdl.findings import PARETO_K_MAX, TAIL_DRAWS_MIN
+from probdl.findings import TAIL_DRAWS_MIN, pareto_k_max
 from probdl.methods.approximate.weighting import draw_weighted, resample
 from probdl.methods.base import Method
 from probdl.methods.fixed_params import held_params
@@ -114,8 +114,15 @@ class Importance(Method, name="importance"):
             "ess": weighted.ess,
             "log_weights": weighted.log_weights,
         }
-        if weighted.ess < self.draws / 10 or weighted.pareto_k > PARETO_K_MAX:
-            findings += check_weights(weighted.log_weights, weighted.pareto_k, "the proposal")
+        limit = pareto_k_max(len(weighted.log_weights))
+        if weighted.ess < self.draws / 10 or weighted.pareto_k > limit:
+            findings += check_weights(
+                weighted.log_weights,
+                weighted.pareto_k,
+                "the proposal",
+                "Increase num_samples, or use a better proposal (guide=).",
+                resampled=True,
+            )
         return GuidedFit(self, program, structure, draws, stats, seed, findings, proposal=proposal)
 
     def _proposal(self, program: Program, structure: Structure) -> Proposal:

@@ -68,7 +68,7 @@ class Pathfinder(Method, name="pathfinder"):
 
     Raises:
         SettingError: a setting is out of range.
-        ModelError: no path finds a point where the density has curvature.
+        ModelError: no path finds a usable curvature of the density.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist, probdl
@@ -119,7 +119,7 @@ class Pathfinder(Method, name="pathfinder"):
                 of = f"{self.paths} paths"
                 drawn = sum(len(s.z) for s in found)
                 kept = f"their {drawn} draws are used"
-                findings.append(interrupted(stop, len(found), of, kept, "draws"))
+                findings.append(interrupted(stop, len(found), of, kept, "get all draws"))
         z = np.concatenate([s.z for s in found])
         lp = np.concatenate([s.log_p for s in found])
         ratios = lp - np.concatenate([s.log_q for s in found])
@@ -138,7 +138,13 @@ class Pathfinder(Method, name="pathfinder"):
             "engine": evaluator.engine,
         }
         findings += [
-            *check_weights(log_weights, pareto_k, "the normal approximation"),
+            *check_weights(
+                log_weights,
+                pareto_k,
+                "the normal approximation",
+                "Increase paths." if len(found) > 1 else "",
+                resampled=len(found) > 1,
+            ),
             *held_params(structure),
         ]
         draws = {name: value.numpy() for name, value in values.items()}
@@ -241,8 +247,9 @@ def _best_normal(
         if best is not None:
             return best, rng
     raise ModelError(
-        f"None of {PATHS_MAX} paths of L-BFGS on the model '{density.program.name}' reached a "
-        "point where its log density is concave. Give all sites proper priors, or use "
+        "L-BFGS found no usable curvature of the log density of the model "
+        f"'{density.program.name}' on any of {PATHS_MAX} paths, so there is no normal "
+        "approximation. The posterior may be improper: give all sites proper priors, or use "
         "method='nuts'."
     )
 

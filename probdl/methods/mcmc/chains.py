@@ -61,14 +61,17 @@ def gather(chains: Sequence[Chain], draws: int, stop: KeyboardInterrupt | None) 
     intact = [chain for chain in chains if chain.failure is None]
     if failed:
         first, failure = next(iter(failed.items()))
-        example = f"chain {first} failed after {len(chains[first].z)} draws: {failure}"
+        done = len(chains[first].z)
         if not intact:
-            raise ModelError(f"Every chain failed; {example}")
+            raise ModelError(
+                f"All chains failed. The first error: chain {first}, after {done} draws: {failure}"
+            )
         findings.append(
             Finding(
                 "error",
                 "chain_failed",
-                f"{len(failed)} of {len(chains)} chains failed and are left out; {example}",
+                f"{len(failed)} of {len(chains)} chains failed and are left out; chain {first} "
+                f"failed after {done} draws: {failure}",
                 "Fix the error above. The remaining chains may have missed parts of the posterior.",
             )
         )
@@ -79,9 +82,9 @@ def gather(chains: Sequence[Chain], draws: int, stop: KeyboardInterrupt | None) 
         raise stop if stop is not None else ModelError("The sampler returned no draws.")
     kept = [chain for chain in intact if len(chain.z) >= count]
     if stop is not None and (count < draws or len(kept) < len(intact)):
-        chosen = f" of {len(kept)} of the {len(chains)} chains" if len(kept) < len(chains) else ""
-        of = f"{draws} draws per chain"
-        findings.append(interrupted(stop, count, of, f"those{chosen} are returned", "of them"))
+        chosen = f"{len(kept)} of the {len(chains)}" if len(kept) < len(chains) else "all"
+        of, returned = f"{draws} draws per chain", f"these draws from {chosen} chains are returned"
+        findings.append(interrupted(stop, count, of, returned, "get all draws"))
     return Chains(
         np.stack([chain.z[:count] for chain in kept]),
         {name: np.stack([c.stats[name][:count] for c in kept]) for name in kept[0].stats},

@@ -28,7 +28,7 @@ from probdl.util.lazy import special
 
 __all__ = ["point_fit"]
 
-# On R^d: at -5, a positive site is at exp(-5), or 0.7 % of its unit, from the edge of its support.
+# On R^d: at -5, a positive site is at exp(-5), or 0.7% of its unit, from the edge of its support.
 EDGE_DISTANCE = 5.0
 
 
@@ -77,8 +77,12 @@ def point_fit(
         }
     if optimum.information is not None:
         parts = curvature(optimum.information, optimum.z)
-        no_maximum_reported = any(f.check == "no_maximum" for f in findings)
-        of_curvature = _check_curvature(density, optimum.z, parts, method, no_maximum_reported)
+        reported = {f.check for f in findings}
+        of_curvature = []
+        if "not_converged" not in reported:  # else the curvature is not that of a maximum
+            of_curvature = _check_curvature(
+                density, optimum.z, parts, method, "no_maximum" in reported
+            )
         if any(f.check == "flat" for f in of_curvature):  # which implies it
             findings = [f for f in findings if f.check != "not_identified"]
         findings += of_curvature

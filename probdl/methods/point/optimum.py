@@ -97,7 +97,7 @@ def maximise(
             if not found:
                 raise
             of, kept = f"{starts} starts", "the best point found is returned"
-            findings.append(interrupted(stop, len(found), of, kept, "starts"))
+            findings.append(interrupted(stop, len(found), of, kept, "run all starts"))
     best = max(found, key=lambda end: end.value)
     if dense := density.dim <= DENSE_MAX:
         # L-BFGS may have stopped lower, but on the way to the same maximum.
@@ -106,7 +106,8 @@ def maximise(
         best = max(ends, key=lambda end: end.value)
     else:
         ends = found
-    if best.gain >= NEWTON_GAIN_MIN:
+    # Out of steps, a point far from the maximum has a large gain as well.
+    if best.gain >= NEWTON_GAIN_MIN and best.converged:
         labels = largest(density.labels, best.step / (1 + best.z.abs()))
         findings.append(no_maximum(labels))
     elif not best.converged:
@@ -300,7 +301,7 @@ def curvature(information: Tensor, z: Tensor) -> Curvature:
             "there."
         )
     diagonal = information.diagonal().abs()
-    # If a change of a coordinate by 100 % makes no difference, its curvature is rounding, which
+    # If a change of a coordinate by 100% makes no difference, its curvature is rounding, which
     # scaling must not magnify.
     unmoved = diagonal * (1 + z**2) <= UNMOVED_MAX
     scale = torch.where(unmoved, 1.0, diagonal).rsqrt()

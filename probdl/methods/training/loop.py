@@ -153,7 +153,7 @@ class TrainingLoop(ABC):
                         self.done,
                         f"{self.steps} steps",
                         "the fit holds the state reached",
-                        "steps; with checkpoint=, training resumes where it stopped",
+                        "take all steps; with checkpoint=, training resumes where it stopped",
                     )
                 )
 
@@ -221,7 +221,7 @@ class TrainingLoop(ABC):
             Finding(
                 "error",
                 "loss_not_finite",
-                f"{message} The fit holds the last good state, of step {step}.",
+                f"{message} The fit holds the parameters from step {step}.",
                 remedy,
             )
         )

@@ -78,7 +78,7 @@ def make_guide(
         start: values of the latent sites, from which an automatic guide is initialised.
 
     Raises:
-        SettingError: the guide is an instance of an autoguide, which is tied to its own model.
+        SettingError: the guide is an instance of an autoguide, which is bound to its own model.
     """
     if guide is None:
         guide = own_guide(program) or "normal"
@@ -88,9 +88,9 @@ def make_guide(
         guide = GUIDES[guide]
     if isinstance(guide, AutoGuide):  # it uses the caller's model, not the copy trained here
         raise SettingError(
-            f"guide={type(guide).__name__}(model) is tied to a model, not to the copy of it that "
-            f"is trained. Pass the class, guide={type(guide).__name__}, or the class with options, "
-            f"functools.partial({type(guide).__name__}, init_scale=0.1)."
+            f"guide={type(guide).__name__}(model) is bound to the original model, but training "
+            f"uses a copy. Pass the class, guide={type(guide).__name__}, or the class with "
+            f"options, functools.partial({type(guide).__name__}, init_scale=0.1)."
         )
     factory = getattr(guide, "func", guide)  # the class in a functools.partial
     if not (isinstance(factory, type) and issubclass(factory, AutoGuide)):

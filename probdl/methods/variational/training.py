@@ -26,7 +26,7 @@ from probdl.util.openmp import WaitPolicy
 
 __all__ = ["Outcome", "Plan", "VariationalTraining", "train"]
 
-# Ours, about 95 %: standard errors by which the last block may be worse than the best one.
+# Ours, about 95%: standard errors by which the last block may be worse than the best one.
 WORSE_THAN_BEST_ERRORS = 2.0
 
 
@@ -343,7 +343,7 @@ def _check_convergence(losses: NDArray[np.float64]) -> list[Finding]:
             "warning",
             "not_converged",
             f"The ELBO was still rising at the end of training: it rose by {gain:.4g} nats between "
-            f"the last two 10 % blocks of steps, to {-after.mean():.6g}.",
+            f"the last two 10% blocks of steps, to {-after.mean():.6g}.",
             "Train for more steps, or raise learning_rate.",
         )
     ]

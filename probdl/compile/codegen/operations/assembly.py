@@ -116,7 +116,7 @@ def _view_scatter(view: Callable[..., Tensor]) -> Callable[..., Value]:
 
 def _as_strided_scatter(builder: Builder, base: Value, source: Value, *args: Any) -> Value:
     if not builder.input_fills_storage:
-        raise UnsupportedError("as_strided of a view has no C form")
+        raise UnsupportedError("as_strided of a view is not supported by the native engine")
     part = torch.as_strided(empty(builder.shape), *args)
     return _assembled(builder, base, [(part, source)])
 

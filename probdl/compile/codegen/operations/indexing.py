@@ -44,7 +44,9 @@ def _selection(builder: Builder, x: Tensor, indices: Sequence[Value | None]) -> 
     indexed = [d for d, i in enumerate(indices) if i is not None]
     first = indexed[0]
     if indexed != list(range(first, indexed[-1] + 1)):
-        raise UnsupportedError("indices with a slice between them have no C form")
+        raise UnsupportedError(
+            "indexing with tensors separated by a slice is not supported by the native engine"
+        )
     picked = tuple(torch.broadcast_shapes(*(i.layout.shape for i in indices if i is not None)))
     rest = x
     for d in reversed(indexed):
@@ -128,7 +130,9 @@ def _selection_along(x: Tensor, dim: int, index: Value) -> _Selection:
     """Prepare loops over an index whose entries are positions along one dimension of a layout."""
     shape = tuple(index.layout.shape)
     if not shape:
-        raise UnsupportedError("gather and scatter of single numbers have no C form")
+        raise UnsupportedError(
+            "gather and scatter on 0-dimensional tensors are not supported by the native engine"
+        )
     dim %= len(shape)
     strides, size = list(x.stride()), x.shape[dim]
     step, strides[dim] = strides[dim], 0
@@ -167,7 +171,7 @@ def _scatter(sign: str) -> Callable[..., Value]:
     ) -> Value:
         _refuse_logical_sums(builder, sign == "+=")
         if reduce is not None:
-            raise UnsupportedError("scatter with reduce has no C form")
+            raise UnsupportedError("scatter with reduce= is not supported by the native engine")
         result, index = builder.shape, builder.in_memory(index)
         chosen = _selection_along(empty(result), dim, index)
         if not isinstance(source, Value):
@@ -194,7 +198,9 @@ def _scatter(sign: str) -> Callable[..., Value]:
 
 def _refuse_logical_sums(builder: Builder, accumulate: bool) -> None:
     if accumulate and builder.dtype is torch.bool:
-        raise UnsupportedError("accumulating truth values has no C form")
+        raise UnsupportedError(
+            "accumulation of Boolean tensors is not supported by the native engine"
+        )
 
 
 RULES: dict[Any, Callable[..., Any]] = {

@@ -114,7 +114,9 @@ def _cholesky(
     builder: Builder, a: Value, *, upper: bool = False, check_errors: bool = False
 ) -> list[Value]:
     if upper:
-        raise UnsupportedError("an upper Cholesky factor has no C form; use the lower one")
+        raise UnsupportedError(
+            "an upper Cholesky factor is not supported by the native engine; use the lower one"
+        )
     a = builder.copied(a)
     shape = tuple(a.layout.shape)
     *batch, n, _ = shape

@@ -31,7 +31,7 @@ def _as_strided(
     offset: int | None = None,
 ) -> Value:
     if not builder.input_fills_storage:
-        raise UnsupportedError("as_strided of a view has no C form")
+        raise UnsupportedError("as_strided of a view is not supported by the native engine")
     x = builder.copied(x)
     return x.like(x.layout.as_strided(size, stride, offset or 0))
 
