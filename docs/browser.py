@@ -147,11 +147,32 @@ def check(site: Path, browser: str) -> tuple[int, list[str]]:
     return len(pages), wrong
 
 
-def main() -> None:
-    """Check a site and exit with an error if something is wrong with it."""
+def working_browser() -> str:
+    """Return a browser that opens an empty page.
+
+    Raises:
+        RuntimeError: there is none.
+    """
     browser = next(filter(None, map(shutil.which, NAMES)), None)
     if browser is None:
-        sys.stdout.write("SKIPPED: the site was not opened in a browser; Chromium is missing\n")
+        raise RuntimeError("Chromium is missing")
+    with tempfile.TemporaryDirectory() as profile:
+        command = [browser, *FLAGS, f"--user-data-dir={profile}", "--dump-dom", "about:blank"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise RuntimeError(f"{browser} does not run ({error})") from None
+    if "<html" not in done.stdout:
+        raise RuntimeError(f"{browser} does not run ({done.stderr[-200:]})")
+    return browser
+
+
+def main() -> None:
+    """Check a site and exit with an error if something is wrong with it."""
+    try:
+        browser = working_browser()
+    except RuntimeError as error:
+        sys.stdout.write(f"SKIPPED: the site was not opened in a browser; {error}\n")
         return
     count, wrong = check(Path(sys.argv[1]).resolve(), browser)
     if wrong:
