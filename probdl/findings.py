@@ -259,7 +259,7 @@ TOPICS: dict[str, dict[str, Check]] = {
         ),
     },
     "The model and its data": {
-        "no_data": Check(_W, "No site is observed, so the fit samples from the prior."),
+        "no_data": Check(_W, "No site is observed, so the result reflects only the prior."),
         "identification": Check(
             _I,
             "No difference was found between the marginal prior and posterior of some sites, so "

@@ -196,9 +196,9 @@ def _no_data_findings(program: Program, fit: Fit) -> list[Finding]:
         Finding(
             "warning",
             "no_data",
-            f"No site is observed, so the fit samples from the prior: "
-            f"{', '.join(map(repr, omitted))} of '{program.name}' "
-            f"{'was' if len(omitted) == 1 else 'were'} not given.",
+            "No site is observed, so the result reflects only the prior: the "
+            f"argument{'s' * (len(omitted) > 1)} {', '.join(map(repr, omitted))} of "
+            f"'{program.name}' {'was' if len(omitted) == 1 else 'were'} not given.",
             "Pass the data to infer(), after the model.",
         )
     ]

@@ -230,6 +230,10 @@ def plot_latent(
     """
     name, codes = next(iter(fit.encode(*args, **kwargs).items()))
     codes = codes.reshape(len(codes), -1)
+    if codes.shape[1] < 2:
+        raise SettingError(
+            f"The latent site '{name}' has one dimension, and plot_latent() needs two."
+        )
     if max(dims) >= codes.shape[1] or min(dims) < 0:
         raise SettingError(
             f"dims={dims}: the latent site '{name}' has {codes.shape[1]} dimensions. Pass two of "

@@ -259,7 +259,7 @@ def test_all_file_formats_give_the_same_data(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.csv", "x,y\n1,2\n3,\n", "'y' is empty in row 2"),
+        ("a.csv", "x,y\n1,2\n3,\n", "'y' is empty in 1 of 2 rows, first in row 2"),
         ("a.csv", "x,c\n1,red\n3,blue\n", "'c' contains text .row 1: 'red'.* as integers"),
         ("a.csv", "x\n1\n2a\n", "'x' contains text .row 2: '2a'"),
         ("a.csv", "", "cannot be read as csv"),

@@ -260,8 +260,8 @@ def _from_column(column: pd.Series, what: str) -> NDArray[Any]:
     empty = np.flatnonzero(column.isna())
     if len(empty):
         raise DataError(
-            f"{what} is empty in row {empty[0] + 1} ({len(empty)} of {len(column)} rows). Fill in "
-            "the value, or remove the row."
+            f"{what} is empty in {len(empty)} of {len(column)} rows, first in row {empty[0] + 1}. "
+            "Fill in the values, or remove the rows."
         )
     if column.dtype.kind not in "biuf":
         _check_integer_range(column, what)

@@ -159,8 +159,8 @@ def bijection(fn: Any, name: str) -> Transform:
         raise ModelError(
             f"Site '{name}': torch has no bijection from R^n to the support of "
             f"{distribution_name(fn)} ({fn.support}). Build the value from other "
-            "sites: a covariance from LKJCholesky and scales, a point on a sphere from a "
-            "normalised normal."
+            "sites: a covariance from LKJCholesky and scales, or a point on a sphere from a normal "
+            "vector divided by its length."
         ) from None
 
 

@@ -101,10 +101,12 @@ def mmd_test(
         distances = torch.cdist(pooled, pooled)
         h = _median_distance(distances) if bandwidth is None else float(bandwidth)
         if not h > 0:
-            value = (
-                "The median distance between rows is 0" if bandwidth is None else f"{bandwidth=}"
+            raise SettingError(
+                "The median distance between rows is 0, so it cannot be the bandwidth. Pass a "
+                "positive bandwidth=."
+                if bandwidth is None
+                else f"{bandwidth=} must be positive."
             )
-            raise SettingError(f"{value}, but the bandwidth must be positive. Set bandwidth=.")
         kernel = distances.div_(h).square_().mul_(-0.5).exp_()
         kernel.fill_diagonal_(0.0)
         n, m = len(a), len(b)

@@ -99,7 +99,9 @@ def test_discrete_sites_are_summed_out():
 
 
 def test_a_proposal_far_from_the_posterior_is_reported():
-    with pytest.warns(probdl.FindingWarning, match="the proposal does not match the posterior"):
+    # Whether k-hat sees it as well depends on the few draws nearest to the posterior.
+    seen = r"\(pareto_k\).*the proposal does not match|\(weights\).*the proposal are uneven"
+    with pytest.warns(probdl.FindingWarning, match=seen):
         fit = probdl.infer(location, np.full(200, 5.0), method="importance", seed=1)
     assert fit.stats["ess"] < 100
 

@@ -89,9 +89,9 @@ class Laplace(Method, name="laplace"):
             not_concave = torch.cat([parts.flat, parts.rising], 1)
             labels = largest(density.labels, not_concave.norm(dim=1))
             raise ModelError(
-                f"The log posterior density of '{program.name}' is not concave at its mode along "
-                f"{', '.join(labels)}, so it has no normal approximation. Give those sites a "
-                "proper prior, or use method='nuts'."
+                f"The log posterior density of '{program.name}' has no strict maximum at the point "
+                f"found: it is flat or curves upwards along {', '.join(labels)}, so there is no "
+                "normal approximation. Give those sites a proper prior, or use method='nuts'."
             )
         # z = mode + root @ noise, with standard normal noise, has the covariance root @ root.T.
         root = parts.vectors / parts.values.sqrt()

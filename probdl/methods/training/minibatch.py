@@ -69,7 +69,7 @@ class PlateBatches:
         if batch_size > self.size:
             raise SettingError(
                 f"batch_size={batch_size}: the data have {self.size} rows along plate "
-                f"'{self.plate}'. Reduce batch_size, or leave it out to use all data at each step."
+                f"'{self.plate}'. Use batch_size={self.size} or less."
             )
         self.batch_size = batch_size
         self.per_epoch = -(-self.size // batch_size) if last else self.size // batch_size

@@ -275,8 +275,8 @@ class SVI(Method, name="svi"):
         if automatic and self.elbo == "mean_field":
             self._refuse(
                 "elbo",
-                "cannot be used with automatic guides: Pyro's mean-field estimator leaves out the "
-                "Jacobian of their transforms; use 'trace'",
+                "must not be 'mean_field' with an automatic guide: Pyro's mean-field estimator "
+                "leaves out the Jacobian of the guide's transforms; use 'trace'",
             )
 
     def _plan(
