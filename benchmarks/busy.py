@@ -1,8 +1,8 @@
-"""Steps of networks with other work on the machine, and start-up: `make bench-busy`.
+"""Training steps on a busy machine, and start-up time: `make bench-busy`.
 
-As many processes as there are cores do nothing but loop. Idle and busy runs alternate, since the
-machine may have other guests; the figures are medians of ratios within a round. Writes
-results/busy.json and busy.md. Run it with nothing else on the machine.
+One process per core runs an endless loop. Idle and busy runs alternate because the machine may run
+other work; results are medians of ratios within a round. Writes results/busy.json and busy.md. Run
+it on an otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from probdl.nn import MLP
 from probdl.util import openmp
 
 ROUNDS = 3
-SECONDS = 3.0  # of each run
-BEFORE = 2.0  # seconds before, in which it is found out how threads should wait
+RUN_SECONDS = 3.0  # measured part of each run
+WARMUP_SECONDS = 2.0  # seconds of warm-up, in which WaitPolicy chooses how threads wait
 LOOP = "while True: pass"
 
 
 @contextlib.contextmanager
 def busy() -> Iterator[None]:
-    """Keep all cores busy."""
+    """Keep all cores busy inside the context."""
     loops = [subprocess.Popen([sys.executable, "-c", LOOP]) for _ in range(os.cpu_count() or 1)]
     try:
         time.sleep(0.5)
@@ -51,7 +51,7 @@ def busy() -> Iterator[None]:
 
 @contextlib.contextmanager
 def waiting_awake() -> Iterator[None]:
-    """Leave OpenMP as torch has it, and its number of threads."""
+    """Keep torch's default OpenMP wait policy and number of threads inside the context."""
     gnu, use = openmp._gomp, openmp.WaitPolicy.use
     openmp._gomp = lambda: None
     openmp.WaitPolicy.use = lambda self, parallel: None  # type: ignore[method-assign]
@@ -69,13 +69,13 @@ def images(hidden: int, side: int) -> tuple[Any, Any]:
 
 
 def svi(hidden: int, side: int) -> float:
-    """Train a variational autoencoder; return the seconds of a step."""
+    """Train a variational autoencoder; return the seconds per step."""
     vae, x = images(hidden, side)
     return steps_of(vae, x, lambda n: probdl.SVI(steps=n, batch_size=128, draws=1))
 
 
 def gan(hidden: int, side: int) -> float:
-    """Train a generator of images; return the seconds of a step."""
+    """Train a generator of images; return the seconds per step."""
     torch.manual_seed(0)
     generator = MLP([20, hidden, side * side], activation=nn.ReLU)
     discriminator = MLP([side * side, hidden, 1], activation=nn.ReLU)
@@ -91,14 +91,14 @@ def gan(hidden: int, side: int) -> float:
 
 
 def steps_of(model: Any, x: Any, method: Callable[[int], Any]) -> float:
-    """Train for some seconds; return those of a step, what happens once left out."""
+    """Train for a few seconds; return the seconds per step, without set-up and warm-up."""
     ended: list[float] = []
     step = openmp.WaitPolicy.step
 
     def noted(self: openmp.WaitPolicy) -> None:
         step(self)
         ended.append(time.perf_counter())
-        if ended[-1] - ended[0] > BEFORE + SECONDS:
+        if ended[-1] - ended[0] > WARMUP_SECONDS + RUN_SECONDS:
             raise KeyboardInterrupt
 
     openmp.WaitPolicy.step = noted  # type: ignore[method-assign]
@@ -108,7 +108,7 @@ def steps_of(model: Any, x: Any, method: Callable[[int], Any]) -> float:
             probdl.infer(model, x, method=method(10**5), seed=1, progress=False)
     finally:
         openmp.WaitPolicy.step = step  # type: ignore[method-assign]
-    counted = [at for at in ended if at - ended[0] > BEFORE]
+    counted = [at for at in ended if at - ended[0] > WARMUP_SECONDS]
     return (counted[-1] - counted[0]) / (len(counted) - 1)
 
 
@@ -122,7 +122,7 @@ TASKS: dict[str, Callable[[], float]] = {
 
 
 def steps() -> dict[str, Any]:
-    """Time steps, idle and busy, as they are and with OpenMP left alone."""
+    """Time steps on idle and busy cores, with probdl's and with torch's default wait policy."""
     found = {}
     for name, task in TASKS.items():
         rounds = []
@@ -153,9 +153,9 @@ def logistic(x: Any, y: Any = None) -> None:
 
 
 def sampled(seed: int) -> float:
-    """Fit a logistic regression by NUTS; return something of it."""
+    """Fit a logistic regression by NUTS; return the sum of the draws of its coefficients."""
     generator = torch.Generator().manual_seed(0)
-    # With a dtype: torch's default is that of whichever thread is inside a fit.
+    # The dtype is explicit because a fit in another thread may change torch's default dtype.
     x = torch.randn(500, 20, generator=generator, dtype=torch.float64)
     uniform = torch.rand(500, generator=generator, dtype=torch.float64)
     y = (uniform < torch.sigmoid(x[:, 0])).double()
@@ -167,7 +167,7 @@ def sampled(seed: int) -> float:
 
 
 def threads() -> dict[str, Any]:
-    """Fit twice at once, by two threads and by two processes."""
+    """Time two simultaneous fits in two threads and in two processes."""
     rounds = []
     with (
         ThreadPoolExecutor(2) as own,
@@ -180,12 +180,12 @@ def threads() -> dict[str, Any]:
                 found.append(list(pool.map(sampled, [1, 2])))
                 row[name] = time.perf_counter() - start
             assert found[0] == found[1]
-            rounds += [row] if number else []  # the first one compiles, and loads what is needed
+            rounds += [row] if number else []  # the first round compiles and imports
     return {"rounds": rounds}
 
 
 def startup() -> dict[str, Any]:
-    """Time imports in new processes, in turn."""
+    """Time imports in new processes, one after the other."""
     codes = {
         "import torch, pyro": "import torch, pyro",
         "import probdl, then torch and pyro": "import probdl, torch, pyro",
@@ -195,7 +195,7 @@ def startup() -> dict[str, Any]:
         "try: app(['--help'])\nexcept SystemExit: pass",
     }
     rows = [{name: started(code) for name, code in codes.items()} for _ in range(2 * ROUNDS + 1)]
-    return {"rounds": rows[1:]}  # the first one reads from the disk
+    return {"rounds": rows[1:]}  # the first round reads from the disk
 
 
 def ratio(rows: list[dict[str, float]], of: str, to: str) -> float:
@@ -204,15 +204,17 @@ def ratio(rows: list[dict[str, float]], of: str, to: str) -> float:
 
 def write(results: dict[str, Any]) -> None:
     lines = [
-        "# With other work on the machine",
+        "# Training steps on a busy machine, and start-up time",
         "",
-        "`make bench-busy`. As many processes as cores do nothing but loop. A step's time, as a "
-        f"ratio of that on idle cores in the same round; medians of {ROUNDS} rounds, "
-        f"{SECONDS:g} s each after {BEFORE:g} s, torch {torch.__version__.split('+')[0]}, "
-        f"{os.cpu_count()} cores. "
-        '"Left alone" is torch as it is, whose threads spin while they wait.',
+        "Measured by `make bench-busy`. *Busy* means that one process per core runs an endless "
+        "loop. The table gives the time of a training step on idle cores, and ratios to it within "
+        f"the same round: medians of {ROUNDS} rounds, {RUN_SECONDS:g} s per run after a warm-up of "
+        f"{WARMUP_SECONDS:g} s, with torch {torch.__version__.split('+')[0]} on {os.cpu_count()} "
+        "cores. "
+        "*Unmodified* is torch with its default OpenMP settings, under which waiting threads spin.",
         "",
-        "| steps of | idle, ms | idle / left alone | busy / idle | busy, left alone / idle |",
+        "| training step | idle, ms | idle / idle, unmodified | busy / idle "
+        "| busy, unmodified / idle |",
         "| --- | --- | --- | --- | --- |",
     ]
     for name, rows in results.get("steps", {}).items():
@@ -223,15 +225,15 @@ def write(results: dict[str, Any]) -> None:
         )
     if "startup" in results:
         rows = results["startup"]["rounds"]
-        lines += ["", "| start-up | ratio to `import torch, pyro` |", "| --- | --- |"]
+        lines += ["", "| start-up | time relative to `import torch, pyro` |", "| --- | --- |"]
         lines += [f"| {name} | {ratio(rows, name, 'import torch, pyro'):.2f} |" for name in rows[0]]
     if "threads" in results:
         rows = results["threads"]["rounds"]
         lines += [
             "",
-            "Two fits at once by NUTS (logistic regression, 500 × 20, 4 chains of 1000 + 4000), "
-            f"two threads / two processes: {ratio(rows, 'threads', 'processes'):.2f}, with the "
-            "same draws.",
+            "Two simultaneous NUTS fits (logistic regression, 500 × 20; 4 chains with 1000 warm-up "
+            "iterations and 4000 draws): time in two threads / time in two processes = "
+            f"{ratio(rows, 'threads', 'processes'):.2f}. The draws are identical.",
         ]
     (RESULTS / "busy.md").write_text("\n".join(lines) + "\n")
 

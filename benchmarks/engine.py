@@ -1,7 +1,7 @@
-"""How fast the native engine is: `make bench-engine`.
+"""Speed of the native engine: `make bench-engine`.
 
-Writes results/engine.json and results/engine.md. Every figure that compares is a ratio of two
-times taken in this run, on this machine. Subprocesses measure what a new process sees.
+Writes results/engine.json and results/engine.md. Every comparison is a ratio of two times measured
+in the same run on the same machine. Start-up costs are measured in subprocesses.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ CHAINS, DRAWS, WARMUP = 4, 1000, 1000
 
 
 def seconds(call: Callable[[], Any], calls: int, repeats: int = 5) -> float:
-    """Return the time of one call, the best of several rounds."""
+    """Return the seconds per call, the minimum over several rounds."""
     best = float("inf")
     for _ in range(repeats):
         start = time.perf_counter()
@@ -49,12 +49,12 @@ def seconds(call: Callable[[], Any], calls: int, repeats: int = 5) -> float:
 
 
 def raw(compiled: NativeDensity, z: torch.Tensor) -> Callable[[], Any]:
-    """Return a call of the C function itself, as the sampler makes it, but through ctypes."""
+    """Return a function that calls the compiled C function through ctypes."""
     return called(compiled.address, compiled.user, z.numpy().copy())
 
 
 def measure(model: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, Any]:
-    """Time what it takes to make a model native, and value and gradient on both engines."""
+    """Time building the native engine, and value and gradient on both engines."""
     density = probdl.LogDensity.from_model(model, args)
     start = time.perf_counter()
     compiled, _ = choose(density, "native", 0)
@@ -81,7 +81,7 @@ def gradients() -> list[dict[str, Any]]:
 
 
 def smallest_call() -> float:
-    """Time a call that has next to nothing to compute, in microseconds."""
+    """Return the microseconds per call of a minimal density."""
 
     def model():
         pyro.sample("x", pyro.distributions.Normal(0.0, 1.0))
@@ -92,7 +92,7 @@ def smallest_call() -> float:
 
 
 def against_pyro() -> list[dict[str, Any]]:
-    """Time NUTS: Pyro's with jit_compile=True, its compilation left out, and ours."""
+    """Time NUTS: Pyro with jit_compile=True, without its compilation, and probdl."""
     rows = []
     for name in list(NAMED)[:3]:
         model, args = NAMED[name]
@@ -116,7 +116,7 @@ def against_pyro() -> list[dict[str, Any]]:
             hook_fn=lambda *_, s=stamps: s.append(time.perf_counter()),
         )
         mcmc.run(*tensors)
-        # The first transitions hold the compilation; the same mix of warm-up and draws is left.
+        # The first transitions include the compilation; the rest mixes warm-up and draws as before.
         skipped = 20
         taken = (stamps[-1] - stamps[skipped]) / (len(stamps) - 1 - skipped)
         theirs = taken * CHAINS * (DRAWS + WARMUP)
@@ -126,7 +126,7 @@ def against_pyro() -> list[dict[str, Any]]:
 
 
 def child(code: str, cache: str) -> dict[str, Any]:
-    """Run code in a new process; it prints a JSON object."""
+    """Run code in a new process; return the JSON object that it prints last."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],
         env={**os.environ, "PROBDL_CACHE": cache},
@@ -161,10 +161,11 @@ print(json.dumps({"first": times[0], "later": times[1:], "sampling": sampling}))
 
 
 def latencies() -> dict[str, Any]:
-    """Time the first fit, the second, and the first of a new process with a full cache.
+    """Time the first fit, the second fit, and the first fit in a new process with a full cache.
 
-    Each several times, in processes of their own. Now and then Python's garbage collector runs
-    through all that torch has loaded, which takes 0.15 s, so the worst is told beside the median.
+    Each is measured several times in new processes. Python's garbage collector occasionally scans
+    all objects that torch has loaded, which takes 0.15 s, so the maximum is reported as well as
+    the median.
     """
     seen: dict[str, list[float]] = {"first_s": [], "cached_first_s": [], "second_s": []}
     for _ in range(5):
@@ -200,14 +201,14 @@ print(json.dumps({{"s": taken, "gradients": int(chains.stats["n_steps"].sum())}}
 
 
 def two_chains() -> dict[str, float]:
-    """Time two chains in one process, and as two processes, by gradient and core."""
+    """Time two chains in one process and in two processes, in seconds per gradient and core."""
     rates: dict[str, list[float]] = {"one": [], "two": []}
     with tempfile.TemporaryDirectory() as cache:
         child(CHAIN.format(chains=1, seed=0, at=0), cache)
         for round_ in range(3):
             one = child(CHAIN.format(chains=2, seed=round_, at=0), cache)
             rates["one"].append(one["s"] * 2 / one["gradients"])
-            at = time.time() + 12  # both have loaded what they need by then
+            at = time.time() + 12  # both processes have finished their imports by then
             processes = [
                 subprocess.Popen(
                     [sys.executable, "-W", "ignore", "-c",
@@ -223,7 +224,7 @@ def two_chains() -> dict[str, float]:
 
 
 def memory() -> dict[str, float]:
-    """Measure the growth of memory over 1,000 fits of a small model."""
+    """Measure the memory growth over 1,000 fits of a small model."""
     method = probdl.NUTS(draws=100, warmup=100, chains=2)
     sigma, y = np.ones(4), np.arange(4.0)
 
@@ -239,7 +240,7 @@ def memory() -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure, and write the results."""
+    """Run all measurements and write the results."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     rows = gradients()
@@ -271,30 +272,29 @@ def table(r: dict[str, Any]) -> str:
         "",
         f"Made by `make bench-engine` on {r['machine']}; "
         + ", ".join(f"{k} {v}" for k, v in r["versions"].items())
-        + ". Times are of this machine; ratios carry over better.",
+        + ". Absolute times hold for this machine only; ratios transfer better to other machines.",
         "",
-        "| what | measured |",
+        "| quantity | measured |",
         "| --- | --- |",
         f"| value + gradient, eager / native, median of {len(r['gradients'])} models "
         f"| {r['median_ratio']:.0f} |",
-        "| one call with next to nothing to compute, from Python "
-        f"| {r['smallest_call_us']:.2f} µs |",
-        f"| NUTS, Pyro with `jit_compile=True` / ours, least of {len(r['nuts'])} models "
+        f"| one call of a minimal density, from Python | {r['smallest_call_us']:.2f} µs |",
+        f"| NUTS, Pyro with `jit_compile=True` / probdl, smallest ratio of {len(r['nuts'])} models "
         f"| {slowest:.0f} |",
-        "| first fit of eight schools, from the call to the draws: median (worst) of 5 "
+        "| first fit of eight schools, from the call to the draws: median (maximum) of 5 "
         f"| {late['first_s'][0]:.2f} s ({late['first_s'][1]:.2f}) |",
-        "| second fit, other data of the same shape, above the sampling itself: median (worst) of "
-        f"10 | {late['second_s'][0]:.2f} s ({late['second_s'][1]:.2f}) |",
-        "| first fit in a new process, everything cached: median (worst) of 5 "
+        "| second fit, new data of the same shape, without the sampling itself: median (maximum) "
+        f"of 10 | {late['second_s'][0]:.2f} s ({late['second_s'][1]:.2f}) |",
+        "| first fit in a new process with a full cache: median (maximum) of 5 "
         f"| {late['cached_first_s'][0]:.2f} s ({late['cached_first_s'][1]:.2f}) |",
-        f"| 2 chains in one process / as two processes | {chains['ratio']:.2f} |",
-        f"| growth of memory over 1,000 fits | {memory_['growth_mb']:.1f} MB |",
+        f"| time of 2 chains in one process / in two processes | {chains['ratio']:.2f} |",
+        f"| memory growth over 1,000 fits | {memory_['growth_mb']:.1f} MB |",
         "",
         "## Value and gradient",
         "",
-        "`make` is tracing, compiling and verifying, with whatever the cache had.",
+        "*Build* is the time for tracing, compiling and verifying, with the existing cache.",
         "",
-        "| model | d | make, s | eager, µs | native, µs | ratio |",
+        "| model | d | build, s | eager, µs | native, µs | eager / native |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
         *(
             f"| {g['model']} | {g['dim']} | {g['make_s']:.2f} | {g['eager_us']:.0f} "
@@ -302,13 +302,13 @@ def table(r: dict[str, Any]) -> str:
             for g in r["gradients"]
         ),
         "",
-        f"## NUTS, {CHAINS} chains of {WARMUP} + {DRAWS}",
+        f"## NUTS: {CHAINS} chains, {WARMUP} warm-up iterations and {DRAWS} draws each",
         "",
-        "Pyro's time is that of one chain of 300 + 300, its compilation left out, carried over to "
-        "as many transitions, its chains one after the other. Ours is the whole of "
-        "`infer`, checks included.",
+        "Pyro's time is extrapolated from one chain with 300 warm-up iterations and 300 draws, "
+        "without compilation, to the same number of transitions with sequential chains. "
+        "probdl's time is that of the whole call of `infer`, including all checks.",
         "",
-        "| model | Pyro, s | ours, s | ratio |",
+        "| model | Pyro, s | probdl, s | Pyro / probdl |",
         "| --- | ---: | ---: | ---: |",
         *(
             f"| {n['model']} | {n['pyro_s']:.0f} | {n['ours_s']:.2f} | {n['ratio']:.0f} |"

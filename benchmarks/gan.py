@@ -1,7 +1,7 @@
-"""Adversarial training: `make bench-gan`. Needs PROBDL_SHARED, the folder of MNIST's images.
+"""Adversarial training: `make bench-gan`. PROBDL_SHARED must name the folder of MNIST's images.
 
-Writes results/gan.json, results/gan.md and two plots. Figures that compare are ratios of times
-taken in turn in this run.
+Writes results/gan.json, results/gan.md and two plots. Comparisons are ratios of times measured
+alternately in the same run.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CHECKPOINTS = 5
 
 
 def implicit(generator: nn.Module, latents: int, event_dim: int = 1) -> Callable[..., None]:
-    """Make the program whose x is what the generator makes of noise."""
+    """Return a Pyro program whose site x is the generator's output for random noise."""
 
     def model(x: Any = None, size: int = 1) -> None:
         pyro.module("generator", generator)
@@ -55,7 +55,7 @@ def leaky() -> nn.Module:
 def by_hand(
     generator: nn.Module, discriminator: nn.Module, x: Any, latents: int, steps: int
 ) -> Any:
-    """Train as one writes it in PyTorch; return the seconds of a step."""
+    """Train with hand-written PyTorch code; return the seconds per step."""
     size = 64
     optimizers = [
         torch.optim.Adam(net.parameters(), lr=1e-3, betas=(0.5, 0.999))
@@ -83,7 +83,7 @@ def by_hand(
 
 
 def step() -> dict[str, Any]:
-    """Time one step of both players, ours and PyTorch's, all that a run does included."""
+    """Time one step of generator and discriminator, by probdl and by PyTorch."""
     cases: dict[str, Any] = {
         "ring: MLP 4-64-64-2 against 2-64-64-1": (
             lambda: (MLP([4, 64, 64, 2]), MLP([2, 64, 64, 1], leaky)),
@@ -124,13 +124,13 @@ def step() -> dict[str, Any]:
 
 # -- eight normals on a ring -------------------------------------------------------------------
 
-SPREAD = 0.2  # of each normal; their means lie on a circle of radius 2
+SPREAD = 0.2  # standard deviation of each component; the means lie on a circle of radius 2
 ANGLES = np.arange(8) * 2 * np.pi / 8
 MEANS = 2 * np.stack([np.cos(ANGLES), np.sin(ANGLES)], 1)
 GAMES: dict[str, dict[str, Any]] = {
     "wasserstein": {"steps": 4000, "discriminator_steps": 3},
     "hinge": {"steps": 4000, "discriminator_steps": 3, "discriminator_learning_rate": 4e-3},
-    "minimax": {"steps": 4000, "optimizer": "Adam"},  # with momentum, which it does not bear
+    "minimax": {"steps": 4000, "optimizer": "Adam"},  # momentum makes this loss unstable
 }
 slow_adam = functools.partial(torch.optim.Adam, betas=(0.0, 0.9))
 
@@ -143,7 +143,7 @@ def ring(rows: int, seed: int) -> torch.Tensor:
 
 
 def modes(draws: Any) -> tuple[int, float]:
-    """Count the modes that at least 1 % of the draws are at, and the share of draws at any."""
+    """Return the number of modes near at least 1 % of the draws, and the share near any mode."""
     distance = np.linalg.norm(np.reshape(draws, (-1, 1, 2)) - MEANS, axis=2)
     near = distance.min(1) < 3 * SPREAD
     counts = np.bincount(distance.argmin(1)[near], minlength=8)
@@ -151,7 +151,7 @@ def modes(draws: Any) -> tuple[int, float]:
 
 
 def play_ring(loss: str, seed: int, **settings: Any) -> probdl.Fit:
-    """Train a generator for the ring."""
+    """Train a generator on the ring."""
     torch.manual_seed(seed)
     generator, discriminator = MLP([4, 128, 128, 128, 2]), MLP([2, 64, 64, 1], leaky)
     common = {"batch_size": 128, "learning_rate": 1e-3, "schedule": "cosine", "ema": 0.99}
@@ -164,7 +164,7 @@ def play_ring(loss: str, seed: int, **settings: Any) -> probdl.Fit:
 
 
 def rings() -> list[dict[str, Any]]:
-    """Cover the modes, by three losses and five seeds."""
+    """Count the modes covered, with three losses and five seeds."""
     rows, fits = [], {}
     for loss in GAMES:
         for seed in range(5):
@@ -182,7 +182,7 @@ def rings() -> list[dict[str, Any]]:
 
 
 def plot_rings(fits: dict[str, probdl.Fit]) -> None:
-    """Plot data and draws side by side, all in the data's frame."""
+    """Plot data and draws side by side, all with the axis limits of the data."""
     figure, axes = plt.subplots(1, 4, figsize=(14, 3.6), sharex=True, sharey=True)
     samples = {"data": ring(1000, 0)} | {
         loss: fit.predict(1000)["x"].reshape(-1, 2) for loss, fit in fits.items()
@@ -191,7 +191,7 @@ def plot_rings(fits: dict[str, probdl.Fit]) -> None:
         outside = int((np.abs(np.asarray(x)) > 3.5).any(1).sum())
         ax.plot(x[:, 0], x[:, 1], ".", markersize=2)
         ax.set(xlim=(-3.5, 3.5), ylim=(-3.5, 3.5), aspect="equal")
-        ax.set_title(f"{name} ({outside:,} of 1,000 out of sight)" if outside else name)
+        ax.set_title(f"{name} ({outside:,} of 1,000 outside)" if outside else name)
     figure.tight_layout()
     figure.savefig(RESULTS / "gan_ring.png", dpi=80)
 
@@ -200,7 +200,7 @@ def plot_rings(fits: dict[str, probdl.Fit]) -> None:
 
 
 class Digits(nn.Module):
-    """A program whose x is an image, made of noise by transposed convolutions."""
+    """A Pyro program whose site x is an image, made from noise by transposed convolutions."""
 
     latents = 64
 
@@ -226,11 +226,11 @@ class Digits(nn.Module):
 
 
 def digits(shared: Path) -> dict[str, Any]:
-    """Train on 8,000 images for ten minutes; compare draws with 2,000 others, and with a VAE's."""
+    """Train on 8,000 images for ten minutes; compare draws with 2,000 held-out images and a VAE."""
     with np.load(shared / "data" / "mnist-t10k" / "mnist_t10k.npz") as data:
         images = torch.from_numpy(data["images"].astype(np.float32) / 255)
-    # In the order of the file its two halves were written by different people, and a classifier
-    # tells them apart; two samples of one distribution come of a shuffle.
+    # Shuffle: the two halves of the file were written by different people, and a classifier can
+    # distinguish them.
     images = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(1))]
     train, test = images[:8000], images[8000:]
     torch.manual_seed(0)
@@ -239,7 +239,7 @@ def digits(shared: Path) -> dict[str, Any]:
     shown, per_step, steps, taken = [], 0.0, 0, 0.0
     with tempfile.TemporaryDirectory() as folder:
         for part in range(1 + CHECKPOINTS):
-            # The first steps tell how many fill the time; the same run then goes on.
+            # The first 500 steps give the time per step; then the same run continues.
             share = part / CHECKPOINTS * MINUTES * 60
             steps = 500 if not part else max(steps, 100 * int(share / per_step / 100))
             method = probdl.GAN(
@@ -285,17 +285,17 @@ def digits(shared: Path) -> dict[str, Any]:
             x = np.asarray(x, dtype=np.float32)
             against = ConvNet((28, 28), channels=(16, 32), sizes=(1,), activation=leaky)
             mmd = probdl.mmd_test(held, x, max_rows=1000, seed=1)
-            told = probdl.classifier_test(held, x, against, seed=1)
+            classified = probdl.classifier_test(held, x, against, seed=1)
             rows[f"{name}, {kind}"] = {
                 "mmd2": mmd.statistic, "mmd_p": mmd.p_value, "bandwidth": mmd.scale,
-                "accuracy": told.statistic, "accuracy_p": told.p_value,
+                "accuracy": classified.statistic, "accuracy_p": classified.p_value,
             }  # fmt: skip
-            print(name, kind, mmd, told, flush=True)
+            print(name, kind, mmd, classified, flush=True)
     return {
         "train_s": taken,
         "steps": steps,
         "js": repr(fit.divergence(test)),
-        "findings": [str(f) for f in fit.diagnose()],
+        "findings": [f.check for f in fit.diagnose()],
         "samples": rows,
     }
 
@@ -306,10 +306,10 @@ def write(results: dict[str, Any]) -> None:
     lines = [
         f"Measured by `make bench-gan` on {os.cpu_count()} cores with torch {torch.__version__}.",
         "",
-        "One step of both players, ours / hand-written eager PyTorch, all of a run "
-        "included but what happens once:",
+        "One training step of generator and discriminator, probdl / hand-written eager PyTorch. "
+        "All recurring costs of a run are included, one-time costs are not:",
         "",
-        "| networks | ratio | ours, ms | PyTorch, ms |",
+        "| networks | probdl / PyTorch | probdl, ms | PyTorch, ms |",
         "| --- | --- | --- | --- |",
     ]
     lines += [
@@ -318,10 +318,11 @@ def write(results: dict[str, Any]) -> None:
     ]
     lines += [
         "",
-        f"Eight normals of sd {SPREAD} on a circle of radius 2, of each 4,000 rows; 4,000 draws of "
-        "a generator 4-128-128-128-2:",
+        f"A mixture of eight normal distributions with standard deviation {SPREAD} on a circle of "
+        "radius 2: 4,000 rows of data, and 4,000 draws from a generator 4-128-128-128-2:",
         "",
-        "| loss | seed | modes | draws within 3 sd of one | seconds | findings |",
+        "| loss | seed | modes covered | share of draws within 3 sd of a mode | seconds "
+        "| findings |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     lines += [
@@ -331,19 +332,21 @@ def write(results: dict[str, Any]) -> None:
     ]
     lines += [
         "",
-        "![the ring](gan_ring.png)",
+        "![data and draws on the ring](gan_ring.png)",
         "",
-        f"MNIST, shuffled, {images['train_s']:.0f} seconds of training ({images['steps']:,} "
-        "steps) on 8,000 images, against 2,000 held out. Jensen-Shannon divergence by a fresh "
-        f"discriminator: {images['js']}. Findings: {'; '.join(images['findings']) or 'none'}.",
+        f"MNIST in random order: {images['train_s']:.0f} seconds of training ({images['steps']:,} "
+        "steps) on 8,000 images, evaluated on 2,000 held-out images. Jensen-Shannon divergence, "
+        f"estimated with a newly trained discriminator: {images['js']}. Findings: "
+        f"{', '.join(images['findings']) or 'none'}.",
         "",
         "![draws at five checkpoints](gan_images.png)",
         "",
-        "Two-sample tests against the held-out images, of grey images and of images whose pixels "
-        "are drawn black or white by their grey (the VAE was fitted to such, and its grey images "
-        "are its means); what other images score is there to compare with:",
+        "Two-sample tests against the held-out images, on grey images and on binary images whose "
+        "pixels are drawn with their grey values as probabilities. The VAE was fitted to binary "
+        "images, and its grey images are its means. *Other data*, a part of the training images, "
+        "are the baseline:",
         "",
-        "| sample | MMD² | p | accuracy of a classifier | p |",
+        "| sample | MMD² | p-value | classifier accuracy | p-value |",
         "| --- | --- | --- | --- | --- |",
     ]
     lines += [
@@ -357,7 +360,7 @@ def write(results: dict[str, Any]) -> None:
 def main() -> None:
     shared = os.environ.get("PROBDL_SHARED")
     if not shared:
-        raise SystemExit("set PROBDL_SHARED to the folder of MNIST's images")
+        raise SystemExit("Set PROBDL_SHARED to the folder that contains MNIST's images.")
     run("gan", {"step": step, "rings": rings, "digits": lambda: digits(Path(shared))}, write)
 
 

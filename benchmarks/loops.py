@@ -1,4 +1,4 @@
-"""How long unrolled loops over time take to compile, and what they then cost."""
+"""Compile time and gradient time of unrolled loops over time: `make bench-loops`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.reference.posteriors import garch
 
 
 def main() -> None:
-    """Print a row for each length of a GARCH model, the cache left out."""
+    """Print the times of a GARCH model for several lengths."""
     rng = np.random.default_rng(0)
     for steps in (100, 200, 400, 800, 1400):
         row = measure(garch, (rng.normal(size=steps), 1.0))

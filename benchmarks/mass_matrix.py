@@ -1,6 +1,6 @@
-"""What NUTS gains from the correlations that its mass matrix learns, and what they cost.
+"""Gain and cost of a low-rank mass matrix for NUTS.
 
-``python -m benchmarks.mass_matrix [gain | cost | cutoff]``: writes results/mass_matrix.json and
+``python -m benchmarks.mass_matrix [gain | cost | cutoff]`` writes results/mass_matrix.json and
 mass_matrix.md. Needs PROBDL_SHARED.
 """
 
@@ -32,7 +32,7 @@ def _independent(d: int) -> None:
 
 
 def _ridge(speed: Any, distance: Any) -> None:
-    """Two coefficients above 0 that the data hardly tell apart: a ridge that bends on R^d."""
+    """Two positive coefficients that the data hardly separate: a curved ridge on R^d."""
     reaction = pyro.sample("reaction", dist.HalfNormal(2.0))
     braking = pyro.sample("braking", dist.HalfNormal(0.2))
     spread = pyro.sample("spread", dist.HalfNormal(2.0))
@@ -53,7 +53,7 @@ def _sampled(model: Any, args: Any, matrix: str, seed: int) -> tuple[probdl.Fit,
 
 
 def gain() -> dict[str, Any]:
-    """Sample the tasks of the comparison with the peers, with both kinds of matrix."""
+    """Sample the tasks of the comparison with other systems, with both kinds of matrix."""
     found = {}
     for name in TASKS:
         task = load(name)
@@ -74,7 +74,7 @@ def gain() -> dict[str, Any]:
 
 
 def cost() -> dict[str, Any]:
-    """Sample independent normal variables, about which there is nothing to learn."""
+    """Time independent normal variables, which have no correlations to learn."""
     return {
         str(d): {
             matrix: median(
@@ -87,7 +87,7 @@ def cost() -> dict[str, Any]:
 
 
 def cutoff() -> dict[str, Any]:
-    """Sample curved posteriors, and two that are not, with several limits on the directions."""
+    """Sample two curved and two other posteriors with several cutoffs for the directions."""
     speed = np.linspace(4.0, 25.0, 50)
     noise = np.random.default_rng(0).normal(size=50)
     distance = 1.2 * speed + 0.09 * speed**2 + speed * noise
@@ -115,20 +115,23 @@ def cutoff() -> dict[str, Any]:
 
 
 def write(results: dict[str, Any]) -> None:
-    """Write the page."""
+    """Write results/mass_matrix.md."""
     lines = [
         "# The mass matrix of NUTS",
         "",
-        "Made by `make bench-mass`: 4 chains of 1,000 draws after 1,000 of warm-up. "
-        '`mass_matrix="auto"`, the default, is low-rank up to 50 coordinates and diagonal above.',
+        "Measured by `make bench-mass`: 4 chains with 1,000 warm-up iterations and 1,000 draws "
+        'each. The default, `mass_matrix="auto"`, uses a low-rank matrix up to 50 coordinates and '
+        "a diagonal matrix above.",
         "",
-        "## What it gains",
+        "## Gain",
         "",
-        "The tasks of the [comparison with the peers](peers.md). *Gradients* are those of the "
-        "draws. *ESS* is that of the parameter where it is least.",
+        "The tasks of the [comparison with other systems](peers.md). *Gradients* is the number of "
+        "gradient evaluations after warm-up. *Minimum ESS* is the smallest bulk effective sample "
+        "size of any parameter.",
         "",
-        "| task | d | gradients, diagonal | low-rank | least ESS, diagonal | low-rank "
-        "| sampling, s, diagonal | low-rank | ESS/s, low-rank / diagonal |",
+        "| task | d | gradients, diagonal | gradients, low-rank | minimum ESS, diagonal "
+        "| minimum ESS, low-rank | sampling, s, diagonal | sampling, s, low-rank "
+        "| ESS/s, low-rank / diagonal |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, task in results["gain"].items():
@@ -141,26 +144,28 @@ def write(results: dict[str, Any]) -> None:
         )
     lines += [
         "",
-        "## What it costs",
+        "## Cost",
         "",
-        "Independent normal variables: nothing is gained, and the difference is what the matrix "
-        "takes to learn.",
+        "Independent normal variables have no correlations to learn, so the difference is the "
+        "cost of estimating the low-rank matrix.",
         "",
-        "| d | sampling, s, diagonal | low-rank |",
+        "| d | sampling, s, diagonal | sampling, s, low-rank |",
         "| ---: | ---: | ---: |",
         *(
             f"| {d} | {row['diag']:.3f} | {row['low_rank']:.3f} |"
             for d, row in results["cost"].items()
         ),
         "",
-        "## Which directions it has",
+        "## Cutoff for the directions",
         "",
-        "A direction is corrected where the variance along it is so many times what the diagonal "
-        "says, or so much less. nutpie's own limit is 2, and 4 is that of "
-        '`mass_matrix="low_rank"` here. *Ridge*: two coefficients above 0 that the data hardly '
-        "tell apart. *Funnel*: Neal's, five-dimensional. Medians of three seeds.",
+        "The low-rank matrix corrects a direction if the variance along it is larger than the "
+        "diagonal matrix implies by at least the cutoff factor, or smaller by that factor. "
+        "nutpie's default "
+        'cutoff is 2; `mass_matrix="low_rank"` uses 4. *Ridge*: two positive coefficients that '
+        "the data can hardly separate. *Funnel*: Neal's funnel with five dimensions. Medians over "
+        "three seeds.",
         "",
-        "| posterior | limit | divergences | gradients | least ESS |",
+        "| posterior | cutoff | divergences | gradients | minimum ESS |",
         "| --- | --- | ---: | ---: | ---: |",
         *(
             f"| {name} | {'diagonal' if limit == '0.0' else limit} | {row['divergences']} "

@@ -1,4 +1,4 @@
-"""The models that the benchmarks of the engine run, with their data."""
+"""Models and data for the benchmarks of the engine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SCHOOLS = (
 
 
 def hierarchical_regression(x, group, y, groups=50):
-    """An intercept for each group, partially pooled, and a common slope: 54 parameters."""
+    """Partially pooled intercepts by group and a common slope: 54 parameters."""
     mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
     tau = pyro.sample("tau", dist.HalfNormal(2.0))
     slope = pyro.sample("slope", dist.Normal(0.0, 2.0))
@@ -50,7 +50,7 @@ def bayesian_network(x, y, width=16):
 
 
 def mixture(y):
-    """Three normal components, the one of each observation summed out."""
+    """A mixture of three normal components with enumerated assignments."""
     weight = pyro.sample("weight", dist.Dirichlet(torch.ones(3)))
     mu = pyro.sample("mu", dist.Normal(torch.tensor([-3.0, 0.0, 3.0]), 1.0).to_event(1))
     sigma = pyro.sample("sigma", dist.HalfNormal(torch.ones(3)).to_event(1))
@@ -94,7 +94,7 @@ NAMED = _named()
 
 
 def references() -> Iterator[tuple[str, Callable[..., Any], tuple[Any, ...]]]:
-    """Yield the reference posteriors, where PROBDL_SHARED tells where they are."""
+    """Yield the reference posteriors, if PROBDL_SHARED names the folder that contains them."""
     folder = os.environ.get("PROBDL_SHARED")
     for name, posterior in POSTERIORS.items() if folder else ():
         data, _, _ = read(Path(str(folder)) / "posteriordb", name)

@@ -1,4 +1,4 @@
-"""Run a benchmark in parts: those named on the command line, or all; keep the rest as it was."""
+"""Run all parts of a benchmark, or only those named on the command line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ RESULTS = Path(__file__).parent / "results"
 def run(
     name: str, parts: Mapping[str, Callable[[], Any]], write: Callable[[dict[str, Any]], None]
 ) -> None:
-    """Run parts, put what each returns into results/NAME.json, and write and print NAME.md."""
+    """Run parts, store their results in results/NAME.json, and write and print NAME.md.
+
+    Parts that are not run keep their stored results.
+    """
     mpl.use("Agg")
     warnings.simplefilter("ignore", probdl.FindingWarning)
     RESULTS.mkdir(exist_ok=True)

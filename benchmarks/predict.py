@@ -1,4 +1,4 @@
-"""How much memory a large prediction takes: 100,000 draws at 10,000 rows. `make bench-predict`."""
+"""Memory use of a large prediction, 100,000 draws and 10,000 rows: `make bench-predict`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RESULTS = Path(__file__).parent / "results" / "predict.md"
 
 
 def peak() -> float:
-    """Return the largest memory that this process had, in MiB."""
+    """Return the peak memory of this process in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
@@ -33,14 +33,14 @@ def main() -> None:
         seconds, size = time.perf_counter() - start, predicted.nbytes / 2**20
     table = f"""# Predictions in bounded memory
 
-Made by `make bench-predict`: `fit.predict(x, out=folder)` of a linear regression, {DRAWS:,} draws
-at {ROWS:,} rows.
+Measured by `make bench-predict`: `fit.predict(x, out=folder)` of a linear regression with
+{DRAWS:,} draws and {ROWS:,} rows.
 
-| what | measured |
+| quantity | measured |
 | --- | --- |
-| predictions, float64 | {size:,.0f} MiB |
-| peak memory of the process before | {before:,.0f} MiB |
-| peak memory after | {peak():,.0f} MiB |
+| size of the predictions, float64 | {size:,.0f} MiB |
+| peak memory of the process before the call | {before:,.0f} MiB |
+| peak memory after the call | {peak():,.0f} MiB |
 | time | {seconds:.0f} s |
 """
     RESULTS.write_text(table)

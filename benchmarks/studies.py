@@ -1,7 +1,7 @@
 """Studies of estimators and calibration: `make bench-studies`.
 
-Writes results/studies.json, results/studies.md and three plots. The comparison with PyMC and simuk
-runs in an environment of its own, that make has made; it is left out where there is none.
+Writes results/studies.json, results/studies.md and two plots. The comparison with PyMC and simuk
+runs in a separate environment created by make; it is skipped if that environment does not exist.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from probdl.montecarlo import calibrate, expectation, study
 from probdl.plots import plot_calibration, plot_study
 
 PEER = Path(__file__).parents[1] / ".venv-simuk" / "bin" / "python"
-SIMULATIONS, FEW, RUNS = 500, 20, 50
+SIMULATIONS, PEER_SIMULATIONS, RUNS = 500, 20, 50
 
 
 def normal(y: Any) -> None:
@@ -41,7 +41,7 @@ def normal(y: Any) -> None:
 
 
 def fits() -> dict[str, Any]:
-    """Time 1,000 fits of a normal model by maximum likelihood, compilation included."""
+    """Time 1,000 maximum-likelihood fits of a normal model, including compilation."""
     truth = {"mu": 1.0, "variance": 4.0}
     start = time.perf_counter()
     study(normal, "mle", truth, sizes=[50], replicates=1000, seed=1)
@@ -102,7 +102,7 @@ print(json.dumps(dict(seconds=time.perf_counter() - start, pymc=pm.__version__))
 
 
 def peer() -> dict[str, Any] | None:
-    """Time the same by PyMC and simuk, with as few simulations as tell the time of one."""
+    """Time the same with PyMC and simuk, for fewer simulations."""
     if not PEER.exists():
         return None
     results = {}
@@ -111,7 +111,7 @@ def peer() -> dict[str, Any] | None:
             script.write(PEER_SCRIPT)
             script.flush()
             command = [str(PEER), script.name, json.dumps([float(s) for s in SCHOOLS[0]]),
-                       str(FEW), sampler]  # fmt: skip
+                       str(PEER_SIMULATIONS), sampler]  # fmt: skip
             done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             print(done.stderr[-2000:], file=sys.stderr)
@@ -122,7 +122,7 @@ def peer() -> dict[str, Any] | None:
 
 
 def reductions() -> list[dict[str, Any]]:
-    """Estimate known integrals, and what each way of sampling saves."""
+    """Estimate known integrals and the variance reduction of each way of sampling."""
     square = dist.Uniform(torch.zeros(2), 1.0).to_event(1)
     cube = dist.Uniform(torch.zeros(5), 1.0).to_event(1)
     pair = dist.MultivariateNormal(torch.zeros(2), torch.tensor([[1.0, 0.5], [0.5, 1.0]]))
@@ -179,30 +179,32 @@ def write(results: dict[str, Any]) -> None:
         f"Measured by `make bench-studies` on {os.cpu_count()} cores with torch "
         f"{torch.__version__}.",
         "",
-        "| what | measured |",
+        "| quantity | measured |",
         "| --- | --- |",
-        "| 1,000 fits of a normal model by maximum likelihood, compilation included | "
+        "| 1,000 maximum-likelihood fits of a normal model, including compilation | "
         f"{one['seconds_1000']:.1f} s |",
-        f"| calibration of NUTS on eight schools, {sbc['simulations']} simulations of 1000 + 1000 "
+        f"| calibration of NUTS on eight schools, {sbc['simulations']} simulations with 1000 "
+        "warm-up iterations and 1000 draws "
         f"| {sbc['seconds']:.0f} s |",
     ]
     for sampler, found in (other or {}).items():
         if found is None:
             continue
-        whole = found["seconds"] * sbc["simulations"] / FEW
+        whole = found["seconds"] * sbc["simulations"] / PEER_SIMULATIONS
         lines.append(
-            f"| the same by PyMC {found['pymc']} ({sampler}) and simuk, extrapolated from {FEW} "
-            f"simulations in {found['seconds']:.0f} s | {whole:.0f} s, "
-            f"{whole / sbc['seconds']:.0f} times ours |"
+            f"| the same with PyMC {found['pymc']} ({sampler}) and simuk, extrapolated from "
+            f"{PEER_SIMULATIONS} simulations in {found['seconds']:.0f} s | {whole:.0f} s, "
+            f"{whole / sbc['seconds']:.0f} times probdl's |"
         )
     lines += [
-        f"| slope of log variance of the mean against log n | {one['rate']:.3f} ± "
+        f"| slope of the log variance of the mean in log n | {one['rate']:.3f} ± "
         f"{one['rate_se']:.3f} |",
-        f"| eight schools: least p-value of {10} chi-square tests; curves outside their 95 % band "
+        f"| eight schools: smallest p-value of {10} chi-square tests; number of curves outside "
+        "their 95 % band "
         f"| {sbc['least_p']:.3f}; {sbc['outside_band']} |",
         "",
-        "The bias of the maximum-likelihood variance, 1,000 data sets of each size, and what "
-        "theory says (-σ²/n, σ² = 4):",
+        "Bias of the maximum-likelihood estimate of the variance, from 1,000 data sets per sample "
+        "size, and its theoretical value (-σ²/n, σ² = 4):",
         "",
         "| n | bias | standard error | theory |",
         "| --- | --- | --- | --- |",
@@ -216,11 +218,11 @@ def write(results: dict[str, Any]) -> None:
         "",
         "![calibration](calibration_schools.png)",
         "",
-        f"Known integrals with 131,072 evaluations, {RUNS} runs of each: the error in standard "
-        "errors (root mean square; 1 where standard errors are right), the standard error, and the "
-        "variance reduction against as many plain draws (medians):",
+        f"Known integrals with 131,072 evaluations and {RUNS} runs each: the error in standard "
+        "errors (root mean square; 1 if the standard errors are correct), the standard error, and "
+        "the variance reduction relative to the same number of plain draws (medians):",
         "",
-        "| integral | how | error / standard error | standard error | variance reduction |",
+        "| integral | technique | error / standard error | standard error | variance reduction |",
         "| --- | --- | --- | --- | --- |",
     ]
     lines += [

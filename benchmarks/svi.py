@@ -1,7 +1,7 @@
-"""SVI and VAEs: `make bench-svi`. Needs PROBDL_SHARED, the folder of images and posteriors.
+"""SVI and VAEs: `make bench-svi`. PROBDL_SHARED must name the folder of images and posteriors.
 
-Writes results/svi.json, results/svi.md and two grids of images. Every figure that compares is a
-ratio of two times taken in turn in this run.
+Writes results/svi.json, results/svi.md and two grids of images. Every comparison is a ratio of two
+times measured alternately in the same run.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ EPOCHS = 200
 
 
 class Plain(nn.Module):
-    """The VAE 784-400-20 as one writes it in PyTorch."""
+    """The VAE 784-400-20 in hand-written PyTorch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Plain(nn.Module):
 
 
 def in_turn(calls: dict[str, Callable[[], Any]], rounds: int = 400) -> dict[str, float]:
-    """Return the median time of each call in seconds, the calls taking turns."""
+    """Return the median seconds of each call; the calls alternate."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
@@ -77,7 +77,7 @@ def in_turn(calls: dict[str, Callable[[], Any]], rounds: int = 400) -> dict[str,
 
 
 def vae_step() -> dict[str, Any]:
-    """Time one step of the VAE: ours, PyTorch's by hand, and Pyro's."""
+    """Time one step of the VAE with probdl, hand-written PyTorch and Pyro."""
     torch.manual_seed(0)
     x = (torch.rand(128, 784) < 0.2).float()
     plain = Plain()
@@ -125,7 +125,7 @@ def vae_step() -> dict[str, Any]:
 
 
 def schools_step() -> dict[str, Any]:
-    """Time one step on eight schools with a mean-field guide: Pyro's and ours."""
+    """Time one step on eight schools with a mean-field guide, with Pyro and probdl."""
     few, many = 1000, 101_000
 
     def ours(steps: int) -> float:
@@ -154,7 +154,7 @@ def schools_step() -> dict[str, Any]:
 
 
 def mnist(shared: Path) -> dict[str, Any]:
-    """Train a VAE on 8,000 images and score 2,000 others by importance sampling."""
+    """Train a VAE on 8,000 images; evaluate 2,000 held-out images by importance sampling."""
     with np.load(shared / "data" / "mnist-t10k" / "mnist_t10k.npz") as data:
         rates = torch.from_numpy(data["images"].astype(np.float32) / 255)
         labels = data["labels"]
@@ -177,7 +177,7 @@ def mnist(shared: Path) -> dict[str, Any]:
     elbo = fit.elbo(test, num_samples=20)
     figure, axes = mpl.pyplot.subplots(1, 2, figsize=(14, 7))
     plot_reconstructions(fit, test[:50], ax=axes[0])
-    axes[0].set_title("held-out images, and below each its reconstruction")
+    axes[0].set_title("held-out images, each above its reconstruction")
     plot_images(fit.decode(np.random.default_rng(0).normal(size=(100, 20)))["x"], ax=axes[1])
     axes[1].set_title("new images: p(x = 1 | z) at z from the prior")
     figure.tight_layout()
@@ -199,14 +199,14 @@ def mnist(shared: Path) -> dict[str, Any]:
 
 
 def widest(fit: Any, x: torch.Tensor) -> tuple[int, int]:
-    """Choose the two dimensions of the codes that vary most."""
+    """Return the two latent dimensions with the largest standard deviation."""
     spread = fit.encode(x)["z"].std(0)
     first, second = np.argsort(spread)[::-1][:2]
     return int(first), int(second)
 
 
 def posteriors(shared: Path) -> list[dict[str, Any]]:
-    """Compare the means of a full-rank guide with the reference posteriors, all thirteen."""
+    """Compare the means of a full-rank guide with all thirteen reference posteriors."""
     rows = []
     method = probdl.SVI(guide="multivariate_normal", steps=50_000, learning_rate=0.02, draws=4000)
     for name, posterior in POSTERIORS.items():
@@ -253,31 +253,32 @@ def k_hat() -> dict[str, float]:
 
 
 def write(results: dict[str, Any]) -> None:
-    """Write the results as JSON and as a table."""
+    """Write results/svi.json and results/svi.md."""
     (RESULTS / "svi.json").write_text(json.dumps(results, indent=1) + "\n")
     step, schools, images = results["vae_step"], results["schools_step"], results["mnist"]
     right = [r for r in results["posteriors"] if r["error"] <= 0.1]
     lines = [
         f"Measured by `make bench-svi` on {os.cpu_count()} cores with torch {torch.__version__}.",
         "",
-        "| what | measured |",
+        "| quantity | measured |",
         "| --- | --- |",
-        "| step of a VAE 784-400-20, batch 128: ours / PyTorch by hand, both with the exact KL, "
-        "compiled by Inductor (training of 12,000 steps and more) | "
+        "| step of a VAE 784-400-20, batch 128: probdl / hand-written PyTorch, both with the exact "
+        "KL term, compiled by Inductor (used for training of 12,000 steps or more) | "
         f"{step['ours, mean_field, inductor / PyTorch']:.2f} |",
-        "| the same as a traced graph (shorter training) | "
+        "| the same as a traced graph (used for shorter training) | "
         f"{step['ours, mean_field, graph / PyTorch']:.2f} |",
-        "| the same with every term by simulation (`Trace_ELBO`): Inductor, graph | "
+        "| the same with Monte Carlo estimates of all terms (`Trace_ELBO`): Inductor, graph | "
         f"{step['ours, trace, inductor / PyTorch']:.2f}, "
         f"{step['ours, trace, graph / PyTorch']:.2f} |",
-        f"| the same, Pyro / PyTorch | {step['Pyro / PyTorch']:.2f} |",
-        "| step of eight schools, mean field: Pyro / ours | "
+        f"| the same, Pyro / hand-written PyTorch | {step['Pyro / PyTorch']:.2f} |",
+        "| step of eight schools, mean-field guide: Pyro / probdl | "
         f"{schools['ratio']:.0f} ({schools['pyro_us']:.0f} µs / {schools['ours_us']:.1f} µs) |",
-        "| log p(x) of 2,000 held-out images, K = 1000, nats an image | "
+        "| log p(x) of 2,000 held-out images, K = 1000, nats per image | "
         f"{images['log_evidence_per_image']:.1f} ± {images['standard_error']:.1f} |",
-        f"| training of it, {images['epochs']} epochs of 8,000 images, seconds | "
+        f"| training of this VAE, {images['epochs']} epochs of 8,000 images, seconds | "
         f"{images['train_s']:.0f} |",
-        f"| reference posteriors whose means a full-rank guide finds within 0.1 sd | {len(right)} "
+        "| reference posteriors whose means a full-rank guide estimates within 0.1 sd | "
+        f"{len(right)} "
         f"of {len(results['posteriors'])} |",
         f"| k-hat of the centred eight schools | {results['k_hat']['centred eight schools']:.2f} |",
         f"| k-hat of a regression | {results['k_hat']['regression']:.2f} |",
@@ -285,13 +286,14 @@ def write(results: dict[str, Any]) -> None:
         f"The VAE is {images['architecture']}, AdamW with weight decay 0.1. Its ELBO on the "
         f"held-out images is {images['elbo_per_image']:.1f} (reconstruction "
         f"{images['reconstruction']:.1f}, KL {images['kl']:.1f}); k-hat is above 0.7 for "
-        f"{images['pareto_k_above_0.7']:.0%} of them, so log p(x) is still a lower bound there.",
+        f"{images['pareto_k_above_0.7']:.0%} of them, where the estimate of log p(x) is still a "
+        "lower bound.",
         "",
         "![held-out images, reconstructions and new images](vae_images.png)",
         "",
-        "A full-rank guide, 50,000 steps, against the reference posteriors:",
+        "A full-rank guide after 50,000 steps, compared with the reference posteriors:",
         "",
-        "| posterior | largest error of a mean, in sd | k-hat | seconds |",
+        "| posterior | largest error of a mean, in posterior sd | k-hat | seconds |",
         "| --- | --- | --- | --- |",
     ]
     lines += [
@@ -304,7 +306,7 @@ def write(results: dict[str, Any]) -> None:
 def main() -> None:
     shared = os.environ.get("PROBDL_SHARED")
     if not shared:
-        raise SystemExit("set PROBDL_SHARED to the folder of images and reference posteriors")
+        raise SystemExit("Set PROBDL_SHARED to the folder of images and reference posteriors.")
     mpl.use("Agg")
     warnings.simplefilter("ignore", probdl.FindingWarning)
     RESULTS.mkdir(exist_ok=True)

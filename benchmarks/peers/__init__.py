@@ -1,1 +1,1 @@
-"""Ten posteriors, sampled by probdl and its peers, each as a user of that system would do it."""
+"""Ten posteriors, sampled by probdl and its peers, each with idiomatic code for that system."""

@@ -1,9 +1,9 @@
-"""Every system on every task, one after the other: ``python -m benchmarks.peers [TASK ...]``.
+"""Run every system on every task: ``python -m benchmarks.peers [TASK ...]``.
 
-Each runs in a process of its own, with a cache of its own, and probdl then once more in a fresh
-process that finds the cache. Needs PROBDL_SHARED; the peers are in an environment of their own.
-Writes results/peers.json, peers.md and peers.png; tasks not named keep their results, as do the
-systems that PROBDL_BENCH_SYSTEMS, if it is set, does not name.
+Each run has its own process and cache; probdl runs a second time in a new process with the filled
+cache. Needs PROBDL_SHARED; the peers are installed in a separate environment. Writes
+results/peers.json, peers.md and peers.png. Tasks that are not named keep their results. If
+PROBDL_BENCH_SYSTEMS is set, systems that it does not name keep theirs.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ TIMEOUT_S, PYRO_TIMEOUT_S = 600, 120
 
 
 class TooLongError(RuntimeError):
-    """A process was not done in time."""
+    """A process did not finish in time."""
 
 
 def measure(task: str) -> dict[str, Any]:
-    """Run all systems on a task; one that fails gives its error."""
+    """Run all systems on a task; the result of a failed system is its error."""
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data.npz"
         np.savez(data, **load(task).data())
@@ -45,7 +45,7 @@ def measure(task: str) -> dict[str, Any]:
 
 
 def _held(task: str) -> dict[str, Any]:
-    """Return the results there are of systems that are not to be run."""
+    """Return the stored results of the systems that are not run now."""
     held = RESULTS / "peers.json"
     rows = json.loads(held.read_text()).get(task, {}) if CHOSEN and held.exists() else {}
     return {system: row for system, row in rows.items() if system not in CHOSEN}
@@ -71,7 +71,7 @@ def _row(system: str, task: str, data: Path, folder: Path) -> dict[str, Any]:
 
 
 def _pyro(task: str, data: Path, folder: Path, cache: Path) -> dict[str, Any]:
-    """Run Pyro with its compiler, or without where that takes too long on a long loop."""
+    """Run Pyro with its compiler, or without it if compiling a long loop takes too long."""
     try:
         return _child("pyro", task, data, folder / "first", cache, timeout=PYRO_TIMEOUT_S)
     except TooLongError:
@@ -87,7 +87,7 @@ def _child(
     *options: str,
     timeout: float = TIMEOUT_S,
 ) -> dict[str, Any]:
-    """Run one process to its end, and return its timings."""
+    """Run one process to completion and return its timings."""
     out.mkdir()
     arguments = [system, task, str(data), str(out), *options]
     try:
@@ -111,7 +111,7 @@ def _child(
 
 
 def _caches(folder: Path) -> dict[str, str]:
-    """Return what tells each system to keep its compiled code there; NumPyro keeps none."""
+    """Return environment variables that put each system's cache into a folder; NumPyro has none."""
     return {
         "PROBDL_CACHE": str(folder / "probdl"),
         "XDG_CACHE_HOME": str(folder),  # httpstan

@@ -1,8 +1,8 @@
-"""One system on one task, in a process of its own.
+"""Run one system on one task in a separate process.
 
 ``python -m benchmarks.peers.child SYSTEM TASK DATA.npz OUT_FOLDER [--once | --eager]``, from the
-root of the repository; ``--eager`` is Pyro without its compiler. Writes timings.json, and the draws
-of each run by parameter as draws_0.npz and so on.
+root of the repository; ``--eager`` runs Pyro without its compiler. Writes timings.json, and the
+draws of each run by parameter as draws_0.npz, draws_1.npz and so on.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from benchmarks.peers.systems import PACKAGES
 from benchmarks.peers.tasks import load
 
 REPEATS = 3
-ENOUGH_S = 60.0  # after which no repeat starts, if there has been one
+ENOUGH_S = 60.0  # no repeat after the first starts later than this
 
 
 def sampled(system: Any, task: Any, data: dict[str, np.ndarray], out: Path, once: bool) -> Any:
-    """Time a first call, and calls with other seeds, for which all is compiled."""
+    """Time a first call, and later calls with other seeds that use the compiled code."""
     sample = system.start(task, data)
     sampling_s, later_s, gradients, first_s, compile_s = [], [], [], 0.0, None
     begin = 0.0
@@ -57,7 +57,7 @@ def sampled(system: Any, task: Any, data: dict[str, np.ndarray], out: Path, once
 
 
 def peak_mib() -> float:
-    """Return the most memory that this process, or one that it started, has used."""
+    """Return the peak memory in MiB of this process or of any process that it started."""
     who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     return max(resource.getrusage(w).ru_maxrss for w in who) / 1024
 

@@ -1,10 +1,9 @@
-"""How long one gradient of a logistic regression takes, in a process of its own.
+"""Time one gradient of a logistic regression in a separate process.
 
 ``python -m benchmarks.peers.gradients SYSTEM ROWS PREDICTORS`` prints the seconds as JSON. Each
-system gets the model that its users write for it, and all cores; Stan's chain has one. It is timed
-without the Python around it: probdl's and nutpie's compiled functions are called by their address,
-as the sampler calls them, JAX's in a compiled loop where that is faster, and Stan tells the time of
-its sampler.
+system runs an idiomatic model on all cores, except Stan, whose chain uses one. Times exclude Python
+overhead: the compiled functions of probdl and nutpie are called by address, as the sampler does,
+JAX's in a compiled loop if that is faster, and Stan reports the time of its sampler.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ import numpy as np
 
 SYSTEMS = ("probdl", "numpyro", "pymc", "stan")
 SCALE = 2.5
-ROUND_S = 0.1  # a round of calls lasts so long, or one call does
-ENOUGH_S = 1.0  # of Stan's sampling
+ROUND_S = 0.1  # minimum duration of a round of calls
+ENOUGH_S = 1.0  # minimum duration of Stan's sampling
 
 STAN = """
 data {
@@ -54,7 +53,7 @@ def data(rows: int, predictors: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def best(call: Callable[[], Any], rounds: int = 7) -> float:
-    """Return the seconds of one call, the best of several rounds."""
+    """Return the seconds per call, the minimum over several rounds."""
     call()
     start = time.perf_counter()
     call()
@@ -69,7 +68,7 @@ def best(call: Callable[[], Any], rounds: int = 7) -> float:
 
 
 def called(address: int, user: int, point: np.ndarray) -> Callable[[], Any]:
-    """Return a call of the C function ``logp(dim, z, grad, value, user)`` at a point."""
+    """Return a callable that evaluates C's ``logp(dim, z, grad, value, user)`` at a point."""
     grad, value = np.empty(len(point)), np.empty(())
     arguments = (
         ctypes.c_uint64(len(point)),
@@ -77,7 +76,7 @@ def called(address: int, user: int, point: np.ndarray) -> Callable[[], Any]:
         ctypes.c_void_p(user),
     )
     function = ctypes.CFUNCTYPE(ctypes.c_int64, *map(type, arguments))(address)
-    # What the pointers point to must live as long as the call.
+    # Keep the arrays alive for as long as the pointers are used.
     return lambda: (function(*arguments), point, grad, value)
 
 
@@ -117,7 +116,9 @@ def numpyro(x: np.ndarray, y: np.ndarray) -> float:
     alone = best(lambda: jax.block_until_ready(evaluate(point)))
     times = max(1, min(1000, int(ROUND_S / alone)))
 
-    def move(_: int, at: Any) -> Any:  # hardly, but each gradient waits for the one before
+    def move(
+        _: int, at: Any
+    ) -> Any:  # a tiny step, so that each gradient depends on the previous one
         value, gradient = jax.value_and_grad(start.potential_fn)(at)
         return jax.tree.map(lambda a, g: a - 1e-12 * (g + value), at, gradient)
 
@@ -139,7 +140,7 @@ def pymc(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def stan(x: np.ndarray, y: np.ndarray) -> float:
-    """Divide the time of Stan's sampler, in its own words, by the gradients that it took."""
+    """Return the sampling time that Stan reports, divided by its number of gradients."""
     import stan
 
     given = {"N": len(y), "K": x.shape[-1], "x": x, "y": y}

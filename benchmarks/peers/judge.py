@@ -1,9 +1,9 @@
-"""Judges draws: their effective sample size, and whether they are right.
+"""Judge draws: their effective sample size, and whether they agree with a reference.
 
-A run is right where every parameter has an R-hat of at most 1.05, its mean is within a few
-standard errors of the reference's, and its standard deviation within 10 % of the reference's, or
-within as many of its own standard errors where these are larger. "A few" is 4; with hundreds of
-parameters it is more, so that a right run is called wrong by chance less than once in a thousand.
+A run is right if, for every parameter, R-hat is at most 1.05, the mean is within 4 standard errors
+of the reference mean, and the standard deviation is within 10 % of the reference value or, if that
+is larger, within 4 of its own standard errors. With hundreds of parameters the limit of 4 is
+higher, so that a correct run is judged wrong with a probability below 1/1000.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MAX_RHAT = 1.05
 
 
 def reference(task: str) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
-    """Return the known statistics by parameter, and of how many draws each is worth."""
+    """Return the reference statistics by parameter, and the effective number of draws of each."""
     name = load(task).REFERENCE
     if name is None:
         known = json.loads((REFERENCES / f"{task}.json").read_text())["reference"]
@@ -36,12 +36,12 @@ def reference(task: str) -> tuple[dict[str, dict[str, float]], dict[str, float]]
 
 
 def limit(count: int) -> float:
-    """Return how many standard errors a mean may be off, among as many parameters."""
+    """Return the maximum error of a mean in standard errors, for a number of parameters."""
     return max(4.0, float(stats.norm.isf(FALSE_ALARM / 2 / count)))
 
 
 def judge(task: str, draws: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Compare draws by parameter, (chain, draw), with the reference."""
+    """Compare draws by parameter, each of shape (chain, draw), with the reference."""
     known, worth = reference(task)
     if set(known) != set(draws):
         raise ValueError(f"{task} has the parameters {sorted(draws)}, not {sorted(known)}")
@@ -55,7 +55,7 @@ def judge(task: str, draws: Mapping[str, np.ndarray]) -> dict[str, Any]:
         z[name] = float(abs(found.mean() - facts["mean"]) / error)
         off[name] = abs(float(found.std()) / facts["sd"] - 1)
         spread = max(0.1, allowed * float(az.mcse(found, method="sd")) / facts["sd"])
-        # Written so that what is not a number is wrong.
+        # With these comparisons, a NaN makes the run wrong.
         right &= bool(z[name] <= allowed and off[name] <= spread and rhat[-1] <= MAX_RHAT)
     return {
         "min_ess": float(min(ess)),

@@ -1,6 +1,6 @@
 """Data, reference statistics and Pyro programs of the reference posteriors.
 
-torch and Pyro are imported where they are used, for the peers' environment has neither.
+torch and Pyro are imported inside functions because the peers' environment contains neither.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tests.reference.files import read
 
 
 def content(name: str) -> tuple[dict[str, np.ndarray], dict[str, Any], int]:
-    """Read the file of a posterior, from the folder that PROBDL_SHARED names."""
+    """Read the file of a posterior from the folder that PROBDL_SHARED names."""
     return read(Path(os.environ["PROBDL_SHARED"]) / "posteriordb", name)
 
 
@@ -27,7 +27,7 @@ def data(name: str) -> dict[str, np.ndarray]:
 def program(
     name: str, data: Mapping[str, np.ndarray]
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """Return the Pyro program that the tests use, and its arguments."""
+    """Return the Pyro program from the tests and its arguments."""
     from tests.reference.posteriors import POSTERIORS
 
     posterior = POSTERIORS[name]

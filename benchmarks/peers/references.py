@@ -1,8 +1,8 @@
 """Long runs of Stan for the tasks that have no reference posterior: `make bench-references`.
 
-Runs in the peers' environment, on the files of data that the benchmark hands to every system:
-``python -m benchmarks.peers.references DATA_FOLDER`` with TASK.npz in it. Writes
-references/TASK.json, which is kept in the repository; what is there is not made again.
+Run ``python -m benchmarks.peers.references DATA_FOLDER`` in the peers' environment; DATA_FOLDER
+contains TASK.npz, the data that every system receives. Writes references/TASK.json, which is
+committed; existing files are not replaced.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def make(name: str, file: Path) -> None:
     draws = task.parameters(by_site(fit))
     rhat = max(float(az.rhat(d)) for d in draws.values())
     if not rhat < 1.01:
-        raise SystemExit(f"{name}: R-hat is {rhat:.3f}, which is no reference")
+        raise SystemExit(f"{name}: R-hat is {rhat:.3f}, too large for a reference (1.01).")
     content = {
         "made_by": f"Stan, {CHAINS} chains of {DRAWS} draws after {WARMUP}, seed {SEED}",
         "max_rhat": rhat,
@@ -41,7 +41,7 @@ def make(name: str, file: Path) -> None:
 
 
 def _statistics(draws: np.ndarray) -> dict[str, float]:
-    """Return mean and standard deviation, and how many independent draws the mean is worth."""
+    """Return the mean, the standard deviation and the effective sample size of the mean."""
     worth = float(az.ess(draws, method="mean"))
     return {"mean": float(draws.mean()), "sd": float(draws.std()), "n": round(worth)}
 

@@ -1,4 +1,4 @@
-"""The results as a table for each task, a summary, and a plot."""
+"""Report the results as one table per task, a summary and a plot."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from benchmarks.parts import RESULTS
 from benchmarks.peers.systems import CHAINS, CORES, DRAWS, SYSTEMS, WARMUP
 from benchmarks.peers.tasks import TASKS
 
-Rows = dict[str, dict[str, Any]]  # of one task, by system
-SET_UP = ("numpyro_dense", "pymc_low_rank")  # peers at other settings than their default ones
+Rows = dict[str, dict[str, Any]]  # results of one task by system
+SET_UP = ("numpyro_dense", "pymc_low_rank")  # peers with settings that are not their defaults
 
 LABELS = {
     "probdl": "probdl",
@@ -27,7 +27,7 @@ LABELS = {
     "pymc_low_rank": "PyMC, nutpie low-rank",
     "stan": "PyStan",
 }
-# Okabe and Ito's colours, which the colour-blind can tell apart; the markers differ as well.
+# Okabe and Ito's colours, distinguishable with colour blindness; the markers differ as well.
 MARKERS = {
     "probdl": ("#000000", "|"),
     "pyro": ("#999999", "v"),
@@ -39,41 +39,44 @@ MARKERS = {
     "stan": ("#009E73", "^"),
 }
 NOTES = f"""\
-All systems: {CHAINS} chains of {DRAWS:,} draws after {WARMUP:,} of warm-up, {CORES} cores, a \
-fresh process each with an empty cache, and settings as they are by default, with these \
-exceptions: NumPyro computes in double precision, as all do but Pyro; *nutpie low-rank* and \
-*NumPyro, dense* have a mass matrix with correlations, as probdl has by default where there are at \
-most 50 coordinates ([what that does](mass_matrix.md)), and are counted in one row of the summary \
-only. PyMC's sampler is nutpie in all cases. That default of probdl (low-rank up to 50 \
-coordinates, its limit 4) was chosen after its effect on these ten tasks had been seen, so the \
-rows at default settings flatter it; the row with correlated peers is the like-for-like one.
+Every system runs {CHAINS} chains with {WARMUP:,} warm-up iterations and {DRAWS:,} draws each on \
+{CORES} cores, in a new process with an empty cache, at its default settings, with these \
+exceptions. NumPyro uses double precision, as all systems except Pyro do. *nutpie low-rank* and \
+*NumPyro, dense* use a mass matrix with correlations, as probdl does by default for at most 50 \
+coordinates ([the effect of this setting](mass_matrix.md)); they count in one row of the summary \
+only. PyMC models are always sampled by nutpie. probdl's default (low-rank up to 50 coordinates, \
+cutoff 4) was chosen after its effect on these ten tasks was known, so the rows at default \
+settings favour probdl. The row that includes the peers with correlations is the like-for-like \
+comparison.
 
-*First call*: from the call to the posterior, after imports, compilation included. *Cached*: the \
-same in a second process that finds what the first left on disk, for probdl only (PyMC and PyStan \
-keep compiled code too; NumPyro does not). *Sampling*: later calls with other seeds (the median), \
-warm-up included; for probdl all but finding and checking the compiled code and the diagnosis of \
-the draws, which the peers do not do. *Later call* has all of it. PyStan's times include what it \
-does around Stan (each chain by HTTP, draws written and parsed), as its users find them.
+*First call*: time from the call to the posterior, without imports, including compilation. \
+*Cached*: the same in a second process that uses the files cached by the first, measured for \
+probdl only (PyMC and PyStan also cache compiled code; NumPyro does not). *Sampling*: median of \
+later calls with other seeds, including warm-up; for probdl without loading and verifying the \
+compiled code and without the diagnosis of the draws, which the peers do not perform. *Later \
+call* includes all of these. PyStan's times include its work around Stan (one HTTP request per \
+chain, writing and parsing the draws), as its users experience them.
 
-*ESS*: ArviZ's bulk effective sample size, of the parameter where it is least. *Gradients*: of the \
-draws after warm-up, all chains. *Peak*: memory of the largest process, the C++ compiler's for \
-PyStan.
+*Minimum ESS*: ArviZ's bulk effective sample size of the parameter for which it is smallest. \
+*Gradients*: number of gradient evaluations after warm-up, over all chains. *Peak*: peak memory of \
+the largest process; for PyStan, that is the C++ compiler.
 
-*Right*: R-hat at most 1.05 everywhere, each mean within 4 standard errors of the reference (more \
-where there are many parameters, so that chance calls a right run wrong less than once in a \
-thousand), each standard deviation within 10 % of it, or within as many of its own standard \
-errors. The worst mean is given in standard errors. A system with a wrong run counts as no best \
-peer, and a task on which probdl has one counts in no mean of the summary.
+*Right*: every R-hat is at most 1.05, every mean is within 4 standard errors of the reference \
+(more for many parameters, so that a correct run is judged wrong with a probability below one in a \
+thousand), and every standard deviation is within 10 % of the reference or within the same number \
+of its own standard errors. The worst mean is given in standard errors. A system with a wrong run \
+cannot be the best peer, and a task on which probdl has a wrong run is excluded from the means of \
+the summary.
 
-*Pyro* takes a millisecond or more a gradient, so a gradient is timed within NUTS, in single \
-precision, which is its default, and the rest computed: Pyro's ESS per second is NumPyro's ESS \
-per gradient (it is the same algorithm) × {CORES} cores / seconds a gradient. That leaves warm-up \
-out, in Pyro's favour. Where `jit_compile=True` was not done after two minutes, the gradient is \
-one without it."""
+*Pyro* needs about half a millisecond or more per gradient. Therefore the gradient is timed \
+within NUTS, in single precision, which is Pyro's default, and the rest is computed: Pyro's ESS \
+per second is NumPyro's ESS per gradient (it is the same algorithm) × {CORES} cores / seconds \
+per gradient. This excludes warm-up, in Pyro's favour. If `jit_compile=True` did not finish \
+within two minutes, the gradient is timed without it."""
 
 
 def per_second(system: str, rows: Rows) -> float | None:
-    """Return effective draws a second without compilation; for Pyro an estimate."""
+    """Return the ESS per second without compilation; for Pyro, an estimate."""
     row = rows.get(system, {})
     if system == "pyro":
         twin = next(
@@ -104,12 +107,12 @@ def _answer(rows: Rows) -> str:
 
 
 def _peers(rows: Rows) -> list[str]:
-    """Return the peers, at their default settings, that ran, and were right."""
+    """Return the peers at default settings that ran and were right."""
     return [s for s in SYSTEMS if s not in ("probdl", "pyro", *SET_UP) and _right(s, rows)]
 
 
 def against_best(rows: Rows, *more: str) -> tuple[float, str] | None:
-    """Return our ESS per second over the best peer's, and which that is."""
+    """Return probdl's ESS per second over the best peer's, and the name of that peer."""
     candidates = [*_peers(rows), "pyro", *(s for s in more if _right(s, rows))]
     known = {s: v for s in candidates if (v := per_second(s, rows)) is not None}
     if not _right("probdl", rows) or not known:
@@ -124,7 +127,7 @@ def against_pyro(rows: Rows) -> float | None:
 
 
 def first_call(rows: Rows, ours: str = "first_s") -> float | None:
-    """Return the time of our first call, or the cached one, over the fastest peer's first."""
+    """Return the time of probdl's first (or cached) call over the fastest peer's first call."""
     peers = _peers(rows)
     if not _right("probdl", rows) or not peers:
         return None
@@ -132,7 +135,7 @@ def first_call(rows: Rows, ours: str = "first_s") -> float | None:
 
 
 def later_call(rows: Rows) -> float | None:
-    """Return the time of our later calls, with all they do, over the fastest peer's."""
+    """Return the time of probdl's later calls, with all checks, over the fastest peer's."""
     times = {s: median(rows[s]["later_s"]) for s in ["probdl", *_peers(rows)]}
     if not _right("probdl", rows) or len(times) < 2:
         return None
@@ -140,7 +143,7 @@ def later_call(rows: Rows) -> float | None:
 
 
 def _mean(ratios: Iterable[float | None], digits: int = 2) -> str:
-    """Write the geometric mean of those that are known, and of how many it is."""
+    """Format the geometric mean of the known ratios and their number."""
     logs = [math.log(r) for r in ratios if r is not None]
     return f"{math.exp(sum(logs) / len(logs)):.{digits}f} ({len(logs)})" if logs else "none"
 
@@ -169,7 +172,7 @@ def _line(system: str, rows: Rows) -> str:
     speed = _number(per_second(system, rows))
     if system == "pyro":
         cost = (
-            f"{row['gradient_s'] * 1e3:.3g} ms a gradient{'' if row['jit'] else ', not compiled'}"
+            f"{row['gradient_s'] * 1e3:.3g} ms per gradient{'' if row['jit'] else ', not compiled'}"
         )
         cells = [_number(row["compile_s"]), cost, "", "", speed, "", "", ""]
         cells += [_number(row["gradients"]), _number(row["peak_mib"]), ""]
@@ -198,24 +201,25 @@ def _summary(results: dict[str, Rows]) -> list[str]:
     ratios = [found[0] for found in best.values() if found]
     strict = [found[0] for rows in all_rows if (found := against_best(rows, *SET_UP))]
     lines = [
-        "| what, geometric mean (number of tasks) | measured |",
+        "| quantity, geometric mean (number of tasks) | measured |",
         "| --- | --- |",
-        f"| ESS per second, ours / best peer | {_mean(ratios)} |",
+        f"| ESS per second, probdl / best peer | {_mean(ratios)} |",
         f"| the same, worst task | {min(ratios, default=math.nan):.2f} |",
-        "| ESS per second, ours / best peer, those with correlations in their mass matrix among "
-        f"them (worst task) | {_mean(strict)} ({min(strict, default=math.nan):.2f}) |",
-        f"| ESS per second, ours / Pyro | {_mean(map(against_pyro, all_rows), 0)} |",
-        f"| first call, ours / fastest peer | {_mean(map(first_call, all_rows))} |",
-        "| first call, ours cached / fastest peer without a cache | "
+        "| ESS per second, probdl / best peer, including peers with correlations in their mass "
+        f"matrix (worst task) | {_mean(strict)} ({min(strict, default=math.nan):.2f}) |",
+        f"| ESS per second, probdl / Pyro | {_mean(map(against_pyro, all_rows), 0)} |",
+        f"| time of the first call, probdl / fastest peer | {_mean(map(first_call, all_rows))} |",
+        "| time of the first call, probdl with a cache / fastest peer without | "
         f"{_mean(first_call(rows, 'cached_first_s') for rows in all_rows)} |",
-        f"| later calls, ours / fastest peer | {_mean(map(later_call, all_rows))} |",
-        f"| tasks on which all our runs are right | "
+        f"| time of later calls, probdl / fastest peer | {_mean(map(later_call, all_rows))} |",
+        f"| tasks on which all runs of probdl are right | "
         f"{sum(_right('probdl', rows) for rows in all_rows)} of {len(done)} |",
         "",
-        "ESS per second leaves compilation out.",
+        "ESS per second excludes compilation.",
         "",
-        "| task | ESS/s, ours / best peer | best peer | ours / Pyro | first call, ours / fastest "
-        "| cached, ours / fastest | ours | peers without a right answer |",
+        "| task | ESS/s, probdl / best peer | best peer | ESS/s, probdl / Pyro | first call, "
+        "probdl / fastest peer | cached, probdl / fastest peer | probdl's answer | peers with a "
+        "wrong or no answer |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for task, rows in done.items():
@@ -237,7 +241,7 @@ def _summary(results: dict[str, Rows]) -> list[str]:
 
 
 def _plot(results: dict[str, Rows]) -> None:
-    """Draw each system's ESS per second over ours, a line for each task; wrong ones hollow."""
+    """Plot each system's ESS per second relative to probdl's, one line per task."""
     done = [task for task in reversed(TASKS) if task in results]
     height = 2.0 + 0.5 * len(done)
     figure, axes = plt.subplots(figsize=(8, height))
@@ -252,13 +256,13 @@ def _plot(results: dict[str, Rows]) -> None:
             full = system == "pyro" or _right(system, rows)
             axes.plot(theirs / ours, place, marker, color=colour, label=label, markersize=9,
                       markerfacecolor=colour if full else "none", linestyle="none")  # fmt: skip
-            label = None  # once in the legend
+            label = None  # one legend entry per system
     axes.axvline(1.0, color="black", linewidth=0.8)
     axes.set_xscale("log")
     axes.set_yticks(range(len(done)), done)
     axes.set_ylim(-0.5, len(done) - 0.5)
     axes.grid(axis="x", alpha=0.3)
-    axes.set_xlabel("effective draws a second, without compilation, over probdl's (hollow: wrong)")
+    axes.set_xlabel("ESS per second, without compilation, relative to probdl (hollow: wrong)")
     figure.legend(loc="upper center", ncols=3, frameon=False)
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.6 / height))
     figure.savefig(RESULTS / "peers.png", dpi=100)
@@ -280,7 +284,7 @@ def write(results: dict[str, Rows]) -> None:
         "",
         *_summary(results),
         "",
-        "![effective draws a second, over probdl's](peers.png)",
+        "![ESS per second, relative to probdl](peers.png)",
         "",
         NOTES,
     ]
@@ -289,9 +293,9 @@ def write(results: dict[str, Rows]) -> None:
             "",
             f"## {task}",
             "",
-            "| system | compile, s | sampling, s | later call, s | least ESS | ESS/s | "
-            "ESS/s with compile | first call, s | cached, s | gradients | peak, MiB | "
-            "answer, worst mean |",
+            "| system | compilation, s | sampling, s | later call, s | minimum ESS | ESS/s | "
+            "ESS/s with compilation | first call, s | cached, s | gradients | peak, MiB | "
+            "answer (error of the worst mean, of the limit) |",
             "| --- " * 12 + "|",
             *(_line(system, results[task]) for system in SYSTEMS),
         ]

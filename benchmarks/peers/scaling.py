@@ -1,6 +1,6 @@
-"""Gradients of a logistic regression over rows and predictors, against what the machine allows.
+"""Gradient times of a logistic regression by size of the data, compared with a hardware bound.
 
-``python -m benchmarks.peers.scaling``: writes results/scaling.json, scaling.md and scaling.png.
+``python -m benchmarks.peers.scaling`` writes results/scaling.json, scaling.md and scaling.png.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from benchmarks.peers.systems import ROOT, interpreter
 
 ROWS = [10**3, 10**4, 10**5, 10**6]
 PREDICTORS = [10, 30, 100, 300, 1000]
-FIXED = 20, 10_000  # predictors where the rows vary, rows where the predictors do
+FIXED = 20, 10_000  # number of predictors when rows vary, number of rows when predictors vary
 TIMEOUT_S = 300
 NAMES = LABELS | {"numpyro": "NumPyro (JAX)", "pymc": "PyMC (numba)", "probdl": "probdl"}
 STYLES = MARKERS | {"numpyro": MARKERS["numpyro_vectorized"]}
 
 
 def gradient(system: str, rows: int, predictors: int, threads: int | None = None) -> Any:
-    """Time a gradient in a process of its own; an error is told."""
+    """Time a gradient in a separate process; return the seconds, or an error as text."""
     more = {} if threads is None else {"PROBDL_BENCH_THREADS": str(threads)}
     sizes = str(rows), str(predictors)
-    with tempfile.TemporaryDirectory() as cache:  # httpstan keeps fits, and returns them at once
+    with tempfile.TemporaryDirectory() as cache:  # httpstan would return cached fits
         more["XDG_CACHE_HOME"] = cache
         try:
             done = subprocess.run(
@@ -57,7 +57,7 @@ def gradient(system: str, rows: int, predictors: int, threads: int | None = None
 
 
 def sweep(sizes: list[tuple[int, int]]) -> list[dict[str, Any]]:
-    """Time a gradient of every system at every size, the systems next to each other."""
+    """Time a gradient with every system at every size, one system after the other."""
     found = []
     for rows, predictors in sizes:
         times = {s: gradient(s, rows, predictors) for s in SYSTEMS}
@@ -68,8 +68,8 @@ def sweep(sizes: list[tuple[int, int]]) -> list[dict[str, Any]]:
 
 
 def machine() -> dict[str, Any]:
-    """Measure what the machine can do: reading memory (a dot product), multiplying (a product)."""
-    a, b = np.ones(2**26), np.ones(2**26)  # 1 GiB together, more than any cache
+    """Measure memory bandwidth with a dot product and peak flops with a matrix product."""
+    a, b = np.ones(2**26), np.ones(2**26)  # 1 GiB in total, more than any cache
     square = np.random.default_rng(0).normal(size=(1500, 1500))
     limits = {}
     for threads in (1, os.cpu_count() or 1):
@@ -92,64 +92,66 @@ def _best(call: Callable[[], Any], rounds: int = 9) -> float:
 
 
 def cost(rows: int, predictors: int) -> tuple[float, float]:
-    """Return the bytes and the flops that a gradient needs at the least.
+    """Return the minimum number of bytes and flops of a gradient.
 
-    Each row is read once: its predictors and its class, in double precision. Each number of it is
-    multiplied and added twice, for the linear predictor and for the gradient; the exponential,
-    the logarithm and what is around them are some 60 operations a row.
+    Each row is read once: its predictors and its class, in double precision. Each element of X
+    takes two multiplications and two additions, for the linear predictor and the gradient; the
+    exponential, the logarithm and related operations take about 60 operations per row.
     """
     return 8.0 * rows * (predictors + 1), rows * (4.0 * predictors + 60)
 
 
 def bound(limits: dict[str, Any], rows: int, predictors: int) -> float:
-    """Return the least seconds a gradient can take with all cores: the roofline."""
+    """Return the roofline bound: the minimum seconds of a gradient on all cores."""
     best = limits[max(limits, key=int)]
     moved, computed = cost(rows, predictors)
     return max(moved / best["bytes_per_s"], computed / best["flops_per_s"])
 
 
 def write(results: dict[str, Any]) -> None:
-    """Write the page and the plot."""
+    """Write results/scaling.md and results/scaling.png."""
     limits = results["machine"]
     lines = [
-        "# A gradient of the logistic regression, and what the machine allows",
+        "# Gradient of the logistic regression, compared with the hardware limit",
         "",
-        f"Made by `make bench-scaling`. Data of n rows and p predictors: p = {FIXED[0]} where n "
-        f"varies, n = {FIXED[1]:,} where p does. Value and gradient in double precision, all "
-        "cores, the best of several rounds, without the Python around it: the compiled functions "
-        "of probdl and nutpie called by their address, JAX's in a compiled loop where that is "
-        "faster. Stan's is what it says of its sampler, over the gradients, on the one core that "
-        "a chain has; the sampler's own work is in it.",
+        f"Measured by `make bench-scaling`. The data have n rows and p predictors: p = {FIXED[0]} "
+        f"when n varies, n = {FIXED[1]:,} when p varies. Times are for value and gradient in "
+        "double precision on all cores, the minimum over several rounds, without Python overhead: "
+        "the compiled functions of probdl and nutpie are called by address, and JAX's in a "
+        "compiled loop if that is faster. Stan's time is the sampling time that it reports, "
+        "divided by the number of gradients, on the single core that a chain uses; it includes "
+        "the sampler's own work.",
         "",
-        "## The cost on paper",
+        "## Theoretical cost",
         "",
         "With X of n rows and p columns in memory, a gradient must read 8 n (p + 1) bytes and "
-        "compute some n (4 p + 60) operations: X β, then Xᵀ (σ(X β) − y), and an exponential and "
-        "a logarithm a row. That is half an operation a byte where p is large. So where X does "
-        "not fit the cache, reading it once is the limit, and a system that computes X β for all "
-        "rows and then goes over X again takes at least twice that. probdl writes both products "
-        "and what is between them as one loop over blocks of rows that stay in the cache, and "
-        "threads share the blocks.",
+        "needs about n (4 p + 60) operations: X β, then Xᵀ (σ(X β) − y), and an exponential and "
+        "a logarithm per row. For large p, that is half an operation per byte. So if X does not "
+        "fit into the cache, the limit is the time to read it once, and a system that computes "
+        "X β for all rows and then reads X again takes at least twice as long. probdl generates "
+        "one loop for both products and the operations between them, over blocks of rows that "
+        "stay in the cache; the blocks are distributed over the threads.",
         "",
-        "| threads | memory read, GB/s | matrix product, Gflop/s |",
+        "| threads | memory bandwidth, GB/s | matrix product, Gflop/s |",
         "| ---: | ---: | ---: |",
         *(
             f"| {k} | {v['bytes_per_s'] / 1e9:.1f} | {v['flops_per_s'] / 1e9:.0f} |"
             for k, v in limits.items()
         ),
         "",
-        "*Limit*: the larger of bytes over bandwidth and operations over peak, with all cores. A "
-        "system can be below it where X fits a cache, which is faster than memory.",
+        "*Limit*: the larger of bytes / bandwidth and operations / peak performance, on all cores. "
+        "A system can be faster than this limit if X fits into a cache, which is faster than "
+        "memory.",
         "",
     ]
     columns = [*SYSTEMS, "probdl_one_thread"]
     heads = [*(NAMES[s] for s in SYSTEMS), "probdl, one thread"]
     for part in ("rows", "predictors"):
         lines += [
-            f"## Over {part}",
+            f"## Varying the number of {part}",
             "",
             f"| n | p | limit, µs | {' | '.join(f'{h}, µs' for h in heads)} "
-            "| ours / best peer | limit / ours |",
+            "| probdl / best peer | limit / probdl |",
             "| ---: " * (5 + len(heads)) + "|",
         ]
         for row in results[part]:
@@ -166,7 +168,7 @@ def write(results: dict[str, Any]) -> None:
                 f"| {' | '.join(cells)} | {ours / min(peers):.2f} | {least / ours:.2f} |"
             )
         lines.append("")
-    lines += ["![Gradients over rows and predictors](scaling.png)", ""]
+    lines += ["![Gradient times by number of rows and predictors](scaling.png)", ""]
     (RESULTS / "scaling.md").write_text("\n".join(lines))
     _plot(results)
 
@@ -190,11 +192,11 @@ def _plot(results: dict[str, Any]) -> None:
             * 1e9
             for row in results[part]
         ]
-        axis.plot(sizes, least, "k--", lw=1, label="limit: memory read once, or peak")
+        axis.plot(sizes, least, "k--", lw=1, label="limit: memory bandwidth or peak flops")
         axis.set(xscale="log", yscale="log", xlabel=f"{part} (others fixed)")
     axes[0].set_xlabel(f"rows n, at {FIXED[0]} predictors")
     axes[1].set_xlabel(f"predictors p, at {FIXED[1]:,} rows")
-    axes[0].set_ylabel("ns a gradient and number of X")
+    axes[0].set_ylabel("ns per gradient and element of X")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=5, frameon=False)
     figure.savefig(RESULTS / "scaling.png", dpi=130)

@@ -1,9 +1,9 @@
 """The systems, one file each.
 
-A system's module has ``start(task, data)``, which returns a sampler: called with a seed, it draws
-4 chains of 1,000 draws after 1,000 of warm-up, at default settings otherwise. The first call
-compiles what there is to compile; later calls use it again. Pyro is too slow for that, and has
-``cost(task, data)`` instead: how long a gradient takes.
+A system's module has ``start(task, data)``, which returns a sampler. Called with a seed, the
+sampler returns 4 chains of 1,000 draws after 1,000 warm-up iterations, with default settings
+otherwise. The first call compiles; later calls use the compiled code. Pyro is too slow for that:
+its module has ``cost(task, data)`` instead, which times a gradient.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 CHAINS, DRAWS, WARMUP, CORES = 4, 1000, 1000, 2
-# By system, the packages whose versions the results name.
+# By system, the packages whose versions are reported.
 PACKAGES = {
     "probdl": ("probdl", "torch", "nutpie"),
     "pyro": ("pyro-ppl", "torch"),
@@ -31,20 +31,20 @@ ROOT = Path(__file__).parents[3]
 
 
 def interpreter(system: str) -> str:
-    """Return the Python that has a system; all peers but Pyro have an environment of their own."""
+    """Return the Python of a system; all peers except Pyro are in a separate environment."""
     own = system in ("probdl", "pyro")
     return sys.executable if own else str(ROOT / ".venv-peers" / "bin" / "python")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What one call returns.
+    """The result of one call.
 
     Attributes:
-        draws: by site, (chain, draw, *shape).
-        gradients: how many the draws after warm-up took, all chains together.
-        sampling_s: how long warm-up and draws took, where the call does more than that.
-        compile_s: how long this call compiled, where the system does it as a step of its own.
+        draws: draws by site, (chain, draw, *shape).
+        gradients: number of gradient evaluations after warm-up, over all chains.
+        sampling_s: seconds of warm-up and draws, if the call does more than that.
+        compile_s: seconds of compilation, if it is a separate step of the system.
     """
 
     draws: dict[str, np.ndarray]

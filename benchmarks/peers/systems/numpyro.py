@@ -1,7 +1,7 @@
-"""NumPyro: NUTS in double precision, chains in one vectorized program or one device each.
+"""NumPyro: NUTS in double precision, with vectorized chains or one device per chain.
 
-``MCMC.run`` without a progress bar compiles its loop again in every call, for a closure in it is
-new each time. So the run as a whole is compiled, once, as the library's own tests have it.
+``MCMC.run`` without a progress bar recompiles its loop in every call because it creates a new
+closure each time. Therefore the whole run is compiled once, as in the library's own tests.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from numpyro.infer import MCMC, NUTS
 from benchmarks.peers.systems import CHAINS, DRAWS, WARMUP, Sample
 
 numpyro.enable_x64()
-numpyro.set_host_device_count(CHAINS)  # before anything starts JAX
+numpyro.set_host_device_count(CHAINS)  # must precede the start of JAX
 
 
 def start(
     task: ModuleType, data: dict[str, np.ndarray], chain_method: str, dense: bool = False
 ) -> Callable[[int], Sample]:
     model, args = task.numpyro(data)
-    jax.devices()  # starting JAX is part of its import
+    jax.devices()  # count the start of JAX as part of its import
     mcmc = MCMC(
         NUTS(model, dense_mass=dense),
         num_warmup=WARMUP,

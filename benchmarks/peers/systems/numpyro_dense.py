@@ -1,4 +1,4 @@
-"""NumPyro with parallel chains and a dense mass matrix, its remedy for correlated posteriors."""
+"""NumPyro with parallel chains and a dense mass matrix, its option for correlated posteriors."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """probdl: NUTS on the native engine.
 
-Sampling is all of ``infer`` but compiling and verifying, which has a clock of its own, and the
-diagnosis at the end, which the peers do not make. The first call is timed with all of it.
+The sampling time is that of ``infer`` without compiling and verifying, which are timed separately,
+and without the final diagnosis, which the peers do not perform. The first call includes everything.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""PyMC, its model compiled by numba and sampled by nutpie, whose default matrix is diagonal."""
+"""PyMC models compiled by numba and sampled by nutpie, with its default diagonal mass matrix."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmarks.peers.systems import CHAINS, CORES, DRAWS, WARMUP, Sample
 def start(
     task: ModuleType, data: dict[str, np.ndarray], low_rank: bool = False
 ) -> Callable[[int], Sample]:
-    import pymc  # noqa: F401 - here, so that no task's import of it is timed
+    import pymc  # noqa: F401 - imported here so that its import is not timed
 
     compiled: Any = None
 
@@ -28,7 +28,7 @@ def start(
             begin = time.perf_counter()
             compiled = nutpie.compile_pymc_model(task.pymc(data), backend="numba")
             compile_s = time.perf_counter() - begin
-        with threadpool_limits(1):  # the chains have the cores; BLAS would start threads in each
+        with threadpool_limits(1):  # chains use all cores; BLAS would start threads in each chain
             trace = nutpie.sample(
                 compiled,
                 draws=DRAWS,

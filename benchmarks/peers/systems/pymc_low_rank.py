@@ -1,4 +1,4 @@
-"""PyMC and nutpie with a low-rank mass matrix, nutpie's remedy for correlated posteriors."""
+"""PyMC and nutpie with a low-rank mass matrix, nutpie's option for correlated posteriors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pyro's NUTS, whose gradients take milliseconds: how long one takes, from a minute's sampling."""
+"""Pyro's NUTS: the time per gradient, measured during a short run because gradients are slow."""
 
 from __future__ import annotations
 
@@ -15,45 +15,45 @@ from pyro.ops import integrator
 from torch.distributions import transform_to
 
 BUDGET_S = 20.0
-FEW = 5  # transitions, and gradients, that are left out: the first compile and specialize
-TRANSITIONS = 50  # of warm-up, and as many after it
+SKIPPED = 5  # initial transitions and gradients not counted, because they compile and specialize
+TRANSITIONS = 50  # number of warm-up transitions, and of transitions after it
 
 
-class OutOfBudget(Exception):  # noqa: N818 - no error, but the end
-    """The time is up."""
+class OutOfBudget(Exception):  # noqa: N818 - a signal, not an error
+    """The time budget is used up."""
 
 
 class Meter:
-    """In the place of ``potential_grad``: notes when each gradient was done."""
+    """A replacement of ``potential_grad`` that records the end time of each gradient."""
 
     def __init__(self) -> None:
         self._evaluate = integrator.potential_grad
         self._transitions = 0
         self.ends: list[float] = []
-        self.skip = FEW
+        self.skip = SKIPPED
 
     def __call__(self, potential_fn: Any, z: Any) -> Any:
         result = self._evaluate(potential_fn, z)
         self.ends.append(time.perf_counter())
-        if len(self.ends) > FEW and self.ends[-1] - self.ends[FEW] > BUDGET_S:
+        if len(self.ends) > SKIPPED and self.ends[-1] - self.ends[SKIPPED] > BUDGET_S:
             raise OutOfBudget
         return result
 
     def hook(self, *_: Any) -> None:
-        """Leave out what came before the end of the first transitions, if they do end."""
+        """Exclude the gradients of the first transitions."""
         self._transitions += 1
-        if self._transitions == FEW:
+        if self._transitions == SKIPPED:
             self.skip = len(self.ends)
 
 
 def cost(task: ModuleType, data: dict[str, np.ndarray], jit: bool) -> dict[str, Any]:
-    """Time a gradient, with what the sampler does around it; at Pyro's own precision."""
+    """Time a gradient, including the sampler's overhead, in Pyro's default precision."""
     model, args = task.pyro(data)
     tensors = [_tensor(a) for a in args]
     meter = Meter()
     integrator.potential_grad = meter
-    # The last two settings are Pyro's own values; to find them, it draws from the prior, which
-    # it cannot where that is flat.
+    # The last two settings equal Pyro's own values. They are explicit because Pyro finds them by
+    # drawing from the prior, which is impossible for flat priors.
     kernel = NUTS(
         model,
         jit_compile=jit,
@@ -74,12 +74,12 @@ def cost(task: ModuleType, data: dict[str, np.ndarray], jit: bool) -> dict[str, 
     with contextlib.suppress(OutOfBudget):
         mcmc.run(*tensors)
     if len(meter.ends) <= meter.skip + 1:
-        meter.skip = FEW
+        meter.skip = SKIPPED
     between = np.diff(meter.ends[meter.skip :])
     return {
         "gradient_s": float(np.median(between)),  # TorchScript may stop to specialize once more
         "gradients": len(between),
-        "compile_s": meter.ends[FEW - 1] - begin,
+        "compile_s": meter.ends[SKIPPED - 1] - begin,
         "jit": jit,
     }
 
@@ -91,7 +91,7 @@ def _start(site: dict[str, Any]) -> torch.Tensor:
 
 
 def _tensor(value: Any) -> Any:
-    """Turn arrays into tensors of the default precision, labels into whole numbers."""
+    """Convert arrays to tensors of the default dtype, integer arrays to torch.long."""
     if not isinstance(value, np.ndarray):
         return value
     whole = value.dtype.kind in "iu"

@@ -1,4 +1,4 @@
-"""PyStan: Stan's own C++, the chains in processes of their own."""
+"""PyStan: Stan's C++ code, with one process per chain."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmarks.peers.systems import CHAINS, DRAWS, WARMUP, Sample
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep its progress and the compiler's warnings out of the way, unless it fails."""
+    """Discard the progress output and the compiler's warnings."""
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
         yield
 
@@ -26,7 +26,7 @@ def start(task: ModuleType, data: dict[str, np.ndarray]) -> Callable[[int], Samp
     given = task.stan(data)
 
     def sample(seed: int) -> Sample:
-        # The seed belongs to the build, which after the first finds its code in the cache.
+        # The seed is an argument of the build; later builds find the code in the cache.
         with _quiet():
             begin = time.perf_counter()
             posterior = stan.build(task.STAN, data=given, random_seed=seed)
@@ -40,7 +40,7 @@ def start(task: ModuleType, data: dict[str, np.ndarray]) -> Callable[[int], Samp
 
 
 def by_site(fit: Any) -> dict[str, np.ndarray]:
-    """Return the draws as (chain, draw, *shape), of which a fit has (*shape, draw and chain)."""
+    """Return the draws as (chain, draw, *shape); a PyStan fit has (*shape, draw x chain)."""
     draws = {}
     for site, shape in zip(fit.param_names, fit.dims, strict=True):
         split = fit[site].reshape(*shape, -1, fit.num_chains)

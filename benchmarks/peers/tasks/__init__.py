@@ -1,18 +1,18 @@
 """The tasks, one file each, written natively for every system.
 
 A task's module has
-    REFERENCE: the file of the reference posterior, or None where a long run of Stan is it;
-    data(): arrays by name, read or made once and handed to every system;
+    REFERENCE: the file of the reference posterior, or None if the reference is a long run of Stan;
+    data(): arrays by name, read or generated once and passed to every system;
     pyro(data), numpyro(data): a model and its arguments;
     pymc(data): a ``pm.Model``;
     STAN, stan(data): a program and its data;
     parameters(draws): scalars (chain, draw) by the reference's names, from draws by site.
 
-Where there is a reference, ``load`` adds data() and pyro(data): its file has the data, and the
-tests have the Pyro program.
+For a task with REFERENCE, ``load`` adds data() and pyro(data): the reference file contains the
+data, and the tests contain the Pyro program.
 
-Priors, supports and names of sites are the same in all. A system is imported where it is used,
-for no environment has them all.
+Priors, supports and site names are the same for all systems. A system is imported inside functions
+because no environment contains all systems.
 """
 
 from __future__ import annotations

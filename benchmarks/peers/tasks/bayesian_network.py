@@ -1,7 +1,7 @@
 """A Bayesian network with one hidden layer of 16 units, on 100 rows of 4 inputs: 97 parameters.
 
-Its units can change places and signs, so that weights have no mean to compare. What all agree on
-is the function: its values at ten inputs, and the noise.
+The units can be permuted and change sign, so the means of the weights are not comparable. Therefore
+the values of the function at ten inputs and the noise are compared.
 """
 
 from __future__ import annotations

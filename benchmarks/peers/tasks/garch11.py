@@ -26,7 +26,7 @@ def numpyro(data: dict[str, np.ndarray]) -> Any:
         mu = numpyro.sample("mu", dist.ImproperUniform(constraints.real, (), ()))
         alpha0 = numpyro.sample("alpha0", dist.ImproperUniform(constraints.positive, (), ()))
         alpha1 = numpyro.sample("alpha1", dist.Uniform(0.0, 1.0))
-        # beta1 is flat on (0, 1 - alpha1), so that the factor is that interval's length.
+        # beta1 is flat on (0, 1 - alpha1), so the factor is the length of that interval.
         share = numpyro.sample("share", dist.Uniform(0.0, 1.0))
         beta1 = numpyro.deterministic("beta1", share * (1.0 - alpha1))
         numpyro.factor("beta1_flat", jnp.log1p(-alpha1))
@@ -53,7 +53,7 @@ def pymc(data: dict[str, np.ndarray]) -> Any:
         mu = pm.Flat("mu")
         alpha0 = pm.HalfFlat("alpha0")
         alpha1 = pm.Uniform("alpha1", 0.0, 1.0)
-        # beta1 is flat on (0, 1 - alpha1), so that the potential is that interval's length.
+        # beta1 is flat on (0, 1 - alpha1), so the potential is the length of that interval.
         share = pm.Uniform("share", 0.0, 1.0)
         beta1 = pm.Deterministic("beta1", share * (1.0 - alpha1))
         pm.Potential("beta1_flat", pt.log1p(-alpha1))

@@ -1,4 +1,4 @@
-"""A Gaussian process at eleven points, its noise on the diagonal as a variance."""
+"""A Gaussian process at eleven points; sigma is the noise variance on the diagonal."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Logistic regression with an intercept for each of 531 groups: 536 parameters, 6,366 rows.
 
-Data: Fair's survey of marriages (1978), as statsmodels has it: was there an affair? The groups
-are the cells of age, children, religiousness and the husband's occupation.
+Data: Fair's survey of marriages (1978) from statsmodels; the outcome is whether there was an
+affair. The groups are the cells of age, children, religiousness and the husband's occupation.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A hidden Markov model with two states, by the forward algorithm."""
+"""A hidden Markov model with two states, evaluated by the forward algorithm."""
 
 from __future__ import annotations
 

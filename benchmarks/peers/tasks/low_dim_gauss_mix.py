@@ -1,4 +1,4 @@
-"""A mixture of two normal distributions, summed over the components."""
+"""A mixture of two normal distributions with the components marginalized."""
 
 from __future__ import annotations
 
