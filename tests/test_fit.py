@@ -333,3 +333,21 @@ def test_a_reparameterised_site_is_latent_and_not_observed(schools):
     )
     assert list(fit.idata.observed_data) == ["y"]
     assert list(fit.idata.log_likelihood) == ["y"]
+
+
+def test_an_error_inside_a_property_of_a_fit_is_not_replaced(regression, monkeypatch):
+    fit = regression
+    broken = property(lambda self: self.no_such_thing)
+    monkeypatch.setattr(probdl.Fit, "title", broken)
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        _ = fit.title
+    with pytest.raises(AttributeError, match="'Fit' object has no attribute 'titel'"):
+        _ = fit.titel
+
+
+def test_a_subclass_of_a_user_adds_no_method_to_the_errors_of_others():
+    class Mine(probdl.Fit):
+        def quantify(self):
+            pass
+
+    assert "quantify" not in probdl.Fit._capabilities

@@ -139,9 +139,10 @@ class Fit:
             options: passed to the superclass.
         """
         super().__init_subclass__(**options)
-        added = {name for name, value in vars(cls).items() if callable(value)} - set(dir(Fit))
-        public = [name for name in added if not name.startswith("_")]
-        Fit._capabilities.update(dict.fromkeys(public, needs))
+        if needs:
+            added = {name for name, value in vars(cls).items() if callable(value)} - {*dir(Fit)}
+            public = [name for name in added if not name.startswith("_")]
+            Fit._capabilities.update(dict.fromkeys(public, needs))
 
     def __getattr__(self, name: str) -> Any:
         """Raise an error that says which fits have this method."""
@@ -150,7 +151,8 @@ class Fit:
             raise CapabilityError(
                 f"A fit by {self.method.name} has no {what}, which {name}() needs. {remedy}"
             )
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        # Python's own error, which may come from inside a property of this name.
+        return object.__getattribute__(self, name)
 
     # -- reading the posterior ------------------------------------------------------------
 
