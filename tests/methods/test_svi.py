@@ -255,6 +255,7 @@ def line():
 
 
 def test_weights_of_a_network_are_fitted_in_a_copy(line):
+    pyro.clear_param_store()  # a network of probdl.nn that is called on its own registers there
     torch.manual_seed(0)
     module = Regression()
     before = {k: v.clone() for k, v in module.state_dict().items()}
