@@ -29,7 +29,7 @@ from torch.nn import functional
 import probdl
 from benchmarks.models import SCHOOLS
 from probdl.compile.step import Parameters, choose_step
-from probdl.methods.training.optimizers import Training
+from probdl.methods.training.optimizers import ScheduledOptimizer
 from probdl.methods.variational.guides import make_guide
 from probdl.methods.variational.objective import Objective, resolve_elbo
 from probdl.model.program import Program
@@ -101,7 +101,9 @@ def vae_step() -> dict[str, Any]:
             objective = Objective(program, guide, structure, estimator)
             parameters = Parameters(objective.leaves)
             data = program.tensors()
-            training = Training(parameters, objective.names, "Adam", 1e-6, "constant", None, False)
+            training = ScheduledOptimizer(
+                parameters, objective.names, "Adam", 1e-6, "constant", None, False
+            )
             for engine in ("graph", "inductor"):
                 begun = time.perf_counter()
                 step, _ = choose_step(objective, parameters, data, engine, 0)

@@ -19,11 +19,11 @@ from probdl.methods.adversarial.checks import check_coverage, check_game
 from probdl.methods.adversarial.losses import LOSSES, Critic, normalise_spectrally
 from probdl.methods.adversarial.training import RECORDED, AdversarialTraining, Plan
 from probdl.methods.base import Method
+from probdl.methods.guide_sites import no_guide
 from probdl.methods.training.checkpoint import checkpoint_of
 from probdl.methods.training.minibatch import PlateBatches
-from probdl.methods.training.optimizers import Training, check_optimizer, check_schedule
-from probdl.methods.variational.guides import no_guide
-from probdl.methods.variational.objective import Trainable
+from probdl.methods.training.optimizers import ScheduledOptimizer, check_optimizer, check_schedule
+from probdl.methods.training.trainable import Trainable
 from probdl.model.program import Program
 from probdl.model.sites import Structure, data_plate, discover
 from probdl.results.adversarial import AdversarialFit
@@ -221,9 +221,9 @@ class GAN(Method, name="gan"):
 
     def _optimizer(
         self, optimizer: Any, rate: float | None, parameters: Parameters, names: Sequence[str]
-    ) -> Training:
+    ) -> ScheduledOptimizer:
         """Make an optimizer; None means that of the generator."""
-        return Training(
+        return ScheduledOptimizer(
             parameters,
             names,
             optimizer or self.optimizer,
@@ -266,7 +266,7 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _networks_dtype(program: Program, discriminator: Any) -> torch.dtype:
-    """Return the dtype of the model's modules, or of the discriminator if the model has none."""
+    """Return the dtype of the model's modules, or of the discriminator if there are none."""
     if program.modules:
         return program.training_dtype
     return next((p.dtype for p in discriminator.parameters()), torch.float64)

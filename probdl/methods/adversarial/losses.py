@@ -19,7 +19,7 @@ from torch.nn.functional import relu, softplus
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
 
-from probdl.methods.variational.objective import Trainable
+from probdl.methods.training.trainable import Trainable
 
 __all__ = ["LOSSES", "Critic", "DiscriminatorLoss", "GeneratorLoss", "normalise_spectrally"]
 
@@ -27,7 +27,7 @@ LOSSES = ("minimax", "non_saturating", "wasserstein", "hinge")
 
 
 class Critic:
-    """A discriminator that is called with weights in place of its own."""
+    """A discriminator as a function of its weights."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module

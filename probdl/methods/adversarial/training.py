@@ -19,8 +19,8 @@ from probdl.methods.adversarial.losses import Critic, DiscriminatorLoss, Generat
 from probdl.methods.training.checkpoint import Checkpoint
 from probdl.methods.training.loop import TrainingLoop
 from probdl.methods.training.minibatch import Batches, Data
-from probdl.methods.training.optimizers import Training
-from probdl.methods.variational.objective import Trainable, first_not_finite
+from probdl.methods.training.optimizers import ScheduledOptimizer
+from probdl.methods.training.trainable import Trainable, first_not_finite
 from probdl.util.openmp import WaitPolicy
 
 __all__ = ["RECORDED", "AdversarialTraining", "Plan"]
@@ -29,7 +29,7 @@ RECORDED = ("discriminator_loss", "d_real", "d_fake", "value", "generator_loss")
 """The values that are recorded at each step, in this order."""
 
 
-MakeOptimizer = Callable[[Parameters, Sequence[str]], Training]
+MakeOptimizer = Callable[[Parameters, Sequence[str]], ScheduledOptimizer]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from probdl.findings import TAIL_DRAWS_MIN, pareto_k_max
 from probdl.methods.approximate.weighting import draw_weighted, resample
 from probdl.methods.base import Method
 from probdl.methods.fixed_params import held_params
-from probdl.methods.variational.guides import compare_sites
+from probdl.methods.guide_sites import compare_sites
 from probdl.model.program import Program
 from probdl.model.sites import Structure
 from probdl.results.diagnostics import check_weights

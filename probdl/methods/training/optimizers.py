@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from probdl.compile.step import Parameters
 
-__all__ = ["SCHEDULES", "Training", "check_optimizer", "check_schedule"]
+__all__ = ["SCHEDULES", "ScheduledOptimizer", "check_optimizer", "check_schedule"]
 
 # Optimizers that update each element independently: all parameters can then form one vector, which
 # is faster for many small parameters.
@@ -71,7 +71,7 @@ def check_schedule(schedule: Any) -> str:
     )
 
 
-class Training:
+class ScheduledOptimizer:
     """An optimizer of parameters, with its schedule.
 
     Args:

@@ -22,9 +22,15 @@ from probdl.methods.approximate.weighting import draw_weighted
 from probdl.methods.base import Method
 from probdl.methods.training.checkpoint import checkpoint_of
 from probdl.methods.training.minibatch import Batches, FullData, LoaderBatches, PlateBatches
-from probdl.methods.training.optimizers import SCHEDULES, Training, check_optimizer, check_schedule
+from probdl.methods.training.optimizers import (
+    SCHEDULES,
+    ScheduledOptimizer,
+    check_optimizer,
+    check_schedule,
+)
+from probdl.methods.training.trainable import Trainable
 from probdl.methods.variational.guides import check_guide, make_guide
-from probdl.methods.variational.objective import ELBOS, Objective, Trainable, resolve_elbo
+from probdl.methods.variational.objective import ELBOS, Objective, resolve_elbo
 from probdl.methods.variational.training import Plan, train
 from probdl.model.density import LogDensity
 from probdl.model.program import Program
@@ -292,8 +298,8 @@ class SVI(Method, name="svi"):
         if self.epochs is not None:
             steps = self.epochs * batches.per_epoch
 
-        def make_optimizer(flat: bool) -> Training:
-            return Training(
+        def make_optimizer(flat: bool) -> ScheduledOptimizer:
+            return ScheduledOptimizer(
                 parameters,
                 objective.names,
                 self.optimizer,

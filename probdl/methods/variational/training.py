@@ -19,7 +19,7 @@ from probdl.findings import RISING_ERRORS, Finding
 from probdl.methods.training.checkpoint import Checkpoint
 from probdl.methods.training.loop import TrainingLoop
 from probdl.methods.training.minibatch import Batches, Data, FullData
-from probdl.methods.training.optimizers import Training
+from probdl.methods.training.optimizers import ScheduledOptimizer
 from probdl.methods.variational.objective import Objective
 from probdl.util.clock import check_time_limit
 from probdl.util.openmp import WaitPolicy
@@ -49,7 +49,7 @@ class Plan:
     """
 
     steps: int
-    make_optimizer: Callable[[bool], Training]
+    make_optimizer: Callable[[bool], ScheduledOptimizer]
     engine: str
     seed: int
     progress: bool | None
@@ -102,7 +102,7 @@ class VariationalTraining(TrainingLoop):
         self.plan = plan
         self.best = _Best(parameters.flat.clone())
         self.compiled: dict[Any, Step] = {}  # by the shapes of a minibatch
-        self.optimizer: Training | None = None
+        self.optimizer: ScheduledOptimizer | None = None
         self.saved_optimizer: dict[str, Any] | None = None  # of a checkpoint, until it is made
         self.wanted_engine = plan.engine
         self.adam: NativeAdam | None = None

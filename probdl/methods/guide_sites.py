@@ -1,0 +1,118 @@
+"""Guides of all kinds: checks of their sites against those of the model, and the empty guide."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import site_is_subsample
+from torch.distributions import biject_to
+
+from probdl.errors import ModelError
+from probdl.model.distributions import base_distribution, is_deterministic
+from probdl.model.program import Program
+from probdl.model.sites import Site, Structure
+
+__all__ = ["check_values", "compare_sites", "no_guide"]
+
+SUPPORT_CHECK_RADIUS = 10.0  # on R^n: values of a guide are checked from -10 to 10
+SUPPORT_CHECK_POINTS = 20
+
+
+def check_values(guide: Program, structure: Structure, of_guide: Trace) -> None:
+    """Check that the values of a guide's sites are possible values of the model's sites.
+
+    Raises:
+        ModelError: a site has another shape or a wider support than in the model, or is observed.
+    """
+    nodes: dict[str, Any] = of_guide.nodes  # type: ignore[assignment]
+    for name, node in nodes.items():
+        if node["type"] != "sample" or site_is_subsample(node):
+            continue
+        if node["is_observed"]:
+            unscored = isinstance(base_distribution(node["fn"]), dist.Unit)
+            if unscored or is_deterministic(node):
+                continue
+            raise ModelError(
+                f"The guide '{guide.name}' observes the site '{name}'. A guide samples only latent "
+                "sites: remove the observed site from the guide."
+            )
+        site = structure.sites.get(name)
+        if site is None or site.kind != "latent":
+            continue
+        if tuple(node["value"].shape) != site.shape:
+            raise ModelError(
+                f"Site '{name}' has the shape {tuple(node['value'].shape)} in the guide "
+                f"'{guide.name}' and {site.shape} in the model. Give the guide's parameters the "
+                "shape of the site, and sample it in the same plates."
+            )
+        if not _in_support(node, site):
+            raise ModelError(
+                f"Site '{name}' ~ {type(base_distribution(node['fn'])).__name__} in the guide "
+                f"'{guide.name}' takes values outside the support of {site.distribution} in the "
+                "model. Use a distribution with the same support, such as LogNormal or Gamma for "
+                "positive values, or Beta for values between 0 and 1."
+            )
+
+
+def _in_support(node: Any, site: Site) -> bool:
+    """Return whether a guide's values of a site lie in its support in the model."""
+    if site.transform is None:  # the support depends on other sites
+        return True
+    x = node["value"].detach()
+    if not isinstance(base_distribution(node["fn"]), dist.Delta):
+        try:
+            transform = biject_to(node["fn"].support)
+        except NotImplementedError:
+            return True
+        shape = (SUPPORT_CHECK_POINTS, *transform.inverse_shape(node["fn"].shape()))
+        generator = torch.Generator().manual_seed(0)
+        bound = SUPPORT_CHECK_RADIUS
+        points = torch.empty(shape, dtype=x.dtype).uniform_(-bound, bound, generator=generator)
+        x = transform(points)
+    # A value in the support survives the way to R^n and back.
+    round_trip = site.transform(site.transform.inv(x))
+    return bool(((round_trip - x).abs() <= 1e-3 * (1 + x.abs())).all())
+
+
+def compare_sites(
+    program: Program, guide: Program, structure: Structure, of_guide: Trace, of_model: Trace
+) -> None:
+    """Check that a guide samples exactly the latent sites of the model.
+
+    Raises:
+        ModelError: the sites differ; the message names both sets.
+    """
+    check_values(guide, structure, of_guide)
+    in_model, in_guide = _latent(of_model), _latent(of_guide)
+    summed = {s.name for s in structure.of("discrete")} - in_guide
+    if in_model - summed == in_guide:
+        return
+    raise ModelError(
+        f"The guide '{guide.name}' and the model '{program.name}' differ in their latent sites. "
+        f"The model has {_names(in_model - summed)}; the guide has {_names(in_guide)}. A guide "
+        "must sample each latent site of the model under the same name. Mark sites that only the "
+        "guide has with infer={'is_auxiliary': True}."
+    )
+
+
+def _latent(trace: Trace) -> set[str]:
+    nodes: dict[str, Any] = trace.nodes  # type: ignore[assignment]
+    return {
+        name
+        for name, node in nodes.items()
+        if node["type"] == "sample"
+        and not node["is_observed"]
+        and not site_is_subsample(node)
+        and not node["infer"].get("is_auxiliary")
+    }
+
+
+def _names(sites: set[str]) -> str:
+    return ", ".join(map(repr, sorted(sites))) or "none"
+
+
+def no_guide(*args: Any, **kwargs: Any) -> None:
+    """Do nothing, as the guide of a model without latent sites."""
