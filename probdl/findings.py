@@ -43,9 +43,9 @@ DIVERGING_ERROR = 0.01  # ours: every divergence is reported; a larger share is 
 ACCEPTANCE_MIN = 0.02  # ours: below this rate a random walk hardly moves
 TAIL_DRAWS_MIN = 25  # ours: a generalised Pareto distribution is fitted to a fifth of the draws
 PRIOR_DRAWS = 200  # ours: data outside all of them have a probability of 2 / 201
-SAME_AS_PRIOR = 0.01  # ours: p-value below which prior and posterior are told apart
+SAME_AS_PRIOR = 0.01  # ours: p-value below which prior and posterior differ
 COVERED_MIN = 0.7  # ours: share of the data; 0.97 are expected of draws from their distribution
-SATURATED_MIN = 0.95  # ours: D(x) - D(G(z)) from which the generator has almost no gradient
+SATURATED_MIN = 0.95  # ours: D(x) - D(G(z)) above which the generator learns little
 VALUE_DISTANCE = 0.3  # ours: nats from the value at equilibrium
 RISING_ERRORS = 4.0  # ours: standard errors; successive losses are correlated
 CALIBRATION_LEVEL = 0.01  # ours: of the tests of uniform ranks, over all scalars together
@@ -102,9 +102,9 @@ class Check(NamedTuple):
     source: str = ""
 
 
-_W: tuple[Severity, ...] = ("warning",)
-_E: tuple[Severity, ...] = ("error",)
-_I: tuple[Severity, ...] = ("info",)
+_WARNING: tuple[Severity, ...] = ("warning",)
+_ERROR: tuple[Severity, ...] = ("error",)
+_INFO: tuple[Severity, ...] = ("info",)
 
 TOPICS: dict[str, dict[str, Check]] = {
     "Markov chains": {
@@ -116,7 +116,7 @@ TOPICS: dict[str, dict[str, Check]] = {
             _VEHTARI,
         ),
         "multimodal": Check(
-            _E,
+            _ERROR,
             "Each chain appears stationary, but in a different region: the posterior is probably "
             "multimodal. The fraction of chains at a mode does not estimate its probability.",
             f"R-hat above {RHAT_ERROR}, R-hat of the halves of each chain below "
@@ -124,21 +124,21 @@ TOPICS: dict[str, dict[str, Check]] = {
             "apart",
         ),
         "ess": Check(
-            _W,
+            _WARNING,
             "The effective sample size, bulk or tail, is too small for reliable posterior "
             "summaries and diagnostics.",
             f"bulk or tail ESS of all chains together below {ESS_MIN_PER_CHAIN} × number of chains",
             _VEHTARI,
         ),
         "mcse": Check(
-            _W,
+            _WARNING,
             "The Monte Carlo standard error of a posterior mean is large compared with the "
             "posterior standard deviation, usually because of heavy tails.",
             f"MCSE of the mean above 1 / sqrt({ESS_MIN_PER_CHAIN} × chains) posterior standard "
             "deviations: 0.05 for four chains",
         ),
         "too_few_draws": Check(
-            _E,
+            _ERROR,
             "There are too few draws to compute R-hat and the effective sample size.",
             f"fewer than {DRAWS_MIN} draws per chain",
         ),
@@ -151,172 +151,180 @@ TOPICS: dict[str, dict[str, Check]] = {
             _BETANCOURT,
         ),
         "bfmi": Check(
-            _W,
+            _WARNING,
             "The energy changes slowly from draw to draw, so the tails are explored slowly.",
             f"energy Bayesian fraction of missing information below {BFMI_MIN}",
             _BETANCOURT,
         ),
         "tree_depth": Check(
-            _W,
+            _WARNING,
             "Trajectories stop at the length limit, so the chains mix slowly. The draws stay "
             "valid.",
             f"more than {TREE_SHARE_MAX:.0%} of the transitions reach max_treedepth *",
             _BETANCOURT,
         ),
         "acceptance": Check(
-            _W,
+            _WARNING,
             "Random-walk chains rejected almost all proposals and barely moved.",
             f"acceptance rate below {ACCEPTANCE_MIN:.0%}",
         ),
         "chain_failed": Check(
-            _E, "Some chains stopped with an error, and are left out of the fit."
+            _ERROR, "Some chains stopped with an error, and are left out of the fit."
         ),
         "starts": Check(
-            _W,
-            "Some chains found no starting point of their own and began where another chain did, "
-            "so agreement between chains is weaker evidence of convergence.",
+            _WARNING,
+            "Some chains found no valid starting point and started where another chain did, so "
+            "agreement between chains is weaker evidence of convergence.",
         ),
         "sampler": Check(
-            _W, "nutpie does not behave as expected; a slower sampler was used in its place."
+            _WARNING, "nutpie does not behave as expected; a slower sampler was used in its place."
         ),
     },
     "Approximations and weights": {
         "pareto_k": Check(
-            _W,
+            _WARNING,
             "The importance ratios have a heavy tail: the approximation is too far from the "
             "posterior for its draws, or importance weighting, to be reliable.",
             f"Pareto k-hat above min(1 - 1/log10(S), {PARETO_K_MAX}) for S draws",
             _PARETO,
         ),
         "weights": Check(
-            _W,
+            _WARNING,
             "A small share of the draws carries almost all the importance weight.",
             f"effective sample size of the weights below {WEIGHT_SHARE_MIN:.0%} of the draws",
         ),
     },
     "Point estimates": {
         "not_converged": Check(
-            _W,
+            _WARNING,
             "The optimiser or the training stopped before it converged.",
             "all steps taken; in training, the ELBO of the last tenth of the steps above that of "
             f"the tenth before by {RISING_ERRORS:g} standard errors, 0.1 nats and 0.1% of the ELBO",
         ),
         "several_optima": Check(
-            _I,
+            _INFO,
             "The optimiser ended at different optima from different starts. The best is returned.",
         ),
         "not_identified": Check(
-            _W, "Different parameter values fit equally well, so the estimate is one of several."
+            _WARNING,
+            "Different parameter values fit equally well, so the estimate is one of several.",
         ),
         "flat": Check(
-            _W,
+            _WARNING,
             "The information matrix is singular: the data do not determine some combinations of "
             "parameters.",
         ),
-        "saddle": Check(_W, "The estimate is not a maximum of the density."),
+        "saddle": Check(_WARNING, "The estimate is not a maximum of the density."),
         "boundary": Check(
-            _W,
+            _WARNING,
             "The maximum lies at the edge of the support, where standard errors and intervals from "
             "normal theory do not hold.",
         ),
-        "no_maximum": Check(_W, "The density has no maximum at finite parameter values."),
+        "no_maximum": Check(_WARNING, "The density has no maximum at finite parameter values."),
         "no_information": Check(
-            _I,
+            _INFO,
             "The model has too many parameters to compute the information matrix, so there are no "
             "standard errors.",
         ),
     },
     "Training": {
         "loss_not_finite": Check(
-            _E,
+            _ERROR,
             "The loss became infinite or NaN. The fit holds an earlier state, saved before the "
             "failure.",
         ),
         "early_stopping": Check(
-            _I,
+            _INFO,
             "Training ended early because the ELBO, in means of 100 steps, stopped improving "
             "(patience=).",
         ),
         "mode_collapse": Check(
-            _W,
+            _WARNING,
             "The generator misses parts of the data, or its draws do not resemble the data.",
             f"less than {COVERED_MIN:.0%} of the data have a draw within the distance to their "
             "fifth nearest neighbour *",
             _NAEEM,
         ),
         "saturated": Check(
-            _W,
+            _WARNING,
             "The discriminator separates draws from data almost perfectly, so its output gives the "
             "generator little useful information (with loss='minimax', almost no gradient).",
             f"D(x) - D(G(z)) above {SATURATED_MIN:g} *",
             _GAN,
         ),
         "value_function": Check(
-            _W,
+            _WARNING,
             "The value function is far from its value at equilibrium, -2 log 2.",
             f"more than {VALUE_DISTANCE:g} nats away *",
             _GAN,
         ),
     },
     "The model and its data": {
-        "no_data": Check(_W, "No site is observed, so the result reflects only the prior."),
+        "no_data": Check(_WARNING, "No site is observed, so the result reflects only the prior."),
         "identification": Check(
-            _I,
+            _INFO,
             "No difference was found between the marginal prior and posterior of some sites, so "
             "the data may be uninformative about them.",
             f"Kolmogorov-Smirnov test with {PRIOR_DRAWS} prior draws: p > {SAME_AS_PRIOR:g} for "
             "every scalar of the site",
         ),
         "prior_conflict": Check(
-            _W,
+            _WARNING,
             "The mean of the data is outside, or their standard deviation above, the range of "
             "prior predictive data sets.",
             f"{PRIOR_DRAWS} data sets",
         ),
         "params_held": Check(
-            _W, "pyro.param sites have no prior, so they were held fixed at their current values."
+            _WARNING,
+            "pyro.param sites have no prior, so they were held fixed at their current values.",
         ),
         "undeclared": Check(
-            _W,
+            _WARNING,
             "The model uses trainable tensors that are not sites, so they were held fixed.",
         ),
     },
     "Monte Carlo": {
         "no_variation": Check(
-            _W,
+            _WARNING,
             "All sampled values are equal, so a standard error of 0 may only mean that the "
             "relevant region was never sampled.",
         ),
         "heavy_tail": Check(
-            _W,
+            _WARNING,
             "The values have such a heavy tail that their variance may be infinite, so the "
             "standard error of the estimate is unreliable.",
             f"Pareto k-hat above {EXPECTATION_K_MAX}",
             _PARETO,
         ),
         "tolerance": Check(
-            _W, "The standard error is still above the requested tolerance.", "tol= of expectation"
+            _WARNING,
+            "The standard error is still above the requested tolerance.",
+            "tol= of expectation",
         ),
         "calibration": Check(
-            _E,
+            _ERROR,
             "The ranks of simulation-based calibration are not uniform: the draws are probably not "
             "from the posterior, or they are autocorrelated, or simulator and model differ.",
             f"uniformity rejected at the level {CALIBRATION_LEVEL:g} *, Bonferroni-corrected over "
             "all scalars",
             _TALTS,
         ),
-        "failed_fits": Check(_W, "Some simulated data sets could not be fitted and are left out."),
+        "failed_fits": Check(
+            _WARNING, "Some simulated data sets could not be fitted and are left out."
+        ),
     },
     "The run and the machine": {
-        "interrupted": Check(_W, "The run was interrupted; the fit holds what was finished."),
-        "time_limit": Check(_W, "The time limit ended the run; the fit holds what was finished."),
+        "interrupted": Check(_WARNING, "The run was interrupted; the fit holds what was finished."),
+        "time_limit": Check(
+            _WARNING, "The time limit ended the run; the fit holds what was finished."
+        ),
         "engine": Check(
-            _W,
+            _WARNING,
             "The fast engine could not be used, so a slower one was. Results are unaffected, up to "
             "rounding.",
         ),
         "cache": Check(
-            _W,
+            _WARNING,
             "The folder for compiled code cannot be used; code is compiled again in each process.",
         ),
     },

@@ -95,7 +95,7 @@ def doctor() -> Report:
     try:
         with clock(_TOY_TIME_LIMIT):
             _time_toy_model(seconds)
-        healthy = nutpie_adapter.state().startswith("as expected")
+        healthy = nutpie_adapter.works()
     except CompilerError as error:
         lines["toy model"] = str(error)
     except TimeUp:

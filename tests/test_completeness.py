@@ -42,12 +42,7 @@ def navigation(nav):
             yield from [target] if isinstance(target, str) else navigation(target)
 
 
-class Loose(yaml.SafeLoader):
-    """Reads mkdocs.yml, which may have tags of Python."""
-
-
-Loose.add_multi_constructor("tag:yaml.org,2002:python", lambda *_: None)
-NAVIGATION = [*navigation(yaml.load(read("mkdocs.yml"), Loose)["nav"])]
+NAVIGATION = [*navigation(yaml.safe_load(read("mkdocs.yml"))["nav"])]
 
 
 def test_each_method_is_imported():

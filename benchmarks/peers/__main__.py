@@ -111,7 +111,7 @@ def _child(
 
 
 def _caches(folder: Path) -> dict[str, str]:
-    """Return environment variables that put each system's cache into a folder; NumPyro has none."""
+    """Return environment variables that set the cache folder of each system with a cache."""
     return {
         "PROBDL_CACHE": str(folder / "probdl"),
         "XDG_CACHE_HOME": str(folder),  # httpstan

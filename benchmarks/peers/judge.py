@@ -2,8 +2,8 @@
 
 A run is right if, for every parameter, R-hat is at most 1.05, the mean is within 4 standard errors
 of the reference mean, and the standard deviation is within 10 % of the reference value or, if that
-is larger, within 4 of its own standard errors. With hundreds of parameters the limit of 4 is
-higher, so that a correct run is judged wrong with a probability below 1/1000.
+is larger, within 4 standard errors of the standard deviation. With hundreds of parameters the limit
+of 4 is higher, so that a correct run is judged wrong with a probability below 1/1000.
 """
 
 from __future__ import annotations

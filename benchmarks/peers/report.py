@@ -62,11 +62,11 @@ chain, writing and parsing the draws), as its users experience them.
 the largest process; for PyStan, that is the C++ compiler.
 
 *Right*: every R-hat is at most 1.05, every mean is within 4 standard errors of the reference \
-(more for many parameters, so that a correct run is judged wrong with a probability below one in a \
-thousand), and every standard deviation is within 10 % of the reference or within the same number \
-of its own standard errors. The worst mean is given in standard errors. A system with a wrong run \
-cannot be the best peer, and a task on which probdl has a wrong run is excluded from the means of \
-the summary.
+(more for many parameters, so that a correct run is judged wrong with a probability below one in \
+a thousand), and every standard deviation is within 10 % of the reference or within the same \
+number of standard errors of the standard deviation. The worst mean is given in standard errors. \
+A system with a wrong run cannot be the best peer, and a task on which probdl has a wrong run is \
+excluded from the means of the summary.
 
 *Pyro* needs about half a millisecond or more per gradient. Therefore the gradient is timed \
 within NUTS, in single precision, which is Pyro's default, and the rest is computed: Pyro's ESS \

@@ -175,7 +175,7 @@ def bind(
 
 
 def _with_matrices(values: Values, wanted: Iterable[str]) -> Values:
-    """Join numbered columns into matrices for arguments that have no value of their own."""
+    """Join numbered columns into matrices, for arguments without a column of the same name."""
     for name in wanted:
         if name in values:
             continue

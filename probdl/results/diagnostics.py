@@ -31,6 +31,7 @@ __all__ = [
     "check_tree",
     "check_weights",
     "interrupted",
+    "weights_ess",
 ]
 
 Array = NDArray[Any]
@@ -222,6 +223,11 @@ def check_tree(stats: Mapping[str, Any], max_treedepth: int) -> list[Finding]:
     ]
 
 
+def weights_ess(log_weights: Array) -> float:
+    r"""Return the effective sample size of normalised weights, :math:`1 / \sum_i w_i^2`."""
+    return float(np.exp(-np.logaddexp.reduce(2 * log_weights)))
+
+
 def check_weights(
     log_weights: Array,
     pareto_k: float,
@@ -241,7 +247,7 @@ def check_weights(
             weights mean that the draws differ from the posterior.
     """
     count = len(log_weights)
-    ess = float(np.exp(-np.logaddexp.reduce(2 * log_weights)))
+    ess = weights_ess(log_weights)
     limit = pareto_k_max(count)
     another = f"{remedy} Use method='nuts', which makes no such approximation.".lstrip()
     if pareto_k > limit:

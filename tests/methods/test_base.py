@@ -40,7 +40,7 @@ def test_a_module_can_be_reloaded(methods):
     class Again(probdl.NUTS):
         pass
 
-    assert Again.name == "nuts"  # a subclass without a name of its own does not register
+    assert Again.name == "nuts"  # a subclass that gives no name= is not registered
     assert methods["nuts"] is probdl.NUTS
     namespace = {"__module__": probdl.NUTS.__module__, "__qualname__": probdl.NUTS.__qualname__}
     again = type(probdl.Method)("NUTS", (probdl.Method,), namespace, name="nuts")

@@ -16,6 +16,7 @@ from probdl.io.idata import psis
 from probdl.model.density import LogDensity
 from probdl.model.program import Program
 from probdl.model.sites import Structure
+from probdl.results.diagnostics import weights_ess
 from probdl.results.latent import Proposal, propose
 
 __all__ = ["WeightedDraws", "draw_weighted", "resample"]
@@ -49,7 +50,7 @@ class WeightedDraws:
     @property
     def ess(self) -> float:
         """The effective sample size of the weights."""
-        return float(np.exp(-np.logaddexp.reduce(2 * self.log_weights)))
+        return weights_ess(self.log_weights)
 
 
 def draw_weighted(

@@ -93,7 +93,7 @@ def gather(chains: Sequence[Chain], draws: int, stop: KeyboardInterrupt | None) 
 
 
 class Starts:
-    """Starting points of chains; a chain without one of its own starts where the first does.
+    """Starting points of chains; if none is found for a chain, it starts where the first does.
 
     Args:
         find: finds the starting point of a chain, given a seed.
@@ -117,7 +117,7 @@ class Starts:
             return self._first.clone()
 
     def findings(self) -> list[Finding]:
-        """Report the chains that found no starting point of their own."""
+        """Report the chains for which no starting point was found."""
         count = len(self.failures)
         if not count:
             return []

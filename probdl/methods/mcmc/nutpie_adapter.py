@@ -38,7 +38,7 @@ from probdl.util.clock import check_time_limit, expire, time_left
 from probdl.util.isolation import lock_suspended
 from probdl.util.progress import bar, is_shown
 
-__all__ = ["available", "findings", "run", "state"]
+__all__ = ["available", "findings", "run", "state", "works"]
 
 # nutpie's names of statistics, and ArviZ's.
 _STATS = {
@@ -433,6 +433,11 @@ def _interface(evaluator: Evaluator) -> _Interface | None:
 def available(evaluator: Evaluator) -> bool:
     """Return whether nutpie can sample this density."""
     return _interface(evaluator) is not None
+
+
+def works() -> bool:
+    """Return whether nutpie's fastest interface works."""
+    return _private()[0] is not None
 
 
 def state() -> str:
