@@ -38,6 +38,10 @@ EXPECTATION_K_MAX = 0.5
 # Ours: share of the draws. If nine in ten draws have no weight, the approximation is of little use
 # even where k-hat passes.
 WEIGHT_SHARE_MIN = 0.1
+NEARLY_EQUAL_SHARE = 0.97  # ours: of so even weights, the tail changes no mean by 0.2 sd
+UNEVEN_SHARE = 0.65  # ours: share of the draws; below it, draws can miss a tail unseen at k > 0.5
+SHIFT_MAX = 0.1  # ours: error of a mean, in posterior standard deviations
+SCALE_RATIO_MAX = 1.15  # ours: error of a standard deviation, as a factor in either direction
 TREE_SHARE_MAX = 0.01  # ours: draws stay valid, and a few short trajectories slow no chain
 DIVERGING_ERROR = 0.01  # ours: every divergence is reported; a larger share is an error
 ACCEPTANCE_MIN = 0.02  # ours: below this rate a random walk hardly moves
@@ -117,8 +121,9 @@ TOPICS: dict[str, dict[str, Check]] = {
         ),
         "multimodal": Check(
             _ERROR,
-            "Each chain appears stationary, but in a different region: the posterior is probably "
-            "multimodal. The fraction of chains at a mode does not estimate its probability.",
+            "Each chain appears stationary, but in a different region, or searches from different "
+            "starts ended in different regions: the posterior is probably multimodal. The fraction "
+            "of chains at a mode does not estimate its probability, and a guide covers one mode.",
             f"R-hat above {RHAT_ERROR}, R-hat of the halves of each chain below "
             f"{RHAT_WITHIN_CHAIN_MAX}, chain means more than {MODE_DISTANCE:g} standard deviations "
             "apart",
@@ -185,13 +190,28 @@ TOPICS: dict[str, dict[str, Check]] = {
             _WARNING,
             "The importance ratios have a heavy tail: the approximation is too far from the "
             "posterior for its draws, or importance weighting, to be reliable.",
-            f"Pareto k-hat above min(1 - 1/log10(S), {PARETO_K_MAX}) for S draws",
+            f"Pareto k-hat above min(1 - 1/log10(S), {PARETO_K_MAX}) for S draws, unless the "
+            f"effective sample size is above {NEARLY_EQUAL_SHARE:.0%} of the draws; above "
+            f"{EXPECTATION_K_MAX} if draws that are not resampled have one below "
+            f"{UNEVEN_SHARE:.0%}",
             _PARETO,
         ),
         "weights": Check(
             _WARNING,
             "A small share of the draws carries almost all the importance weight.",
             f"effective sample size of the weights below {WEIGHT_SHARE_MIN:.0%} of the draws",
+        ),
+        "fewer_draws": Check(
+            _INFO,
+            "The fit holds fewer draws than requested, to bound the work after training.",
+        ),
+        "biased_moments": Check(
+            _WARNING,
+            "Means or standard deviations of the draws differ from their importance-weighted "
+            "values, so the approximation differs from the posterior: it is too wide, too narrow "
+            "or off centre.",
+            f"a mean off by more than {SHIFT_MAX} standard deviations, or a standard deviation "
+            f"off by a factor of more than {SCALE_RATIO_MAX}, and by more than noise explains",
         ),
     },
     "Point estimates": {

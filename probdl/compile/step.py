@@ -80,6 +80,8 @@ class Parameters:
     Attributes:
         flat: the vector (d,).
         values: the tensors, as leaves with a gradient.
+        units: the unit (d,) in which an optimizer measures each of them, a power of two; None if
+            all units are 1.
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
@@ -87,6 +89,7 @@ class Parameters:
         self.sizes = [t.numel() for t in tensors]
         self.flat = torch.cat([t.detach().reshape(-1) for t in tensors])
         self.values = [v.requires_grad_() for v in self.split(self.flat)]
+        self.units: Tensor | None = None
         self.flat_grad: Tensor | None = None  # set if the gradients are views of one vector, too
 
     def grad(self) -> Tensor:

@@ -18,9 +18,7 @@ from probdl.findings import (
     RHAT_MAX,
     RHAT_WITHIN_CHAIN_MAX,
     TREE_SHARE_MAX,
-    WEIGHT_SHARE_MIN,
     Finding,
-    pareto_k_max,
 )
 from probdl.io import idata
 from probdl.util.clock import TimeUp
@@ -29,9 +27,7 @@ __all__ = [
     "check_draws",
     "check_energy",
     "check_tree",
-    "check_weights",
     "interrupted",
-    "weights_ess",
 ]
 
 Array = NDArray[Any]
@@ -219,63 +215,6 @@ def check_tree(stats: Mapping[str, Any], max_treedepth: int) -> list[Finding]:
             "trajectories stop, so the chains mix slowly. The draws stay valid.",
             "Bring the sites to a similar scale (standardise the data), use "
             "mass_matrix='low_rank', or raise max_treedepth.",
-        )
-    ]
-
-
-def weights_ess(log_weights: Array) -> float:
-    r"""Return the effective sample size of normalised weights, :math:`1 / \sum_i w_i^2`."""
-    return float(np.exp(-np.logaddexp.reduce(2 * log_weights)))
-
-
-def check_weights(
-    log_weights: Array,
-    pareto_k: float,
-    approximation: str,
-    remedy: str = "",
-    *,
-    resampled: bool = False,
-) -> list[Finding]:
-    """Check draws of an approximation by their importance weights.
-
-    Args:
-        log_weights: normalised log weights, (draws,).
-        pareto_k: the Pareto k-hat of the importance ratios.
-        approximation: its name, for the message: ``"the guide"``.
-        remedy: what to try before another method.
-        resampled: whether the draws of the fit are resampled by these weights. If not, uneven
-            weights mean that the draws differ from the posterior.
-    """
-    count = len(log_weights)
-    ess = weights_ess(log_weights)
-    limit = pareto_k_max(count)
-    another = f"{remedy} Use method='nuts', which makes no such approximation.".lstrip()
-    if pareto_k > limit:
-        return [
-            Finding(
-                "warning",
-                "pareto_k",
-                f"Importance weights show that {approximation} does not match the posterior: the "
-                f"Pareto k-hat of its importance ratios is {pareto_k:.2f}, above {limit:.2g}. Do "
-                "not base posterior estimates on these draws.",
-                another,
-            )
-        ]
-    if ess / count >= WEIGHT_SHARE_MIN:
-        return []
-    effect = (
-        "estimates are imprecise."
-        if resampled
-        else f"{approximation} does not match the posterior. Do not base posterior estimates on "
-        "these draws."
-    )
-    return [
-        Finding(
-            "warning",
-            "weights",
-            f"The importance weights of {approximation} are uneven (effective sample size "
-            f"{ess:.0f} of {count} draws), so {effect}",
-            another,
         )
     ]
 

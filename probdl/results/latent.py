@@ -43,9 +43,22 @@ from probdl.util.clock import check_time_limit
 from probdl.util.isolation import evaluation
 from probdl.util.progress import bar
 
-__all__ = ["Elbo", "LogEvidence", "Proposal", "decode", "elbo", "encode", "log_evidence", "propose"]
+__all__ = [
+    "Elbo",
+    "LogEvidence",
+    "Proposal",
+    "Scorer",
+    "decode",
+    "elbo",
+    "encode",
+    "log_evidence",
+    "propose",
+]
 
 Array = NDArray[Any]
+
+Scorer = Callable[[Mapping[str, Tensor]], tuple[Tensor, KeyboardInterrupt | None]]
+"""Log p(z, x) of draws by site; fewer values after an interruption, which is returned, too."""
 
 MAX_SCORED_ELEMENTS = 2**22  # of data at a time, to bound the memory
 CODE_MEAN_DRAWS = 100  # to estimate the mean of a code that has no closed form
@@ -92,20 +105,29 @@ class Proposal:
 
     def scores(self, model: Program) -> tuple[Trace, Trace]:
         """Return traces as ``trace`` does, with all log probabilities."""
-        of_guide, of_model = self.trace(model)
-        try:
-            with evaluation(dtype=model.dtype):  # draws outside the support have density zero
-                of_guide.compute_log_prob()
-                of_model.compute_log_prob()
-        except (ProbdlError, LinAlgError):
-            raise
-        except Exception as error:
-            raise model.explain(error) from None
-        return of_guide, of_model
+        return _scored(model, *self.trace(model))
+
+    def scored_sample(self, model: Program) -> Trace:
+        """Return a trace as ``sample`` does, with all log probabilities."""
+        (of_guide,) = _scored(model, self.sample(model))
+        return of_guide
 
 
 def _identity(trace: Trace) -> Trace:
     return trace
+
+
+def _scored(model: Program, *traces: Trace) -> Any:
+    """Compute the log probabilities of all sites of traces, and return the traces."""
+    try:
+        with evaluation(dtype=model.dtype):  # draws outside the support have density zero
+            for trace in traces:
+                trace.compute_log_prob()
+    except (ProbdlError, LinAlgError):
+        raise
+    except Exception as error:
+        raise model.explain(error) from None
+    return traces
 
 
 @dataclass(frozen=True)
@@ -185,11 +207,20 @@ def propose(
     proposal: Proposal,
     count: int,
     findings: list[Finding] | None = None,
+    evaluator: Scorer | None = None,
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """Draw the latent sites from a proposal and score each draw.
 
     If there are continuous latent sites, discrete ones are summed out exactly. After an
     interruption there are fewer draws, and a finding.
+
+    Args:
+        program: the model with its data.
+        structure: its sites.
+        proposal: the distribution to draw from.
+        count: number of draws.
+        findings: receives a finding if the drawing is interrupted.
+        evaluator: a fast evaluation of log p(z, x), if there is one.
 
     Returns:
         The draws by site name, (count, *shape); log p(z, x) and log q(z), each (count,), in nats.
@@ -198,8 +229,11 @@ def propose(
     summed = {s.name for s in structure.of("discrete")} if latent else set()
 
     def score_draw(_: Tensor) -> dict[str, Tensor]:
-        of_guide, of_model = proposal.scores(program)
-        nodes: Any = of_model.nodes
+        if evaluator is None:
+            of_guide, of_model = proposal.scores(program)
+        else:
+            of_guide, of_model = proposal.scored_sample(program), Trace()
+        nodes: Any = (of_model if evaluator is None else of_guide).nodes
         values = {f"site {n}": node["value"] for n, node in nodes.items() if n in latent}
         log_p = log_q = torch.zeros((), dtype=program.dtype)
         for name, node in _sampled(of_guide):
@@ -209,10 +243,17 @@ def propose(
             log_p = log_p + node["log_prob"].sum()
         return values | {"log_p": log_p, "log_q": log_q}
 
-    drawn = _evaluate_draws(score_draw, program, count, findings=findings)
+    elements = None if evaluator is None else 1  # the guide does not evaluate the data
+    drawn = _evaluate_draws(score_draw, program, count, findings=findings, elements=elements)
     log_p, log_q = drawn.pop("log_p"), drawn.pop("log_q")
     values = {name.removeprefix("site "): v for name, v in drawn.items()}
-    if summed:
+    if evaluator is not None:
+        log_p, stop = evaluator(values)
+        if stop is not None:
+            done = len(log_p)
+            _report_fewer(stop, done, count, findings)
+            values, log_q = {name: v[:done] for name, v in values.items()}, log_q[:done]
+    elif summed:
         density = LogDensity(program, structure, jacobian=False)
         log_p = density.batch(density.unconstrain(values))
     return values, log_p, log_q
@@ -369,6 +410,7 @@ def _evaluate_draws(
     count: int,
     progress: bool | None = False,
     findings: list[Finding] | None = None,
+    elements: int | None = None,
 ) -> Any:
     """Evaluate a function of random draws ``count`` times, vectorised in parts of bounded size.
 
@@ -379,10 +421,13 @@ def _evaluate_draws(
         progress: whether to show progress; None means only on a terminal.
         findings: where the finding of an interruption is added; None makes it a warning.
 
+        elements: number of elements that one evaluation holds; None means those of the data.
+
     Returns:
         The values, stacked along a new first dimension; fewer than ``count`` after an interruption.
     """
-    elements = max((t.numel() for t in program.tensors()), default=1)
+    if elements is None:
+        elements = max((t.numel() for t in program.tensors()), default=1)
     size = min(count, max(1, MAX_SCORED_ELEMENTS // max(elements, 1)))
     parts = []
     with bar(count, "importance sampling", progress) as shown, torch.no_grad():
@@ -396,13 +441,17 @@ def _evaluate_draws(
             if not parts:
                 raise
             done = sum(len(tree_leaves(part)[0]) for part in parts)
-            finding = interrupted(
-                stop, done, f"{count} draws", "these draws are used", "get all draws"
-            )
-            if findings is None:
-                warn(str(finding), FindingWarning)
-            else:
-                findings.append(finding)
+            _report_fewer(stop, done, count, findings)
     if isinstance(parts[0], Tensor):
         return torch.cat(parts)
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _report_fewer(
+    stop: KeyboardInterrupt, done: int, count: int, findings: list[Finding] | None
+) -> None:
+    finding = interrupted(stop, done, f"{count} draws", "these draws are used", "get all draws")
+    if findings is None:
+        warn(str(finding), FindingWarning)
+    else:
+        findings.append(finding)

@@ -9,7 +9,7 @@ from scipy import stats
 
 import probdl
 from probdl.models import eight_schools, linear_regression
-from probdl.results.diagnostics import check_weights
+from probdl.results.weights import check_weights
 
 
 def test_log_evidence_of_a_normal_model_is_exact():

@@ -210,11 +210,16 @@ def test_patience_ends_a_run_that_no_longer_improves():
     method = probdl.SVI(steps=100_000, patience=1000, learning_rate=0.05, schedule="constant")
     fit = probdl.infer(location, np.ones(5), method=method, seed=1)
     assert 1000 < len(fit.stats["elbo"]) < 50_000
-    assert [f.check for f in fit.diagnose()] == ["early_stopping"]
+    # A constant learning rate leaves noise in the scale of the guide, which may be reported, too.
+    assert {f.check for f in fit.diagnose()} - {"biased_moments"} == {"early_stopping"}
 
 
 def test_a_run_that_is_too_short_is_reported():
-    method = probdl.SVI(steps=200, schedule="constant")
+    def guide(y):  # starts far away, unlike automatic guides
+        mu = pyro.param("loc", torch.tensor(0.0))
+        pyro.sample("mu", dist.Normal(mu, pyro.param("sd", torch.tensor(0.1))))
+
+    method = probdl.SVI(guide=guide, steps=200, schedule="constant")
     with pytest.warns(probdl.FindingWarning, match="The ELBO was still rising"):
         probdl.infer(location, np.full(50, 30.0), method=method, seed=1)
 
@@ -540,3 +545,139 @@ def test_constrained_parameters_of_a_guide_function_are_fitted():
     assert fit.stats["params"]["loc"] == pytest.approx(8 / 9, abs=0.03)
     assert fit.stats["params"]["scale"] == pytest.approx(1 / 3, abs=0.03)
     assert fit.draws["mu"].std() == pytest.approx(1 / 3, abs=0.05)
+
+
+# -- where automatic guides start ---------------------------------------------------------
+
+
+def line_with_noise(x, y):
+    b = pyro.sample("b", dist.Normal(0.0, 10.0))
+    s = pyro.sample("s", dist.HalfNormal(5.0))
+    with pyro.plate("n", len(x)):
+        pyro.sample("y", dist.Normal(b * x, s), obs=y)
+
+
+def line_posterior(x, y):
+    """Return means and standard deviations of b and s, by quadrature over s."""
+    s = np.exp(np.linspace(-3, 3, 40_001))
+    precision = (x**2).sum() / s**2 + 1 / 100
+    mean = (x * y).sum() / s**2 / precision
+    log_p = -len(x) * np.log(s) - (y**2).sum() / (2 * s**2) + mean**2 * precision / 2
+    log_p += -np.log(precision) / 2 - s**2 / 50 + np.log(s)  # the grid is even in log(s)
+    p = np.exp(log_p - log_p.max())
+    p /= p.sum()
+    moments = {"b": (p @ mean, p @ (1 / precision + mean**2)), "s": (p @ s, p @ s**2)}
+    return {name: (m, (square - m**2) ** 0.5) for name, (m, square) in moments.items()}
+
+
+@pytest.mark.parametrize("guide", [None, "normal", "lowrank", "multivariate_normal"])
+@pytest.mark.parametrize("settings", [{"steps": 4000, "learning_rate": 0.02}, {"steps": 3000}])
+def test_a_regression_is_right_at_any_size(settings, guide):
+    for seed, (size, unit) in enumerate([(50, 1.0), (200, 1e-4), (1037, 1.0), (1037, 1e4)]):
+        rng = np.random.default_rng(seed)
+        x = rng.normal(size=size) * unit
+        y = 2 * x / unit + 0.7 * rng.normal(size=size)
+        method = probdl.SVI(guide=guide, **settings)
+        fit = probdl.infer(line_with_noise, x, y, method=method, seed=seed)
+        for name, (mean, sd) in line_posterior(x, y).items():
+            draws = fit.draws[name]
+            # 0.1 for the approximation, and 4 standard errors of 1000 draws
+            assert abs(draws.mean() - mean) < (0.1 + 4 / 1000**0.5) * sd, (name, size, unit)
+            assert draws.std() / sd == pytest.approx(1.0, abs=0.2), (name, size, unit)
+
+
+def test_the_first_step_is_near_the_posterior():
+    def model(x, y):
+        a = pyro.sample("a", dist.Normal(0.0, 5.0))
+        s = pyro.sample("s", dist.HalfNormal(1.0))
+        with pyro.plate("n", len(x)):
+            pyro.sample("y", dist.Normal(a * x, s), obs=y)
+
+    torch.manual_seed(0)
+    x = torch.randn(40)
+    y = 1.5 * x + 0.3 * torch.randn(40)
+    method = probdl.SVI(steps=500, learning_rate=0.02)
+    for seed in range(3):
+        fit = probdl.infer(model, x, y, method=method, seed=seed)
+        assert fit.stats["elbo"][:10].mean() > fit.stats["elbo"][-100:].mean() - 3
+        assert fit.draws["a"].mean() == pytest.approx(1.5, abs=0.15)
+        assert fit.draws["s"].mean() == pytest.approx(0.3, abs=0.1)
+        assert "not_converged" not in [f.check for f in fit.diagnose()]
+
+
+@pytest.mark.parametrize("scale", [0.05, 3.0])
+def test_a_guide_of_another_width_than_the_posterior_is_reported(scale):
+    def guide(y):
+        pyro.sample("mu", dist.Normal(pyro.param("loc", torch.tensor(0.6)), scale))
+
+    y = np.full(8, 0.675)  # posterior N(0.6, 1/9)
+    method = probdl.SVI(guide=guide, steps=500)
+    with pytest.warns(probdl.FindingWarning, match="does not match the posterior"):
+        fit = probdl.infer(location, y, method=method, seed=1)
+    assert {f.check for f in fit.diagnose()} & {"biased_moments", "pareto_k", "weights"}
+
+
+def test_slight_differences_of_the_weights_are_no_finding():
+    # With nearly equal weights, their tail can have any shape.
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=1037)
+    y = 2 * x + 0.7 * rng.normal(size=1037)
+    for seed in range(5):
+        method = probdl.SVI(steps=4000, learning_rate=0.02)
+        fit = probdl.infer(line_with_noise, x, y, method=method, seed=seed)
+        assert not fit.diagnose(), fit.stats["pareto_k"]
+
+
+@pytest.mark.parametrize("optimizer", ["Adam", "RMSprop", pyro.optim.Adam({"lr": 0.02})])
+def test_optimizers_work_in_units_of_the_posterior(optimizer):
+    y = np.full(8, 4.0e6)  # posterior: mean 4e6, standard deviation 1e3 / sqrt(8)
+
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1e8))
+        with pyro.plate("obs", len(y)):
+            pyro.sample("y", dist.Normal(mu, 1e3), obs=y)
+
+    method = probdl.SVI(optimizer=optimizer, steps=2000, learning_rate=0.02)
+    fit = probdl.infer(model, y, method=method, seed=1)
+    sd = 1e3 / 8**0.5
+    assert abs(fit.draws["mu"].mean() - 4e6) < 0.2 * sd
+    assert fit.draws["mu"].std() / sd == pytest.approx(1.0, abs=0.15)
+
+
+def test_several_modes_are_reported():
+    def mixture(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 5.0).expand([2]).to_event(1))
+        with pyro.plate("obs", len(y)):
+            z = pyro.sample("z", dist.Categorical(torch.ones(2) / 2))
+            pyro.sample("y", dist.Normal(mu[z], 1.0), obs=y)
+
+    rng = np.random.default_rng(0)
+    y = np.r_[rng.normal(size=30) - 2, rng.normal(size=25) + 2]
+    with pytest.warns(probdl.FindingWarning, match="has several modes"):
+        fit = probdl.infer(mixture, y, method=probdl.SVI(steps=1000), seed=1)
+    assert [f.severity for f in fit.diagnose() if f.check == "multimodal"] == ["error"]
+
+
+def test_work_after_training_is_bounded(monkeypatch):
+    import probdl.methods.variational.svi as module
+
+    monkeypatch.setattr(module, "WORK_MAX", 5e4)
+    y = np.full(250, 0.5)
+    method = probdl.SVI(steps=200, engine="eager")
+    fit = probdl.infer(location, y, method=method, seed=1)
+    assert fit.draws["mu"].shape == fit.stats["log_weights"].shape == (1, 200)
+    assert "fewer_draws" in [f.check for f in fit.diagnose()]
+
+
+def test_compiled_code_weights_draws_of_many_rows(monkeypatch):
+    import probdl.methods.variational.svi as module
+
+    y = np.linspace(-1.0, 2.0, 500)
+    method = probdl.SVI(steps=500)
+    plain = probdl.infer(location, y, method=method, seed=1)
+    monkeypatch.setattr(module, "COMPILE_WORK_MIN", 0)
+    native = probdl.infer(location, y, method=method, seed=1)
+    assert "weighting draws" in native.timings
+    np.testing.assert_array_equal(native.draws["mu"], plain.draws["mu"])
+    np.testing.assert_allclose(native.stats["lp"], plain.stats["lp"], rtol=1e-10)
+    assert native.stats["pareto_k"] == pytest.approx(plain.stats["pareto_k"], abs=1e-6)

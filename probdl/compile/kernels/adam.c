@@ -11,6 +11,7 @@ typedef struct {
     uint64_t dim, arrays;                    /* how many parameters, and how many arrays of noise */
     double *z, *grad, *first, *second;       /* parameters, gradient and the two moments */
     double *good;                            /* the parameters at the last finite loss */
+    const double *units;                     /* the units in which the parameters are measured */
 } Run;
 
 /* Take `steps` steps; return how many came about, fewer where a loss or a gradient is not finite. */
@@ -22,6 +23,7 @@ uint64_t adam(Loss loss, const void *user, const Run *run, uint64_t steps, uint6
             memcpy(noise[a], blocks[a] + s * sizes[a], sizes[a] * sizeof(double));
         if (loss(run->dim, run->z, run->grad, losses + s, user) != 0) return s;
         memcpy(run->good, run->z, run->dim * sizeof(double));
+        for (uint64_t i = 0; i < run->dim; i++) run->grad[i] *= run->units[i];
         double shrink = 1.0;
         if (run->clip_norm > 0.0) {
             double norm = 0.0;
@@ -37,7 +39,7 @@ uint64_t adam(Loss loss, const void *user, const Run *run, uint64_t steps, uint6
             double v = run->beta2 * run->second[i] + (1.0 - run->beta2) * g * g;
             run->first[i] = m;
             run->second[i] = v;
-            run->z[i] -= rate * m / (sqrt(v) / root + run->epsilon);
+            run->z[i] -= rate * m / (sqrt(v) / root + run->epsilon) * run->units[i];
         }
     }
     return steps;

@@ -34,6 +34,7 @@ class _Run(ctypes.Structure):
         ("first", ctypes.c_void_p),
         ("second", ctypes.c_void_p),
         ("good", ctypes.c_void_p),
+        ("units", ctypes.c_void_p),
     )
 
 
@@ -64,6 +65,8 @@ class NativeAdam:
         flat = parameters.flat
         self._state = [torch.zeros_like(flat) for _ in range(3)]  # gradient, two moments
         self.good = flat.clone()
+        units = parameters.units
+        self._units = torch.ones_like(flat) if units is None else units.contiguous()
         noise = step.noise
         self._sizes = np.array([x.numel() for x in noise] or [0], np.uint64)
         self._noise = np.array([x.data_ptr() for x in noise] or [0], np.uintp)
@@ -77,6 +80,7 @@ class NativeAdam:
             flat.data_ptr(),
             *(x.data_ptr() for x in self._state),
             self.good.data_ptr(),
+            self._units.data_ptr(),
         )
 
     def run(self, done: int, rates: NDArray[np.float64]) -> NDArray[np.float64]:

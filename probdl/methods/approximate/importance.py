@@ -19,10 +19,10 @@ from probdl.methods.fixed_params import held_params
 from probdl.methods.guide_sites import compare_sites
 from probdl.model.program import Program
 from probdl.model.sites import Structure
-from probdl.results.diagnostics import check_weights
 from probdl.results.fit import Fit
 from probdl.results.guided import GuidedFit
 from probdl.results.latent import Proposal
+from probdl.results.weights import check_weights
 
 __all__ = ["Importance"]
 

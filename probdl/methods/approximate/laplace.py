@@ -16,8 +16,8 @@ from probdl.methods.fixed_params import held_params
 from probdl.methods.point.optimum import DENSE_MAX, curvature, largest, maximise
 from probdl.model.density import LogDensity
 from probdl.model.program import Program
-from probdl.results.diagnostics import check_weights
 from probdl.results.fit import Fit
+from probdl.results.weights import check_approximation
 
 __all__ = ["Laplace"]
 
@@ -115,7 +115,12 @@ class Laplace(Method, name="laplace"):
         }
         findings += [
             *optimum.findings,
-            *check_weights(log_weights, pareto_k, "the normal approximation"),
+            *check_approximation(
+                {name: values[name][0].numpy() for name in density.blocks},
+                log_weights,
+                pareto_k,
+                "the normal approximation",
+            ),
             *held_params(structure),
         ]
         draws = {name: value.numpy() for name, value in values.items()}

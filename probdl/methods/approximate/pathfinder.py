@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,13 +27,14 @@ from probdl.methods.fixed_params import held_params
 from probdl.methods.point.optimum import NOT_FINITE
 from probdl.model.density import LogDensity
 from probdl.model.program import Program
-from probdl.results.diagnostics import check_weights, interrupted
+from probdl.results.diagnostics import interrupted
 from probdl.results.fit import Fit
+from probdl.results.weights import check_weights
 from probdl.util.clock import check_time_limit
 from probdl.util.lazy import linalg, optimize
 from probdl.util.progress import bar
 
-__all__ = ["Pathfinder", "pathfinder_draw"]
+__all__ = ["Normal", "Pathfinder", "best_normal", "elbo", "pathfinder_draw"]
 
 Array = NDArray[np.float64]
 
@@ -104,7 +106,7 @@ class Pathfinder(Method, name="pathfinder"):
             try:
                 for _ in range(self.paths):
                     (each,) = seeds.spawn(1)
-                    approximation, rng = _best_normal(
+                    approximation, rng = best_normal(
                         density, evaluator, each, self.steps, self.num_samples
                     )
                     found.append(
@@ -154,7 +156,7 @@ class Pathfinder(Method, name="pathfinder"):
 def pathfinder_draw(density: LogDensity, evaluator: Evaluator, seed: int) -> Array:
     """Return one draw (d,) of a single path, to start a Markov chain from."""
     sequence = np.random.SeedSequence(seed)
-    approximation, rng = _best_normal(density, evaluator, sequence, 1000, 25)
+    approximation, rng = best_normal(density, evaluator, sequence, 1000, 25)
     for _ in range(PATHS_MAX):
         sampled = _sample(evaluator, approximation, 1, rng)
         if np.isfinite(sampled.log_p[0]):
@@ -163,7 +165,7 @@ def pathfinder_draw(density: LogDensity, evaluator: Evaluator, seed: int) -> Arr
 
 
 @dataclass(frozen=True)
-class _Normal:
+class Normal:
     """A normal density whose covariance is diagonal plus low rank.
 
     Its covariance is A^(1/2) (I + Q (L L' - I) Q') A^(1/2), with A = diag(scale**2).
@@ -184,6 +186,25 @@ class _Normal:
         log_q = -0.5 * ((noise**2).sum(1) + len(self.mean) * math.log(2 * math.pi)) - log_det
         return self.mean + moved * self.scale, log_q
 
+    @property
+    def variances(self) -> Array:
+        """The diagonal of the covariance (d,)."""
+        change = self.root @ self.root.T - np.eye(len(self.root))
+        return self.scale**2 * (1 + np.einsum("dr,rs,ds->d", self.basis, change, self.basis))
+
+    @property
+    def precisions(self) -> Array:
+        """The diagonal of the inverse of the covariance (d,)."""
+        change = np.linalg.inv(self.root @ self.root.T) - np.eye(len(self.root))
+        return (1 + np.einsum("dr,rs,ds->d", self.basis, change, self.basis)) / self.scale**2
+
+    @property
+    def covariance(self) -> Array:
+        """The covariance (d, d)."""
+        change = self.root @ self.root.T - np.eye(len(self.root))
+        inner = np.eye(len(self.mean)) + self.basis @ change @ self.basis.T
+        return self.scale[:, None] * inner * self.scale
+
 
 @dataclass(frozen=True)
 class _Sampled:
@@ -202,7 +223,7 @@ class _Sampled:
 
 def _sample(
     evaluator: Evaluator,
-    normal: _Normal,
+    normal: Normal,
     count: int,
     rng: np.random.Generator,
     *,
@@ -227,13 +248,18 @@ def _sample(
     return _Sampled(z, np.where(np.isfinite(log_p), log_p, -np.inf), log_q, early)
 
 
-def _best_normal(
+def elbo(evaluator: Evaluator, normal: Normal, count: int, rng: np.random.Generator) -> float:
+    """Estimate the ELBO of a normal approximation from ``count`` draws, in nats."""
+    return _sample(evaluator, normal, count, rng).elbo
+
+
+def best_normal(
     density: LogDensity,
     evaluator: Evaluator,
-    seed: np.random.SeedSequence,
+    seed: np.random.SeedSequence | int,
     steps: int,
     num_samples: int,
-) -> tuple[_Normal, np.random.Generator]:
+) -> tuple[Normal, np.random.Generator]:
     """Follow one path, and return the approximation with the highest ELBO (Algorithm 1)."""
     rng = np.random.default_rng(seed)
     for _ in range(PATHS_MAX):
@@ -241,7 +267,7 @@ def _best_normal(
         start = density.initial(generator, value_and_grad=evaluator.value_and_grad)
         best, highest = None, -math.inf
         for normal in _normals(*_path(evaluator, start.numpy(), steps)):
-            value = _sample(evaluator, normal, num_samples, rng).elbo
+            value = elbo(evaluator, normal, num_samples, rng)
             if value > highest:
                 best, highest = normal, value
         if best is not None:
@@ -280,9 +306,8 @@ def _path(evaluator: Evaluator, start: Array, steps: int) -> tuple[list[Array], 
     return kept, [gradients[p.tobytes()] for p in kept]
 
 
-def _normals(points: list[Array], gradients: list[Array]) -> list[_Normal]:
+def _normals(points: list[Array], gradients: list[Array]) -> Iterator[Normal]:
     """Make the normal approximation at each iterate after the first (Algorithms 3 and 4)."""
-    normals = []
     alpha = np.ones(len(points[0])) if points else np.empty(0)
     updates: deque[tuple[Array, Array]] = deque(maxlen=HISTORY)
     for i in range(1, len(points)):
@@ -294,8 +319,7 @@ def _normals(points: list[Array], gradients: list[Array]) -> list[_Normal]:
             updates.append((s, y))
         if updates:
             with contextlib.suppress(np.linalg.LinAlgError):  # indefinite by rounding
-                normals.append(_normal(points[i], gradients[i], alpha, updates))
-    return normals
+                yield _normal(points[i], gradients[i], alpha, updates)
 
 
 def _diagonal(alpha: Array, s: Array, y: Array) -> Array:
@@ -308,7 +332,7 @@ def _diagonal(alpha: Array, s: Array, y: Array) -> Array:
 
 def _normal(
     point: Array, gradient: Array, alpha: Array, updates: deque[tuple[Array, Array]]
-) -> _Normal:
+) -> Normal:
     """Make the normal density of an iterate: mean z + Sigma grad, covariance Sigma."""
     s = np.stack([u[0] for u in updates], 1)
     y = np.stack([u[1] for u in updates], 1)
@@ -324,4 +348,4 @@ def _normal(
     basis, r = np.linalg.qr(beta / scale[:, None])
     root = np.linalg.cholesky(np.eye(len(r)) + r @ gamma @ r.T)
     mean = point + alpha * gradient + beta @ (gamma @ (beta.T @ gradient))
-    return _Normal(point, mean, scale, basis, root)
+    return Normal(point, mean, scale, basis, root)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,15 +12,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from probdl.compile import choose
 from probdl.findings import TAIL_DRAWS_MIN, Finding
 from probdl.io.idata import psis
 from probdl.model.density import LogDensity
 from probdl.model.program import Program
 from probdl.model.sites import Structure
-from probdl.results.diagnostics import weights_ess
-from probdl.results.latent import Proposal, propose
+from probdl.results.latent import Proposal, Scorer, propose
+from probdl.results.weights import weights_ess
+from probdl.util.clock import check_time_limit
+from probdl.util.progress import bar
 
-__all__ = ["WeightedDraws", "draw_weighted", "resample"]
+__all__ = [
+    "WeightedDraws",
+    "compiled_scorer",
+    "draw_weighted",
+    "observed_elements",
+    "resample",
+]
 
 MULTINOMIAL_MAX = 2**24  # the largest number of weights that torch.multinomial accepts
 
@@ -59,6 +69,7 @@ def draw_weighted(
     proposal: Proposal,
     count: int,
     findings: list[Finding] | None = None,
+    evaluator: Scorer | None = None,
 ) -> WeightedDraws:
     """Draw from a proposal, and compute importance weights; discrete sites are summed out exactly.
 
@@ -68,8 +79,9 @@ def draw_weighted(
         proposal: the distribution to draw from.
         count: number of draws.
         findings: receives a finding if the drawing is interrupted.
+        evaluator: a fast evaluation of log p(z, x), if there is one.
     """
-    values, log_p, log_q = propose(program, structure, proposal, count, findings)
+    values, log_p, log_q = propose(program, structure, proposal, count, findings, evaluator)
     if structure.of("latent"):
         density = LogDensity(program, structure, jacobian=False)
         values = density.constrain(density.unconstrain(values), deterministic=True)
@@ -80,6 +92,42 @@ def draw_weighted(
     else:
         log_weights, k = psis(ratios)
     return WeightedDraws(values, log_p.numpy(), ratios, log_weights, k)
+
+
+def observed_elements(structure: Structure) -> int:
+    """Return the number of observed values, to which the work of one evaluation is proportional."""
+    return sum(math.prod(site.shape) for site in structure.of("observed"))
+
+
+def compiled_scorer(
+    program: Program, structure: Structure, engine: str, seed: int, progress: bool | None
+) -> Scorer | None:
+    """Compile log p(z, x) as a function of draws; return None if it cannot be compiled.
+
+    After an interruption the function returns the values of fewer draws.
+    """
+    density = LogDensity(program, structure, jacobian=False)
+    evaluator, _ = choose(density, engine, seed, gradient=False)
+    if evaluator.engine != "native":
+        return None
+
+    def score(values: Mapping[str, Tensor]) -> tuple[Tensor, KeyboardInterrupt | None]:
+        points = density.unconstrain(values)
+        found: list[Tensor] = []
+        early = None
+        with bar(len(points), "weighting draws", progress) as shown:
+            try:
+                for point in points:
+                    check_time_limit()
+                    found.append(evaluator.value_and_grad(point)[0])
+                    shown.update()
+            except KeyboardInterrupt as stop:
+                if not found:
+                    raise
+                early = stop
+        return torch.stack(found), early
+
+    return score
 
 
 def resample(log_weights: NDArray[Any], count: int, generator: torch.Generator) -> Tensor:

@@ -95,7 +95,11 @@ class ScheduledOptimizer:
         flat: bool,
     ) -> None:
         self._parameters = parameters
+        # In units other than 1, the optimizer trains a copy of the parameters.
+        self._scaled = None if parameters.units is None else parameters.flat / parameters.units
         self._values: list[Tensor] = parameters.values
+        if self._scaled is not None:
+            self._values = [v.requires_grad_() for v in parameters.split(self._scaled)]
         self._clip_norm = clip_norm
         self._rate = learning_rate
         self._factor: Callable[[float], float] | None = None
@@ -117,7 +121,9 @@ class ScheduledOptimizer:
             options["fused"] = True
         of_torch = function.__module__.startswith("torch.optim")
         if flat and of_torch and function.__name__ in ELEMENTWISE:
-            self._flat = torch.nn.Parameter(parameters.flat)
+            self._flat = torch.nn.Parameter(
+                parameters.flat if self._scaled is None else self._scaled
+            )
         if "lr" not in getattr(made, "keywords", {}):
             options["lr"] = learning_rate
         self._torch = made([self._flat] if self._flat is not None else self._values, **options)
@@ -133,15 +139,25 @@ class ScheduledOptimizer:
         Args:
             done: the share of the steps that is done.
         """
+        parameters = self._parameters
+        if self._flat is not None or self._scaled is not None:
+            grad = parameters.grad()
+            if parameters.units is not None:
+                grad = grad * parameters.units
+            if self._flat is not None:
+                self._flat.grad = grad
+            else:
+                for value, part in zip(self._values, parameters.split(grad), strict=True):
+                    value.grad = part
+        self._clip(self._values if self._flat is None else [self._flat])
         if self._pyro is not None:
-            self._clip(self._values)
             self._pyro(self._values)
-            return
-        if self._flat is not None:
-            self._flat.grad = self._parameters.grad()
-            self._clip([self._flat])
         else:
-            self._clip(self._values)
+            self._update(done)
+        if self._scaled is not None and parameters.units is not None:
+            parameters.flat.copy_(self._scaled * parameters.units)
+
+    def _update(self, done: float) -> None:
         if self._factor is not None:
             for group in self._torch.param_groups:
                 group["lr"] = self._rate * self._factor(done)

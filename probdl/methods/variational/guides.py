@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -34,6 +35,8 @@ GUIDES: dict[str, type[AutoGuide]] = {
     "gaussian": autoguide.AutoGaussian,
 }
 
+FULL_RANK_MAX = 100  # latent scalars of a model whose default guide has a full covariance
+
 Guide = str | Callable[..., Any] | None
 
 
@@ -54,6 +57,12 @@ def own_guide(program: Program) -> Callable[..., Any] | None:
     return guide if callable(guide) else None
 
 
+def _default_guide(program: Program, structure: Structure) -> str:
+    scalars = sum(math.prod(site.shape) for site in structure.of("latent"))
+    full_rank = 1 < scalars <= FULL_RANK_MAX and not program.modules
+    return "multivariate_normal" if full_rank else "normal"
+
+
 def make_guide(
     program: Program, structure: Structure, guide: Guide, start: Mapping[str, Tensor]
 ) -> Program:
@@ -63,14 +72,15 @@ def make_guide(
         program: the model.
         structure: its sites.
         guide: a name, an autoguide class, a function or a module. None means the guide of the
-            model, or ``"normal"`` if it has none.
+            model; if it has none, ``"multivariate_normal"`` for 2 to 100 latent scalars, which
+            has their correlations, and ``"normal"`` for other models.
         start: values of the latent sites, from which an automatic guide is initialised.
 
     Raises:
         SettingError: the guide is an instance of an autoguide, which is bound to its own model.
     """
     if guide is None:
-        guide = own_guide(program) or "normal"
+        guide = own_guide(program) or _default_guide(program, structure)
     if not structure.of("latent", "discrete"):
         return program.companion(no_guide, copied=False)
     if isinstance(guide, str):

@@ -33,7 +33,7 @@ from probdl.methods.training.trainable import Trainable, first_not_finite
 from probdl.model.program import Program
 from probdl.model.sites import Structure
 
-__all__ = ["ELBOS", "Objective", "resolve_elbo"]
+__all__ = ["ELBOS", "Objective", "Scale", "resolve_elbo"]
 
 ELBOS: dict[str, type[ELBO]] = {
     "trace": Trace_ELBO,
@@ -53,7 +53,7 @@ def resolve_elbo(elbo: str | ELBO, num_particles: int, structure: Structure) -> 
     return ELBOS[elbo](num_particles=num_particles, max_plate_nesting=depth)
 
 
-class _Scale(Messenger):
+class Scale(Messenger):
     """Scale the sites in the data plate to all the data, and the latent sites by a temperature."""
 
     def __init__(self, plate: str | None, size: int, temperature: Tensor | None) -> None:
@@ -128,7 +128,7 @@ class Objective(Trainable):
             return estimator.loss_and_grads(model, guide, *program.args, **program.kwargs)
 
     def _scaled(self, temperature: Tensor | None) -> tuple[Any, Any]:
-        scale = _Scale(self.plate, self.size, temperature)
+        scale = Scale(self.plate, self.size, temperature)
         model: Callable[..., Any] = self.program.handled(scale)
         if self.structure.of("discrete"):
             model = config_enumerate(model)

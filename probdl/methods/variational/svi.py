@@ -17,8 +17,13 @@ from torch import Tensor
 from probdl.compile import ENGINES
 from probdl.compile.step import Parameters
 from probdl.errors import ModelError
-from probdl.findings import TAIL_DRAWS_MIN
-from probdl.methods.approximate.weighting import draw_weighted
+from probdl.findings import TAIL_DRAWS_MIN, Finding
+from probdl.io.idata import psis
+from probdl.methods.approximate.weighting import (
+    compiled_scorer,
+    draw_weighted,
+    observed_elements,
+)
 from probdl.methods.base import Method
 from probdl.methods.training.checkpoint import checkpoint_of
 from probdl.methods.training.minibatch import Batches, FullData, LoaderBatches, PlateBatches
@@ -31,20 +36,28 @@ from probdl.methods.training.optimizers import (
 from probdl.methods.training.trainable import Trainable
 from probdl.methods.variational.guides import check_guide, make_guide
 from probdl.methods.variational.objective import ELBOS, Objective, resolve_elbo
+from probdl.methods.variational.starting import Start, find_start, place_guide
 from probdl.methods.variational.training import Plan, train
-from probdl.model.density import LogDensity
 from probdl.model.program import Program
 from probdl.model.sites import Structure, data_plate, discover
-from probdl.results.diagnostics import check_weights
 from probdl.results.fit import Fit
 from probdl.results.guided import GuidedFit
 from probdl.results.latent import Proposal
+from probdl.results.weights import check_approximation
 from probdl.util.isolation import evaluation
 from probdl.util.seeds import stream
 
 __all__ = ["SVI"]
 
 DEFAULT_STEPS = 10_000
+
+CHECK_DRAWS = 4000  # draws of a guide that are weighted, to see how it differs from the posterior
+CHECK_DRAWS_MIN = 100
+# Evaluations of an observed value after training: from which number compiled code saves time, and
+# the largest numbers without and with it, about ten seconds each.
+COMPILE_WORK_MIN = 5e7
+WORK_MAX = 2e8
+NATIVE_WORK_MAX = 2e9
 
 
 @dataclass(frozen=True, repr=False)
@@ -73,7 +86,8 @@ class SVI(Method, name="svi"):
         guide: a name (``"normal"``, ``"diagonal_normal"``, ``"multivariate_normal"``,
             ``"lowrank"``, ``"delta"``, ``"iaf"``, ``"structured"``, ``"gaussian"``), one of
             Pyro's autoguide classes, or a function or module that samples the latent sites.
-            None means the method ``guide`` of the model, or ``"normal"`` if it has none.
+            None means the method ``guide`` of the model; if it has none, ``"multivariate_normal"``
+            for 2 to 100 latent scalars (without networks), and ``"normal"`` for other models.
         steps: number of steps. None means 10,000, or the number that follows from ``epochs``.
         epochs: number of passes through the data, instead of ``steps``.
         batch_size: number of rows of the data plate in each step; None uses all rows. Arguments
@@ -169,9 +183,8 @@ class SVI(Method, name="svi"):
         structure = self._discover(program)
         batches = self._batches(program, structure)
         with evaluation(dtype=dtype):
-            guide = make_guide(
-                program, structure, self.guide, self._start(program, structure, seed)
-            )
+            start = self._start(program, structure, batches, seed)
+            guide = make_guide(program, structure, self.guide, start.values)
             automatic = isinstance(guide.model, AutoGuide)
             local = self._local(program, structure, batches, automatic)
             self._check_estimator(automatic)
@@ -191,7 +204,9 @@ class SVI(Method, name="svi"):
                     "in a module."
                 )
             objective.check_sites()
+            units = place_guide(guide.model, objective, start) if automatic else None
             parameters = Parameters(objective.leaves)
+            parameters.units = units
             outcome = train(
                 objective,
                 parameters,
@@ -211,7 +226,9 @@ class SVI(Method, name="svi"):
         }
         # Seeded again, so that a resumed run makes the same draws.
         torch.default_generator.manual_seed(stream(seed, "draws"))
-        draws, weight_stats, findings = self._draws(program, structure, proposal, guide)
+        draws, weight_stats, findings = self._draws(
+            program, structure, proposal, guide, seed, progress
+        )
         return GuidedFit(
             self,
             program,
@@ -219,7 +236,7 @@ class SVI(Method, name="svi"):
             draws,
             stats | weight_stats,
             seed,
-            [*outcome.findings, *findings],
+            [*start.findings, *outcome.findings, *findings],
             proposal=proposal,
         )
 
@@ -247,15 +264,19 @@ class SVI(Method, name="svi"):
             return FullData(program)
         return PlateBatches(program, structure, self.batch_size)
 
-    def _start(self, program: Program, structure: Structure, seed: int) -> dict[str, Tensor]:
-        """Find values of the latent sites with a finite density, to initialise automatic guides."""
-        if not structure.of("latent"):
-            return {}
-        if not (self.guide is None or isinstance(self.guide, (str, type))) or program.modules:
-            return {}
-        density = LogDensity(program, structure)
-        start = density.initial(torch.Generator().manual_seed(seed))
-        return density.constrain(start)
+    def _start(self, program: Program, structure: Structure, batches: Batches, seed: int) -> Start:
+        """Find where an automatic guide starts."""
+        if not structure.of("latent") or program.modules:
+            return Start()
+        if not (self.guide is None or isinstance(self.guide, (str, type))):
+            return Start()
+        steps = self._steps(batches)
+        return find_start(program, structure, batches, steps=steps, engine=self.engine, seed=seed)
+
+    def _steps(self, batches: Batches) -> int:
+        if self.epochs is not None:
+            return self.epochs * batches.per_epoch
+        return self.steps or DEFAULT_STEPS
 
     def _local(
         self, program: Program, structure: Structure, batches: Batches, automatic: bool
@@ -294,10 +315,6 @@ class SVI(Method, name="svi"):
         seed: int,
         progress: bool | None,
     ) -> Plan:
-        steps = self.steps or DEFAULT_STEPS
-        if self.epochs is not None:
-            steps = self.epochs * batches.per_epoch
-
         def make_optimizer(flat: bool) -> ScheduledOptimizer:
             return ScheduledOptimizer(
                 parameters,
@@ -320,7 +337,7 @@ class SVI(Method, name="svi"):
             factor, rate = SCHEDULES[self.schedule], self.learning_rate
             rates = lambda done: rate * np.array([factor(share) for share in done])  # noqa: E731
         return Plan(
-            steps,
+            self._steps(batches),
             make_optimizer,
             self.engine,
             seed,
@@ -335,8 +352,14 @@ class SVI(Method, name="svi"):
     # -- after training ---------------------------------------------------------------------
 
     def _draws(
-        self, program: Program, structure: Structure, proposal: Proposal, guide: Program
-    ) -> tuple[dict[str, Any], dict[str, Any], list[Any]]:
+        self,
+        program: Program,
+        structure: Structure,
+        proposal: Proposal,
+        guide: Program,
+        seed: int,
+        progress: bool | None,
+    ) -> tuple[dict[str, Any], dict[str, Any], list[Finding]]:
         """Draw from the guide, and check the draws by their importance weights."""
         latent = [s.name for s in structure.of("latent")]
         if not latent or set(latent) & set(proposal.local):
@@ -345,17 +368,44 @@ class SVI(Method, name="svi"):
         if program.dtype != torch.float64:
             program = program.to(torch.float64)
             structure = discover(program).with_values(proposal.values)
-        point = isinstance(guide.model, AutoDelta)
-        weighted = draw_weighted(program, structure, proposal, 1 if point else self.draws)
-        draws = {name: value.numpy()[None] for name, value in weighted.draws.items()}
-        stats: dict[str, Any] = {"lp": weighted.lp[None]}
-        if point or self.draws < TAIL_DRAWS_MIN:
-            return draws, stats, []
+        wanted = 1 if isinstance(guide.model, AutoDelta) else self.draws
+        found: list[Finding] = []
+        scorer, count = None, wanted
+        if wanted >= TAIL_DRAWS_MIN:  # more draws make the check more precise
+            elements = max(observed_elements(structure), 1)
+            count, work = max(wanted, CHECK_DRAWS), WORK_MAX
+            if count * elements > COMPILE_WORK_MIN:
+                scorer = compiled_scorer(program, structure, self.engine, seed, progress)
+            if scorer is not None:
+                work = NATIVE_WORK_MAX
+            count = max(min(count, int(work // elements)), CHECK_DRAWS_MIN)
+            if count < wanted:
+                found.append(_fewer_draws(count, wanted, elements))
+        weighted = draw_weighted(program, structure, proposal, count, found, scorer)
+        draws = {name: value.numpy()[None, :wanted] for name, value in weighted.draws.items()}
+        stats: dict[str, Any] = {"lp": weighted.lp[None, :wanted]}
+        if wanted < TAIL_DRAWS_MIN:
+            return draws, stats, found
         stats |= {
             "pareto_k": weighted.pareto_k,
-            "log_weights": weighted.log_weights[None],
+            "log_weights": psis(weighted.log_ratios[:wanted])[0][None],
             "log_evidence": weighted.log_evidence,
         }
-        remedy = "Train for more steps, or use a more flexible guide (guide='lowrank')."
-        findings = check_weights(weighted.log_weights, weighted.pareto_k, "the guide", remedy)
-        return draws, stats, findings
+        found += check_approximation(
+            {name: weighted.draws[name].numpy() for name in latent},
+            weighted.log_weights,
+            weighted.pareto_k,
+            "the guide",
+            "Train for more steps, or use a more flexible guide (guide='multivariate_normal').",
+        )
+        return draws, stats, found
+
+
+def _fewer_draws(count: int, wanted: int, elements: int) -> Finding:
+    return Finding(
+        "info",
+        "fewer_draws",
+        f"The fit holds {count} draws of the guide instead of {wanted}, because each draw is "
+        f"weighted by its density at all {elements} observed values.",
+        "This is enough for means and standard deviations. predict() makes as many predictions.",
+    )

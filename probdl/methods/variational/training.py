@@ -264,7 +264,9 @@ class VariationalTraining(TrainingLoop):
         if not len(losses):
             return
         error = math.hypot(self.best.error, _standard_error(losses))
-        limit = self.best.loss + WORSE_THAN_BEST_ERRORS * error
+        # The best of many blocks is expected to be lower than the others by noise alone.
+        luck = math.sqrt(2 * math.log(max(1, self.done / BLOCK)))
+        limit = self.best.loss + (luck + WORSE_THAN_BEST_ERRORS) * error
         if self.best.step and float(losses.mean()) > limit:
             self.parameters.flat.copy_(self.best.flat)
         else:
