@@ -281,6 +281,11 @@ TOPICS: dict[str, dict[str, Check]] = {
     },
     "The model and its data": {
         "no_data": Check(_WARNING, "No site is observed, so the result reflects only the prior."),
+        "factor": Check(
+            _INFO,
+            "A pyro.factor outside all plates is computed from the data, so it is taken as a term "
+            "of the likelihood.",
+        ),
         "identification": Check(
             _INFO,
             "No difference was found between the marginal prior and posterior of some sites, so "

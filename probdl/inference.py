@@ -148,7 +148,7 @@ def _fit(
         _check_labels(program, {} if dims is None else dims, {} if coords is None else coords)
     with clock(time_limit) as own:
         fit = _run(chosen, program, seed, progress, own)
-    findings = [*fit.findings, *_no_data_findings(program, fit)]
+    findings = [*fit.findings, *_no_data_findings(program, fit), *_factor_findings(fit)]
     if chosen.uses_prior:
         findings += check_prior(program, fit.structure, fit.draws, stream(seed, "prior check"))
     return replace(
@@ -202,6 +202,33 @@ def _no_data_findings(program: Program, fit: Fit) -> list[Finding]:
             "Pass the data to infer(), after the model.",
         )
     ]
+
+
+def _factor_findings(fit: Fit) -> list[Finding]:
+    """Report factors outside all plates that count as a term of the likelihood beside others."""
+    terms = fit.structure.terms()
+    if not any(site.kind == "observed" for site in terms):
+        return []
+    findings = []
+    for site in terms:
+        if site.kind != "factor" or site.plated:
+            continue
+        counted = (
+            "has no log likelihood of single observations, so there is no leave-one-out score"
+            if site.term == "joint"
+            else f"counts as {site.count} observation{'s' * (site.count != 1)}"
+        )
+        findings.append(
+            Finding(
+                "info",
+                "factor",
+                f"The factor '{site.name}' is computed from the data and outside all plates. It "
+                f"is taken as a term of the likelihood and {counted}.",
+                "Put it in a pyro.plate, with one element for each observation.",
+                (site.name,),
+            )
+        )
+    return findings
 
 
 def _check_labels(

@@ -155,6 +155,9 @@ class _SavedFit:
                 s["distribution"],
                 s["count"],
                 flat=s["flat"],
+                term=s.get("term", "pointwise" if s["kind"] == "observed" else None),
+                event_dim=s.get("event_dim", 0),
+                mask=unpack(s["mask"], self.arrays) if "mask" in s else None,
             )
             for s in index["sites"]
         }

@@ -133,6 +133,9 @@ def _sites(structure: Structure, arrays: dict[str, Tensor]) -> list[dict[str, An
             "distribution": s.distribution,
             "count": s.count,
             "flat": s.flat,
+            "term": s.term,
+            "event_dim": s.event_dim,
+            "mask": pack(s.mask, arrays, f"mask.{s.name}"),
             "value": pack(s.value, arrays, f"site.{s.name}"),
         }
         for s in structure.sites.values()
@@ -145,7 +148,7 @@ def _module_states(modules: list[Any]) -> list[Mapping[str, Any]]:
 
 def _container(fit: Any) -> Any:
     """Return the ArviZ container, without predictive groups that are too large to save."""
-    scalars = sum(math.prod(s.shape) for s in fit.structure.of("observed"))
+    scalars = sum(max(math.prod(s.shape), s.count) for s in fit.structure.terms())
     if scalars * fit.num_chains * fit.num_draws <= MAX_PREDICTIVE_VALUES:
         return fit.idata
     warn(

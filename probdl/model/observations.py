@@ -16,7 +16,7 @@ from probdl.model.arguments import check_finite, format_index
 from probdl.model.distributions import base_distribution, distribution_name
 from probdl.model.program import Program
 
-__all__ = ["check_observed", "combined_mask", "vectorized_plates"]
+__all__ = ["check_observed", "scored_elements", "vectorized_plates"]
 
 
 def check_observed(program: Program, node: Any, other: Any) -> None:
@@ -50,8 +50,9 @@ def check_observed(program: Program, node: Any, other: Any) -> None:
         inside, again = (support.check(value) for support, _ in supports)
     except NotImplementedError:  # the distribution does not define its support
         return
-    mask = combined_mask(node)
-    mask = mask.reshape(mask.shape + (1,) * supports[0][1]) if mask.ndim else mask
+    mask = _combined_mask(node)
+    for _ in range(fn.event_dim - supports[0][1]):  # the support is checked per event there
+        mask = mask.any(-1) if mask.ndim else mask
     # A support that depends on latent sites, as in Uniform(0, theta), may hold the data elsewhere.
     outside = ~inside & ~again & mask
     if not outside.any() or not _same_support(fn.support, other["fn"].support):
@@ -115,15 +116,37 @@ def vectorized_plates(node: Any) -> list[Any]:
     return [f for f in node.get("cond_indep_stack", ()) if f.vectorized]
 
 
-def combined_mask(node: Any) -> Tensor:
-    """Return the combined mask of a site, from ``poutine.mask`` and from its distribution."""
-    masks = [node["mask"]]
+def _combined_mask(node: Any) -> Tensor:
+    """Return the mask of a site, from ``poutine.mask`` and from its distribution.
+
+    It broadcasts with the value, event dimensions included: ``Normal(mu, 1).mask(m).to_event(1)``
+    masks single elements of an event.
+    """
     fn = node["fn"]
+    masks = [(node["mask"], fn.event_dim)]
     while hasattr(fn, "base_dist"):
-        masks.append(getattr(fn, "_mask", None))
+        masks.append((getattr(fn, "_mask", None), fn.event_dim))
         fn = fn.base_dist
     result = torch.tensor(True)
-    for mask in masks:
+    for mask, event_dim in masks:
         if mask is not None:
-            result = result & torch.as_tensor(mask)
+            mask = torch.as_tensor(mask).detach()
+            result = result & (mask.reshape(mask.shape + (1,) * event_dim) if mask.ndim else mask)
     return result
+
+
+def scored_elements(node: Any) -> Tensor:
+    """Return which elements of an observed site count in the density, (*batch shape, *event shape).
+
+    Of a factor, only the batch shape is left.
+
+    Raises:
+        ValueError, RuntimeError: the shapes of the site do not match.
+    """
+    fn, value, mask = node["fn"], node["value"], _combined_mask(node)
+    event = value.shape[value.ndim - fn.event_dim :]
+    if isinstance(base_distribution(fn), dist.Unit):  # the event has no elements
+        mask = mask[..., 0] if mask.ndim else mask
+        event = torch.Size()
+    batch = broadcast_shape(value.shape[: value.ndim - fn.event_dim], fn.batch_shape)
+    return mask.expand(broadcast_shape(batch + event, mask.shape))

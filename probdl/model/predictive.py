@@ -164,7 +164,7 @@ def sample_discrete(program: Program, structure: Structure, draws: Draws) -> dic
 def log_likelihood(
     program: Program, structure: Structure, draws: Draws, *, quiet: bool = False
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Compute the log likelihood of the observed sites at each draw.
+    """Compute the log likelihood at each draw: of the observed sites, and of factors in a plate.
 
     Discrete latent sites are summed out. An observed site whose elements depend on the same
     discrete site (a hidden Markov chain) has a joint log likelihood, but no pointwise one.
@@ -180,10 +180,10 @@ def log_likelihood(
 
     Returns:
         Pointwise log likelihoods in nats, (n, *batch shape) by site name, without the sites
-        without a pointwise one; and the joint log likelihood of all observed sites, (n,).
+        without a pointwise one, 0 for masked elements; and the joint log likelihood, (n,).
     """
-    # A factor is a term of the density, and counts as an observation only if there is no other.
-    names = [s.name for s in structure.of("observed") or structure.of("factor")]
+    names = [s.name for s in structure.terms()]
+    joint_only = {s.name for s in structure.terms("joint")}
     if not names:
         raise ModelError(
             f"The model '{program.name}' observes no site on these arguments, so it has no log "
@@ -191,7 +191,7 @@ def log_likelihood(
         )
     discrete = {s.name for s in structure.of("discrete")}
     resampled: set[str] = set()
-    coupled: set[str] = set()
+    coupled = set(joint_only)
 
     def enumerate_discrete(model: Callable[..., Any]) -> Callable[..., Any]:
         first = -1 - structure.plate_depth
@@ -205,8 +205,8 @@ def log_likelihood(
                 return _score_enumerated(trace, names, discrete, coupled)
             trace.compute_log_prob(lambda name, _: name in names)
             nodes: Any = trace.nodes
-            scores = {f"point {n}": nodes[n]["log_prob"] for n in names}
-            return scores | {"joint": sum(s.sum() for s in scores.values())}
+            scores = {f"point {n}": nodes[n]["log_prob"] for n in names if n not in joint_only}
+            return scores | {"joint": sum(nodes[n]["log_prob"].sum() for n in names)}
 
         scores = program.run(
             read,

@@ -11,7 +11,6 @@ import numpy as np
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
-from pyro.distributions.util import broadcast_shape
 from pyro.nn import PyroModule
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
@@ -21,8 +20,9 @@ from torch.distributions import Transform, biject_to, constraints, transform_to
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from probdl.errors import ModelError
+from probdl.model.dependence import Dependence
 from probdl.model.distributions import base_distribution, distribution_name, is_deterministic
-from probdl.model.observations import check_observed, combined_mask, vectorized_plates
+from probdl.model.observations import check_observed, scored_elements, vectorized_plates
 from probdl.model.program import Program
 from probdl.util.isolation import isolated
 
@@ -40,6 +40,7 @@ __all__ = [
 MAX_RANDOM_STARTS = 100  # runs of the program before linear-algebra failures are an error
 
 Kind = Literal["latent", "discrete", "param", "observed", "factor", "deterministic"]
+Term = Literal["pointwise", "joint"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,19 @@ class Site:
     transform: Transform | None = None  # from R^n; None if the support depends on other sites
     parameter: nn.Parameter | None = None  # the module's own parameter behind a param site
     flat: bool = False  # an improper prior, which cannot be sampled
+    # What the site is in the likelihood: terms of single observations, or one of several together.
+    # Other factors are terms of the prior.
+    term: Term | None = None
+    plated: bool = False  # whether it is in a plate
+    event_dim: int = 0
+    mask: Tensor | None = None  # (*batch, *event) of an observed site; None if no element is masked
+
+    @property
+    def is_scored(self) -> Tensor | None:
+        """Which observations count in the likelihood, (*batch shape); None if all do."""
+        if self.mask is None or not self.event_dim:
+            return self.mask
+        return self.mask.flatten(-self.event_dim).any(-1)
 
 
 @dataclass(frozen=True)
@@ -68,6 +82,10 @@ class Structure:
     def of(self, *kinds: Kind) -> list[Site]:
         """List the sites of these kinds."""
         return [site for site in self.sites.values() if site.kind in kinds]
+
+    def terms(self, *terms: Term) -> list[Site]:
+        """List the sites that are terms of the likelihood; all, or those of these types."""
+        return [s for s in self.sites.values() if s.term and s.term in (terms or (s.term,))]
 
     def with_values(self, params: Mapping[str, Tensor]) -> Structure:
         """Return the same sites with new values of param sites."""
@@ -191,10 +209,66 @@ def _discover(program: Program) -> Structure:
     for site in first.values():
         if site.kind in ("observed", "factor"):
             check_observed(program, traces[0].nodes[site.name], traces[1].nodes[site.name])
+    terms = _terms(program, first, traces[0])
     return Structure(
-        {name: _without_moving_transform(site, second[name]) for name, site in first.items()},
+        {
+            name: replace(
+                _without_moving_transform(site, second[name]),
+                term=terms.get(name),
+                mask=_masked_in_both(site, second[name]),
+            )
+            for name, site in first.items()
+        },
         max((-f.dim for n in traces[0].nodes.values() for f in vectorized_plates(n)), default=0),
     )
+
+
+def _masked_in_both(site: Site, other: Site) -> Tensor | None:
+    """Return the mask of a site without the elements that latent values mask."""
+    if site.mask is None or other.mask is None:
+        return None
+    return site.mask | other.mask
+
+
+def _terms(program: Program, sites: Mapping[str, Site], trace: Trace) -> dict[str, Term]:
+    """Find the terms of the likelihood: the observed sites, and factors.
+
+    A factor in a plate is a term, as is a factor that is computed from the data. But if others are
+    computed from them, a factor that is not, in a plate of latent sites, belongs to their prior. If
+    there is no term, all factors are terms.
+    """
+    terms: dict[str, Term] = {s.name: "pointwise" for s in sites.values() if s.kind == "observed"}
+    factors = [s.name for s in sites.values() if s.kind == "factor"]
+    if not factors:
+        return terms
+    nodes: Any = trace.nodes
+
+    def plates(name: str) -> set[str]:
+        return {frame.name for frame in nodes[name]["cond_indep_stack"]}
+
+    latent = {p for s in sites.values() if s.kind in ("latent", "discrete") for p in plates(s.name)}
+    dependent = _computed_from_data(program, [*terms, *factors])
+    for name in factors:
+        if name in dependent or (plates(name) and not (dependent and plates(name) & latent)):
+            terms[name] = "pointwise"
+    if any(sites[name].count > 1 for name in terms):  # then one number may be a sum of several
+        for name in factors:
+            if name in terms and not plates(name) and not nodes[name]["fn"].batch_shape:
+                terms[name] = "joint"
+    return terms or dict.fromkeys(factors, "pointwise")
+
+
+def _computed_from_data(program: Program, names: Sequence[str]) -> set[str]:
+    """Return which observed sites and factors depend on the tensors among the arguments."""
+    with Dependence(program.tensors()) as dependence:
+        nodes: Any = next(_traces(program)).nodes
+    return {
+        name
+        for name in names
+        if dependence.covers(
+            nodes[name]["value"], getattr(base_distribution(nodes[name]["fn"]), "log_factor", None)
+        )
+    }
 
 
 def _traces(program: Program) -> Iterator[Trace]:
@@ -304,10 +378,15 @@ def _sample_site(name: str, node: Any) -> Site:
         axis = len(shape) - event + frame.dim
         if axis >= 0 and shape[axis] == frame.size:
             dims[axis] = frame.name
-    count = 0
+    count, mask = 0, None
     if kind in ("observed", "factor"):
-        batch = value.shape[: value.ndim - event] if kind == "observed" else torch.Size()
-        count = _count(node, batch)
+        event = event if kind == "observed" else 0
+        try:
+            mask = scored_elements(node)
+            rows = mask.flatten(-event).any(-1) if event else mask
+            count = int(rows.sum())
+        except (RuntimeError, ValueError):  # mismatched shapes, which check_observed reports
+            pass
     return Site(
         name,
         kind,
@@ -318,15 +397,10 @@ def _sample_site(name: str, node: Any) -> Site:
         count,
         transform,
         flat=isinstance(base_distribution(fn), dist.ImproperUniform),
+        plated=bool(node["cond_indep_stack"]),
+        event_dim=event,
+        mask=None if mask is None or mask.all() else mask.clone(),
     )
-
-
-def _count(node: Any, batch: torch.Size) -> int:
-    mask = combined_mask(node)
-    try:
-        return int(mask.expand(broadcast_shape(batch, mask.shape, node["fn"].batch_shape)).sum())
-    except (RuntimeError, ValueError):  # mismatched shapes, which check_observed reports
-        return 0
 
 
 def _check_same(program: Program, first: dict[str, Site], second: dict[str, Site]) -> None:
@@ -366,7 +440,7 @@ def data_plate(program: Program, structure: Structure) -> tuple[str, int]:
     Raises:
         ModelError: there is no such plate, or the observed sites do not share it.
     """
-    observed = structure.of("observed") or structure.of("deterministic")
+    observed = structure.of("observed") or structure.terms() or structure.of("deterministic")
     plates = {s.name: (s.dims[0], s.shape[0]) if s.shape else (None, 0) for s in observed}
     found = set(plates.values())
     if len(found) == 1:

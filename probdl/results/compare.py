@@ -11,6 +11,7 @@ from probdl.findings import PARETO_K_MAX
 from probdl.io import idata
 from probdl.results.crossvalidation import score_held_out
 from probdl.results.fit import Fit
+from probdl.results.masking import without_masked
 from probdl.util.lazy import pandas as pd
 
 __all__ = ["compare"]
@@ -74,13 +75,19 @@ def compare(
     _check_comparable(fits)
     results, refitted, high = {}, {}, {}
     for name, fit in fits.items():
-        (site,) = fit.structure.of("observed")
+        (site,) = fit.structure.terms()
         result = idata.loo(fit.idata, site.name)
         bad = np.flatnonzero(idata.pareto_k(result) > PARETO_K_MAX)
         refitted[name], high[name] = 0, len(bad)
-        if len(bad) and refit and len(bad) <= max(1, MAX_REFIT_SHARE * site.count):
+        batch = len(site.shape) - site.event_dim
+        few = len(bad) <= max(1, MAX_REFIT_SHARE * site.count)
+        if len(bad) and refit and few and batch == 1:  # an observation is a row
+            row_of = np.arange(site.shape[0])
+            if site.is_scored is not None:
+                row_of = row_of[site.is_scored.numpy()]
+            held_out = [[int(row_of[i])] for i in bad]
             try:
-                exact = score_held_out(fit, [[i] for i in bad], workers=workers, progress=progress)
+                exact = score_held_out(fit, held_out, workers=workers, progress=progress)
                 result = idata.with_exact(
                     result, {int(i): float(s[0]) for i, s in zip(bad, exact, strict=False)}
                 )
@@ -107,21 +114,23 @@ def _check_comparable(fits: Mapping[str, Fit]) -> None:
     """Check that the fits have draws, and observe the same data at one site."""
     data = {}
     for name, fit in fits.items():
-        sites = fit.structure.of("observed")
-        if len(sites) != 1:
+        sites = fit.structure.terms()
+        if len(sites) != 1 or sites[0].kind != "observed":
+            what = ", ".join(f"{site.kind} site '{site.name}'" for site in sites) or "no site"
             raise SettingError(
-                f"Fit {name!r} observes {len(sites)} sites, and compare() needs exactly one. Use "
-                "fit.cross_validate(k), which adds up the scores of several sites."
+                f"The likelihood of fit {name!r} consists of {what}, and compare() needs exactly "
+                "one observed site. Use fit.cross_validate(k), which adds up the scores of "
+                "several sites."
             )
         if fit.is_point:
             raise SettingError(
                 f"Fit {name!r} is a point estimate by {fit.method.name}, but PSIS-LOO needs "
                 "posterior draws. Use fit.cross_validate(k) or another method."
             )
-        data[name] = np.asarray(sites[0].value)
+        data[name] = without_masked(sites[0], np.asarray(sites[0].value), 0)
     first = next(iter(data))
     for name, value in data.items():
-        if not np.array_equal(value, data[first]):
+        if not np.array_equal(value, data[first], equal_nan=True):
             raise SettingError(
                 f"Fits {first!r} and {name!r} are of different data, so their scores cannot be "
                 "compared. Fit both to the same observations."

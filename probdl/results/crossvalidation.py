@@ -34,7 +34,8 @@ class CrossValidation:
     Attributes:
         elpd: the sum of ``pointwise``, in nats.
         standard_error: the standard error of the sum.
-        pointwise: the log predictive density of each row given the other folds, (rows,), float64.
+        pointwise: the log predictive density of each row given the other folds, (rows,), float64;
+            0 for a masked row, which does not count in the standard error.
         folds: the number of each row's fold, (rows,), int64.
     """
 
@@ -91,13 +92,13 @@ def score_held_out(
                 )
         except ProbdlError as error:
             return str(error)
-        if len(points) != len(structure.of("observed")):
+        if len(points) != len(structure.terms()):
             return "there is no log likelihood of single rows"
         total = np.zeros(len(rows))
         for log_likelihood in points.values():
             mean = predictive.log_mean_exp(log_likelihood)
             if mean.ndim < 1 or len(mean) != len(rows):
-                return f"an observed site does not run along the plate '{plate}'"
+                return f"a term of the likelihood does not run along the plate '{plate}'"
             total += mean.reshape(len(rows), -1).sum(1).numpy()
         return total
 
@@ -131,5 +132,9 @@ def cross_validate(
     pointwise, folds = np.empty(size), np.empty(size, np.int64)
     for number, (rows, group_scores) in enumerate(zip(groups, scores, strict=True)):
         pointwise[rows], folds[rows] = group_scores, number
-    error = math.sqrt(size) * float(pointwise.std(ddof=1))
+    scored = np.zeros(size, bool)
+    for site in fit.structure.terms():
+        kept = site.is_scored
+        scored |= True if kept is None else kept.reshape(size, -1).any(1).numpy()
+    error = math.sqrt(scored.sum()) * float(pointwise[scored].std(ddof=1))
     return CrossValidation(float(pointwise.sum()), error, pointwise, folds)

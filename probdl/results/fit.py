@@ -26,6 +26,7 @@ from probdl.model.without_model import WithoutModel
 from probdl.results import display
 from probdl.results.crossvalidation import CrossValidation, cross_validate
 from probdl.results.diagnostics import check_draws
+from probdl.results.masking import kept_labels, put_back, without_masked
 from probdl.util.cached import cached
 from probdl.util.isolation import isolated, sheltered
 from probdl.util.lazy import pandas as pd
@@ -60,18 +61,20 @@ class LogPredictive:
     """The log posterior predictive density of data, in nats (Eq. 2 as a density).
 
     Attributes:
-        pointwise: log p(y_i | data) by observed site, each with the site's batch shape.
+        pointwise: log p(y_i | data) by observed site or factor, each with the batch shape.
         total: the sum of all pointwise values, which is the log score of independent predictions.
         joint: log p(y | data) of all observations together; it differs from the sum, since the
             observations share the draws.
+        count: the number of observations without the masked ones, whose pointwise value is 0.
     """
 
     pointwise: dict[str, Array]
     total: float
     joint: float
+    count: int
 
     def __repr__(self) -> str:
-        count = sum(a.size for a in self.pointwise.values())
+        count = self.count
         mean = self.total / count if count else math.nan
         return (
             f"LogPredictive(total={self.total:.2f}, mean={mean:.4f} over {count} observations, "
@@ -218,6 +221,10 @@ class Fit:
         the model, such as the pointwise log likelihood of a hidden Markov model, is omitted with
         a warning. ``to_idata(prior=n)`` adds the prior.
 
+        Masked observations are not in these groups: a site ``y`` with a mask has the dimension
+        ``y_observed`` there. A masked element of an observed vector is NaN. A ``pyro.factor`` in a
+        plate is a variable of the log likelihood, with one observation for each of its elements.
+
         Example:
             >>> import numpy as np, probdl
             >>> from probdl.models import normal_normal
@@ -249,19 +256,21 @@ class Fit:
         groups["sample_stats"] = {k: self.stats[k] for k in _SAMPLE_STATS if k in self.stats}
         observed = self.structure.of("observed")
         makers = {
-            "log_likelihood": self.log_likelihood,
-            "posterior_predictive": self.posterior_predictive,
+            "log_likelihood": self.log_likelihood if self.structure.terms() else dict,
+            "posterior_predictive": self.posterior_predictive if observed else dict,
         }
-        for group, make in makers.items() if observed and predictive else ():
+        for group, make in makers.items() if predictive else ():
             try:
                 arrays = make()
             except ProbdlError as error:
                 warn(f"The group '{group}' was omitted from idata: {error}")
                 continue
-            groups[group] = {k: v for k, v in arrays.items() if k not in self.draws}
+            own = {k: v for k, v in arrays.items() if k not in self.draws}
+            groups[group] = self._without_masked(own, 2, event=group != "log_likelihood")
         if prior:
             groups |= self._prior(_PRIOR_DRAWS if prior is True else prior)
-        groups["observed_data"] = {s.name: as_numpy(s.value) for s in observed}
+        data = {s.name: as_numpy(s.value) for s in observed}
+        groups["observed_data"] = self._without_masked(data, 0)
         constant = dict(self.program.named_data())
         groups["constant_data"] = {
             k: as_numpy(v)
@@ -277,7 +286,19 @@ class Fit:
         names = {s.name for s in self.structure.of("observed")}
         return {
             "prior": {k: v for k, v in arrays.items() if k not in names},
-            "prior_predictive": {k: v for k, v in arrays.items() if k in names},
+            "prior_predictive": self._without_masked(
+                {k: v for k, v in arrays.items() if k in names}, 2
+            ),
+        }
+
+    def _without_masked(
+        self, arrays: Mapping[str, Array], lead: int, *, event: bool = True
+    ) -> dict[str, Array]:
+        """Drop masked observations from the arrays of observed sites."""
+        sites = self.structure.sites
+        return {
+            name: without_masked(sites[name], array, lead, event=event) if name in sites else array
+            for name, array in arrays.items()
         }
 
     @cached
@@ -285,7 +306,22 @@ class Fit:
         return self._to_idata({"posterior": self.draws})
 
     def _to_idata(self, groups: Mapping[str, Mapping[str, Array]]) -> Any:
-        return to_idata(groups, dims=self._dims, coords=self.coords)
+        dims, coords = self._dims, dict(self.coords)
+        for site in self.structure.terms():
+            if site.is_scored is None:
+                continue
+            batch = site.is_scored.ndim
+            named = [*dims[site.name], *(None for _ in range(batch))][:batch]
+            labels = [
+                coords.get(dim or "", range(n))
+                for dim, n in zip(named, site.is_scored.shape, strict=True)
+            ]
+            dim = f"{site.name}_observed"
+            while dim in self.structure.sites or dim in coords:
+                dim += "_"
+            dims = dims | {site.name: [dim, *dims[site.name][batch:]]}
+            coords[dim] = kept_labels(site, labels)
+        return to_idata(groups, dims=dims, coords=coords)
 
     @cached
     def _dims(self) -> dict[str, list[str | None]]:
@@ -294,7 +330,7 @@ class Fit:
         }
         # An argument with the length of a plate is assumed to run along the plate.
         plates: dict[int, set[str]] = {}
-        for site in self.structure.of("observed"):
+        for site in self.structure.of("observed") or self.structure.terms():
             for dim, size in zip(site.dims, site.shape, strict=True):
                 if dim is not None:
                     plates.setdefault(size, set()).add(dim)
@@ -368,7 +404,8 @@ class Fit:
             (1, 1000, 3)
         """
         if stored := self._stored("posterior_predictive"):
-            return stored
+            sites = self.structure.sites
+            return {name: put_back(sites[name], v, 2, np.nan) for name, v in stored.items()}
         return self._sample(self.program)
 
     def _stored(self, group: str) -> dict[str, Array]:
@@ -395,6 +432,12 @@ class Fit:
     def log_likelihood(self) -> dict[str, Array]:
         """Return the pointwise log likelihood, in nats, (chain, draw, *batch shape) by site.
 
+        The sites are the observed ones, and each ``pyro.factor`` in a plate. Masked observations
+        have the log likelihood 0; ``idata`` leaves them out.
+
+        Raises:
+            ModelError: there is no log likelihood of single observations.
+
         Example:
             >>> import numpy as np, probdl
             >>> from probdl.models import normal_normal
@@ -404,7 +447,8 @@ class Fit:
             (1, 1000, 3)
         """
         if stored := self._stored("log_likelihood"):
-            return stored
+            sites = self.structure.sites
+            return {n: put_back(sites[n], v, 2, 0.0, event=False) for n, v in stored.items()}
         with isolated(stream(self.seed, "score")):
             points, _ = predictive.log_likelihood(self.program, self.structure, self.tensors())
         self._require(points)
@@ -434,7 +478,7 @@ class Fit:
             True
         """
         program, structure = self._at(args, kwargs)
-        if (args or kwargs) and not structure.of("observed", "factor"):
+        if (args or kwargs) and not structure.terms():
             raise ModelError(
                 f"The model '{program.name}' observes no site at these arguments, so there is "
                 "nothing to score. Pass the observed data too, or use predict()."
@@ -448,12 +492,19 @@ class Fit:
         total = sum(float(v.sum()) for v in pointwise.values())
         return LogPredictive(
             pointwise,
-            total if len(pointwise) == len(structure.of("observed")) else math.nan,
+            total if len(pointwise) == len(structure.terms()) else math.nan,
             float(predictive.log_mean_exp(joint)),
+            sum(site.count for site in structure.terms() if site.name in pointwise),
         )
 
     def _require(self, points: Mapping[str, Tensor]) -> None:
-        missing = [s.name for s in self.structure.of("observed") if s.name not in points]
+        if joint := [s.name for s in self.structure.terms("joint")]:
+            raise ModelError(
+                f"{', '.join(map(repr, joint))}: a factor outside all plates is one number, so "
+                "there is no log likelihood of single observations. Put it in a pyro.plate, with "
+                "one element for each observation, or use log_predictive().joint."
+            )
+        missing = [s.name for s in self.structure.terms() if s.name not in points]
         if missing:
             raise ModelError(
                 f"{', '.join(map(repr, missing))}: the observations depend on one another through "

@@ -221,7 +221,8 @@ class GuidedFit(Fit, needs="guide; Fit by method='svi'."):
                 program, structure, self._loaded_guide, SCORE_DRAWS, progress=False
             )
         plate = data_plate(program, structure)[0]
-        return LogPredictive({plate: evidence.pointwise}, evidence.total, evidence.total)
+        points = evidence.pointwise
+        return LogPredictive({plate: points}, evidence.total, evidence.total, points.size)
 
     @property
     def _loaded_guide(self) -> Proposal:

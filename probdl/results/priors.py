@@ -25,6 +25,7 @@ from probdl.findings import PRIOR_DRAWS, SAME_AS_PRIOR, Finding
 from probdl.model.predictive import sample_prior
 from probdl.model.program import Program
 from probdl.model.sites import Structure
+from probdl.results.masking import without_masked
 from probdl.util.isolation import isolated
 from probdl.util.lazy import stats
 
@@ -70,7 +71,11 @@ def check_prior(
     findings = [
         finding
         for site in observed
-        for finding in _check_conflict(site.name, np.asarray(site.value), values[site.name])
+        for finding in _check_conflict(
+            site.name,
+            without_masked(site, np.asarray(site.value), 0),
+            without_masked(site, values[site.name], 1),
+        )
     ]
     names = tuple(s.name for s in latent if _same_as_prior(draws.get(s.name), values[s.name]))
     if names and len(names) < len(latent):
@@ -93,6 +98,9 @@ def _check_conflict(name: str, data: Array, drawn: Array) -> list[Finding]:
     """Compare the mean and standard deviation of data with those of prior predictive draws."""
     rows = drawn.reshape(len(drawn), -1).astype(np.float64)
     observed = np.broadcast_to(data, drawn.shape[1:]).ravel().astype(np.float64)
+    rows, observed = rows[:, ~np.isnan(observed)], observed[~np.isnan(observed)]
+    if not len(observed):
+        return []
     statistics = {"mean": (observed.mean(), rows.mean(1))}
     if len(observed) > 1 and not np.isin(rows, (0.0, 1.0)).all():
         statistics["standard deviation"] = (observed.std(), rows.std(1))

@@ -66,9 +66,7 @@ def point_fit(
     findings += optimum.findings
     values = {k: v.detach() for k, v in density.values(optimum.z).items()}
     stats: dict[str, Any] = {"lp": np.array([[optimum.value]]), "engine": evaluator.engine}
-    if (not again) and (
-        count := sum(s.count for s in structure.of("observed") or structure.of("factor"))
-    ):
+    if (not again) and (count := sum(s.count for s in structure.terms())):
         likelihood = _log_likelihood(program, structure, values)
         stats |= {
             "log_likelihood": likelihood,
