@@ -281,6 +281,11 @@ TOPICS: dict[str, dict[str, Check]] = {
     },
     "The model and its data": {
         "no_data": Check(_WARNING, "No site is observed, so the result reflects only the prior."),
+        "loader": Check(
+            _WARNING,
+            "A DataLoader's rows are not used equally often in training, or figures of all its "
+            "rows could not be computed and are left out.",
+        ),
         "factor": Check(
             _INFO,
             "A pyro.factor outside all plates is computed from the data, so it is taken as a term "

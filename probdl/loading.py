@@ -22,6 +22,7 @@ from probdl.io.saving import ARRAYS, IDATA, source_of
 from probdl.methods import METHODS, Method
 from probdl.model.callables import runnable, signature
 from probdl.model.fingerprint import fingerprint
+from probdl.model.loader import MissingLoader
 from probdl.model.program import Program
 from probdl.model.sites import Site, Structure, discover
 from probdl.model.without_model import WithoutModel
@@ -163,7 +164,7 @@ class _SavedFit:
         }
         fit = self.fit_type()(
             self.method(method),
-            WithoutModel(index["model"]["name"], self.arguments, self.dtype),
+            self.without_program(),
             Structure(sites, index["plate_depth"]),
             {name: np.asarray(posterior[name]) for name in index["draws"]},
             unpack(index["stats"], self.arrays),
@@ -175,6 +176,14 @@ class _SavedFit:
         )
         vars(fit)["idata"] = self.container  # the cache of the property
         return fit
+
+    def without_program(self) -> WithoutModel:
+        """Return the stand-in for the program."""
+        index = self.index
+        program = WithoutModel(index["model"]["name"], self.arguments, self.dtype)
+        if index["data"].get("minibatch"):
+            program.loader = MissingLoader()
+        return program
 
     def fit_type(self) -> type[Fit]:
         """Return the class of the fits of the method."""
@@ -280,7 +289,11 @@ class _SavedFit:
             )
         bound = wanted.bind_partial()
         bound.arguments.update(self.arguments)
-        return Program(model, bound.args, bound.kwargs, dtype=self.dtype)
+        program = Program(model, bound.args, bound.kwargs, dtype=self.dtype)
+        if self.index["data"].get("minibatch"):
+            program = program.in_minibatches()
+            program.loader = MissingLoader()
+        return program
 
     def check_sites(self, program: Program, found: Structure, saved: Structure) -> None:
         """Check that the model has the same sites as the fit.

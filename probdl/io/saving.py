@@ -78,6 +78,7 @@ def describe(fit: Any, arrays: dict[str, Tensor]) -> dict[str, Any]:
         | {name: importlib.metadata.version(name) for name in _PACKAGES},
         "data": {
             "fingerprint": fingerprint(program.tensors()),
+            "minibatch": program.loader is not None,
             "dtype": str(program.dtype).removeprefix("torch."),
             "arguments": pack(program.arguments, arrays, "data"),
         },
@@ -148,7 +149,9 @@ def _module_states(modules: list[Any]) -> list[Mapping[str, Any]]:
 
 def _container(fit: Any) -> Any:
     """Return the ArviZ container, without predictive groups that are too large to save."""
-    scalars = sum(max(math.prod(s.shape), s.count) for s in fit.structure.terms())
+    if "idata" in vars(fit):
+        return fit.idata
+    scalars = sum(max(math.prod(s.shape), s.count) for s in fit.whole.terms())
     if scalars * fit.num_chains * fit.num_draws <= MAX_PREDICTIVE_VALUES:
         return fit.idata
     warn(

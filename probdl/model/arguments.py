@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from probdl.errors import DataError
 from probdl.model.callables import cast_modules
@@ -18,7 +18,6 @@ __all__ = [
     "cast_argument",
     "check_dense",
     "check_finite",
-    "first_batch",
     "format_index",
 ]
 
@@ -26,25 +25,36 @@ _INT64_MAX = np.iinfo(np.int64).max
 _ARRAY_TYPES = ("Series", "Index", "DataArray")  # of pandas and xarray, which are not imported here
 
 
-def batch_arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return a DataLoader's batch as a model's positional and keyword arguments."""
-    if isinstance(batch, Mapping):
-        return (), dict(batch)
-    if isinstance(batch, (tuple, list)):
-        return tuple(batch), {}
-    return (batch,), {}
+def batch_arguments(
+    batch: Any, signature: inspect.Signature
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return a DataLoader's batch as a model's positional and keyword arguments.
 
+    A tuple or list is spread over the arguments, and a mapping over those of the same names. If
+    the model does not take them so, but a single argument, that is the batch as a whole.
 
-def first_batch(loader: DataLoader[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the first batch of a DataLoader as a model's arguments.
-
-    Raises:
-        DataError: the DataLoader is empty.
+    >>> batch_arguments((1, 2), inspect.signature(lambda x, y=None: None))
+    ((1, 2), {})
+    >>> batch_arguments((1, 2), inspect.signature(lambda batch: None))
+    (((1, 2),), {})
     """
+    if isinstance(batch, Mapping) and all(isinstance(key, str) for key in batch):
+        spread: tuple[tuple[Any, ...], dict[str, Any]] = ((), dict(batch))
+    elif isinstance(batch, (tuple, list)):
+        spread = (tuple(batch), {})
+    else:
+        return (batch,), {}
+    if not _binds(signature, *spread) and _binds(signature, (batch,), {}):
+        return (batch,), {}
+    return spread
+
+
+def _binds(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     try:
-        return batch_arguments(next(iter(loader)))
-    except StopIteration:
-        raise DataError("The DataLoader is empty: it has no batch to train on.") from None
+        signature.bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
 
 
 def cast_argument(x: Any, dtype: torch.dtype, what: str) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
@@ -16,7 +17,7 @@ from probdl.errors import DataError
 from probdl.model.arguments import check_dense
 from probdl.model.distributions import base_distribution
 
-__all__ = ["CastObservations", "ReplaceTensors", "Substitute"]
+__all__ = ["CastObservations", "MinibatchPlates", "ReplaceTensors", "Substitute"]
 
 _REQUIRES_GRAD = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
 
@@ -76,6 +77,23 @@ class CastObservations(Messenger):
         if value.is_floating_point() or is_binary:
             value = value.to(self.dtype)
         msg["value"] = value
+
+
+class MinibatchPlates(Messenger):
+    """Let a plate of all rows hold those of a minibatch.
+
+    With ``plate("data", N, subsample_size=len(x))``, Pyro draws random indices and scales the sites
+    by N / len(x). Here the rows are those of the arguments, and the method scales the sites.
+    """
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg):
+            if msg["value"] is None and msg["fn"].subsample_size is not None:
+                msg["value"] = torch.arange(msg["fn"].subsample_size)
+            return
+        for frame in msg["cond_indep_stack"]:
+            if frame.full_size is not None and frame.full_size != frame.size:
+                msg["scale"] = msg["scale"] * (frame.size / frame.full_size)
 
 
 class ReplaceTensors(TorchFunctionMode):

@@ -35,6 +35,7 @@ __all__ = [
     "Unobserve",
     "log_likelihood",
     "log_mean_exp",
+    "log_prior",
     "sample",
     "sample_discrete",
     "sample_parts",
@@ -162,7 +163,12 @@ def sample_discrete(program: Program, structure: Structure, draws: Draws) -> dic
 
 
 def log_likelihood(
-    program: Program, structure: Structure, draws: Draws, *, quiet: bool = False
+    program: Program,
+    structure: Structure,
+    draws: Draws,
+    *,
+    quiet: bool = False,
+    pointwise: bool = True,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Compute the log likelihood at each draw: of the observed sites, and of factors in a plate.
 
@@ -174,6 +180,8 @@ def log_likelihood(
         structure: the sites of the model on these arguments.
         draws: the latent and param sites.
         quiet: whether to omit the warning about sites whose posterior does not apply here.
+        pointwise: whether to return the pointwise log likelihoods; without them, the memory does
+            not grow with draws times rows.
 
     Raises:
         ModelError: the model observes no site on these arguments.
@@ -215,7 +223,7 @@ def log_likelihood(
             parameters=_parameters(structure, draw),
         )
         resampled.update(substitute.resampled)
-        return scores
+        return scores if pointwise else {"joint": scores["joint"]}
 
     with torch.no_grad():
         # One draw on plain tensors finds the coupled sites; mapped tensors cannot be compared.
@@ -224,6 +232,29 @@ def log_likelihood(
     _warn_resampled(set() if quiet else resampled)
     joint = scores.pop("joint")
     return {name.removeprefix("point "): score for name, score in scores.items()}, joint
+
+
+def log_prior(program: Program, structure: Structure, draws: Draws) -> dict[str, Tensor]:
+    """Compute the log density of the prior of each latent site at each draw.
+
+    The density is that of the constrained value given the other sites, without a Jacobian. Factors
+    that are no term of the likelihood are terms of the prior.
+
+    Returns:
+        Log densities in nats, (n, *batch shape) by site name.
+    """
+    names = [s.name for s in structure.of("latent")]
+    names += [s.name for s in structure.of("factor") if s.term is None]
+
+    def read(trace: Trace) -> dict[str, Tensor]:
+        trace.compute_log_prob(lambda name, _: name in names)
+        nodes: Any = trace.nodes
+        return {n: nodes[n]["log_prob"] for n in names}
+
+    def run(draw: dict[str, Tensor]) -> dict[str, Tensor]:
+        return program.run(read, Substitute(draw), parameters=_parameters(structure, draw))
+
+    return vectorize(run, dict(draws)) if names else {}
 
 
 def _score_enumerated(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
@@ -17,9 +18,9 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves, tree_map
 from torch.utils.data import DataLoader
 
-from probdl.errors import ModelError, ProbdlError
+from probdl.errors import DataError, ModelError, ProbdlError
 from probdl.model.advice import explain_failure, without_trace_shapes
-from probdl.model.arguments import cast_argument, check_finite, first_batch
+from probdl.model.arguments import batch_arguments, cast_argument, check_finite
 from probdl.model.callables import (
     callable_name,
     cast_modules,
@@ -27,7 +28,8 @@ from probdl.model.callables import (
     runnable,
     signature,
 )
-from probdl.model.messengers import CastObservations, ReplaceTensors
+from probdl.model.loader import LoaderRows
+from probdl.model.messengers import CastObservations, MinibatchPlates, ReplaceTensors
 from probdl.util.isolation import evaluation
 
 __all__ = ["Program"]
@@ -43,8 +45,14 @@ class Program:
     Floating-point tensors and arrays among the arguments become tensors of one dtype on the CPU,
     and modules become copies in that dtype; the caller's own objects are not changed.
 
-    A DataLoader may be the only argument: its first batch then stands for the data, and a method
-    that trains on minibatches reads the others from ``loader``.
+    A DataLoader may be the only argument. The program then runs on the first batch of the dataset,
+    a method that trains on minibatches reads the others from ``loader``, and figures of all the
+    data are computed part by part (``model/streaming.py``).
+
+    Attributes:
+        loader: the source of all rows; None if the arguments are all the data.
+        minibatch: whether the arguments may be a part of the rows, so that a plate of all rows,
+            ``plate("data", N, subsample_size=len(x))``, holds those of the arguments.
     """
 
     def __init__(
@@ -56,11 +64,12 @@ class Program:
         dtype: torch.dtype = torch.float64,
     ) -> None:
         model = runnable(model)
-        self.loader: DataLoader[Any] | None = None
-        if len(args) == 1 and isinstance(args[0], DataLoader) and not kwargs:
-            self.loader = args[0]
-            args, kwargs = first_batch(self.loader)
+        self.loader: LoaderRows | None = None
         self.signature = signature(model)
+        if len(args) == 1 and isinstance(args[0], DataLoader) and not kwargs:
+            self.loader = LoaderRows(args[0])
+            args, kwargs = batch_arguments(self.loader.first(), self.signature)
+        self.minibatch = self.loader is not None
         self.name = callable_name(model)
         self.original = model
         self.dtype = dtype
@@ -72,7 +81,13 @@ class Program:
     def to(self, dtype: torch.dtype) -> Program:
         """Return the same program in another dtype, made from the caller's own objects."""
         other = Program(self.original, self.args, self.kwargs, dtype=dtype)
-        other.loader = self.loader
+        other.loader, other.minibatch = self.loader, self.minibatch
+        return other
+
+    def in_minibatches(self) -> Program:
+        """Return the same program, to be run on parts of its rows."""
+        other = copy.copy(self)
+        other.minibatch = True
         return other
 
     def companion(self, guide: Callable[..., Any], *, copied: bool = True) -> Program:
@@ -126,7 +141,19 @@ class Program:
     def with_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Program:
         """Return the same program on other arguments."""
         other = copy.copy(self)
+        other.loader = None
         other._bind(args, kwargs)
+        return other
+
+    def on_batch(self, batch: Any) -> Program:
+        """Return the same program on another batch of the DataLoader.
+
+        Raises:
+            DataError: the batches differ in more than their tensors, which is all that a minibatch
+                replaces.
+        """
+        other = self.with_arguments(*batch_arguments(batch, self.signature))
+        _check_batch(self.arguments, other.arguments)
         return other
 
     def tensors(self) -> list[Tensor]:
@@ -201,6 +228,8 @@ class Program:
     def handled(self, *messengers: Messenger | Callable[..., Any]) -> Callable[..., Any]:
         """Return the model under effect handlers, the first one innermost."""
         model: Callable[..., Any] = CastObservations(self.dtype)(self.model)
+        if self.minibatch:
+            model = MinibatchPlates()(model)
         for messenger in messengers:
             model = messenger(model)
         return model
@@ -218,3 +247,21 @@ class Program:
     def explain(self, error: Exception) -> ModelError:
         """Return an error that says where the model failed, on which data, and what to try."""
         return explain_failure(error, self.name, self.arguments, self.named_data())
+
+
+def _check_batch(first: Any, other: Any) -> None:
+    """Check that two batches have the same structure, and differ in their tensors only."""
+    found = []
+    for tree in (first, other):
+        leaves, _ = tree_flatten_with_path(tree)
+        # Text is no input of a density; lists of it may have one item for each row.
+        found.append([(keystr(path), x) for path, x in leaves if not isinstance(x, str)])
+    for (name, a), (other_name, b) in itertools.zip_longest(*found, fillvalue=("", None)):
+        same = isinstance(b, Tensor) if isinstance(a, Tensor) else a is b or a == b
+        if name != other_name or not same:
+            raise DataError(
+                f"The batches of the DataLoader differ in more than the values of their tensors: "
+                f"{name or other_name} is a {type(a).__name__} in the first and a "
+                f"{type(b).__name__} in another, of another value. Return tensors of the same "
+                "structure from the dataset or collate_fn, numbers included."
+            )

@@ -74,10 +74,11 @@ class Site:
 
 @dataclass(frozen=True)
 class Structure:
-    """All sites of a program in execution order, and the depth of its plates."""
+    """All sites of a program in execution order, the depth of its plates, and their sizes."""
 
     sites: dict[str, Site] = field(default_factory=dict)
     plate_depth: int = 0
+    declared: dict[str, int] = field(default_factory=dict)  # sizes of plates that hold fewer rows
 
     def of(self, *kinds: Kind) -> list[Site]:
         """List the sites of these kinds."""
@@ -220,6 +221,12 @@ def _discover(program: Program) -> Structure:
             for name, site in first.items()
         },
         max((-f.dim for n in traces[0].nodes.values() for f in vectorized_plates(n)), default=0),
+        {
+            f.name: f.full_size
+            for n in traces[0].nodes.values()
+            for f in vectorized_plates(n)
+            if f.full_size is not None and f.full_size != f.size
+        },
     )
 
 
@@ -301,7 +308,8 @@ def _sites(program: Program, trace: Trace) -> Iterable[Site]:
             yield site
         elif node["type"] == "sample" and site_is_subsample(node):
             plate = node["fn"]
-            if plate.subsample_size is not None and plate.subsample_size < plate.size:
+            partial = plate.subsample_size is not None and plate.subsample_size < plate.size
+            if partial and not program.minibatch:
                 raise ModelError(
                     f"Plate '{name}' takes a random subsample of {plate.subsample_size} of "
                     f"{plate.size}, which makes the log density random. Remove subsample_size; "

@@ -28,6 +28,7 @@ class WithoutModel(Program):
         self.arguments = dict(arguments)
         self.dtype = dtype
         self.loader = None
+        self.minibatch = False
         self.promote = False
 
     def __getattr__(self, name: str) -> Any:

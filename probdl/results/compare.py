@@ -75,7 +75,7 @@ def compare(
     _check_comparable(fits)
     results, refitted, high = {}, {}, {}
     for name, fit in fits.items():
-        (site,) = fit.structure.terms()
+        (site,) = fit.whole.terms()
         result = idata.loo(fit.idata, site.name)
         bad = np.flatnonzero(idata.pareto_k(result) > PARETO_K_MAX)
         refitted[name], high[name] = 0, len(bad)
@@ -114,7 +114,7 @@ def _check_comparable(fits: Mapping[str, Fit]) -> None:
     """Check that the fits have draws, and observe the same data at one site."""
     data = {}
     for name, fit in fits.items():
-        sites = fit.structure.terms()
+        sites = fit.whole.terms()
         if len(sites) != 1 or sites[0].kind != "observed":
             what = ", ".join(f"{site.kind} site '{site.name}'" for site in sites) or "no site"
             raise SettingError(

@@ -71,6 +71,7 @@ def score_held_out(
         ModelError: the model has no data plate, or a fit fails.
     """
     program, structure = fit.program, fit.structure
+    _check_all_data(program)
     plate, size = data_plate(program, structure)
     tensors = program.tensors()
 
@@ -115,10 +116,19 @@ def score_held_out(
     return scores
 
 
+def _check_all_data(program: Program) -> None:
+    if program.loader is not None:
+        raise SettingError(
+            "Refitting without single rows needs all the data at once, but they came from a "
+            "DataLoader. Fit the data themselves, with batch_size=."
+        )
+
+
 def cross_validate(
     fit: Any, k: int, *, workers: int | None = None, progress: bool | None = None
 ) -> CrossValidation:
     """Cross-validate a fit with k random folds; see ``Fit.cross_validate``."""
+    _check_all_data(fit.program)
     _, size = data_plate(fit.program, fit.structure)
     if not 2 <= k <= size:
         raise SettingError(

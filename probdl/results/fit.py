@@ -19,9 +19,10 @@ from probdl.findings import Finding, Findings
 from probdl.io.arrays import write_arrays
 from probdl.io.idata import summary, to_idata, unclashed, variables
 from probdl.io.saving import save
-from probdl.model import predictive
+from probdl.model import predictive, streaming
+from probdl.model.loader import MissingLoader
 from probdl.model.program import Program
-from probdl.model.sites import Structure, data_plate, discover
+from probdl.model.sites import Structure, discover
 from probdl.model.without_model import WithoutModel
 from probdl.results import display
 from probdl.results.crossvalidation import CrossValidation, cross_validate
@@ -254,7 +255,7 @@ class Fit:
         """
         groups: dict[str, Mapping[str, Array]] = {"posterior": self.draws}
         groups["sample_stats"] = {k: self.stats[k] for k in _SAMPLE_STATS if k in self.stats}
-        observed = self.structure.of("observed")
+        observed = self.whole.of("observed")
         makers = {
             "log_likelihood": self.log_likelihood if self.structure.terms() else dict,
             "posterior_predictive": self.posterior_predictive if observed else dict,
@@ -271,7 +272,7 @@ class Fit:
             groups |= self._prior(_PRIOR_DRAWS if prior is True else prior)
         data = {s.name: as_numpy(s.value) for s in observed}
         groups["observed_data"] = self._without_masked(data, 0)
-        constant = dict(self.program.named_data())
+        constant = dict(streaming.data(self.program, self.structure))
         groups["constant_data"] = {
             k: as_numpy(v)
             for k, v in constant.items()
@@ -281,7 +282,7 @@ class Fit:
 
     def _prior(self, count: int) -> dict[str, dict[str, Array]]:
         with isolated(stream(self.seed, "prior")):
-            values = predictive.sample_prior(self.program, self.structure, count)
+            values = streaming.sample_prior(self.program, self.structure, count)
         arrays = {name: as_numpy(value)[None] for name, value in values.items()}
         names = {s.name for s in self.structure.of("observed")}
         return {
@@ -295,11 +296,26 @@ class Fit:
         self, arrays: Mapping[str, Array], lead: int, *, event: bool = True
     ) -> dict[str, Array]:
         """Drop masked observations from the arrays of observed sites."""
-        sites = self.structure.sites
+        sites = self.whole.sites
         return {
             name: without_masked(sites[name], array, lead, event=event) if name in sites else array
             for name, array in arrays.items()
         }
+
+    @cached
+    def whole(self) -> Structure:
+        """The sites of the model with the data of all rows.
+
+        ``structure`` has those of the first batch if the data came from a DataLoader.
+
+        Example:
+            >>> import numpy as np, probdl
+            >>> from probdl.models import normal_normal
+            >>> fit = probdl.infer(normal_normal, np.ones(3), np.zeros(3), method="map", seed=1)
+            >>> fit.whole.sites["y"].count
+            3
+        """
+        return streaming.whole(self.program, self.structure)
 
     @cached
     def _posterior(self) -> Any:
@@ -307,7 +323,8 @@ class Fit:
 
     def _to_idata(self, groups: Mapping[str, Mapping[str, Array]]) -> Any:
         dims, coords = self._dims, dict(self.coords)
-        for site in self.structure.terms():
+        terms = self.whole.terms() if {*groups} - {"posterior"} else []
+        for site in terms:
             if site.is_scored is None:
                 continue
             batch = site.is_scored.ndim
@@ -386,6 +403,11 @@ class Fit:
                 )
             return self._sample(self._rows(num_samples), out)
         if not args and not kwargs:
+            if out is not None and self.program.loader is not None:
+                raise SettingError(
+                    "out= writes predictions at arguments of the model. Pass those of a part of "
+                    "the DataLoader's rows, and a folder for each part."
+                )
             return self.posterior_predictive() if out is None else self._sample(self.program, out)
         program = self.program.with_arguments(args, kwargs)
         program.check_finite()
@@ -404,15 +426,24 @@ class Fit:
             (1, 1000, 3)
         """
         if stored := self._stored("posterior_predictive"):
-            sites = self.structure.sites
-            return {name: put_back(sites[name], v, 2, np.nan) for name, v in stored.items()}
+            return self._put_back(stored, np.nan)
         return self._sample(self.program)
 
     def _stored(self, group: str) -> dict[str, Array]:
-        """Return a group of the saved container, if the fit was loaded without its model."""
-        if not isinstance(self.program, WithoutModel):
+        """Return a group of the saved container, if the fit was loaded without model or loader."""
+        missing = isinstance(self.program.loader, MissingLoader)
+        if not (missing or isinstance(self.program, WithoutModel)):
             return {}
         return variables(self.idata, group)
+
+    def _put_back(
+        self, stored: dict[str, Array], fill: float, *, event: bool = True
+    ) -> dict[str, Array]:
+        """Undo ``_without_masked``; without its loader, a fit does not know what was masked."""
+        if self.program.loader is not None:
+            return stored
+        sites = self.structure.sites
+        return {n: put_back(sites[n], v, 2, fill, event=event) for n, v in stored.items()}
 
     def _sample(
         self, program: Program, out: str | os.PathLike[str] | None = None
@@ -424,7 +455,7 @@ class Fit:
                 found = predictive.sample_discrete(self.program, self.structure, draws)
                 draws |= {name: found[name] for name in common}
             if out is None:
-                return self._arrays(predictive.sample(program, self.structure, draws))
+                return self._arrays(streaming.sample(program, self.structure, draws))
             parts = predictive.sample_parts(program, self.structure, draws)
             return write_arrays(out, parts, (self.num_chains, self.num_draws))
 
@@ -447,10 +478,9 @@ class Fit:
             (1, 1000, 3)
         """
         if stored := self._stored("log_likelihood"):
-            sites = self.structure.sites
-            return {n: put_back(sites[n], v, 2, 0.0, event=False) for n, v in stored.items()}
+            return self._put_back(stored, 0.0, event=False)
         with isolated(stream(self.seed, "score")):
-            points, _ = predictive.log_likelihood(self.program, self.structure, self.tensors())
+            points, _ = streaming.log_likelihood(self.program, self.structure, self.tensors())
         self._require(points)
         return self._arrays(points)
 
@@ -487,7 +517,9 @@ class Fit:
 
     def _score(self, program: Program, structure: Structure) -> LogPredictive:
         with isolated(stream(self.seed, "score")):
-            points, joint = predictive.log_likelihood(program, structure, self.tensors())
+            points, joint = streaming.log_likelihood(program, structure, self.tensors())
+        if program.loader is not None:
+            structure = self.whole
         pointwise = {k: as_numpy(predictive.log_mean_exp(v)) for k, v in points.items()}
         total = sum(float(v.sum()) for v in pointwise.values())
         return LogPredictive(
@@ -555,11 +587,7 @@ class Fit:
 
     def _rows(self, count: int) -> Program:
         """Return the program on this number of rows, repeating its data."""
-        size = data_plate(self.program, self.structure)[1]
-        rows = torch.arange(count) % size
-        return self.program.with_tensors(
-            [t[rows] if t.ndim and len(t) == size else t for t in self.program.tensors()]
-        )
+        return streaming.first_rows(self.program, self.structure, count)
 
     # -- saving --------------------------------------------------------------------------
 

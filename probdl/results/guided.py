@@ -123,9 +123,9 @@ class GuidedFit(Fit, needs="guide; Fit by method='svi'."):
             ((32, 2), (5, 32, 2))
         """
         self._require_local("encode")
-        program, _ = self._at(args, kwargs)
+        program, structure = self._at(args, kwargs)
         with isolated(stream(self.seed, "encode")):
-            codes = latent.encode(program, self._loaded_guide, num_samples)
+            codes = latent.encode(program, structure, self._loaded_guide, num_samples)
         return {name: as_numpy(value) for name, value in codes.items()}
 
     @sheltered()

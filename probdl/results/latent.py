@@ -12,8 +12,9 @@ Importance sampling estimates the left side itself:
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,11 +33,13 @@ from torch.utils._pytree import tree_leaves
 from probdl.errors import FindingWarning, ModelError, ProbdlError, warn
 from probdl.findings import TAIL_DRAWS_MIN, Finding, pareto_k_max
 from probdl.io.idata import psis
+from probdl.model import streaming
 from probdl.model.density import LogDensity
 from probdl.model.distributions import base_distribution
 from probdl.model.messengers import Substitute
+from probdl.model.predictive import log_prior
 from probdl.model.program import Program
-from probdl.model.sites import Structure, data_plate
+from probdl.model.sites import Structure, data_plate, discover
 from probdl.model.vectorize import vectorize
 from probdl.results.diagnostics import interrupted
 from probdl.util.clock import check_time_limit
@@ -49,6 +52,7 @@ __all__ = [
     "Proposal",
     "Scorer",
     "decode",
+    "draw_guide",
     "elbo",
     "encode",
     "log_evidence",
@@ -225,6 +229,8 @@ def propose(
     Returns:
         The draws by site name, (count, *shape); log p(z, x) and log q(z), each (count,), in nats.
     """
+    if program.loader is not None:
+        return propose_streamed(program, structure, proposal, count)
     latent = {s.name for s in structure.of("latent")}
     summed = {s.name for s in structure.of("discrete")} if latent else set()
 
@@ -259,11 +265,95 @@ def propose(
     return values, log_p, log_q
 
 
+def draw_guide(
+    program: Program, structure: Structure, proposal: Proposal, count: int
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Draw the latent sites from a guide, without the model.
+
+    Returns:
+        The draws by site name, (count, *shape); log q(z), (count,), in nats.
+    """
+    latent = [s.name for s in structure.of("latent")]
+
+    def draw(_: Tensor) -> dict[str, Tensor]:
+        of_guide = proposal.sample(program)
+        with evaluation(dtype=program.dtype):
+            of_guide.compute_log_prob()
+        nodes: Any = of_guide.nodes
+        log_q = torch.zeros((), dtype=program.dtype)
+        for _name, node in _sampled(of_guide):
+            log_q = log_q + node["log_prob"].sum()
+        return {f"site {n}": nodes[n]["value"] for n in latent} | {"log_q": log_q}
+
+    drawn = _evaluate_draws(draw, program, count)
+    log_q = drawn.pop("log_q")
+    return {name.removeprefix("site "): v for name, v in drawn.items()}, log_q
+
+
+def propose_streamed(
+    program: Program, structure: Structure, proposal: Proposal, count: int
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """Draw from a proposal, and score the draws on all rows of a DataLoader, see ``propose``.
+
+    Raises:
+        ModelError: the guide computes shared sites from a minibatch.
+    """
+    batch = program.with_arguments(program.args, program.kwargs)
+    values, log_q = draw_guide(program, structure, proposal, count)
+    _check_shared_guide(program, structure, proposal, list(values))
+    params = {s.name: s.value.expand(count, *s.shape) for s in structure.of("param")}
+    prior = log_prior(batch, structure, params | values)
+    log_p = streaming.joint_log_likelihood(program, structure, params | values)
+    for term in prior.values():
+        log_p = log_p + term.reshape(count, -1).sum(1)
+    return values, log_p, log_q
+
+
+def _check_shared_guide(
+    program: Program, structure: Structure, proposal: Proposal, latent: Sequence[str]
+) -> None:
+    """Raise ModelError if a guide draws other values of shared sites on another minibatch."""
+    found: list[Any] = []
+    for part in itertools.chain(
+        [program.with_arguments(program.args, program.kwargs)],
+        itertools.islice(streaming.parts(program, structure), 2),
+    ):
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            nodes: Any = proposal.sample(part).nodes
+        found.append({name: nodes[name]["value"].detach() for name in latent})
+    differing = [
+        name
+        for name in latent
+        if any(
+            of[name].shape != found[0][name].shape or not torch.allclose(of[name], found[0][name])
+            for of in found
+        )
+    ]
+    if differing:
+        raise ModelError(
+            f"The guide computes {', '.join(map(repr, differing))}, which all rows share, from a "
+            "minibatch, so it is no distribution given all the data. Give it parameters of its "
+            "own, or put the site in the data plate."
+        )
+
+
 def elbo(program: Program, structure: Structure, proposal: Proposal, count: int) -> Elbo:
     """Estimate the ELBO from ``count`` draws of the latent sites.
 
     KL terms are exact where torch knows them in closed form.
     """
+    if program.loader is not None:
+        blocks = [
+            elbo(part, discover(part), proposal, count)
+            for part in streaming.parts(program, structure)
+        ]
+        return Elbo(
+            np.concatenate([block.reconstruction for block in blocks]),
+            np.concatenate([block.kl for block in blocks]),
+            float(np.mean([block.global_kl for block in blocks])),
+            math.hypot(*(block.standard_error for block in blocks)),
+        )
     if structure.of("discrete"):
         raise ModelError(
             f"The model '{program.name}' has discrete sites, which are summed out, so its ELBO "
@@ -301,7 +391,19 @@ def log_evidence(
 ) -> LogEvidence:
     """Estimate log p(x) by importance sampling from ``count`` draws of the latent sites."""
     latent = {s.name for s in structure.of("latent")}
-    if latent and latent <= set(proposal.local):
+    local = bool(latent) and latent <= set(proposal.local)
+    if local and program.loader is not None:
+        blocks = [
+            log_evidence(part, structure, proposal, count, progress)
+            for part in streaming.parts(program, structure)
+        ]
+        return LogEvidence(
+            np.concatenate([block.pointwise for block in blocks]),
+            np.concatenate([block.standard_error for block in blocks]),
+            np.concatenate([block.pareto_k for block in blocks]),
+            min(block.num_samples for block in blocks),
+        )
+    if local:
         plate = data_plate(program, structure)[0]
 
         def ratios_of_draw(_: Tensor) -> Tensor:
@@ -330,8 +432,15 @@ def log_evidence(
     return LogEvidence(log_mean, error, k, count)
 
 
-def encode(program: Program, proposal: Proposal, count: int | None) -> dict[str, Tensor]:
+def encode(
+    program: Program, structure: Structure, proposal: Proposal, count: int | None
+) -> dict[str, Tensor]:
     """Return the mean of each local site under the guide, or ``count`` draws."""
+    if program.loader is not None:
+        axis = 0 if count is None else 1
+        return streaming.over_rows(
+            program, structure, lambda p: encode(p, structure, proposal, count), axis
+        )
 
     def sample_codes(_: Tensor) -> dict[str, Tensor]:
         nodes: Any = proposal.sample(program).nodes

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from probdl.errors import ProbdlError
 from probdl.findings import PRIOR_DRAWS, SAME_AS_PRIOR, Finding
-from probdl.model.predictive import sample_prior
 from probdl.model.program import Program
 from probdl.model.sites import Structure
+from probdl.model.streaming import sample_prior, whole
 from probdl.results.masking import without_masked
 from probdl.util.isolation import isolated
 from probdl.util.lazy import stats
@@ -55,6 +55,8 @@ def check_prior(
     """
     latent, observed = structure.of("latent"), structure.of("observed")
     size = sum(math.prod(s.shape) for s in (*latent, *structure.of("discrete"), *observed))
+    if program.loader is not None and observed:
+        size *= max(1, (program.loader.size or 0) // max(1, observed[0].shape[0]))
     if (
         not (latent and observed)
         or any(s.flat for s in latent)
@@ -65,6 +67,7 @@ def check_prior(
         with isolated(seed), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             prior = sample_prior(program, structure, PRIOR_DRAWS)
+            observed = whole(program, structure).of("observed")
     except (ProbdlError, RuntimeError):  # e.g. an invalid covariance at a draw
         return []
     values = {name: np.asarray(value) for name, value in prior.items()}
@@ -77,7 +80,7 @@ def check_prior(
             without_masked(site, values[site.name], 1),
         )
     ]
-    names = tuple(s.name for s in latent if _same_as_prior(draws.get(s.name), values[s.name]))
+    names = tuple(s.name for s in latent if _same_as_prior(draws.get(s.name), values.get(s.name)))
     if names and len(names) < len(latent):
         them = "it" if len(names) == 1 else "them"
         findings.append(
@@ -126,9 +129,9 @@ def _check_conflict(name: str, data: Array, drawn: Array) -> list[Finding]:
     return []
 
 
-def _same_as_prior(posterior: Array | None, prior: Array) -> bool:
+def _same_as_prior(posterior: Array | None, prior: Array | None) -> bool:
     """Return whether the posterior of each scalar of a site is indistinguishable from its prior."""
-    if posterior is None or posterior.shape[0] * posterior.shape[1] < 2:
+    if posterior is None or prior is None or posterior.shape[0] * posterior.shape[1] < 2:
         return False
     after = posterior.reshape(-1, math.prod(posterior.shape[2:]))
     before = prior.reshape(len(prior), -1)

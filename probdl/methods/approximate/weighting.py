@@ -18,6 +18,7 @@ from probdl.io.idata import psis
 from probdl.model.density import LogDensity
 from probdl.model.program import Program
 from probdl.model.sites import Structure
+from probdl.model.streaming import shared
 from probdl.results.latent import Proposal, Scorer, propose
 from probdl.results.weights import weights_ess
 from probdl.util.clock import check_time_limit
@@ -85,6 +86,8 @@ def draw_weighted(
     if structure.of("latent"):
         density = LogDensity(program, structure, jacobian=False)
         values = density.constrain(density.unconstrain(values), deterministic=True)
+        computed = [s.name for s in structure.of("deterministic")]
+        values = shared(program, structure, values, computed)
     ratios = (log_p - log_q).to(torch.float64).numpy()
     ratios = np.where(np.isnan(ratios), -np.inf, ratios)
     if count < TAIL_DRAWS_MIN:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from probdl.errors import ModelError, SettingError
-from probdl.model.arguments import batch_arguments
+from probdl.errors import DataError, ModelError, SettingError
 from probdl.model.program import Program
 from probdl.model.sites import Structure, data_plate
+from probdl.model.streaming import check_streamable, count_rows
 
 __all__ = ["Batches", "FullData", "LoaderBatches", "PlateBatches"]
 
@@ -66,6 +65,7 @@ class PlateBatches:
         self, program: Program, structure: Structure, batch_size: int, *, last: bool = True
     ) -> None:
         self.plate, self.size = data_plate(program, structure)
+        _check_discrete(structure, self.plate)
         if batch_size > self.size:
             raise SettingError(
                 f"batch_size={batch_size}: the data have {self.size} rows along plate "
@@ -96,24 +96,54 @@ class PlateBatches:
 
 
 class LoaderBatches:
-    """The batches of a DataLoader."""
+    """The batches of a DataLoader.
 
-    def __init__(self, program: Program, structure: Structure, loader: DataLoader[Any]) -> None:
-        self.plate, _ = data_plate(program, structure)
-        self.size = len(loader.dataset)  # type: ignore[arg-type]
-        self.per_epoch = len(loader)
-        self._loader = loader
+    Args:
+        program: the model on the first batch.
+        structure: its sites.
+
+    Raises:
+        DataError: the loader has no rows of the data plate, or does not end.
+        ModelError: a term of the likelihood is not in the data plate, or has a scale of its own.
+    """
+
+    def __init__(self, program: Program, structure: Structure) -> None:
+        assert program.loader is not None
+        self._loader = program.loader
         self._program = program
+        self.plate, _ = data_plate(program, structure)
+        _check_discrete(structure, self.plate)
+        self.size = count_rows(program, structure)
+        self.per_epoch = self._loader.num_batches(self.size)
+        check_streamable(program, structure)
 
     def epoch(self, seed: Callable[[], int], skip: int) -> Iterator[Data]:
-        """Yield the loader's batches, shuffled by random numbers of the seed."""
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed())
-            batches, state = iter(self._loader), torch.get_rng_state()
-        for i in range(self.per_epoch):
-            with torch.random.fork_rng(devices=[]):
-                torch.set_rng_state(state)
-                batch, state = next(batches), torch.get_rng_state()
+        """Yield the loader's batches, shuffled by random numbers of the seed.
+
+        Raises:
+            DataError: the loader returns no batch.
+        """
+        i = -1
+        for i, batch in enumerate(self._loader.epoch(seed())):
             if i >= skip:
-                args, kwargs = batch_arguments(batch)
-                yield self._program.with_arguments(args, kwargs).tensors()
+                yield self._program.on_batch(batch).tensors()
+        if i < 0:
+            raise DataError(
+                "The DataLoader returns no batch when it is read again. The __iter__ of its "
+                "dataset must start anew each time, and drop_last=True needs at least one batch."
+            )
+
+
+def _check_discrete(structure: Structure, plate: str) -> None:
+    """Check that minibatches do not depend on one another through a discrete site.
+
+    Raises:
+        ModelError: they do, so the log likelihood is not a sum over minibatches.
+    """
+    shared = [site.name for site in structure.of("discrete") if plate not in site.dims]
+    if shared:
+        raise ModelError(
+            f"All rows share the discrete site '{shared[0]}', which is summed out, so the log "
+            "likelihood is not a sum over minibatches. Pass all the data, without batch_size or "
+            f"DataLoader, or put the site in the data plate '{plate}'."
+        )

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from probdl.compile import ENGINES
 from probdl.compile.step import Parameters
-from probdl.errors import ModelError
+from probdl.errors import ModelError, ProbdlError
 from probdl.findings import TAIL_DRAWS_MIN, Finding
 from probdl.io.idata import psis
+from probdl.methods.approximate.unweighted import draw_unweighted, uneven_rows
 from probdl.methods.approximate.weighting import (
     compiled_scorer,
     draw_weighted,
@@ -93,7 +94,10 @@ class SVI(Method, name="svi"):
         batch_size: number of rows of the data plate in each step; None uses all rows. Arguments
             with as many rows as the plate are indexed along their first dimension, and the log
             probabilities of sites in the plate are scaled by N / B. A DataLoader as the model's
-            only argument has the same effect.
+            only argument has the same effect: its batches are spread over the model's arguments,
+            or passed as a whole if the model takes one argument. All results cover all rows of
+            its dataset, in the dataset's order. ``pyro.plate(name, N, subsample_size=len(x))`` is
+            scaled once.
         optimizer: a class of ``torch.optim``, its name, or a ``pyro.optim.PyroOptim``.
         learning_rate: initial learning rate.
         schedule: ``"cosine"`` or ``"linear"`` (to zero), ``"exponential"`` (to one hundredth),
@@ -182,6 +186,8 @@ class SVI(Method, name="svi"):
             program = program.to(dtype)
         structure = self._discover(program)
         batches = self._batches(program, structure)
+        if batches.plate is not None:
+            program = program.in_minibatches()
         with evaluation(dtype=dtype):
             start = self._start(program, structure, batches, seed)
             guide = make_guide(program, structure, self.guide, start.values)
@@ -227,8 +233,9 @@ class SVI(Method, name="svi"):
         # Seeded again, so that a resumed run makes the same draws.
         torch.default_generator.manual_seed(stream(seed, "draws"))
         draws, weight_stats, findings = self._draws(
-            program, structure, proposal, guide, seed, progress
+            program, structure, proposal, guide, batches, seed, progress
         )
+        findings += uneven_rows(program)
         return GuidedFit(
             self,
             program,
@@ -259,7 +266,7 @@ class SVI(Method, name="svi"):
         if program.loader is not None:
             if self.batch_size is not None:
                 self._refuse("batch_size", "is the DataLoader's; leave it out")
-            return LoaderBatches(program, structure, program.loader)
+            return LoaderBatches(program, structure)
         if self.batch_size is None:
             return FullData(program)
         return PlateBatches(program, structure, self.batch_size)
@@ -357,6 +364,7 @@ class SVI(Method, name="svi"):
         structure: Structure,
         proposal: Proposal,
         guide: Program,
+        batches: Batches,
         seed: int,
         progress: bool | None,
     ) -> tuple[dict[str, Any], dict[str, Any], list[Finding]]:
@@ -373,15 +381,22 @@ class SVI(Method, name="svi"):
         scorer, count = None, wanted
         if wanted >= TAIL_DRAWS_MIN:  # more draws make the check more precise
             elements = max(observed_elements(structure), 1)
+            if program.loader is not None:  # the structure is that of one batch
+                elements = elements * batches.size // data_plate(program, structure)[1]
             count, work = max(wanted, CHECK_DRAWS), WORK_MAX
-            if count * elements > COMPILE_WORK_MIN:
+            if count * elements > COMPILE_WORK_MIN and program.loader is None:
                 scorer = compiled_scorer(program, structure, self.engine, seed, progress)
             if scorer is not None:
                 work = NATIVE_WORK_MAX
             count = max(min(count, int(work // elements)), CHECK_DRAWS_MIN)
             if count < wanted:
                 found.append(_fewer_draws(count, wanted, elements))
-        weighted = draw_weighted(program, structure, proposal, count, found, scorer)
+        try:
+            weighted = draw_weighted(program, structure, proposal, count, found, scorer)
+        except (ProbdlError, KeyboardInterrupt) as error:
+            if program.loader is None:
+                raise
+            return draw_unweighted(program, structure, proposal, wanted, error)
         draws = {name: value.numpy()[None, :wanted] for name, value in weighted.draws.items()}
         stats: dict[str, Any] = {"lp": weighted.lp[None, :wanted]}
         if wanted < TAIL_DRAWS_MIN:
