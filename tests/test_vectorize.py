@@ -1,6 +1,7 @@
 """Mapping over draws gives the same results as a loop."""
 
 import importlib
+import random
 import warnings
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 import probdl
 from probdl.model.vectorize import vectorize
+from probdl.util import isolation
 from probdl.util.isolation import evaluation
 
 DRAWS = torch.linspace(0.5, 2.0, 50, dtype=torch.float64)
@@ -91,6 +93,102 @@ def test_control_flow_on_a_value_runs_draw_by_draw_with_a_warning():
     with pytest.warns(UserWarning, match="once per draw, which is slow"):
         x = vectorize(fn, DRAWS)
     torch.testing.assert_close(x, torch.where(DRAWS > 1, DRAWS, -DRAWS))
+
+
+READS = {
+    "if": lambda d: 100 + 0 * d if d > 1 else -d,
+    "item": lambda d: torch.tensor(100.0) if d.item() > 1 else -d,
+    "float": lambda d: torch.tensor(float(d) ** 2),
+    "int": lambda d: torch.tensor([3.0, 5.0, 7.0][int(d)]),
+    "index": lambda d: torch.tensor([3.0, 5.0, 7.0][d.long()]),
+    "numpy": lambda d: torch.tensor(100.0) if d.detach().numpy() > 1 else -d,
+    "array": lambda d: torch.as_tensor(np.exp(np.asarray(d))),
+    "tolist": lambda d: torch.tensor(sum(torch.stack([d, d]).tolist())),
+    "data": lambda d: torch.tensor(100.0) if d.data > 1 else -d,
+    "tensor": lambda d: torch.tensor([d, 1.0]),
+    "as_tensor": lambda d: torch.as_tensor([[d], [1.0]]),
+    "new_tensor": lambda d: d.new_tensor([d, 1.0]),
+    "Tensor": lambda d: torch.Tensor([d, 1.0]).double(),
+    "from_numpy": lambda d: torch.from_numpy(np.atleast_1d(d.numpy())) * 2,
+    "dlpack": lambda d: torch.tensor(float(np.from_dlpack(d))),
+    "repr": lambda d: torch.tensor(float(repr(d)[7:].split(",")[0].rstrip(")"))),
+    "bool": lambda d: torch.tensor(bool(d > 1)),
+    "equal": lambda d: torch.tensor(torch.equal(d, d.round())),
+    "shape": lambda d: torch.tensor(len(torch.stack([d, 2 * d]).nonzero()[d > 1 :])),
+    "mask": lambda d: torch.tensor(len(torch.stack([d, 2 * d])[torch.stack([d, 2 * d]) > 1])),
+    "max": lambda d: max(d, torch.tensor(1.0)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The model cannot be evaluated for all draws")
+@pytest.mark.parametrize("name", READS)
+def test_code_that_reads_the_value_of_a_draw_runs_draw_by_draw(name):
+    with evaluation():
+        mapped = vectorize(READS[name], DRAWS)
+        looped = torch.stack([READS[name](d) for d in DRAWS])
+    torch.testing.assert_close(mapped, looped)
+
+
+def test_a_value_written_through_a_view_is_read_draw_by_draw():
+    def fn(d):
+        z = torch.zeros(2)
+        z[0] = d
+        return 100 + 0 * d if z[0] > 1 else -d
+
+    with evaluation(), pytest.warns(UserWarning, match="once per draw"):
+        x = vectorize(fn, DRAWS)
+    torch.testing.assert_close(x, torch.where(DRAWS > 1, 100.0, -DRAWS))
+
+
+def test_functions_of_integers_keep_their_precision():
+    def fn(d):
+        with evaluation():
+            n = torch.empty(1).normal_()  # in place, so the operations are recorded
+            return d + torch.lgamma(torch.tensor(11)) + 0 * n
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        x = vectorize(fn, DRAWS)
+    np.testing.assert_allclose(x[:, 0], DRAWS + np.log(3628800.0), rtol=1e-14)
+
+
+def test_where_and_indexing_by_a_draw_run_for_all_draws_at_once():
+    table = torch.tensor([3.0, 5.0, 7.0])
+    fn = lambda d: torch.where(d > 1, table[d.long()], -d)  # noqa: E731
+    with evaluation(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mapped = vectorize(fn, DRAWS)
+    torch.testing.assert_close(mapped, torch.stack([fn(d) for d in DRAWS]))
+
+
+@pytest.mark.filterwarnings("ignore:The model cannot be evaluated for all draws")
+@pytest.mark.parametrize(
+    "coin",
+    [
+        lambda: torch.rand(()) > 0.5,
+        lambda: dist.Normal(0.0, 1.0).sample().item() > 0,
+        lambda: torch.randn(2).numpy()[0] > 0,
+        lambda: torch.empty(1).exponential_() > np.log(2),
+        lambda: np.random.rand() > 0.5,  # noqa: NPY002
+        lambda: random.random() > 0.5,
+    ],
+)
+def test_each_draw_takes_the_branch_of_its_own_random_number(coin):
+    isolation.seed_all(0)
+    x = vectorize(lambda d: d + 1.0 if coin() else d - 1.0, torch.zeros(400))
+    assert abs(x.mean().item()) < 4 / 400**0.5
+
+
+def test_random_numbers_of_numpy_differ_between_draws():
+    with pytest.warns(UserWarning, match="random numbers with NumPy or Python"):
+        x = vectorize(lambda d: d + np.random.normal(), torch.zeros(50))  # noqa: NPY002
+    assert len(x.unique()) == 50
+
+
+@pytest.mark.filterwarnings("ignore:The model cannot be evaluated for all draws")
+def test_results_of_different_shapes_are_an_error():
+    with pytest.raises(probdl.ModelError, match="differ between draws"):
+        vectorize(lambda d: {"a": d} if d > 1 else {"b": d}, DRAWS)
 
 
 def test_a_single_draw_and_a_nested_result():

@@ -19,12 +19,16 @@ from torch.distributions.utils import lazy_property
 from probdl.errors import ModelError
 from probdl.findings import Finding
 from probdl.model.density import LogDensity
+from probdl.util.isolation import generator_states
 
 __all__ = ["probe"]
 
 DIFFERENCE_STEPS = (1e-4, 1e-5)  # of the finite differences that a gradient is compared with
 VALUE_TOLERANCE = 1e-9  # relative; sums in another order are rounded differently
 GRADIENT_TOLERANCE = 1e-3  # relative
+RANDOM_EVALUATIONS = (
+    30  # if a model draws random numbers, which may change nothing (an initial value)
+)
 
 
 def probe(density: LogDensity, z: Tensor, *, gradient: bool = True) -> list[Finding]:
@@ -40,8 +44,11 @@ def probe(density: LogDensity, z: Tensor, *, gradient: bool = True) -> list[Find
             argument of a distribution is invalid.
     """
     name = density.program.name
+    before = generator_states()
     value = _value(density, z)
-    if abs(_value(density, z) - value) > VALUE_TOLERANCE * (1 + abs(value)):
+    repeats = 1 if generator_states() == before else RANDOM_EVALUATIONS
+    again = [_value(density, z) for _ in range(repeats)]
+    if any(abs(other - value) > VALUE_TOLERANCE * (1 + abs(value)) for other in again):
         raise ModelError(
             f"The log density of the model '{name}' is random: two evaluations at the same values "
             "of its sites differ. Draw random numbers with pyro.sample only, not with torch.randn, "

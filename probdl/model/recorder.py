@@ -3,7 +3,8 @@
 ``make_fx`` does the same, but takes about a millisecond per operation, and a loop over time has
 thousands. This recorder only records the operations that reach the dispatcher, which is about
 forty times faster, and the inputs that each operation depends on. The graph is valid for other
-values of the inputs: Python control flow that depends on an input raises an error.
+values of the inputs, and for other random numbers: Python code that reads the value of a tensor
+that depends on either raises an error.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
 from probdl.errors import ProbdlError
 
-__all__ = ["ControlFlowError", "DispatchMode", "Recording", "record"]
+__all__ = ["ControlFlowError", "DispatchMode", "Recording", "is_random", "record"]
 
 aten = torch.ops.aten
 
@@ -33,9 +35,30 @@ _SHAPE_ONLY = {
 }  # fmt: skip
 _IDENTITIES = {aten.detach.default, aten.alias.default, aten.lift_fresh.default}
 
+# They read the memory of tensors without the dispatcher.
+_READ_VALUES = {
+    Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__, Tensor.__repr__,
+    Tensor.__reduce_ex__, Tensor.__deepcopy__,
+    torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor,
+}  # fmt: skip
+_COPY_TENSOR = {torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor}
+
+# The shape of their result depends on the values of their first argument, and Python code uses
+# shapes. Autograd calls aten.nonzero, but does not depend on the shape of its result.
+_SHAPE_OF_VALUES = {
+    aten.bincount, aten._unique, aten._unique2,
+    aten.unique_dim, aten.unique_consecutive, aten.unique_dim_consecutive,
+}  # fmt: skip
+_NONZERO = {torch.nonzero, Tensor.nonzero, torch.argwhere, Tensor.argwhere}
+_WHERE = {torch.where, Tensor.where}  # with one argument, the same as nonzero
+
+_CHANGES = "Python control flow depends on the value of a tensor that changes between evaluations"
+
+_RANDOM = -1  # stands for the random numbers among the inputs that a node depends on
+
 
 class ControlFlowError(ProbdlError, RuntimeError):
-    """Python control flow used the value of a tensor that depends on an input."""
+    """Python code read the value of a tensor that depends on an input or on random numbers."""
 
 
 class DispatchMode(TorchDispatchMode):
@@ -56,8 +79,11 @@ class _Recorder(DispatchMode):
         self.decompositions = decompositions
         self.graph = fx.Graph()
         self.constants: dict[str, Tensor] = {}
+        self.default_dtype = torch.get_default_dtype()
         self.nodes: Any = WeakIdKeyDictionary()  # by tensor, for the tensors that are alive
         self.sources: dict[fx.Node, frozenset[int]] = {}  # the inputs that a node depends on
+        # By memory that was written to through a view: the memory, and what it depends on.
+        self.written: dict[int, tuple[Any, frozenset[int]]] = {}
         for i, tensor in enumerate(inputs):
             self._attach(tensor, self.graph.placeholder(f"input_{i}"), frozenset([i]))
 
@@ -76,6 +102,8 @@ class _Recorder(DispatchMode):
 
     def _dispatch(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         kwargs = kwargs or {}
+        if any(map(self.depends, tree_leaves(_decides_shape(func, args, kwargs)))):
+            raise ControlFlowError(_CHANGES)
         if func in self.decompositions:
             with self:
                 result = self.decompositions[func](*args, **kwargs)
@@ -95,9 +123,15 @@ class _Recorder(DispatchMode):
         sources = frozenset[int]()
         if getattr(func, "overloadpacket", None) not in _SHAPE_ONLY:
             sources = sources.union(*map(self.sources.__getitem__, inputs))
+            if self.written:
+                sources = sources.union(*map(self._written_from, tree_leaves((args, kwargs))))
+        if _draws(func):
+            sources |= {_RANDOM}
         if isinstance(result, Tensor):
+            if result.is_floating_point() and inputs and not any(map(_is_floating, inputs)):
+                self.default_dtype = torch.get_default_dtype()
             if func._schema.is_mutable and _owns_memory(args, func):
-                func = _out_of_place(func)
+                func = _out_of_place(func)  # `result` is the only view of the memory
             elif not inputs and node_kwargs.get("dtype") is None and _takes_dtype(func):
                 node_kwargs["dtype"] = result.dtype  # otherwise it would depend on torch's default
             node = self.graph.call_function(func, node_args, node_kwargs)
@@ -112,11 +146,35 @@ class _Recorder(DispatchMode):
         elif func is aten._linalg_check_errors.default:  # it reads the values, and raises, in C++
             self.graph.call_function(func, node_args, node_kwargs)
         elif sources:
-            raise ControlFlowError(
-                "Python control flow depends on the value of a tensor that changes between "
-                "evaluations"
-            )
+            raise ControlFlowError(_CHANGES)
+        if func._schema.is_mutable and sources:
+            self._note_writes(func, args, kwargs, sources)
         return result
+
+    def depends(self, x: Any) -> bool:
+        """Return whether a value is a tensor that depends on an input or on random numbers."""
+        if not isinstance(x, Tensor):
+            return False
+        return bool(self.sources.get(self.nodes.get(x)) or self._written_from(x))
+
+    def _note_writes(
+        self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], sources: frozenset[int]
+    ) -> None:
+        """Remember what the memory that an operation writes to depends on, for its other views."""
+        named = {a.name: a for a in func._schema.arguments}
+        given = [*zip(args, func._schema.arguments, strict=False)]
+        for value, argument in [*given, *((v, named[k]) for k, v in kwargs.items())]:
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                for x in tree_leaves(value):
+                    if isinstance(x, Tensor):
+                        memory = x.untyped_storage()
+                        before = self._written_from(x)
+                        self.written[memory._cdata] = (memory, before | sources)
+
+    def _written_from(self, x: Any) -> frozenset[int]:
+        if not (self.written and isinstance(x, Tensor)):
+            return frozenset()
+        return self.written.get(x.untyped_storage()._cdata, (None, frozenset[int]()))[1]
 
     def _as_nodes(self, x: Any, inputs: list[fx.Node]) -> Any:
         """Replace tensors by their nodes, and append these to ``inputs``."""
@@ -136,6 +194,53 @@ class _Recorder(DispatchMode):
         node.meta["whole"] = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == size
         self.nodes[tensor] = node
         self.sources[node] = sources
+
+
+class _ReadsValues(TorchFunctionMode):
+    """Raise an error for calls from Python that use values and that the dispatcher does not see."""
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func in _READ_VALUES:
+            read = args[1:] if func is Tensor.new_tensor else args
+            # A whole tensor, unlike a list of tensors, is copied by the dispatcher.
+            if not (func in _COPY_TENSOR and read and isinstance(read[0], Tensor)):
+                self._refuse_changing((read, kwargs))
+        elif func in _NONZERO or (func in _WHERE and len(args) + len(kwargs or {}) == 1):
+            self._refuse_changing((args, kwargs))
+        return func(*args, **(kwargs or {}))
+
+    def _refuse_changing(self, values: Any) -> None:
+        if any(map(self.recorder.depends, tree_leaves(values))):
+            raise ControlFlowError(_CHANGES)
+
+
+def _is_floating(node: fx.Node) -> bool:
+    return bool(node.meta["val"].is_floating_point())
+
+
+def _decides_shape(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Return the arguments whose values decide the shape of the result of an operation."""
+    if func is aten.index.Tensor:
+        return [x for x in args[1] if x is not None and x.dtype in (torch.bool, torch.uint8)]
+    if func is aten.masked_select.default:
+        return args[1]
+    if func is aten.repeat_interleave.Tensor:
+        return args[0] if kwargs.get("output_size") is None else None
+    return args[0] if getattr(func, "overloadpacket", None) in _SHAPE_OF_VALUES else None
+
+
+def _draws(func: Any) -> bool:
+    """Return whether an operation draws random numbers."""
+    return torch.Tag.nondeterministic_seeded in getattr(func, "tags", ())
+
+
+def is_random(node: fx.Node) -> bool:
+    """Return whether a node draws random numbers."""
+    return _draws(node.target)
 
 
 @functools.cache
@@ -203,10 +308,18 @@ _Recorder.__torch_dispatch__ = _Recorder._dispatch  # type: ignore[method-assign
 
 @dataclass(frozen=True)
 class Recording:
-    """A graph of operations, and the tensors that are constants in it."""
+    """A graph of operations.
+
+    Attributes:
+        graph: the graph.
+        constants: the tensors that are constants in it.
+        default_dtype: torch's default dtype to run it in: that of the results that were computed
+            from integers.
+    """
 
     graph: fx.Graph
     constants: dict[str, Tensor]
+    default_dtype: torch.dtype
 
     @property
     def has_mutation(self) -> bool:
@@ -234,7 +347,8 @@ def record(
         decompositions: functions of simpler operations to record instead, by operation.
 
     Raises:
-        ControlFlowError: Python control flow used the value of a tensor that depends on an input.
+        ControlFlowError: Python code read the value of a tensor that depends on an input or on
+            random numbers.
 
     >>> recording = record(lambda x: x.exp() + 1, [torch.zeros(2)])
     >>> [str(node.target) for node in recording.graph.nodes][1:-1]
@@ -243,7 +357,7 @@ def record(
     tensor([2., 2.])
     """
     recorder = _Recorder(inputs, decompositions or {})
-    with recorder:
+    with _ReadsValues(recorder), recorder:
         result = fn(*inputs)
     recorder.graph.output(tree_map(recorder.node_of, result))
-    return Recording(recorder.graph, recorder.constants)
+    return Recording(recorder.graph, recorder.constants, recorder.default_dtype)

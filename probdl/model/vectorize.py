@@ -9,8 +9,8 @@ programs often use. They are rewritten as equivalent ones:
   removed by tracing: the function is recorded as a graph of plain operations on one draw
   (``record``), made functional, and this graph is mapped.
 
-A program whose control flow depends on the values of a draw cannot be mapped in either way. It is
-run draw by draw, with a warning.
+A program whose Python code reads the values of a draw, or random numbers, cannot be mapped in
+either way. It is run draw by draw, with a warning.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ from torch.func import functionalize
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from probdl.errors import SettingError, warn
+from probdl.errors import ModelError, ProbdlError, SettingError, warn
 from probdl.model.recorder import DispatchMode, record
+from probdl.util.clock import check_time_limit
+from probdl.util.isolation import evaluation, generator_states
 from probdl.util.lock import GLOBAL_LOCK
 from probdl.util.memory import machine_memory
 from probdl.util.progress import bar
@@ -36,6 +38,7 @@ from probdl.util.progress import bar
 __all__ = ["chunks", "vectorize"]
 
 MAX_NUMBERS_PER_CHUNK = 2**25  # 256 MiB in float64
+COMPARED_DRAWS = 3  # at which recorded operations are compared with the function
 
 
 def _uniform(x: Tensor) -> Tensor:
@@ -104,10 +107,17 @@ def _plain(fn: Callable[[Any], Any], example: Any) -> Callable[[Any], Any]:
     """Record a function of one draw as plain operations, without in-place writes."""
     values, structure = tree_flatten(example)
     recording = record(lambda *xs: fn(tree_unflatten(xs, structure)), values)
+    dtype = recording.default_dtype
     if recording.has_mutation:
-        recording = record(functionalize(recording.function()), values)
+        with evaluation(dtype=dtype):
+            recording = record(functionalize(recording.function()), values)
     plain = recording.function()
-    return lambda draw: plain(*tree_flatten(draw)[0])
+
+    def run(draw: Any) -> Any:
+        with evaluation(dtype=dtype):
+            return plain(*tree_flatten(draw)[0])
+
+    return run
 
 
 class _CountNumbers(DispatchMode):
@@ -178,6 +188,7 @@ def chunks(fn: Callable[[Any], Any], draws: Any) -> Iterator[Any]:
 
     count = len(tree_leaves(draws)[0]) if tree_leaves(draws) else 1
     first = tree_map(lambda x: x[0], draws)
+    state = generator_states(torch_too=False)
     with torch.no_grad(), _CountNumbers() as count_mode:
         once = fn(first)
     if count == 1:
@@ -185,7 +196,15 @@ def chunks(fn: Callable[[Any], Any], draws: Any) -> Iterator[Any]:
         return
     size = min(count, max(1, MAX_NUMBERS_PER_CHUNK // max(count_mode.numbers, 1)))
     parts = [tree_map(lambda x, i=i: x[i : i + size], draws) for i in range(0, count, size)]
-    mapped, result = _fastest_mapping(fn, one, first, parts[0])
+    if generator_states(torch_too=False) == state:
+        mapped, result = _fastest_mapping(fn, one, first, parts[0])
+    else:
+        _warn_slow(
+            "it draws random numbers with NumPy or Python",
+            "Draw random numbers with pyro.sample or torch.",
+        )
+        mapped = _each(fn)
+        result = mapped(parts[0])
     if len(parts) == 1:
         yield result
         return
@@ -198,39 +217,91 @@ def chunks(fn: Callable[[Any], Any], draws: Any) -> Iterator[Any]:
             yield result
 
 
+def _quietly(mapped: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def run(draws: Any) -> Any:
+        with torch.no_grad(), _without_fallback_warnings():
+            return mapped(draws)
+
+    return run
+
+
+def _each(fn: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return a function that runs ``fn`` draw by draw."""
+
+    def each(draws: Any) -> Any:
+        count = len(tree_leaves(draws)[0])
+        results = []
+        with bar(count, "evaluating draws one by one", None) as progress:
+            for i in range(count):
+                check_time_limit()
+                results.append(fn(tree_map(lambda x, i=i: x[i], draws)))
+                progress.update()
+        return _stacked(results)
+
+    return _quietly(each)
+
+
+def _stacked(results: list[Any]) -> Any:
+    kinds = [
+        (structure, [leaf.shape for leaf in leaves])
+        for leaves, structure in map(tree_flatten, results)
+    ]
+    if any(kind != kinds[0] for kind in kinds):
+        raise ModelError(
+            "The sites of the model, or their shapes, differ between draws. They must not depend "
+            "on the values of sites or on random choices: use torch.where() instead of `if`."
+        )
+    return tree_map(lambda *xs: torch.stack(xs), *results)
+
+
 def _fastest_mapping(
     fn: Callable[[Any], Any], one: Callable[[Any], Any], first: Any, part: Any
 ) -> tuple[Callable[[Any], Any], Any]:
     """Return the fastest mapped version of a function that works, and its result for a part."""
-
-    def quietly(mapped: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        def run(draws: Any) -> Any:
-            with torch.no_grad(), _without_fallback_warnings():
-                return mapped(draws)
-
-        return run
-
-    def each(draws: Any) -> Any:
-        count = len(tree_leaves(draws)[0])
-        results = [fn(tree_map(lambda x, i=i: x[i], draws)) for i in range(count)]
-        return tree_map(lambda *xs: torch.stack(xs), *results)
-
     try:
-        mapped = quietly(torch.vmap(one, randomness="different"))
+        mapped = _quietly(torch.vmap(one, randomness="different"))
         return mapped, mapped(part)
     except Exception:  # vmap raises many types; the last way works for every function
         pass
     try:
         with torch.no_grad(), _without_fallback_warnings():
             plain = _plain(one, first)
-        mapped = quietly(torch.vmap(plain, randomness="different"))
+            _compare(plain, one, part)
+        mapped = _quietly(torch.vmap(plain, randomness="different"))
         return mapped, mapped(part)
     except Exception as error:
         reason = str(error).splitlines()[0]
+    _warn_slow(
+        reason,
+        "The usual cause is Python control flow that depends on the value of a site: use "
+        "torch.where() instead of `if`, and do not read values by .item(), float() or .numpy().",
+    )
+    mapped = _each(fn)
+    return mapped, mapped(part)
+
+
+def _compare(plain: Callable[[Any], Any], one: Callable[[Any], Any], part: Any) -> None:
+    """Compare recorded operations with the function, at other draws and the same random numbers.
+
+    Raises:
+        ProbdlError: they differ.
+    """
+    count = len(tree_leaves(part)[0])
+    for i in sorted({count * k // COMPARED_DRAWS for k in range(COMPARED_DRAWS)}, reverse=True):
+        draw = tree_map(lambda x, i=i: x[i], part)
+        results = []
+        for function in (one, plain):
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(i)
+                results.append(tree_leaves(function(draw)))
+        for expected, found in zip(*results, strict=True):
+            tolerance = 1e-4 if expected.dtype == torch.float32 else 1e-8
+            if not torch.allclose(found, expected, tolerance, tolerance, equal_nan=True):
+                raise ProbdlError("Python code reads the value of a tensor that changes")
+
+
+def _warn_slow(reason: str, advice: str) -> None:
     warn(
         f"The model cannot be evaluated for all draws at once ({reason}), so it runs once per "
-        "draw, which is slow. The usual cause is Python control flow that depends on the value of "
-        "a site: use torch.where() instead of `if`."
+        f"draw, which is slow. {advice}"
     )
-    mapped = quietly(each)
-    return mapped, mapped(part)

@@ -227,12 +227,14 @@ def propose(
         evaluator: a fast evaluation of log p(z, x), if there is one.
 
     Returns:
-        The draws by site name, (count, *shape); log p(z, x) and log q(z), each (count,), in nats.
+        The draws of the latent and deterministic sites by name, (count, *shape); log p(z, x) and
+        log q(z), each (count,), in nats.
     """
     if program.loader is not None:
         return propose_streamed(program, structure, proposal, count)
     latent = {s.name for s in structure.of("latent")}
     summed = {s.name for s in structure.of("discrete")} if latent else set()
+    kept = latent | {s.name for s in structure.of("deterministic")}
 
     def score_draw(_: Tensor) -> dict[str, Tensor]:
         if evaluator is None:
@@ -240,7 +242,7 @@ def propose(
         else:
             of_guide, of_model = proposal.scored_sample(program), Trace()
         nodes: Any = (of_model if evaluator is None else of_guide).nodes
-        values = {f"site {n}": node["value"] for n, node in nodes.items() if n in latent}
+        values = {f"site {n}": node["value"] for n, node in nodes.items() if n in kept}
         log_p = log_q = torch.zeros((), dtype=program.dtype)
         for name, node in _sampled(of_guide):
             if name not in summed:
@@ -261,7 +263,9 @@ def propose(
             values, log_q = {name: v[:done] for name, v in values.items()}, log_q[:done]
     elif summed:
         density = LogDensity(program, structure, jacobian=False)
-        log_p = density.batch(density.unconstrain(values))
+        z = density.unconstrain(values)
+        log_p = density.batch(z)
+        values = density.constrain(z, deterministic=True)
     return values, log_p, log_q
 
 

@@ -23,7 +23,14 @@ from torch.distributions import Distribution
 
 from probdl.util.lock import GLOBAL_LOCK
 
-__all__ = ["evaluation", "isolated", "lock_suspended", "seed_all", "sheltered"]
+__all__ = [
+    "evaluation",
+    "generator_states",
+    "isolated",
+    "lock_suspended",
+    "seed_all",
+    "sheltered",
+]
 
 _IMPORTING_PROCESS = os.getpid()
 
@@ -107,6 +114,17 @@ def _set_param_state(state: Any) -> None:
         _CONTEXTS.param_state = state
     elif "param_state" in vars(_CONTEXTS):
         del _CONTEXTS.param_state
+
+
+def generator_states(*, torch_too: bool = True) -> Any:
+    """Return the states of the global random number generators, to be compared.
+
+    Args:
+        torch_too: whether to include torch's generator besides those of NumPy and Python.
+    """
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002
+    states = (kind, np.asarray(keys).tobytes(), rest, random.getstate())
+    return (*states, torch.get_rng_state().numpy().tobytes()) if torch_too else states
 
 
 def seed_all(seed: int) -> None:

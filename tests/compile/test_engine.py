@@ -108,7 +108,7 @@ def test_control_flow_on_a_site_runs_on_the_eager_engine():
 def test_a_random_density_is_not_compiled():
     def model(y):
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
-        pyro.sample("y", dist.Normal(mu + 1e-9 * torch.randn(()), 1.0), obs=y)
+        pyro.sample("y", dist.Normal(mu + 1e-11 * torch.randn(()), 1.0), obs=y)
 
     fallback(model, Y, match="draws random numbers")
 

@@ -26,10 +26,10 @@ from probdl.compile.tracing.decompositions import decompositions
 from probdl.errors import ProbdlError
 from probdl.model.advice import where
 from probdl.model.density import LogDensity
-from probdl.model.recorder import ControlFlowError, Recording, record
+from probdl.model.recorder import ControlFlowError, Recording, is_random, record
 from probdl.util.isolation import evaluation
 
-__all__ = ["Traced", "UntraceableError", "is_random", "trace", "trace_function"]
+__all__ = ["Traced", "UntraceableError", "trace", "trace_function"]
 
 aten = torch.ops.aten
 
@@ -126,11 +126,6 @@ def _record(fn: Callable[..., Any], inputs: Sequence[Tensor], random: bool) -> R
     if recording.has_mutation:
         recording = record(functionalize(recording.function()), inputs, decompositions())
     return recording
-
-
-def is_random(node: fx.Node) -> bool:
-    """Return whether a node draws random numbers."""
-    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
 def _catch_failures(graph: fx.Graph) -> None:

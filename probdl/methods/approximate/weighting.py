@@ -83,11 +83,12 @@ def draw_weighted(
         evaluator: a fast evaluation of log p(z, x), if there is one.
     """
     values, log_p, log_q = propose(program, structure, proposal, count, findings, evaluator)
-    if structure.of("latent"):
+    computed = [s.name for s in structure.of("deterministic")]
+    if structure.of("latent") and not set(computed) <= set(values):
         density = LogDensity(program, structure, jacobian=False)
         values = density.constrain(density.unconstrain(values), deterministic=True)
-        computed = [s.name for s in structure.of("deterministic")]
-        values = shared(program, structure, values, computed)
+    values = shared(program, structure, values, computed)
+    values = {name: values[name].to(torch.float64) for name in structure.sites if name in values}
     ratios = (log_p - log_q).to(torch.float64).numpy()
     ratios = np.where(np.isnan(ratios), -np.inf, ratios)
     if count < TAIL_DRAWS_MIN:
