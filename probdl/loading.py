@@ -170,7 +170,12 @@ class _SavedFit:
             unpack(index["stats"], self.arrays),
             index["seed"],
             [Finding.saved(f) for f in index["findings"]],
-            {n: v for n, v in idata.labels(self.container).items() if n in index["coords"]},
+            {
+                n: v
+                for n, v in idata.labels(self.container).items()
+                # The container has other names for plates that are named like a variable.
+                if {n, n.removesuffix("_dim")} & {*index["coords"]}
+            },
             unpack(index["dims"], self.arrays),
             timings=index["timings"],
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro.distributions as dist
@@ -26,23 +26,32 @@ class Substitute(Messenger):
     """Set latent and param sites to given values, and leave the others to be sampled.
 
     A latent site keeps its own distribution but is not sampled. A value whose shape differs from
-    the site's shape (a group effect, at new data with other groups) is not used: the site is then
-    sampled from its conditional prior, and its name is added to ``self.resampled``.
+    the site's shape is not used: the site is then sampled from its conditional prior.
+
+    Args:
+        values: the values by site.
+        fit_value: a function of name, value and distribution that makes a value fit the site at
+            other arguments, such as a group effect at new groups; it returns None to leave the
+            site to be sampled.
     """
 
-    def __init__(self, values: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        values: Mapping[str, Tensor],
+        fit_value: Callable[[str, Tensor, Any], Tensor | None] | None = None,
+    ) -> None:
         super().__init__()
         self.values = values
-        self.resampled: set[str] = set()
+        self.fit_value = fit_value
 
     def _pyro_sample(self, msg: Any) -> None:
         value = self.values.get(msg["name"])
         if value is None or msg["is_observed"] or msg["done"]:
             return
-        if value.shape == msg["fn"].shape():
+        if self.fit_value is not None:
+            value = self.fit_value(msg["name"], value, msg["fn"])
+        if value is not None and value.shape == msg["fn"].shape():
             msg["value"] = value
-        else:
-            self.resampled.add(msg["name"])
 
     def _pyro_param(self, msg: Any) -> None:
         if msg["name"] in self.values:

@@ -24,8 +24,9 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
-from probdl.errors import ModelError, warn
+from probdl.errors import ModelError
 from probdl.model.distributions import base_distribution, is_deterministic
+from probdl.model.elements import Elements
 from probdl.model.messengers import Substitute
 from probdl.model.program import Program
 from probdl.model.sites import Structure
@@ -63,51 +64,50 @@ class Unobserve(Messenger):
         msg["is_observed"], msg["value"], msg["done"] = False, None, False
 
 
-def sample(program: Program, structure: Structure, draws: Draws) -> dict[str, Tensor]:
+def sample(
+    program: Program, structure: Structure, draws: Draws, elements: Elements | None = None
+) -> dict[str, Tensor]:
     """Sample the observed and deterministic sites of a program at each draw of the other sites.
 
     Args:
         program: the model on the arguments to predict at.
         structure: the sites of the model as it was fitted.
         draws: the latent and param sites.
+        elements: how the elements of the plates at these arguments match those of the fit; None
+            matches them by position.
 
     Returns:
         By site name, (n, *shape at these arguments).
     """
-    run, resampled = _predictive(program, structure)
-    values = vectorize(run, dict(draws))
-    _warn_resampled(resampled)
+    elements = elements or Elements(structure)
+    values = vectorize(_predictive(program, structure, elements), dict(draws))
+    elements.warn()
     return values
 
 
 def sample_parts(
-    program: Program, structure: Structure, draws: Draws
+    program: Program, structure: Structure, draws: Draws, elements: Elements
 ) -> Iterator[dict[str, Tensor]]:
     """Yield the result of ``sample`` in chunks of draws, in bounded memory."""
-    run, resampled = _predictive(program, structure)
-    yield from chunks(run, dict(draws))
-    _warn_resampled(resampled)
+    yield from chunks(_predictive(program, structure, elements), dict(draws))
+    elements.warn()
 
 
 def _predictive(
-    program: Program, structure: Structure
-) -> tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], set[str]]:
-    """Return the function that predicts at one draw, and the set of sites that it resamples."""
+    program: Program, structure: Structure, elements: Elements
+) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    """Return the function that predicts at one draw."""
     wanted = {s.name for s in structure.of("observed", "deterministic")}
-    resampled: set[str] = set()
 
     def run(draw: dict[str, Tensor]) -> dict[str, Tensor]:
-        substitute = Substitute(draw)
-        values = program.run(
+        return program.run(
             lambda trace: _values(trace, wanted),
             Unobserve(),
-            substitute,
+            Substitute(draw, elements.draw),
             parameters=_parameters(structure, draw),
         )
-        resampled.update(substitute.resampled)
-        return values
 
-    return run, resampled
+    return run
 
 
 def sample_prior(program: Program, structure: Structure, count: int) -> dict[str, Tensor]:
@@ -166,6 +166,7 @@ def log_likelihood(
     program: Program,
     structure: Structure,
     draws: Draws,
+    elements: Elements | None = None,
     *,
     quiet: bool = False,
     pointwise: bool = True,
@@ -179,7 +180,9 @@ def log_likelihood(
         program: the model on the arguments to score.
         structure: the sites of the model on these arguments.
         draws: the latent and param sites.
-        quiet: whether to omit the warning about sites whose posterior does not apply here.
+        elements: how the elements of the plates at these arguments match those of the fit; None
+            means that they are the same.
+        quiet: whether to omit warnings about elements that are not matched by label.
         pointwise: whether to return the pointwise log likelihoods; without them, the memory does
             not grow with draws times rows.
 
@@ -198,7 +201,7 @@ def log_likelihood(
             "likelihood. Pass the observed data as well."
         )
     discrete = {s.name for s in structure.of("discrete")}
-    resampled: set[str] = set()
+    elements = elements or Elements(structure)
     coupled = set(joint_only)
 
     def enumerate_discrete(model: Callable[..., Any]) -> Callable[..., Any]:
@@ -206,8 +209,6 @@ def log_likelihood(
         return poutine.enum(config_enumerate(model), first_available_dim=first)
 
     def run(draw: dict[str, Tensor]) -> dict[str, Tensor]:
-        substitute = Substitute(draw)
-
         def read(trace: Trace) -> dict[str, Tensor]:
             if discrete:
                 return _score_enumerated(trace, names, discrete, coupled)
@@ -219,17 +220,17 @@ def log_likelihood(
         scores = program.run(
             read,
             *([enumerate_discrete] if discrete else []),
-            substitute,
+            Substitute(draw, elements.draw),
             parameters=_parameters(structure, draw),
         )
-        resampled.update(substitute.resampled)
         return scores if pointwise else {"joint": scores["joint"]}
 
     with torch.no_grad():
         # One draw on plain tensors finds the coupled sites; mapped tensors cannot be compared.
         run({name: value[0] for name, value in draws.items()})
         scores = vectorize(run, dict(draws))
-    _warn_resampled(set() if quiet else resampled)
+    if not quiet:
+        elements.warn()
     joint = scores.pop("joint")
     return {name.removeprefix("point "): score for name, score in scores.items()}, joint
 
@@ -322,12 +323,3 @@ def _parameters(structure: Structure, draw: Draws) -> dict[nn.Parameter, Tensor]
         for site in structure.of("param")
         if site.parameter is not None
     }
-
-
-def _warn_resampled(names: set[str]) -> None:
-    for name in sorted(names):
-        warn(
-            f"The shape of site {name!r} for these arguments differs from that in the fit, so its "
-            "posterior draws cannot be used. It was sampled from its prior, conditional on the "
-            "other sites."
-        )

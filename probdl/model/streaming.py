@@ -15,6 +15,7 @@ from torch import Tensor
 
 from probdl.errors import DataError, ModelError, ProbdlError, SettingError
 from probdl.model import predictive
+from probdl.model.elements import Elements
 from probdl.model.predictive import Draws
 from probdl.model.program import Program
 from probdl.model.sites import Site, Structure, data_plate, discover
@@ -264,16 +265,16 @@ def _along_rows(blocks: Sequence[Tensor], rows: Sequence[int], axis: int) -> boo
 
 
 def log_likelihood(
-    program: Program, structure: Structure, draws: Draws
+    program: Program, structure: Structure, draws: Draws, elements: Elements | None = None
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Compute the log likelihood of all rows at each draw, see ``predictive.log_likelihood``."""
     if program.loader is None:
-        return predictive.log_likelihood(program, structure, draws)
+        return predictive.log_likelihood(program, structure, draws, elements)
     total: Tensor | float = 0.0
 
     def score(part: Program) -> dict[str, Tensor]:
         nonlocal total
-        points, joint = predictive.log_likelihood(part, structure, draws)
+        points, joint = predictive.log_likelihood(part, structure, draws, elements)
         total = total + joint
         return points
 
@@ -292,9 +293,15 @@ def joint_log_likelihood(program: Program, structure: Structure, draws: Draws) -
     )
 
 
-def sample(program: Program, structure: Structure, draws: Draws) -> dict[str, Tensor]:
+def sample(
+    program: Program, structure: Structure, draws: Draws, elements: Elements | None = None
+) -> dict[str, Tensor]:
     """Sample the observed and deterministic sites of all rows, see ``predictive.sample``."""
-    return over_rows(program, structure, lambda part: predictive.sample(part, structure, draws), 1)
+
+    def sample_part(part: Program) -> dict[str, Tensor]:
+        return predictive.sample(part, structure, draws, elements)
+
+    return over_rows(program, structure, sample_part, 1)
 
 
 def sample_prior(program: Program, structure: Structure, count: int) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from probdl.errors import ModelError, ProbdlError, SettingError
 from probdl.model import predictive
+from probdl.model.elements import Elements
 from probdl.model.program import Program
 from probdl.model.sites import data_plate, discover
 from probdl.util.isolation import isolated
@@ -88,8 +89,9 @@ def score_held_out(
             with isolated(seed):
                 refit = fit.method.run(program_at(kept), seed, False)
                 held_out = program_at(rows)
+                new_rows = Elements(refit.structure, fresh=[plate])
                 points, _ = predictive.log_likelihood(
-                    held_out, discover(held_out), refit.tensors(), quiet=True
+                    held_out, discover(held_out), refit.tensors(), new_rows, quiet=True
                 )
         except ProbdlError as error:
             return str(error)

@@ -20,9 +20,10 @@ from probdl.io.arrays import write_arrays
 from probdl.io.idata import summary, to_idata, unclashed, variables
 from probdl.io.saving import save
 from probdl.model import predictive, streaming
+from probdl.model.elements import Elements
 from probdl.model.loader import MissingLoader
 from probdl.model.program import Program
-from probdl.model.sites import Structure, discover
+from probdl.model.sites import Structure, data_plate, discover
 from probdl.model.without_model import WithoutModel
 from probdl.results import display
 from probdl.results.crossvalidation import CrossValidation, cross_validate
@@ -197,12 +198,12 @@ class Fit:
 
     def _labels(self) -> dict[str, list[str]]:
         """Return ArviZ's names of the scalars: ``theta[Choate]``, ``beta[0, 1]``."""
-        labels = {}
+        labels, coords = {}, self._renamed(self.coords)
         for name, array in self.draws.items():
             shape = array.shape[2:]
             dims = self._dims.get(name, [])
             axes = [
-                list(self.coords.get(dims[i] or "", range(n)) if i < len(dims) else range(n))
+                list(coords.get(dims[i] or "", range(n)) if i < len(dims) else range(n))
                 for i, n in enumerate(shape)
             ]
             labels[name] = [
@@ -322,7 +323,7 @@ class Fit:
         return self._to_idata({"posterior": self.draws})
 
     def _to_idata(self, groups: Mapping[str, Mapping[str, Array]]) -> Any:
-        dims, coords = self._dims, dict(self.coords)
+        dims, coords = self._dims, self._renamed(self.coords)
         terms = self.whole.terms() if {*groups} - {"posterior"} else []
         for site in terms:
             if site.is_scored is None:
@@ -339,6 +340,16 @@ class Fit:
             dims = dims | {site.name: [dim, *dims[site.name][batch:]]}
             coords[dim] = kept_labels(site, labels)
         return to_idata(groups, dims=dims, coords=coords)
+
+    def _renamed(self, coords: Mapping[str, Any]) -> dict[str, Any]:
+        """Return labels by the names of dimensions; those of plates may have been changed."""
+        changed = {
+            plate: dim
+            for site in self.structure.sites.values()
+            for plate, dim in zip(site.dims, self._dims.get(site.name, ()), strict=False)
+            if plate is not None and dim is not None
+        }
+        return {changed.get(name, name): labels for name, labels in coords.items()}
 
     @cached
     def _dims(self) -> dict[str, list[str | None]]:
@@ -365,9 +376,15 @@ class Fit:
         *args: Any,
         num_samples: int | None = None,
         out: str | os.PathLike[str] | None = None,
+        coords: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> dict[str, Array]:
         """Draw from the posterior predictive distribution at new arguments (Eq. 2).
+
+        Groups that the fit has seen keep their posterior draws, and new groups are drawn from the
+        population. Groups are the elements of a plate; they are matched by label if the fit has
+        labels of the plate and ``coords`` has those at the new arguments, and by position
+        otherwise, with a warning if their number differs.
 
         Args:
             args: the model's arguments. Observed ones can be omitted if their default is None;
@@ -376,6 +393,8 @@ class Fit:
                 rows as the data have.
             out: a folder for predictions that are larger than the memory. The arrays are written
                 there, each as ``<site>.npy``, a few draws at a time, and returned memory-mapped.
+            coords: labels at the new arguments by dimension, to be matched with the ``coords`` of
+                the fit.
             kwargs: the model's keyword arguments.
 
         Returns:
@@ -384,7 +403,8 @@ class Fit:
 
         Raises:
             ModelError: the model does not run on these arguments.
-            SettingError: the predictions do not fit into memory, or cannot be written.
+            SettingError: the predictions do not fit into memory, or cannot be written; or the
+                labels do not match the model.
 
         Example:
             >>> import numpy as np, probdl
@@ -396,22 +416,26 @@ class Fit:
             (1, 1000, 5)
         """
         if num_samples is not None:
-            if args or kwargs or num_samples < 1:
+            if args or kwargs or coords or num_samples < 1:
                 raise SettingError(
                     f"num_samples={num_samples!r} must be at least 1, and cannot be combined with "
                     "arguments of the model, which already determine the number of rows."
                 )
-            return self._sample(self._rows(num_samples), out)
-        if not args and not kwargs:
+            plate, size = data_plate(self.program, self.structure)
+            fresh = [plate] if num_samples != size else []
+            return self._sample(self._rows(num_samples), out, self._elements(fresh=fresh))
+        if not args and not kwargs and not coords:
             if out is not None and self.program.loader is not None:
                 raise SettingError(
                     "out= writes predictions at arguments of the model. Pass those of a part of "
                     "the DataLoader's rows, and a folder for each part."
                 )
             return self.posterior_predictive() if out is None else self._sample(self.program, out)
-        program = self.program.with_arguments(args, kwargs)
-        program.check_finite()
-        return self._sample(program, out)
+        program = self.program
+        if args or kwargs:
+            program = self.program.with_arguments(args, kwargs)
+            program.check_finite()
+        return self._sample(program, out, self._elements(coords))
 
     @sheltered()
     def posterior_predictive(self) -> dict[str, Array]:
@@ -445,18 +469,36 @@ class Fit:
         sites = self.structure.sites
         return {n: put_back(sites[n], v, 2, fill, event=event) for n, v in stored.items()}
 
+    def _elements(
+        self, coords: Mapping[str, Any] | None = None, *, fresh: Sequence[str] = ()
+    ) -> Elements:
+        """Return how the elements at other arguments match those of this fit."""
+        return Elements(
+            self.structure,
+            dims=self._dims,
+            labels=self.coords,
+            new_labels=coords,
+            fresh=fresh,
+        )
+
     def _sample(
-        self, program: Program, out: str | os.PathLike[str] | None = None
+        self,
+        program: Program,
+        out: str | os.PathLike[str] | None = None,
+        elements: Elements | None = None,
     ) -> dict[str, Array]:
+        elements = elements or self._elements()
         with isolated(stream(self.seed, "predictive")):
             draws = self.tensors()
-            common = [s.name for s in self.structure.of("discrete") if not any(s.dims)]
-            if common:  # shared by all rows, so it is drawn given the data
+            discrete = self.structure.of("discrete")
+            common = [s.name for s in discrete if elements.is_shared(s)]
+            if common:  # drawn given the data, as other sites that rows share
                 found = predictive.sample_discrete(self.program, self.structure, draws)
                 draws |= {name: found[name] for name in common}
             if out is None:
-                return self._arrays(streaming.sample(program, self.structure, draws))
-            parts = predictive.sample_parts(program, self.structure, draws)
+                sampled = streaming.sample(program, self.structure, draws, elements)
+                return self._arrays(sampled)
+            parts = predictive.sample_parts(program, self.structure, draws, elements)
             return write_arrays(out, parts, (self.num_chains, self.num_draws))
 
     @sheltered()
@@ -485,7 +527,9 @@ class Fit:
         return self._arrays(points)
 
     @sheltered()
-    def log_predictive(self, *args: Any, **kwargs: Any) -> LogPredictive:
+    def log_predictive(
+        self, *args: Any, coords: Mapping[str, Any] | None = None, **kwargs: Any
+    ) -> LogPredictive:
         r"""Return the log posterior predictive density of data (Eq. 2 as a density).
 
         .. math:: \log p(\tilde y | y) = \log \frac1S \sum_s p(\tilde y | \theta_s)
@@ -493,6 +537,7 @@ class Fit:
         Args:
             args: the model's arguments with the observed data; if none are given, those of the
                 fit.
+            coords: labels at these arguments, see :meth:`predict`.
             kwargs: the model's keyword arguments.
 
         Raises:
@@ -513,11 +558,11 @@ class Fit:
                 f"The model '{program.name}' observes no site at these arguments, so there is "
                 "nothing to score. Pass the observed data too, or use predict()."
             )
-        return self._score(program, structure)
+        return self._score(program, structure, self._elements(coords))
 
-    def _score(self, program: Program, structure: Structure) -> LogPredictive:
+    def _score(self, program: Program, structure: Structure, elements: Elements) -> LogPredictive:
         with isolated(stream(self.seed, "score")):
-            points, joint = streaming.log_likelihood(program, structure, self.tensors())
+            points, joint = streaming.log_likelihood(program, structure, self.tensors(), elements)
         if program.loader is not None:
             structure = self.whole
         pointwise = {k: as_numpy(predictive.log_mean_exp(v)) for k, v in points.items()}

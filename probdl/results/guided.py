@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from probdl.errors import ModelError, SettingError
+from probdl.model.elements import Elements
 from probdl.model.program import Program
 from probdl.model.sites import Structure, data_plate
 from probdl.results import latent
@@ -213,9 +214,9 @@ class GuidedFit(Fit, needs="guide; Fit by method='svi'."):
             )
         return super().log_likelihood()
 
-    def _score(self, program: Program, structure: Structure) -> LogPredictive:
+    def _score(self, program: Program, structure: Structure, elements: Elements) -> LogPredictive:
         if not self._local:
-            return super()._score(program, structure)
+            return super()._score(program, structure, elements)
         with isolated(stream(self.seed, "score")):
             evidence = latent.log_evidence(
                 program, structure, self._loaded_guide, SCORE_DRAWS, progress=False
