@@ -176,7 +176,7 @@ def test_a_factor_is_part_of_the_density_and_not_an_observation():
 
 def test_idata_has_the_groups_and_the_plates_as_dims(schools_fit, schools):
     idata = schools_fit.idata
-    expected = {"posterior", "sample_stats", "log_likelihood", "posterior_predictive",
+    expected = {"posterior", "sample_stats", "log_likelihood", "log_prior", "posterior_predictive",
               "observed_data", "constant_data"}  # fmt: skip
     assert expected <= set(groups(idata))
     assert idata.posterior["theta"].dims == ("chain", "draw", "school")

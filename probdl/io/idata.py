@@ -11,7 +11,7 @@ import importlib.metadata
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,14 @@ __all__ = [
     "compare",
     "ecdf_band",
     "ess",
+    "good_k",
     "groups",
+    "has_moment_matching",
     "labels",
     "loo",
     "mcse",
+    "moment_match",
+    "num_chains",
     "num_draws",
     "pareto_k",
     "plot",
@@ -105,16 +109,24 @@ def to_idata(
         escaped = {g: {_escape(n): a for n, a in arrays.items()} for g, arrays in filled.items()}
         names = {_escape(n): [_escape(dim) for dim in of] for n, of in named.items()}
         labelled = {_escape(dim): values for dim, values in labels.items()}
+        prior = escaped.pop("log_prior", {})
+        short = {n: names[n][: np.ndim(array) - 2] for n, array in prior.items()}
         with _silent():  # ArviZ warns if there are more chains than draws
-            return az.from_dict(escaped, dims=names, coords=labelled)
+            tree = az.from_dict(escaped, dims=names, coords=labelled)
+            if prior:  # from_dict accepts arrays without event dimensions in log_likelihood only
+                part = az.from_dict({"log_prior": prior}, dims=short, coords=labelled)
+                tree["log_prior"] = part["log_prior"]
+        return tree
     container: Any = None
     for group, arrays in filled.items():
         # One group at a time: 0.x requires that the dims of a call fit the arrays of each group.
         lead = 0 if "data" in group else 2
         fitting = {n: named[n][: np.ndim(array) - lead] for n, array in arrays.items()}
-        one: dict[str, Any] = {group: arrays}
+        one: dict[str, Any] = {"posterior" if group == "log_prior" else group: arrays}
         with _silent():
             part = az.from_dict(**one, dims=fitting, coords=labels)
+            if group == "log_prior":  # a group that 0.x does not know
+                part = az.InferenceData(log_prior=part.posterior)
         if container is None:
             container = part
         else:
@@ -153,6 +165,11 @@ def rhat(idata: Any) -> dict[str, NDArray[np.float64]]:
 def num_draws(idata: Any) -> int:
     """Return the number of draws per chain."""
     return int(idata.posterior.sizes["draw"])
+
+
+def num_chains(idata: Any) -> int:
+    """Return the number of chains."""
+    return int(idata.posterior.sizes["chain"])
 
 
 def chain_rhat(idata: Any) -> dict[str, NDArray[np.float64]]:
@@ -242,6 +259,62 @@ def loo(idata: Any, name: str) -> Any:
     """Return ArviZ's leave-one-out cross-validation of a variable, with pointwise values."""
     with _silent():
         return az.loo(idata, pointwise=True, var_name=name)
+
+
+def has_moment_matching() -> bool:
+    """Return whether this version of ArviZ has ``loo_moment_match``; 0.x has not."""
+    return hasattr(az, "loo_moment_match")
+
+
+def moment_match(
+    idata: Any,
+    name: str,
+    elpd: Any,
+    points: NDArray[np.float64],
+    log_density: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    log_likelihood: Callable[[NDArray[np.float64], int], NDArray[np.float64]],
+) -> Any:
+    """Improve a cross-validation result by ArviZ's moment matching where k-hat is high.
+
+    Args:
+        idata: the container with the posterior and the log likelihood.
+        name: the variable of the log likelihood.
+        elpd: the result of `loo`.
+        points: the draws on R^d, (chain, draw, d).
+        log_density: the log posterior density on R^d up to a constant: (chain, draw, d) to
+            (chain, draw).
+        log_likelihood: that of one observation, by its index in flat order.
+
+    Source: Paananen, Piironen, Bürkner and Vehtari, "Implicitly adaptive importance sampling"
+    (2021).
+    """
+    sample_dims = ("chain", "draw")
+
+    def array(values: NDArray[np.float64]) -> Any:
+        return xr.DataArray(values, dims=sample_dims, coords=upars.coords)
+
+    def in_order(at: Any) -> NDArray[np.float64]:
+        return np.asarray(at.transpose(*sample_dims, "coordinate").values)
+
+    chains, draws, _ = points.shape
+    coords = {"chain": np.arange(chains), "draw": np.arange(draws)}
+    upars = xr.DataArray(points, dims=(*sample_dims, "coordinate"), coords=coords)
+    match: Any = getattr(az, "loo_moment_match")  # noqa: B009 (0.x has none)
+    with _silent():
+        return match(
+            idata,
+            elpd,
+            log_prob_upars_fn=lambda at: array(log_density(in_order(at))),
+            log_lik_i_upars_fn=lambda at, i: array(log_likelihood(in_order(at), int(i))),
+            upars=upars,
+            var_name=name,
+            pointwise=True,
+        )
+
+
+def good_k(elpd: Any) -> float:
+    """Return the largest k-hat with which ArviZ regards an estimate as reliable."""
+    return float(getattr(elpd, "good_k", PARETO_K_MAX) or PARETO_K_MAX)
 
 
 def pareto_k(elpd: Any) -> NDArray[np.float64]:

@@ -45,6 +45,8 @@ __all__ = [
 
 Draws = Mapping[str, Tensor]  # by site name, (n, *shape)
 
+DISCRETE_CHECKS = 50  # draws at which densities are compared for two values of the discrete sites
+
 
 class Unobserve(Messenger):
     """Sample new values of the observed sites, each in the shape of its data.
@@ -243,6 +245,9 @@ def log_prior(program: Program, structure: Structure, draws: Draws) -> dict[str,
 
     Returns:
         Log densities in nats, (n, *batch shape) by site name.
+
+    Raises:
+        ModelError: a prior depends on a discrete site, which is summed out.
     """
     names = [s.name for s in structure.of("latent")]
     names += [s.name for s in structure.of("factor") if s.term is None]
@@ -255,7 +260,17 @@ def log_prior(program: Program, structure: Structure, draws: Draws) -> dict[str,
     def run(draw: dict[str, Tensor]) -> dict[str, Tensor]:
         return program.run(read, Substitute(draw), parameters=_parameters(structure, draw))
 
-    return vectorize(run, dict(draws)) if names else {}
+    if not names:
+        return {}
+    if structure.of("discrete"):
+        first = {name: value[:DISCRETE_CHECKS] for name, value in draws.items()}
+        a, b = vectorize(run, first), vectorize(run, first)  # with other discrete values
+        if random := [n for n in names if not torch.equal(a[n], b[n])]:
+            raise ModelError(
+                f"The prior of {', '.join(map(repr, random))} depends on a discrete site that is "
+                "summed out, so there is no log prior of each draw."
+            )
+    return vectorize(run, dict(draws))
 
 
 def _score_enumerated(

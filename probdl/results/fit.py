@@ -17,7 +17,7 @@ from torch import Tensor
 from probdl.errors import CapabilityError, ModelError, ProbdlError, SettingError, warn
 from probdl.findings import Finding, Findings
 from probdl.io.arrays import write_arrays
-from probdl.io.idata import summary, to_idata, unclashed, variables
+from probdl.io.idata import good_k, loo, pareto_k, summary, to_idata, unclashed, variables
 from probdl.io.saving import save
 from probdl.model import predictive, streaming
 from probdl.model.elements import Elements
@@ -28,6 +28,7 @@ from probdl.model.without_model import WithoutModel
 from probdl.results import display
 from probdl.results.crossvalidation import CrossValidation, cross_validate
 from probdl.results.diagnostics import check_draws
+from probdl.results.loo import check_moment_matching, matched, warn_of_high_k
 from probdl.results.masking import kept_labels, put_back, without_masked
 from probdl.util.cached import cached
 from probdl.util.isolation import isolated, sheltered
@@ -218,7 +219,7 @@ class Fit:
     def idata(self) -> Any:
         """The fit as an ArviZ container: ``InferenceData`` (0.x) or ``DataTree`` (1.x).
 
-        Groups: posterior, sample_stats (if the method has any), log_likelihood,
+        Groups: posterior, sample_stats (if the method has any), log_likelihood, log_prior,
         posterior_predictive, observed_data and constant_data. A group that is not available for
         the model, such as the pointwise log likelihood of a hidden Markov model, is omitted with
         a warning. ``to_idata(prior=n)`` adds the prior.
@@ -259,6 +260,7 @@ class Fit:
         observed = self.whole.of("observed")
         makers = {
             "log_likelihood": self.log_likelihood if self.structure.terms() else dict,
+            "log_prior": self.log_prior if self._has_prior else dict,
             "posterior_predictive": self.posterior_predictive if observed else dict,
         }
         for group, make in makers.items() if predictive else ():
@@ -267,8 +269,9 @@ class Fit:
             except ProbdlError as error:
                 warn(f"The group '{group}' was omitted from idata: {error}")
                 continue
-            own = {k: v for k, v in arrays.items() if k not in self.draws}
-            groups[group] = self._without_masked(own, 2, event=group != "log_likelihood")
+            drawn = self.draws if group == "posterior_predictive" else {}
+            own = {k: v for k, v in arrays.items() if k not in drawn}
+            groups[group] = self._without_masked(own, 2, event=group == "posterior_predictive")
         if prior:
             groups |= self._prior(_PRIOR_DRAWS if prior is True else prior)
         data = {s.name: as_numpy(s.value) for s in observed}
@@ -525,6 +528,123 @@ class Fit:
             points, _ = streaming.log_likelihood(self.program, self.structure, self.tensors())
         self._require(points)
         return self._arrays(points)
+
+    @sheltered()
+    def log_prior(self) -> dict[str, Array]:
+        """Return the log density of the prior, in nats, (chain, draw, *batch shape) by site.
+
+        The sites are the latent ones, each given the others, and each ``pyro.factor`` that is no
+        term of the likelihood. ``az.psense_summary(fit.idata)`` of ArviZ 1 uses it; pass it
+        ``prior_var_names`` to leave out the sites of groups, such as ``theta_trans`` below.
+
+        Raises:
+            ModelError: the fit has no draws of some latent sites, or a prior depends on a discrete
+                site.
+
+        Example:
+            >>> import numpy as np, probdl
+            >>> from probdl.models import eight_schools
+            >>> sigma, y = np.full(3, 10.0), np.array([1.0, 20.0, 3.0])
+            >>> method = probdl.Laplace(draws=100)
+            >>> fit = probdl.infer(eight_schools, sigma, y, method=method, seed=1)
+            >>> {name: array.shape for name, array in fit.log_prior().items()}
+            {'mu': (1, 100), 'tau': (1, 100), 'theta_trans': (1, 100, 3)}
+        """
+        if stored := self._stored("log_prior"):
+            return stored
+        if not self._has_prior:
+            raise ModelError(
+                "The fit has no draws of the latent sites of the model, so there is no log prior."
+            )
+        program = self.program.with_arguments(self.program.args, self.program.kwargs)
+        with isolated(stream(self.seed, "score")):
+            return self._arrays(predictive.log_prior(program, self.structure, self.tensors()))
+
+    @property
+    def _has_prior(self) -> bool:
+        """Whether the fit has several draws of all latent sites."""
+        latent = {s.name for s in self.structure.of("latent")}
+        return bool(latent) and latent <= set(self.draws) and not self.is_point
+
+    @sheltered()
+    def loo(self, *, moment_match: bool = False) -> Any:
+        r"""Estimate the predictive accuracy by Pareto-smoothed leave-one-out cross-validation.
+
+        .. math:: \mathrm{elpd}_{loo} = \sum_i \log p(y_i | y_{-i})
+
+        This is ``az.loo`` of all terms of the likelihood together, observed sites and factors.
+
+        Args:
+            moment_match: whether to shift and scale the draws for observations with a high Pareto
+                k-hat (``az.loo_moment_match`` of ArviZ 1), which evaluates the density and the
+                likelihood at up to 30 moved copies of the draws for each of them.
+
+        Returns:
+            ArviZ's ``ELPDData``, with pointwise values.
+
+        Raises:
+            ModelError: there is no log likelihood of single observations.
+            SettingError: the fit is a point estimate, or moment matching is not available.
+
+        Warns:
+            FindingWarning: k-hat is high for some observations.
+
+        Example:
+            >>> import numpy as np, probdl
+            >>> from probdl.models import normal_normal
+            >>> sigma, y = np.ones(3), np.array([1.0, 2.0, 3.0])
+            >>> fit = probdl.infer(normal_normal, sigma, y, method="laplace", seed=1)
+            >>> fit.loo().n_data_points
+            3
+
+        Source: Vehtari, Gelman and Gabry, "Practical Bayesian model evaluation using leave-one-out
+        cross-validation and WAIC" (2017); Paananen, Piironen, Bürkner and Vehtari, "Implicitly
+        adaptive importance sampling" (2021).
+        """
+        if self.is_point:
+            raise SettingError(
+                f"This fit is a point estimate by {self.method.name}, but PSIS-LOO needs posterior "
+                "draws. Use fit.cross_validate() or another method."
+            )
+        if moment_match:
+            check_moment_matching(self.program)
+        points = self._without_masked(self.log_likelihood(), 2, event=False)
+        groups: dict[str, Mapping[str, Array]] = {"posterior": self.draws}
+        if len(points) == 1:
+            ((name, _),) = points.items()
+            container = self._to_idata(groups | {"log_likelihood": points})
+        else:
+            name = "observations"
+            labels = [
+                f"{site}[{', '.join(map(str, i))}]" if i else site
+                for site, array in points.items()
+                for i in np.ndindex(*array.shape[2:])
+            ]
+            joined = {name: self._flat(points, 2)}
+            container = to_idata(
+                groups | {"log_likelihood": joined},
+                dims={name: ["observation"]},
+                coords={"observation": labels},
+            )
+        result = loo(container, name)
+        if moment_match and (pareto_k(result) > good_k(result)).any():
+            result = matched(
+                self.program,
+                self.structure,
+                self.tensors(),
+                lambda terms: self._flat(self._without_masked(terms, 1, event=False), 1),
+                container,
+                name,
+                result,
+            )
+        warn_of_high_k(result, moment_match)
+        return result
+
+    @staticmethod
+    def _flat(points: Mapping[str, Array], lead: int) -> Array:
+        """Join arrays (*lead shape, *batch shape) by site to (*lead shape, observations)."""
+        flat = [array.reshape(*array.shape[:lead], -1) for array in points.values()]
+        return np.concatenate(flat, -1)
 
     @sheltered()
     def log_predictive(

@@ -1,0 +1,95 @@
+"""Leave-one-out cross-validation of a fit by ArviZ, all terms of the likelihood together."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from probdl.errors import FindingWarning, SettingError, warn
+from probdl.io import idata
+from probdl.model import predictive
+from probdl.model.density import LogDensity
+from probdl.model.program import Program
+from probdl.model.sites import Structure
+
+__all__ = ["check_moment_matching", "matched", "warn_of_high_k"]
+
+Array = NDArray[Any]
+
+
+def check_moment_matching(program: Program) -> None:
+    """Check that ArviZ has moment matching, and that the density of all data can be evaluated.
+
+    Raises:
+        SettingError: not so.
+    """
+    if not idata.has_moment_matching():
+        raise SettingError(
+            f"ArviZ {importlib.metadata.version('arviz')} has no loo_moment_match, which "
+            "moment_match=True needs; ArviZ 1 has. Refit instead: fit.cross_validate(), or "
+            "probdl.compare() of several fits, which refits for rows with a high k-hat only."
+        )
+    if program.loader is not None:
+        raise SettingError(
+            "moment_match=True needs all the data at once, but they came from a DataLoader. Fit "
+            "the data themselves, with batch_size=."
+        )
+
+
+def matched(
+    program: Program,
+    structure: Structure,
+    draws: Mapping[str, Tensor],
+    flatten: Callable[[Mapping[str, Array]], Array],
+    container: Any,
+    name: str,
+    elpd: Any,
+) -> Any:
+    """Improve a leave-one-out result by moment matching; see ``idata.moment_match``.
+
+    Args:
+        program: the model with its data.
+        structure: its sites.
+        draws: the latent and param sites, (chain * draw, *shape).
+        flatten: joins pointwise log likelihoods by site to (n, observations), in the order of the
+            result.
+        container: the ArviZ container of the result.
+        name: its variable of the log likelihood.
+        elpd: the result.
+    """
+    density = LogDensity(program, structure)
+    held = {n: v for n, v in draws.items() if n not in density.blocks}
+    chains, count = idata.num_chains(container), idata.num_draws(container)
+    points = density.unconstrain(draws).numpy().reshape(chains, count, density.dim)
+
+    def log_density(at: Array) -> Array:
+        return density.batch(torch.from_numpy(np.ascontiguousarray(at))).numpy()
+
+    def log_likelihood(at: Array, i: int) -> Array:
+        flat = torch.from_numpy(np.ascontiguousarray(at)).reshape(-1, density.dim)
+        values = held | density.constrain(flat)
+        terms, _ = predictive.log_likelihood(program, structure, values, quiet=True)
+        each = flatten({n: v.numpy() for n, v in terms.items()})
+        return each[:, i].reshape(at.shape[:-1])
+
+    return idata.moment_match(container, name, elpd, points, log_density, log_likelihood)
+
+
+def warn_of_high_k(elpd: Any, matched: bool) -> None:
+    """Warn of observations whose leave-one-out estimate is unreliable."""
+    limit = idata.good_k(elpd)
+    high = int((idata.pareto_k(elpd) > limit).sum())
+    if high:
+        remedy = "" if matched else "fit.loo(moment_match=True) with ArviZ 1, or "
+        warn(
+            f"Pareto k-hat is above {limit:.2g} for {high} observation{'s' * (high > 1)}, so the "
+            f"LOO estimate is unreliable. Use {remedy}fit.cross_validate(), which refits. The "
+            "model may be misspecified or very flexible.",
+            FindingWarning,
+        )
