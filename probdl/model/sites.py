@@ -31,7 +31,9 @@ __all__ = [
     "Structure",
     "bijection",
     "data_plate",
+    "data_plates",
     "discover",
+    "is_discrete",
     "own_parameter",
     "scalar_labels",
     "unconstrained_shape",
@@ -440,6 +442,15 @@ def _without_moving_transform(site: Site, other: Site) -> Site:
     if torch.equal(site.transform(z), other.transform(z)):
         return site
     return replace(site, transform=None)
+
+
+def data_plates(structure: Structure) -> dict[str, int]:
+    """Return the sizes of the plates along the first dimensions of the observed sites, by name.
+
+    A model of labelled and unlabelled rows, for example, has two.
+    """
+    observed = structure.of("observed") or structure.of("deterministic")
+    return {s.dims[0]: s.shape[0] for s in observed if s.shape and s.dims[0] is not None}
 
 
 def data_plate(program: Program, structure: Structure) -> tuple[str, int]:

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from probdl.errors import ModelError, SettingError
 from probdl.model.elements import Elements
 from probdl.model.program import Program
-from probdl.model.sites import Structure, data_plate
+from probdl.model.sites import Structure, data_plates
 from probdl.results import latent
 from probdl.results.fit import Fit, LogPredictive, as_numpy
 from probdl.results.latent import Elbo, LogEvidence, Proposal
@@ -42,6 +43,10 @@ class GuidedFit(Fit, needs="guide; Fit by method='svi'."):
 
         .. math:: E_q[\log p(x_i|z_i)] - KL(q(z_i|x_i) \| p(z_i)) \le \log p(x_i)
 
+        Discrete sites that only the model has are summed out, and those that the guide enumerates
+        (``pyro.infer.config_enumerate``) are summed over under q. Of several data plates, such as
+        labelled and unlabelled rows, the rows follow one another.
+
         Args:
             args: the model's arguments with the data; if none are given, those of the fit.
             num_samples: number of draws of the latent sites. KL terms that torch knows in closed
@@ -49,7 +54,8 @@ class GuidedFit(Fit, needs="guide; Fit by method='svi'."):
             kwargs: the model's keyword arguments.
 
         Raises:
-            ModelError: the guide was not loaded, or the model has no data plate.
+            ModelError: the guide was not loaded, the model has no data plate, or all rows share a
+                discrete site that is summed out.
 
         Example:
             >>> import torch, probdl
@@ -106,6 +112,10 @@ class GuidedFit(Fit, needs="guide; Fit by method='svi'."):
     def encode(self, *args: Any, num_samples: int | None = None, **kwargs: Any) -> dict[str, Array]:
         """Return the mean of q(z|x), the guide's distribution of the latent sites, or draws of it.
 
+        Of labels y ~ Categorical these are the probabilities q(y|x), (rows, classes). The means of
+        other sites are averaged over y exactly if the guide enumerates it
+        (``pyro.infer.config_enumerate``).
+
         Args:
             args: the model's arguments with the data; if none are given, those of the fit.
             num_samples: None returns means, (rows, *shape); a number returns that number of draws,
@@ -113,7 +123,7 @@ class GuidedFit(Fit, needs="guide; Fit by method='svi'."):
             kwargs: the model's keyword arguments.
 
         Raises:
-            ModelError: the guide was not loaded, or no latent site lies in the data plate.
+            ModelError: the guide was not loaded, or no latent site lies in a data plate.
 
         Example:
             >>> import torch, probdl
@@ -134,13 +144,14 @@ class GuidedFit(Fit, needs="guide; Fit by method='svi'."):
         """Return the mean of the observed sites given latent ones: E[x|z].
 
         Args:
-            codes: values (rows, *shape) by site name; an array if there is only one site.
+            codes: values (rows, *shape) by site name; an array if there is only one site. Discrete
+                sites may be left out: they are summed out, given the other codes.
             args: the model's arguments; if none are given, those of the fit, with as many rows as
                 the codes have.
             kwargs: the model's keyword arguments.
 
         Raises:
-            ModelError: the guide was not loaded, or no latent site lies in the data plate.
+            ModelError: the guide was not loaded, or no latent site lies in a data plate.
             SettingError: the shape of the codes differs from that of the site.
 
         Example:
@@ -152,30 +163,50 @@ class GuidedFit(Fit, needs="guide; Fit by method='svi'."):
             (3, 8, 8)
         """
         self._require_local("decode")
+        structure = self.structure
+        required = [n for n in self._local if structure.sites[n].kind == "latent"]
         if not isinstance(codes, Mapping):
-            codes = {self._local[0]: codes}
-        dtype = self.program.dtype
-        tensors = {name: torch.as_tensor(value).to(dtype) for name, value in codes.items()}
-        for name in self._local:
-            shape = self.structure.sites[name].shape[1:]
-            if name not in tensors or tensors[name].shape[1:] != shape or not tensors[name].ndim:
-                got = tuple(tensors[name].shape) if name in tensors else "none"
-                raise SettingError(
-                    f"decode() needs codes of site '{name}' with the shape (rows, "
-                    f"{', '.join(map(str, shape))}), but got {got}."
-                )
-        rows = len(tensors[self._local[0]])
-        program = self.program.with_arguments(args, kwargs) if args or kwargs else self._rows(rows)
-        return {
-            name: as_numpy(value)
-            for name, value in latent.decode(
-                program, self.structure, self._loaded_guide, tensors
-            ).items()
-        }
+            codes = {(required or self._local)[0]: codes}
+        tensors = {name: self._code(name, value) for name, value in codes.items()}
+        missing = [name for name in required or self._local if name not in tensors]
+        rows = {len(value) for value in tensors.values()}
+        if missing or not rows:
+            raise SettingError(
+                f"decode() needs codes of site {', '.join(map(repr, missing))}, but got codes of "
+                f"{', '.join(map(repr, tensors)) or 'none'}. Pass a dict with codes by site name."
+            )
+        if args or kwargs:
+            program = self.program.with_arguments(args, kwargs)
+        elif len(rows) > 1 or len(data_plates(structure)) > 1:
+            program = self.program
+        else:
+            program = self._rows(rows.pop())
+        with isolated(stream(self.seed, "decode")):
+            means = latent.decode(program, structure, self._loaded_guide, tensors)
+        return {name: as_numpy(value) for name, value in means.items()}
+
+    def _code(self, name: str, value: Any) -> torch.Tensor:
+        """Return codes of a site as a tensor (rows, *shape)."""
+        site = self.structure.sites.get(name)
+        if site is None or name not in self._local:
+            raise SettingError(
+                f"decode() got codes of '{name}', which is not a latent site in the data plate. "
+                f"These are {', '.join(map(repr, self._local))}."
+            )
+        shape = site.shape[1:]
+        tensor = torch.as_tensor(value).to(site.value.dtype)
+        if not tensor.ndim or tensor.shape[1:] != shape:
+            raise SettingError(
+                f"decode() needs codes of site '{name}' with the shape "
+                f"({', '.join(map(str, ('rows', *shape)))}), but got {tuple(tensor.shape)}."
+            )
+        return tensor
 
     @sheltered()
     def reconstruct(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
         """Return the reconstruction of data: decoded from the mean of their codes.
+
+        With discrete sites in the guide it is the mean over their values under q(y|x).
 
         Args:
             args: the model's arguments with the data; if none are given, those of the fit.
@@ -189,7 +220,13 @@ class GuidedFit(Fit, needs="guide; Fit by method='svi'."):
             >>> fit.reconstruct(x[:4])["x"].shape
             (4, 8, 8)
         """
-        return self.decode(self.encode(*args, **kwargs), *args, **kwargs)
+        self._require_local("reconstruct")
+        program, structure = self._at(args, kwargs)
+        if not structure.of("discrete"):
+            return self.decode(self.encode(*args, **kwargs), *args, **kwargs)
+        with isolated(stream(self.seed, "reconstruct")):
+            means = latent.reconstruct(program, structure, self._loaded_guide)
+        return {name: as_numpy(value) for name, value in means.items()}
 
     @sheltered()
     def log_likelihood(self) -> dict[str, Array]:
@@ -221,9 +258,11 @@ class GuidedFit(Fit, needs="guide; Fit by method='svi'."):
             evidence = latent.log_evidence(
                 program, structure, self._loaded_guide, SCORE_DRAWS, progress=False
             )
-        plate = data_plate(program, structure)[0]
-        points = evidence.pointwise
-        return LogPredictive({plate: points}, evidence.total, evidence.total, points.size)
+        ends = np.cumsum(list(evidence.rows.values()))[:-1]
+        parts = np.split(evidence.pointwise, ends) if evidence.rows else []
+        pointwise = dict(zip(evidence.rows, parts, strict=True))
+        points = evidence.pointwise.size
+        return LogPredictive(pointwise, evidence.total, evidence.total, points)
 
     @property
     def _loaded_guide(self) -> Proposal:

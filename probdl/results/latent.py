@@ -14,34 +14,43 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyro.distributions as dist
 import torch
 from numpy.typing import NDArray
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
-from torch.distributions import kl_divergence
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from torch.utils._pytree import tree_leaves
 
-from probdl.errors import FindingWarning, ModelError, ProbdlError, warn
+from probdl.errors import FindingWarning, ModelError, ProbdlError, SettingError, warn
 from probdl.findings import TAIL_DRAWS_MIN, Finding, pareto_k_max
 from probdl.io.idata import psis
 from probdl.model import streaming
 from probdl.model.density import LogDensity
-from probdl.model.distributions import base_distribution
+from probdl.model.distributions import distribution_name
 from probdl.model.messengers import Substitute
 from probdl.model.predictive import log_prior
 from probdl.model.program import Program
-from probdl.model.sites import Structure, data_plate, discover
+from probdl.model.sites import Site, Structure, data_plate, data_plates, discover
 from probdl.model.vectorize import vectorize
 from probdl.results.diagnostics import interrupted
+from probdl.results.enumeration import (
+    AtMean,
+    EnumeratedTraces,
+    enumerate_marked,
+    enumerate_others,
+    enumerated_sites,
+    expected_value,
+    guide_weights,
+    model_weights,
+    sampled_sites,
+)
 from probdl.util.clock import check_time_limit
 from probdl.util.isolation import evaluation
 from probdl.util.progress import bar
@@ -55,8 +64,10 @@ __all__ = [
     "draw_guide",
     "elbo",
     "encode",
+    "local_sites",
     "log_evidence",
     "propose",
+    "reconstruct",
 ]
 
 Array = NDArray[Any]
@@ -76,7 +87,7 @@ class Proposal:
         program: the guide; None means the prior.
         values: the parameters of guide and model, by name.
         parameters: those of them that belong to modules, by name.
-        local: the names of the latent sites inside the data plate, one value per row.
+        local: the names of the latent sites inside a data plate, one value per row.
     """
 
     program: Program | None = None
@@ -111,27 +122,60 @@ class Proposal:
         """Return traces as ``trace`` does, with all log probabilities."""
         return _scored(model, *self.trace(model))
 
-    def scored_sample(self, model: Program) -> Trace:
-        """Return a trace as ``sample`` does, with all log probabilities."""
-        (of_guide,) = _scored(model, self.sample(model))
-        return of_guide
+    def enumerated(
+        self, model: Program, first_dim: int, *handlers: Messenger, marked: bool
+    ) -> tuple[Trace, Trace]:
+        """Return traces as ``trace`` does, with discrete sites enumerated.
+
+        Args:
+            model: the model on its arguments.
+            first_dim: the first dimension to the left of all plates.
+            handlers: effect handlers of the guide.
+            marked: whether to enumerate the sites that the guide marks. Those that only the model
+                has are enumerated in any case.
+        """
+        values, swap = Substitute(self.values), self.swap(model)
+        guide = model
+        if self.program is not None:
+            guide = self.program.with_arguments(model.args, model.kwargs)
+        enumerate_guide: Callable[[Any], Any] = lambda function: enumerate_marked(  # noqa: E731
+            function, first_dim, enabled=marked
+        )
+        of_guide = guide.run(_identity, enumerate_guide, *handlers, values, parameters=swap)
+        if self.program is None:
+            return of_guide, of_guide
+        enumerate_model: Callable[[Any], Any] = lambda function: enumerate_others(  # noqa: E731
+            function, given=of_guide.nodes
+        )
+        replay: Callable[[Any], Any] = lambda function: poutine.replay(function, trace=of_guide)  # noqa: E731
+        of_model = model.run(_identity, enumerate_model, values, replay, parameters=swap)
+        return of_guide, of_model
+
+    def can_enumerate(self, model: Program, first_dim: int) -> bool:
+        """Return whether the guide runs with the sites enumerated that it marks."""
+        try:
+            with torch.no_grad():
+                self.enumerated(model, first_dim, marked=True)
+        except ProbdlError:  # if it marks none, the next run raises the same error
+            return False
+        return True
 
 
-def _identity(trace: Trace) -> Trace:
-    return trace
-
-
-def _scored(model: Program, *traces: Trace) -> Any:
-    """Compute the log probabilities of all sites of traces, and return the traces."""
+def _scored(model: Program, of_guide: Trace, of_model: Trace) -> tuple[Trace, Trace]:
+    """Compute all log probabilities of two traces."""
     try:
         with evaluation(dtype=model.dtype):  # draws outside the support have density zero
-            for trace in traces:
-                trace.compute_log_prob()
+            of_guide.compute_log_prob()
+            of_model.compute_log_prob()
     except (ProbdlError, LinAlgError):
         raise
     except Exception as error:
         raise model.explain(error) from None
-    return traces
+    return of_guide, of_model
+
+
+def _identity(trace: Trace) -> Trace:
+    return trace
 
 
 @dataclass(frozen=True)
@@ -143,12 +187,15 @@ class Elbo:
         kl: KL(q(z_i | x_i) || p(z_i)) of each row, (rows,).
         global_kl: the KL term of the latent sites that all rows share.
         standard_error: the Monte Carlo standard error of the total.
+        rows: the number of rows of each data plate by name. Of several plates, the rows follow one
+            another in this order.
     """
 
     reconstruction: Array
     kl: Array
     global_kl: float
     standard_error: float
+    rows: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def pointwise(self) -> Array:
@@ -181,12 +228,15 @@ class LogEvidence:
         pareto_k: the Pareto k-hat of the importance weights. Above min(1 - 1/log10(S), 0.7), with
             S = ``num_samples``, the estimate and its standard error tend to be too low.
         num_samples: the number of draws of the latent sites.
+        rows: the number of rows of each data plate by name. Of several plates, the rows follow one
+            another in this order.
     """
 
     pointwise: Array
     standard_error: Array
     pareto_k: Array
     num_samples: int
+    rows: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def total(self) -> float:
@@ -232,36 +282,36 @@ def propose(
     """
     if program.loader is not None:
         return propose_streamed(program, structure, proposal, count)
-    latent = {s.name for s in structure.of("latent")}
-    summed = {s.name for s in structure.of("discrete")} if latent else set()
-    kept = latent | {s.name for s in structure.of("deterministic")}
-
-    def score_draw(_: Tensor) -> dict[str, Tensor]:
-        if evaluator is None:
-            of_guide, of_model = proposal.scores(program)
-        else:
-            of_guide, of_model = proposal.scored_sample(program), Trace()
-        nodes: Any = (of_model if evaluator is None else of_guide).nodes
-        values = {f"site {n}": node["value"] for n, node in nodes.items() if n in kept}
-        log_p = log_q = torch.zeros((), dtype=program.dtype)
-        for name, node in _sampled(of_guide):
-            if name not in summed:
-                log_q = log_q + node["log_prob"].sum()
-        for _site, node in _sampled(of_model, observed=True):
-            log_p = log_p + node["log_prob"].sum()
-        return values | {"log_p": log_p, "log_q": log_q}
-
-    elements = None if evaluator is None else 1  # the guide does not evaluate the data
-    drawn = _evaluate_draws(score_draw, program, count, findings=findings, elements=elements)
-    log_p, log_q = drawn.pop("log_p"), drawn.pop("log_q")
-    values = {name.removeprefix("site "): v for name, v in drawn.items()}
     if evaluator is not None:
+        values, log_q = draw_guide(program, structure, proposal, count)
         log_p, stop = evaluator(values)
         if stop is not None:
             done = len(log_p)
             _report_fewer(stop, done, count, findings)
             values, log_q = {name: v[:done] for name, v in values.items()}, log_q[:done]
-    elif summed:
+        return values, log_p, log_q
+    latent = {s.name for s in structure.of("latent")}
+    summed = {s.name for s in structure.of("discrete")} if latent else set()
+    kept = latent | {s.name for s in structure.of("deterministic")}
+
+    def score_draw(_: Tensor) -> dict[str, Tensor]:
+        of_guide, of_model = proposal.scores(program)
+        nodes: Any = of_model.nodes
+        values = {f"site {n}": node["value"] for n, node in nodes.items() if n in kept}
+        log_p = log_q = torch.zeros((), dtype=program.dtype)
+        for name, node in sampled_sites(of_guide):
+            if name not in summed:
+                log_q = log_q + node["log_prob"].sum()
+        for name, node in sampled_sites(of_model, observed=True):
+            # A site that only the model has was drawn from its prior, so the two densities cancel.
+            if node["is_observed"] or name in of_guide.nodes:
+                log_p = log_p + node["log_prob"].sum()
+        return values | {"log_p": log_p, "log_q": log_q}
+
+    drawn = _evaluate_draws(score_draw, program, count, findings=findings)
+    log_p, log_q = drawn.pop("log_p"), drawn.pop("log_q")
+    values = {name.removeprefix("site "): v for name, v in drawn.items()}
+    if summed:
         density = LogDensity(program, structure, jacobian=False)
         z = density.unconstrain(values)
         log_p = density.batch(z)
@@ -285,11 +335,11 @@ def draw_guide(
             of_guide.compute_log_prob()
         nodes: Any = of_guide.nodes
         log_q = torch.zeros((), dtype=program.dtype)
-        for _name, node in _sampled(of_guide):
+        for _name, node in sampled_sites(of_guide):
             log_q = log_q + node["log_prob"].sum()
         return {f"site {n}": nodes[n]["value"] for n in latent} | {"log_q": log_q}
 
-    drawn = _evaluate_draws(draw, program, count)
+    drawn = _evaluate_draws(draw, program, count, elements=1)  # it does not evaluate the data
     log_q = drawn.pop("log_q")
     return {name.removeprefix("site "): v for name, v in drawn.items()}, log_q
 
@@ -357,33 +407,77 @@ def elbo(program: Program, structure: Structure, proposal: Proposal, count: int)
             np.concatenate([block.kl for block in blocks]),
             float(np.mean([block.global_kl for block in blocks])),
             math.hypot(*(block.standard_error for block in blocks)),
+            _joined_rows(blocks),
         )
-    if structure.of("discrete"):
-        raise ModelError(
-            f"The model '{program.name}' has discrete sites, which are summed out, so its ELBO "
-            "cannot be split by rows. Use stats['elbo'] for the total, or log_evidence()."
-        )
-    plate, size = data_plate(program, structure)
+    plates = data_plates(structure)
+    if not plates:
+        plates = dict([data_plate(program, structure)])  # raises the error
+    _check_rows_are_separate(program, structure, proposal, plates)
+    first_dim = -1 - structure.plate_depth
+    marked = proposal.can_enumerate(program, first_dim)
 
     def terms_of_draw(_: Tensor) -> dict[str, Tensor]:
-        of_guide, of_model = proposal.scores(program)
-        nodes: Any = of_model.nodes
-        zero = torch.zeros((), dtype=program.dtype)
-        parts = {"reconstruction": zero, "kl": zero, "shared": zero}
-        for _site, node in _sampled(of_model, observed=True):
-            if node["is_observed"]:
-                _add(parts, "reconstruction", node, node["log_prob"], plate)
-        for name, node in _sampled(of_guide):
-            prior = nodes.get(name)
-            divergence = _divergence(node, prior)
-            _add(parts, "kl", node, divergence, plate)
-        return parts
+        pair = proposal.enumerated(program, first_dim, marked=marked)
+        traces = EnumeratedTraces(*_scored(program, *pair))
+        rows = {what: _Rows(traces, plates) for what in ("reconstruction", "kl")}
+        for what, term, ordinal in traces.elbo_terms():
+            rows[what].add(term, ordinal)
+        shared = rows["kl"].shared - rows["reconstruction"].shared
+        return {what: of.joined() for what, of in rows.items()} | {"shared": shared}
 
     parts = {k: v.numpy() for k, v in _evaluate_draws(terms_of_draw, program, count).items()}
-    rows = [np.broadcast_to(parts[k].T, (size, count)).T for k in ("reconstruction", "kl")]
-    totals = rows[0].sum(1) - rows[1].sum(1) - parts["shared"]
+    reconstruction, kl = parts["reconstruction"], parts["kl"]
+    totals = reconstruction.sum(1) - kl.sum(1) - parts["shared"]
     error = float(totals.std(ddof=1)) / math.sqrt(count) if count > 1 else math.nan
-    return Elbo(rows[0].mean(0), rows[1].mean(0), float(parts["shared"].mean()), error)
+    shared = float(parts["shared"].mean())
+    return Elbo(reconstruction.mean(0), kl.mean(0), shared, error, plates)
+
+
+def _joined_rows(blocks: Sequence[Elbo] | Sequence[LogEvidence]) -> dict[str, int]:
+    """Return the number of rows of all parts by plate."""
+    return {name: sum(block.rows[name] for block in blocks) for name in blocks[0].rows}
+
+
+class _Rows:
+    """Sums of terms for each row of the data plates, and of those that all rows share."""
+
+    def __init__(self, traces: EnumeratedTraces, plates: Mapping[str, int]) -> None:
+        self.traces = traces
+        self.of = {name: torch.zeros(size) for name, size in plates.items()}
+        self.shared = torch.zeros(())
+
+    def add(self, term: Tensor, ordinal: frozenset[str]) -> None:
+        """Add a term with one dimension for each plate of the ordinal, in sorted order."""
+        names = [self.traces.plate_of[symbol] for symbol in sorted(ordinal)]
+        for axis, name in enumerate(names):
+            if name in self.of:
+                others = [d for d in range(term.ndim) if d != axis]
+                self.of[name] = self.of[name] + (term.sum(others) if others else term)
+                return
+        self.shared = self.shared + term.sum()
+
+    def joined(self) -> Tensor:
+        """Return the sums of the rows of all plates, one plate after the other."""
+        return torch.cat(list(self.of.values()))
+
+
+def _in_plates(site: Site, plates: Container[str]) -> bool:
+    return any(dim in plates for dim in site.dims)
+
+
+def _check_rows_are_separate(
+    program: Program, structure: Structure, proposal: Proposal, plates: Mapping[str, int]
+) -> None:
+    """Raise ModelError if summing out a discrete site couples the rows."""
+    shared = {s.name for s in structure.of("discrete") if not _in_plates(s, plates)}
+    if shared and proposal.program is not None:
+        shared -= {name for name, _ in sampled_sites(proposal.sample(program))}
+    if shared and proposal.program is not None:
+        raise ModelError(
+            f"The discrete sites {', '.join(map(repr, sorted(shared)))} of the model "
+            f"'{program.name}' are shared by the rows and are summed out, so the ELBO cannot be "
+            "split by rows. Use stats['elbo'] for the total, or log_evidence()."
+        )
 
 
 def log_evidence(
@@ -394,30 +488,32 @@ def log_evidence(
     progress: bool | None = None,
 ) -> LogEvidence:
     """Estimate log p(x) by importance sampling from ``count`` draws of the latent sites."""
-    latent = {s.name for s in structure.of("latent")}
-    local = bool(latent) and latent <= set(proposal.local)
-    if local and program.loader is not None:
-        blocks = [
-            log_evidence(part, structure, proposal, count, progress)
-            for part in streaming.parts(program, structure)
-        ]
-        return LogEvidence(
-            np.concatenate([block.pointwise for block in blocks]),
-            np.concatenate([block.standard_error for block in blocks]),
-            np.concatenate([block.pareto_k for block in blocks]),
-            min(block.num_samples for block in blocks),
-        )
-    if local:
-        plate = data_plate(program, structure)[0]
+    plates = data_plates(structure)
+    sites = structure.of("latent", "discrete", "observed", "factor")
+    rows: Mapping[str, int] = {}
+    if proposal.local and all(_in_plates(s, plates) for s in sites):
+        if program.loader is not None:
+            blocks = [
+                log_evidence(part, discover(part), proposal, count, progress)
+                for part in streaming.parts(program, structure)
+            ]
+            return LogEvidence(
+                np.concatenate([block.pointwise for block in blocks]),
+                np.concatenate([block.standard_error for block in blocks]),
+                np.concatenate([block.pareto_k for block in blocks]),
+                min(block.num_samples for block in blocks),
+                _joined_rows(blocks),
+            )
+        rows, first_dim = plates, -1 - structure.plate_depth
+        marked = proposal.can_enumerate(program, first_dim)
 
         def ratios_of_draw(_: Tensor) -> Tensor:
-            of_guide, of_model = proposal.scores(program)
-            parts = {"ratio": torch.zeros((), dtype=program.dtype), "shared": torch.zeros(())}
-            for _site, node in _sampled(of_model, observed=True):
-                _add(parts, "ratio", node, node["log_prob"], plate)
-            for _site, node in _sampled(of_guide):
-                _add(parts, "ratio", node, -node["log_prob"], plate)
-            return parts["ratio"] + parts["shared"]
+            pair = proposal.enumerated(program, first_dim, marked=marked)
+            traces = EnumeratedTraces(*_scored(program, *pair))
+            sums = _Rows(traces, plates)
+            for term, ordinal in traces.log_ratios():
+                sums.add(term, ordinal)
+            return sums.joined()
 
         ratios = _evaluate_draws(ratios_of_draw, program, count, progress).numpy().T
     else:
@@ -433,88 +529,134 @@ def log_evidence(
     enough = count >= TAIL_DRAWS_MIN
     k = np.array([psis(row)[1] for row in ratios.reshape(-1, count)]) if enough else np.nan
     k = np.broadcast_to(k, log_mean.size).reshape(log_mean.shape)
-    return LogEvidence(log_mean, error, k, count)
+    return LogEvidence(log_mean, error, k, count, rows)
+
+
+def local_sites(structure: Structure, of_guide: Trace) -> tuple[str, ...]:
+    """List the latent sites of a guide, discrete ones included, that lie in a data plate."""
+    plates = data_plates(structure)
+    sampled = [structure.sites.get(name) for name, _ in sampled_sites(of_guide)]
+    kinds = ("latent", "discrete")
+    return tuple(s.name for s in sampled if s and s.kind in kinds and _in_plates(s, plates))
 
 
 def encode(
     program: Program, structure: Structure, proposal: Proposal, count: int | None
 ) -> dict[str, Tensor]:
-    """Return the mean of each local site under the guide, or ``count`` draws."""
+    """Return the mean of each local site under the guide, or ``count`` draws.
+
+    The sites that the guide enumerates are summed over exactly. The mean of labels is the vector
+    of their probabilities.
+    """
     if program.loader is not None:
         axis = 0 if count is None else 1
         return streaming.over_rows(
             program, structure, lambda p: encode(p, structure, proposal, count), axis
         )
+    names = local_sites(structure, proposal.sample(program))
+    first_dim = -1 - structure.plate_depth
+    marked = proposal.can_enumerate(program, first_dim)
 
     def sample_codes(_: Tensor) -> dict[str, Tensor]:
         nodes: Any = proposal.sample(program).nodes
-        return {name: nodes[name]["value"] for name in proposal.local}
+        return {name: nodes[name]["value"] for name in names}
+
+    def means_at_draw(_: Tensor) -> dict[str, Tensor]:
+        of_guide = proposal.enumerated(program, first_dim, marked=marked)[0]
+        nodes: Any = of_guide.nodes
+        return {
+            n: expected_value(nodes[n], guide_weights(of_guide, nodes[n]), structure.plate_depth)
+            for n in names
+        }
 
     if count is not None:
         return _evaluate_draws(sample_codes, program, count)
-    nodes: Any = proposal.sample(program).nodes
-    if len(proposal.local) == 1:  # of several, one may depend on draws of another
-        with torch.no_grad():
-            try:
-                return {name: nodes[name]["fn"].mean for name in proposal.local}
-            except NotImplementedError:
-                pass
-    return {
-        name: v.mean(0)
-        for name, v in _evaluate_draws(sample_codes, program, CODE_MEAN_DRAWS).items()
-    }
+    # A mean that depends on draws of other sites, or is not known, is averaged over draws.
+    first, second = (_evaluate_draws(means_at_draw, program, 1) for _ in range(2))
+    exact = {name: v[0] for name, v in first.items() if torch.allclose(v, second[name])}
+    if len(exact) == len(names):
+        return exact
+    averages = _evaluate_draws(means_at_draw, program, CODE_MEAN_DRAWS)
+    return {name: exact[name] if name in exact else averages[name].mean(0) for name in names}
 
 
 def decode(
     program: Program, structure: Structure, proposal: Proposal, codes: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Return the mean of each observed site given values of the local sites."""
+    """Return the mean of each observed site given values of the local sites.
+
+    Discrete sites without a value are summed out, given the other values.
+
+    Raises:
+        SettingError: a code has another shape than its site, or lies outside its support.
+    """
     names = [s.name for s in structure.of("observed")]
+    first_dim = -1 - structure.plate_depth
 
     def means(trace: Trace) -> dict[str, Tensor]:
         nodes: Any = trace.nodes
-        return {name: nodes[name]["fn"].mean for name in names}
+        return {
+            n: expected_value(nodes[n], model_weights(trace, nodes[n]), structure.plate_depth)
+            for n in names
+        }
 
-    values = Substitute({**proposal.values, **codes})
+    wrong: set[str] = set()
+
+    def fit_code(name: str, value: Tensor, fn: Any) -> Tensor:
+        if name in codes and value.shape != fn.shape():
+            wrong.add(name)
+        return value
+
+    values = Substitute({**proposal.values, **codes}, fit_code)
+    others: Callable[[Any], Any] = lambda function: enumerate_others(  # noqa: E731
+        function, first_dim, given=codes
+    )
     with torch.no_grad():
-        return program.run(means, values, parameters=proposal.swap(program))
+        found = program.run(
+            means, others, values, _CheckSupport(codes), parameters=proposal.swap(program)
+        )
+    if wrong:
+        raise SettingError(
+            f"The codes of {', '.join(map(repr, sorted(wrong)))} do not have as many rows as the "
+            "arguments of the model. Pass codes and arguments of the same rows."
+        )
+    return found
 
 
-def _sampled(trace: Trace, *, observed: bool = False) -> Iterator[tuple[str, Any]]:
-    nodes: Any = trace.nodes
-    for name, node in nodes.items():
-        if node["type"] != "sample" or site_is_subsample(node):
-            continue
-        if observed or not node["is_observed"]:
-            yield name, node
+class _CheckSupport(Messenger):
+    """Raise SettingError where a code lies outside the support of its site."""
+
+    def __init__(self, names: Container[str]) -> None:
+        super().__init__()
+        self.names = names
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["name"] in self.names and not msg["fn"].support.check(msg["value"]).all():
+            raise SettingError(
+                f"The codes of site '{msg['name']}' have values outside the support of its "
+                f"distribution, {distribution_name(msg['fn'])}."
+            )
 
 
-def _divergence(node: Any, prior: Any) -> Tensor:
-    """Return the KL divergence of a guide's site from the prior, or an estimate at its draw."""
-    if prior is None:  # the model has no such site
-        return node["log_prob"]
-    # Pyro's formula for a Delta omits its log_density.
-    if not isinstance(base_distribution(node["fn"]), dist.Delta):
-        try:
-            return kl_divergence(node["fn"], prior["fn"])
-        except NotImplementedError:
-            pass
-    return node["log_prob"] - prior["log_prob"]
+def reconstruct(program: Program, structure: Structure, proposal: Proposal) -> dict[str, Tensor]:
+    """Return the mean of each observed site, decoded from the means of the continuous codes.
 
-
-def _add(parts: dict[str, Tensor], key: str, node: Any, term: Tensor, plate: str) -> None:
-    """Add a term to ``parts[key]`` if it runs along the plate, else to ``parts["shared"]``."""
-    for frame in node["cond_indep_stack"]:
-        if frame.name == plate and frame.vectorized:
-            axis = frame.dim % term.ndim if term.ndim >= -frame.dim else None
-            if axis is None:  # the term is the same for all rows
-                parts[key] = parts[key] + term.sum().expand(frame.size)
-            else:
-                rest = [d for d in range(term.ndim) if d != axis]
-                parts[key] = parts[key] + (term.sum(rest) if rest else term)
-            return
-    sign = -1.0 if key == "reconstruction" else 1.0
-    parts["shared"] = parts["shared"] + sign * term.sum()
+    It is averaged over the discrete sites of the guide, each with its own codes.
+    """
+    first_dim = -1 - structure.plate_depth
+    marked = proposal.can_enumerate(program, first_dim)
+    at_means = AtMean({s.name for s in structure.of("latent")})
+    with torch.no_grad():
+        of_guide, of_model = proposal.enumerated(program, first_dim, at_means, marked=marked)
+        nodes: Any = of_model.nodes
+        guided = enumerated_sites(of_guide)
+        means = {}
+        with evaluation(dtype=program.dtype):
+            for site in structure.of("observed"):
+                node = nodes[site.name]
+                weights = guide_weights(of_guide, node) + model_weights(of_model, node, guided)
+                means[site.name] = expected_value(node, weights, structure.plate_depth)
+    return means
 
 
 def _evaluate_draws(

@@ -43,7 +43,7 @@ from probdl.model.program import Program
 from probdl.model.sites import Structure, data_plate, discover
 from probdl.results.fit import Fit
 from probdl.results.guided import GuidedFit
-from probdl.results.latent import Proposal
+from probdl.results.latent import Proposal, local_sites
 from probdl.results.weights import check_approximation
 from probdl.util.isolation import evaluation
 from probdl.util.seeds import stream
@@ -192,7 +192,7 @@ class SVI(Method, name="svi"):
             start = self._start(program, structure, batches, seed)
             guide = make_guide(program, structure, self.guide, start.values)
             automatic = isinstance(guide.model, AutoGuide)
-            local = self._local(program, structure, batches, automatic)
+            self._check_local(structure, batches, automatic)
             self._check_estimator(automatic)
             objective = Objective(
                 program,
@@ -211,6 +211,7 @@ class SVI(Method, name="svi"):
                 )
             objective.check_sites()
             units = place_guide(guide.model, objective, start) if automatic else None
+            local = () if automatic else local_sites(structure, objective.traces(())[0])
             parameters = Parameters(objective.leaves)
             parameters.units = units
             outcome = train(
@@ -285,17 +286,10 @@ class SVI(Method, name="svi"):
             return self.epochs * batches.per_epoch
         return self.steps or DEFAULT_STEPS
 
-    def _local(
-        self, program: Program, structure: Structure, batches: Batches, automatic: bool
-    ) -> tuple[str, ...]:
-        """Find the latent sites of which each row of the data has its own."""
-        if not structure.of("latent") or (automatic and batches.plate is None):
-            return ()
-        try:
-            plate = data_plate(program, structure)[0]
-        except ModelError:
-            return ()
-        local = tuple(s.name for s in structure.of("latent") if plate in s.dims)
+    def _check_local(self, structure: Structure, batches: Batches, automatic: bool) -> None:
+        """Raise ModelError for an automatic guide of rows that is to be trained on minibatches."""
+        plate = batches.plate
+        local = [s.name for s in structure.of("latent") if plate is not None and plate in s.dims]
         if local and automatic:
             raise ModelError(
                 f"The latent sites {', '.join(map(repr, local))} are in the data plate '{plate}', "
@@ -303,7 +297,6 @@ class SVI(Method, name="svi"):
                 "minibatches. Leave out batch_size, or pass a guide that computes the parameters "
                 "from the data."
             )
-        return local
 
     def _check_estimator(self, automatic: bool) -> None:
         if automatic and self.elbo == "mean_field":
