@@ -145,3 +145,74 @@ def test_custom_networks():
     decoder = nn.Sequential(nn.Linear(2, 64), nn.Unflatten(1, (8, 8)))
     fit = probdl.infer(VAE(encoder, decoder, 2), x, method=probdl.SVI(steps=50), seed=1)
     assert set(fit.draws) == {"decoder.0.weight", "decoder.0.bias"}
+
+
+BAD_LABELS = {
+    "too large": (torch.tensor([0, 1, 2, 3, 4, 0]), r"1 of 6 values .* index 4 = 4"),
+    "negative": (torch.tensor([0, -1, 2, -3, 1, 0]), r"2 of 6 values .* index 1 = -1"),
+    "fractions": (np.array([0.0, 0.5, 2.0, 1.0, 1.0, 0.0]), r"1 of 6 values .* index 1 = 0.5"),
+    "a column": (torch.zeros(6, 1, dtype=torch.long), r"shape \(6, 1\); it must be \(6,\)"),
+    "one-hot": (torch.eye(4)[torch.arange(6) % 4], r"shape \(6, 4\).*argmax"),
+    "too few": (torch.zeros(5, dtype=torch.long), r"shape \(5,\); it must be \(6,\)"),
+    "a number": (torch.tensor(2), r"shape \(\); it must be"),
+}
+
+
+@pytest.fixture(scope="module")
+def conditional():
+    torch.manual_seed(0)
+    x = (torch.rand(6, 4) < 0.5).float()
+    vae = VAE.mlp((4,), latent_dim=2, hidden=4, num_classes=4)
+    label = torch.tensor([0, 1, 2, 3, 1, 0])
+    return x, vae, probdl.infer(vae, x, label, method=probdl.SVI(steps=20), seed=1)
+
+
+@pytest.mark.parametrize("kind", BAD_LABELS)
+def test_labels_that_are_not_classes_are_errors(conditional, kind):
+    x, vae, fit = conditional
+    label, message = BAD_LABELS[kind]
+    calls = [
+        lambda: probdl.infer(vae, x, label, method=probdl.SVI(steps=2), seed=1),
+        lambda: probdl.infer(vae, x, label, method=probdl.SVI(steps=2, batch_size=3), seed=1),
+        lambda: fit.elbo(x, label),
+        lambda: fit.encode(x, label),
+        lambda: fit.reconstruct(x, label),
+        lambda: fit.decode(np.zeros((6, 2)), x, label),
+        lambda: fit.log_evidence(x, label),
+        lambda: fit.log_predictive(x, label),
+        lambda: fit.predict(x, label),
+    ]
+    if kind != "too few":
+        calls.append(lambda: fit.predict(label=label))
+    for call in calls:
+        with pytest.raises(probdl.DataError, match=f"Argument 'label'.*{message}"):
+            call()
+
+
+def test_labels_of_another_dtype(conditional):
+    x, _, fit = conditional
+    label = torch.tensor([0, 1, 2, 3, 1, 0])
+    expected = fit.encode(x, label)["z"]
+    for other in (label.float(), label.int(), label.numpy().astype(np.uint8)):
+        np.testing.assert_array_equal(fit.encode(x, other)["z"], expected)
+
+
+def test_labels_of_an_unconditional_vae_are_an_error():
+    x = (torch.rand(6, 4) < 0.5).float()
+    vae = VAE.mlp((4,), latent_dim=2, hidden=4)
+    with pytest.raises(probdl.DataError, match="not conditional"):
+        probdl.infer(vae, x, torch.zeros(6).long(), method=probdl.SVI(steps=2), seed=1)
+    with pytest.raises(probdl.SettingError, match="num_classes"):
+        VAE(nn.Linear(4, 2), nn.Linear(1, 4), 1, num_classes=0)
+
+
+def test_a_bad_label_in_a_later_batch_ends_the_training(conditional):
+    x, vae, _ = conditional
+    rows = torch.arange(64) % 6
+    label = rows % 4
+    label[40] = 9
+    data = torch.utils.data.TensorDataset(x[rows], label)
+    loader = torch.utils.data.DataLoader(data, batch_size=16)
+    with pytest.warns(probdl.FindingWarning, match="values are not integers from 0 to 3"):
+        fit = probdl.infer(vae, loader, method=probdl.SVI(steps=8), seed=1)
+    assert "loss_not_finite" in [f.check for f in fit.diagnose()]

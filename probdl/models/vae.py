@@ -14,8 +14,10 @@ from pyro.nn.module import to_pyro_module_
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from probdl.errors import DataError
+from probdl.model.recorder import ControlFlowError
 from probdl.nn import MLP, ConvNet, TransposedConvNet, initialize
-from probdl.util.settings import check_choice
+from probdl.util.settings import check_choice, check_int
 
 __all__ = ["VAE"]
 
@@ -42,10 +44,12 @@ class VAE(PyroModule):
             that are 0 or 1, ``"continuous_bernoulli"`` for pixels in between, ``"normal"`` with a
             learned standard deviation ``noise`` that all pixels share, or ``"poisson"``.
         num_classes: the number of classes of a conditional VAE, whose model and guide have the
-            argument ``label`` (n,), integers. None makes an unconditional VAE.
+            argument ``label`` (n,), integers from 0 to ``num_classes`` - 1. None makes an
+            unconditional VAE.
 
     Raises:
-        SettingError: the likelihood does not exist.
+        SettingError: the likelihood does not exist, or a number is not an integer of at least 1.
+        DataError: (model and guide) the labels are of another shape, or outside their range.
 
     Example:
         >>> import torch, probdl
@@ -71,6 +75,9 @@ class VAE(PyroModule):
     ) -> None:
         super().__init__()
         check_choice("VAE", likelihood=(likelihood, LIKELIHOODS))
+        check_int("VAE", latent_dim=(latent_dim, 1))
+        if num_classes is not None:
+            check_int("VAE", num_classes=(num_classes, 1))
         for module in (encoder, decoder):
             to_pyro_module_(module)  # makes each weight a named param site
         self.encoder = encoder
@@ -152,11 +159,13 @@ class VAE(PyroModule):
             label: the classes (n,) of a conditional VAE.
             size: the number of rows if x and label are None.
         """
-        rows = len(x) if x is not None else len(label) if label is not None else (size or 1)
+        given = x if x is not None else label
+        rows = (size or 1) if given is None else len(given) if given.ndim else 0
+        labels = self._one_hot(label, rows)
         with pyro.plate("data", rows):
             prior = dist.Normal(torch.tensor(0.0), torch.tensor(1.0)).expand([self.latent_dim])
             z = pyro.sample("z", prior.to_event(1))
-            output = self.decoder(z, *self._one_hot(label, z))
+            output = self.decoder(z, *(one_hot.to(z.dtype) for one_hot in labels))
             likelihood = self._distribution(output)
             return pyro.sample("x", likelihood.to_event(output.ndim - 1), obs=x)
 
@@ -173,9 +182,10 @@ class VAE(PyroModule):
         """
         if x is None:
             raise ValueError("The guide of a VAE encodes data. Pass x.")
+        labels = self._one_hot(label, len(x))
         with pyro.plate("data", len(x)):
             like = next(self.encoder.parameters())
-            output = self.encoder(x.to(like.dtype), *self._one_hot(label, like))
+            output = self.encoder(x.to(like.dtype), *(one_hot.to(like.dtype) for one_hot in labels))
             loc, log_scale = output.chunk(2, -1)
             return pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
 
@@ -183,16 +193,31 @@ class VAE(PyroModule):
         """Run the model."""
         return self.model(*args, **kwargs)
 
-    def _one_hot(self, label: Tensor | None, like: Tensor) -> list[Tensor]:
+    def _one_hot(self, label: Tensor | None, rows: int) -> list[Tensor]:
+        """Return the one-hot labels (rows, num_classes) of a conditional VAE."""
         if self.num_classes is None:
-            return []
+            if label is None:
+                return []
+            raise DataError(
+                "The argument label was given, but this VAE is not conditional and does not use "
+                "it. Make the VAE with num_classes=, or leave label out."
+            )
         if label is None:
             raise ValueError(
                 "This VAE is conditional (num_classes=). Pass label=, an integer array of shape "
                 "(n,)."
             )
-        classes = torch.arange(self.num_classes)
-        return [(label.reshape(-1, 1) == classes).to(like.dtype)]
+        if label.shape != (rows,):
+            raise DataError(
+                f"Argument 'label' has shape {tuple(label.shape)}; it must be ({rows},), one "
+                "integer for each row. Use label[:, 0] for a column, and label.argmax(1) for "
+                "one-hot labels."
+            )
+        one_hot = label[:, None] == torch.arange(self.num_classes)
+        valid = one_hot.any(1)
+        _check_labels(label, valid, self.num_classes)
+        # A label of a later batch, unseen while the step was recorded, makes the loss NaN.
+        return [torch.where(valid[:, None], one_hot.to(torch.float64), torch.nan)]
 
     def _distribution(self, output: Tensor) -> Any:
         if self.likelihood == "bernoulli":
@@ -202,6 +227,21 @@ class VAE(PyroModule):
         if self.likelihood == "poisson":
             return dist.Poisson(output.exp())
         return dist.Normal(output, self.noise)  # type: ignore[arg-type]
+
+
+def _check_labels(label: Tensor, valid: Tensor, num_classes: int) -> None:
+    """Raise DataError for labels that are no integers from 0 to num_classes - 1."""
+    try:
+        if valid.all():
+            return
+    except ControlFlowError:  # while a training step is recorded, the values are not known
+        return
+    index = int((~valid).nonzero()[0])
+    raise DataError(
+        f"Argument 'label': {int((~valid).sum())} of {len(label)} values are not integers from 0 "
+        f"to {num_classes - 1} (first: index {index} = {label[index].item()}). Number the "
+        f"classes from 0, or raise num_classes={num_classes}."
+    )
 
 
 class _Labelled(nn.Module):
