@@ -47,6 +47,7 @@ DIVERGING_ERROR = 0.01  # ours: every divergence is reported; a larger share is 
 ACCEPTANCE_MIN = 0.02  # ours: below this rate a random walk hardly moves
 TAIL_DRAWS_MIN = 25  # ours: a generalised Pareto distribution is fitted to a fifth of the draws
 PRIOR_DRAWS = 200  # ours: data outside all of them have a probability of 2 / 201
+MISFIT_MIN = 0.1  # ours: standard deviations of the data; fitted models are not exact
 SAME_AS_PRIOR = 0.01  # ours: p-value below which prior and posterior differ
 COVERED_MIN = 0.7  # ours: share of the data; 0.97 are expected of draws from their distribution
 SATURATED_MIN = 0.95  # ours: D(x) - D(G(z)) above which the generator learns little
@@ -301,8 +302,10 @@ TOPICS: dict[str, dict[str, Check]] = {
         "prior_conflict": Check(
             _WARNING,
             "The mean of the data is outside, or their standard deviation above, the range of "
-            "prior predictive data sets.",
-            f"{PRIOR_DRAWS} data sets",
+            "prior predictive data sets. Parameters have their fitted values, and masked data are "
+            "left out.",
+            f"{PRIOR_DRAWS} data sets; of several sites only those far outside; in a model with "
+            f"fitted parameters by {MISFIT_MIN:g} standard deviations of the data",
         ),
         "params_held": Check(
             _WARNING,

@@ -150,7 +150,7 @@ def _fit(
         fit = _run(chosen, program, seed, progress, own)
     findings = [*fit.findings, *_no_data_findings(program, fit), *_factor_findings(fit)]
     if chosen.uses_prior:
-        findings += check_prior(program, fit.structure, fit.draws, stream(seed, "prior check"))
+        findings += check_prior(fit.program, fit.structure, fit.draws, stream(seed, "prior check"))
     return replace(
         fit,
         findings=findings,

@@ -5,6 +5,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from torch.distributions import constraints
 
 import probdl
 from probdl.io.idata import to_idata
@@ -99,6 +100,88 @@ def test_data_with_a_large_spread_have_a_conflict_and_with_a_small_one_do_not():
         y -= y.mean()
         found = checks(probdl.infer(normal_normal, SIGMA, y, method="map", seed=1))
         assert ("prior_conflict" in found) == conflict
+
+
+def test_conflicts_are_judged_with_fitted_parameters():
+    class Rows(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = torch.nn.Linear(1, 1)
+
+        def model(self, x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+                pyro.sample("x", dist.Normal(self.network(z), 0.5).to_event(1), obs=x)
+
+        def guide(self, x):
+            scale = pyro.param("scale", torch.tensor(0.5), constraint=constraints.positive)
+            slope = pyro.param("slope", torch.tensor(0.0))
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(slope * (x - 20.0), scale).to_event(1))
+
+    def with_param(y):
+        level = pyro.param("level", torch.tensor(0.0))
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("obs", len(y)):
+            pyro.sample("y", dist.Normal(level + mu, 1.0), obs=y)
+
+    y = RNG.normal(20.0, 1.0, size=40)
+    assert "prior_conflict" not in checks(probdl.infer(with_param, y, method="map", seed=1))
+    rows = torch.from_numpy(y[:, None].astype(np.float32))
+    method = probdl.SVI(steps=2000, learning_rate=0.1)
+    for model in (Rows(), Rows().model):
+        fit = probdl.infer(model, rows, method=method, seed=1)
+        assert fit.stats["params"]["network.bias"] == pytest.approx(y.mean(), abs=1.0)
+        assert "prior_conflict" not in checks(fit)
+    held = probdl.infer(with_param, y, method=probdl.NUTS(draws=50, chains=1), seed=1)
+    assert "prior_conflict" in checks(held)  # the parameter was held at 0
+
+
+def test_masked_data_are_no_conflict():
+    def model(y, mask, event=False):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("obs", len(y)):
+            if event:
+                fn = dist.Normal(mu, 1.0).expand([2]).to_event(1).mask(mask)
+                pyro.sample("y", fn, obs=torch.stack([y, y], -1))
+            else:
+                with pyro.poutine.mask(mask=mask):
+                    pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    y = RNG.normal(size=40)
+    mask = torch.arange(40) < 23
+    y[23:] = -100.0
+    for event in (False, True):
+        assert checks(probdl.infer(model, y, mask, event, method="map", seed=1)) == []
+        wrong = probdl.infer(model, y + 50.0, mask, event, method="map", seed=1)
+        (finding,) = wrong.diagnose()
+        assert finding.check == "prior_conflict"
+        assert f"{y[:23].mean() + 50:.4g}, above" in finding.message
+    nothing = probdl.infer(model, y, mask & False, method="map", seed=1)
+    assert "prior_conflict" not in checks(nothing)
+
+
+def test_sites_of_a_loop_have_one_conflict():
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        for i in pyro.plate("obs", len(y)):
+            pyro.sample(f"y_{i}", dist.Normal(mu, 1.0), obs=y[i])
+
+    y = RNG.normal(200.0, 1.0, size=20)
+    (finding,) = probdl.infer(model, y, method="map", seed=1).diagnose()
+    assert finding.check == "prior_conflict"
+    assert len(finding.sites) == 20
+    assert "and 15 more conflict with it as well" in finding.message
+    # Of many sites some are outside all draws by chance.
+    found = [
+        checks(probdl.infer(model, RNG.normal(RNG.normal(), 1.0, 20), method="map", seed=seed))
+        for seed in range(20)
+    ]
+    assert sum("prior_conflict" in of for of in found) <= 3  # binomial(20, 0.02): 0.0006
+    y = RNG.normal(0.0, 1.0, size=20)
+    y[7] = 30.0
+    (finding,) = probdl.infer(model, y, method="map", seed=1).diagnose()
+    assert finding.sites == ("y_7",)
 
 
 def test_conflicts_of_counts():

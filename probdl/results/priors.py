@@ -15,13 +15,16 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from probdl.errors import ProbdlError
-from probdl.findings import PRIOR_DRAWS, SAME_AS_PRIOR, Finding
+from probdl.findings import MISFIT_MIN, PRIOR_DRAWS, SAME_AS_PRIOR, Finding
 from probdl.model.program import Program
 from probdl.model.sites import Structure
 from probdl.model.streaming import sample_prior, whole
@@ -34,6 +37,7 @@ __all__ = ["check_prior"]
 # Larger checks would take too long after each fit.
 MAX_DRAWN_NUMBERS = 2**23
 MAX_COMPARED_SCALARS = 500  # per site
+MAX_NAMED_SITES = 4  # in one message
 
 Array = NDArray[Any]
 
@@ -43,11 +47,12 @@ def check_prior(
 ) -> list[Finding]:
     """Check for conflicts of prior and data, and for sites about which the data are uninformative.
 
-    Nothing is checked if a prior is flat, if the prior cannot be sampled, or if the model has more
-    than about 40,000 numbers in its sites.
+    The parameters of the model, such as the weights of a network, have their fitted values. Nothing
+    is checked if a prior is flat, if the prior cannot be sampled, or if the model has more than
+    about 40,000 numbers in its sites.
 
     Args:
-        program: the model with its data.
+        program: the fitted model with its data.
         structure: its sites.
         draws: posterior draws by site, (chain, draw, *shape). A site without draws, or with a
             single one, is not compared with its prior.
@@ -63,23 +68,31 @@ def check_prior(
         or size * PRIOR_DRAWS > MAX_DRAWN_NUMBERS
     ):
         return []
+    structure = structure.with_values(
+        {s.name: _mean_draw(draws[s.name]) for s in structure.of("param") if s.name in draws}
+    )
     try:
         with isolated(seed), warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            masks = _masks(program, structure)
             prior = sample_prior(program, structure, PRIOR_DRAWS)
             observed = whole(program, structure).of("observed")
     except (ProbdlError, RuntimeError):  # e.g. an invalid covariance at a draw
         return []
     values = {name: np.asarray(value) for name, value in prior.items()}
-    findings = [
-        finding
-        for site in observed
-        for finding in _check_conflict(
-            site.name,
-            without_masked(site, np.asarray(site.value), 0),
-            without_masked(site, values[site.name], 1),
-        )
-    ]
+    findings = _check_conflicts(
+        [
+            conflict
+            for site in observed
+            for conflict in _conflicts(
+                site.name,
+                without_masked(site, np.asarray(site.value), 0),
+                without_masked(site, values[site.name], 1),
+            )
+        ],
+        len(observed),
+        fitted=bool(structure.of("param")),
+    )
     names = tuple(s.name for s in latent if _same_as_prior(draws.get(s.name), values.get(s.name)))
     if names and len(names) < len(latent):
         them = "it" if len(names) == 1 else "them"
@@ -97,8 +110,40 @@ def check_prior(
     return findings
 
 
-def _check_conflict(name: str, data: Array, drawn: Array) -> list[Finding]:
-    """Compare the mean and standard deviation of data with those of prior predictive draws."""
+def _mean_draw(draws: Array) -> Tensor:
+    return torch.as_tensor(draws.mean((0, 1)))
+
+
+@dataclass(frozen=True)
+class _Conflict:
+    """A statistic of the data of a site that lies outside those of all prior predictive draws."""
+
+    site: str
+    statistic: str
+    value: float
+    expected: Array
+    spread: float  # the standard deviation of the data
+
+    @property
+    def distance(self) -> float:
+        """The distance from the mean of the draws, in their standard deviations."""
+        spread = float(self.expected.std())
+        return self.gap / spread if spread > 0 else math.inf
+
+    @property
+    def gap(self) -> float:
+        """The distance from the mean of the draws."""
+        return abs(self.value - float(self.expected.mean()))
+
+
+def _conflicts(name: str, data: Array, drawn: Array) -> list[_Conflict]:
+    """Compare the mean and standard deviation of data with those of prior predictive draws.
+
+    Args:
+        name: name of the site.
+        data: its data; NaN where an element is masked.
+        drawn: draws of the data, (draws, *shape).
+    """
     rows = drawn.reshape(len(drawn), -1).astype(np.float64)
     observed = np.broadcast_to(data, drawn.shape[1:]).ravel().astype(np.float64)
     rows, observed = rows[:, ~np.isnan(observed)], observed[~np.isnan(observed)]
@@ -111,22 +156,52 @@ def _check_conflict(name: str, data: Array, drawn: Array) -> list[Finding]:
         expected = expected[~np.isnan(expected)]
         above, below = value > expected.max(initial=-np.inf), value < expected.min(initial=np.inf)
         # Priors are often wide on purpose, so a small standard deviation is not a conflict.
-        if len(expected) < PRIOR_DRAWS or not (above or (below and statistic == "mean")):
-            continue
-        low, high = np.quantile(expected, [0.025, 0.975])
-        return [
-            Finding(
-                "warning",
-                "prior_conflict",
-                f"The data conflict with the prior: the {statistic} of '{name}' is {value:.4g}, "
-                f"{'above' if above else 'below'} that of all {PRIOR_DRAWS} prior predictive data "
-                f"sets (95% of their {statistic}s lie between {low:.4g} and {high:.4g}).",
-                "Check the units of the data and the likelihood. If they are right, use wider or "
-                "shifted priors; fit.to_idata(prior=True) returns draws from the prior.",
-                (name,),
-            )
-        ]
+        if len(expected) == PRIOR_DRAWS and (above or (below and statistic == "mean")):
+            return [_Conflict(name, statistic, float(value), expected, observed.std())]
     return []
+
+
+def _check_conflicts(conflicts: list[_Conflict], count: int, *, fitted: bool) -> list[Finding]:
+    """Return one finding for all conflicts of ``count`` sites, which may come from a loop.
+
+    Args:
+        conflicts: the conflicts.
+        count: number of sites that were checked.
+        fitted: whether the model has parameters that were fitted to the data.
+    """
+    # Of many sites some are outside all draws by chance, but none is far outside.
+    least = stats.norm.isf(1 / (PRIOR_DRAWS + 1) / count) if count > 1 else 0.0
+    found = sorted((c for c in conflicts if c.distance > least), key=lambda c: -c.distance)
+    if fitted:  # such data sets hardly vary, so that any misfit of the model is outside all draws
+        found = [c for c in found if c.gap > MISFIT_MIN * c.spread]
+    if not found:
+        return []
+    worst = found[0]
+    low, high = np.quantile(worst.expected, [0.025, 0.975])
+    also = ""
+    if len(found) > 1:
+        names = [repr(c.site) for c in found[1 : 1 + MAX_NAMED_SITES]]
+        more = f" and {len(found) - 1 - len(names)} more" if len(found) - 1 > len(names) else ""
+        also = f" The data of {', '.join(names)}{more} conflict with it as well."
+    seen = (
+        f"the {worst.statistic} of '{worst.site}' is {worst.value:.4g}, "
+        f"{'above' if worst.value > high else 'below'} that of all {PRIOR_DRAWS} prior predictive "
+        f"data sets (95% of their {worst.statistic}s lie between {low:.4g} and {high:.4g})"
+    )
+    sites = tuple(c.site for c in found)
+    if fitted:
+        message = f"The data conflict with the prior at the fitted parameters: {seen}.{also}"
+        remedy = (
+            "Check that the parameters were fitted, and for long enough; then check the priors of "
+            "the latent sites and the likelihood."
+        )
+    else:
+        message = f"The data conflict with the prior: {seen}.{also}"
+        remedy = (
+            "Check the units of the data and the likelihood. If they are right, use wider or "
+            "shifted priors; fit.to_idata(prior=True) returns draws from the prior."
+        )
+    return [Finding("warning", "prior_conflict", message, remedy, sites)]
 
 
 def _same_as_prior(posterior: Array | None, prior: Array | None) -> bool:
