@@ -45,6 +45,7 @@ SCALE_RATIO_MAX = 1.15  # ours: error of a standard deviation, as a factor in ei
 TREE_SHARE_MAX = 0.01  # ours: draws stay valid, and a few short trajectories slow no chain
 DIVERGING_ERROR = 0.01  # ours: every divergence is reported; a larger share is an error
 ACCEPTANCE_MIN = 0.02  # ours: below this rate a random walk hardly moves
+COLLAPSED_KL_MAX = 0.01  # ours: nats of a latent dimension, averaged over rows
 TAIL_DRAWS_MIN = 25  # ours: a generalised Pareto distribution is fitted to a fifth of the draws
 PRIOR_DRAWS = 200  # ours: data outside all of them have a probability of 2 / 201
 MISFIT_MIN = 0.1  # ours: standard deviations of the data; fitted models are not exact
@@ -258,6 +259,18 @@ TOPICS: dict[str, dict[str, Check]] = {
             _INFO,
             "Training ended early because the ELBO, in means of 100 steps, stopped improving "
             "(patience=).",
+        ),
+        "kl_annealing": Check(
+            _WARNING,
+            "The weight of the KL term had not risen to 1 at the end of training, so the guide was "
+            "fitted to another objective than the ELBO.",
+            "fewer steps than kl_annealing",
+        ),
+        "posterior_collapse": Check(
+            ("warning", "info"),
+            "In some latent dimensions of the rows the guide equals the prior, so these carry no "
+            "information about the data; a warning if it is all of them.",
+            f"KL divergence below {COLLAPSED_KL_MAX:g} nats, averaged over rows *",
         ),
         "mode_collapse": Check(
             _WARNING,

@@ -1,6 +1,8 @@
 """Variational autoencoders: training, shapes, likelihoods and labels."""
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from scipy import stats
@@ -216,3 +218,66 @@ def test_a_bad_label_in_a_later_batch_ends_the_training(conditional):
     with pytest.warns(probdl.FindingWarning, match="values are not integers from 0 to 3"):
         fit = probdl.infer(vae, loader, method=probdl.SVI(steps=8), seed=1)
     assert "loss_not_finite" in [f.check for f in fit.diagnose()]
+
+
+class TwoFactors(nn.Module):
+    """x depends on one of two latent dimensions."""
+
+    def __init__(self, weight, start=0.0):
+        super().__init__()
+        self.weight = torch.tensor([weight, 0.0])
+        self.loc = nn.Parameter(torch.full((2,), start))
+        self.log_scale = nn.Parameter(torch.zeros(2))
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 3.0).to_event(1))
+            pyro.sample("x", dist.Normal((z * self.weight).sum(-1), 0.5), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            fn = dist.Normal(x[:, None] * self.loc, 3.0 * self.log_scale.exp())
+            pyro.sample("z", fn.to_event(1))
+
+
+@pytest.mark.parametrize("engine", ["auto", "eager"])
+def test_plain_torch_modules_without_param_statements_are_trained(engine):
+    x = torch.from_numpy(np.random.default_rng(0).normal(0, 3.0, 200).astype(np.float32))
+    method = probdl.SVI(steps=1000, learning_rate=0.02, engine=engine)
+    fit = probdl.infer(TwoFactors(1.0), x, method=method, seed=1)
+    # The posterior of the first factor is N(9 x / 9.25, 2.25 / 9.25).
+    assert fit.stats["params"]["loc"] == pytest.approx([9 / 9.25, 0.0], abs=0.02)
+    scale = 3.0 * np.exp(fit.stats["params"]["log_scale"])
+    assert scale == pytest.approx([(2.25 / 9.25) ** 0.5, 3.0], rel=0.1)
+
+
+def collapse(fit):
+    return [f for f in fit.diagnose() if f.check == "posterior_collapse"]
+
+
+@pytest.mark.parametrize("rows", [200, 3000])
+def test_posterior_collapse_is_found_with_its_dimensions(rows):
+    x = torch.from_numpy(np.random.default_rng(0).normal(0, 3.0, rows).astype(np.float32))
+    method = probdl.SVI(steps=1500, learning_rate=0.02, batch_size=200)
+    (partial,) = collapse(probdl.infer(TwoFactors(1.0), x, method=method, seed=1))
+    assert partial.severity == "info"
+    assert "1 of 2 latent dimensions of the rows (z[1]) are not used" in partial.message
+    (total,) = collapse(probdl.infer(TwoFactors(0.0), x, method=method, seed=1))
+    assert total.severity == "warning"
+    assert "all 2 latent dimensions of the rows (z[0], z[1])" in total.message
+    assert total.sites == ("z",)
+
+
+def test_a_trained_vae_has_not_collapsed(trained):
+    assert not collapse(trained)
+
+
+def test_annealing_that_does_not_end_is_a_finding():
+    x = torch.from_numpy(np.random.default_rng(0).normal(0, 3.0, 50).astype(np.float32))
+    fit = probdl.infer(TwoFactors(1.0), x, method=probdl.SVI(steps=50, kl_annealing=5000), seed=1)
+    (finding,) = [f for f in fit.diagnose() if f.check == "kl_annealing"]
+    assert "weight of the KL term was 0.01 at the end" in finding.message
+    for annealing in (0, 50):
+        method = probdl.SVI(steps=50, kl_annealing=annealing)
+        found = probdl.infer(TwoFactors(1.0), x, method=method, seed=1).diagnose()
+        assert "kl_annealing" not in [f.check for f in found]

@@ -74,7 +74,6 @@ def check_prior(
     try:
         with isolated(seed), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            masks = _masks(program, structure)
             prior = sample_prior(program, structure, PRIOR_DRAWS)
             observed = whole(program, structure).of("observed")
     except (ProbdlError, RuntimeError):  # e.g. an invalid covariance at a draw

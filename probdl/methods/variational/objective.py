@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from typing import Any
 from unittest.mock import patch
 
+import pyro
 import pyro.util
 import torch
 from pyro.infer import (
@@ -125,7 +126,8 @@ class Objective(Trainable):
         estimator: Any = self.elbo
         items = _ItemAsTensor() if traced else nullcontext()
         with self.program.replaced(swap), _without_nan_checks(), items:
-            return estimator.loss_and_grads(model, guide, *program.args, **program.kwargs)
+            declared = self._declared(guide)
+            return estimator.loss_and_grads(model, declared, *program.args, **program.kwargs)
 
     def _scaled(self, temperature: Tensor | None) -> tuple[Any, Any]:
         scale = Scale(self.plate, self.size, temperature)
@@ -137,6 +139,19 @@ class Objective(Trainable):
     def callables(self) -> tuple[Any, Any]:
         """Return the model and the guide, with their effect handlers."""
         return self._scaled(None)
+
+    @staticmethod
+    def _declared(guide: Callable[..., Any]) -> Callable[..., Any]:
+        """Add a param statement: without any, Pyro's estimators do not backpropagate.
+
+        The parameters of plain torch modules, which make no statements, would stay as they are.
+        """
+
+        def with_statement(*args: Any, **kwargs: Any) -> Any:
+            pyro.param("probdl: at least one", torch.zeros(()))
+            return guide(*args, **kwargs)
+
+        return with_statement
 
     def check_sites(self) -> None:
         """Check that the guide samples exactly the latent sites of the model.

@@ -35,6 +35,7 @@ from probdl.methods.training.optimizers import (
     check_schedule,
 )
 from probdl.methods.training.trainable import Trainable
+from probdl.methods.variational.checks import check_annealing, check_collapse
 from probdl.methods.variational.guides import check_guide, make_guide
 from probdl.methods.variational.objective import ELBOS, Objective, resolve_elbo
 from probdl.methods.variational.starting import Start, find_start, place_guide
@@ -225,6 +226,10 @@ class SVI(Method, name="svi"):
             module.eval()
         proposal = Proposal(guide, params, objective.parameters, local)
         structure = structure.with_values(params)
+        checks = [
+            *check_annealing(self.kl_annealing, outcome.best_step),
+            *check_collapse(program, structure, proposal, stream(seed, "collapse")),
+        ]
         stats = {
             "elbo": -outcome.losses,
             "best_step": outcome.best_step,
@@ -244,7 +249,7 @@ class SVI(Method, name="svi"):
             draws,
             stats | weight_stats,
             seed,
-            [*start.findings, *outcome.findings, *findings],
+            [*start.findings, *outcome.findings, *checks, *findings],
             proposal=proposal,
         )
 
