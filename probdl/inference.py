@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numbers
 import secrets
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from probdl.errors import FindingWarning, ModelError, SettingError, TimeLimitError, warn
-from probdl.findings import Finding
+from probdl.findings import Finding, Findings
 from probdl.methods import METHODS, Method, resolve
 from probdl.methods.base import PYRO_NAMES, setting_named
 from probdl.model.callables import accepts_argument, runnable, signature
@@ -86,6 +87,7 @@ def infer(
         >>> fit.predict(np.array([4.0, 5.0]))["y"].shape
         (1, 1000, 2)
     """
+    started = time.perf_counter()
     chosen = resolve(method)
     if seed is None:
         seed = secrets.randbits(32)
@@ -122,7 +124,10 @@ def infer(
         raise SettingError(f"progress={progress!r}: progress must be True, False or None.")
     with isolated(seed):  # also isolates what Program does with the arguments
         fit = _fit(chosen, model, args, kwargs, seed, coords, dims, progress, time_limit)
-    _report(fit, progress)
+    findings = fit.diagnose()
+    # All that the call took: the checks after the method, and waiting for other threads, too.
+    fit.timings["total"] = time.perf_counter() - started
+    _report(fit, findings, progress)
     return fit
 
 
@@ -174,9 +179,9 @@ def _run(method: Method, program: Program, seed: int, progress: bool | None, own
         ) from None
 
 
-def _report(fit: Fit, progress: bool | None) -> None:
+def _report(fit: Fit, findings: Findings, progress: bool | None) -> None:
     """Warn of serious findings; print one line if there are none and progress is shown."""
-    serious = [f for f in fit.diagnose() if f.severity != "info"]
+    serious = [f for f in findings if f.severity != "info"]
     if serious:
         warn("\n".join(map(str, serious)), FindingWarning)
     else:

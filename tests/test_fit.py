@@ -14,8 +14,9 @@ from scipy import stats
 from scipy.special import logsumexp
 
 import probdl
-from probdl.io.idata import ARVIZ_1, groups
+from probdl.io.idata import ARVIZ_1, groups, summary, variables
 from probdl.models import linear_regression, normal_normal
+from probdl.results import fit as fit_module
 
 RNG = np.random.default_rng(3)
 X = RNG.normal(size=(25, 2))
@@ -258,6 +259,85 @@ def test_text_and_html_show_the_model_the_method_and_the_summary(schools_fit):
     data = rng.normal(size=(50, 30)), rng.normal(size=50)
     many = probdl.infer(linear_regression, *data, method="map", seed=1)
     assert "… and 12 more rows in fit.summary()" in repr(many)
+
+
+def test_only_the_rows_that_are_shown_are_computed(monkeypatch):
+    def model(y):
+        with pyro.plate("group", 60):
+            theta = pyro.sample("theta", dist.Normal(torch.zeros(5), 1.0).to_event(1))
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(mu + theta.sum(), 1.0), obs=y)
+
+    labels = [f"g{i}" for i in range(60)]
+    fit = probdl.infer(model, 1.0, method="laplace", seed=1, coords={"group": labels})
+    computed = []
+
+    def counted(idata, **options):
+        computed.append(sum(v.size // 1000 for v in variables(idata, "posterior").values()))
+        return summary(idata, **options)
+
+    monkeypatch.setattr(fit_module, "summary", counted)
+    shown = repr(fit)
+    assert "theta[g3, 4]" in shown
+    assert "theta[g4, 0]" not in shown
+    assert "… and 281 more rows in fit.summary()" in shown
+    assert repr(fit) == shown
+    assert "281 more rows" in fit._repr_html_()
+    assert computed == [20]
+    table = fit.summary()
+    assert len(table) == 301
+    assert computed == [20, 301]
+    assert fit.summary().equals(table)
+    assert computed == [20, 301]
+    assert list(table.index[:20]) == list(fit._summary_head[0].index)
+    assert table.iloc[:20].equals(fit._summary_head[0])
+    table["mean"] = 0.0  # a copy
+    assert not fit.summary().equals(table)
+
+
+def test_networks_are_summarised_by_layer(tmp_path):
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(3, 30), torch.nn.Tanh(), torch.nn.Linear(30, 1))
+
+    def model(x, y):
+        net = pyro.module("net", network)
+        level = pyro.param("level", torch.tensor(0.5))
+        with pyro.plate("obs", len(x)):
+            pyro.sample("y", dist.Normal(net(x)[:, 0] + level, 1.0), obs=y)
+
+    x = torch.randn(50, 3)
+    fit = probdl.infer(model, x, x[:, 0], method=probdl.SVI(steps=20), seed=1)
+    table = fit.summary()
+    weight = fit.draws["net$$$0.weight"]
+    assert "net.0.weight" in table.index
+    assert table.loc["net.0.weight", "shape"] == "(30, 3)"
+    assert table.loc["net.0.weight", "mean"] == pytest.approx(weight.mean())
+    assert table.loc["net.0.weight", "sd"] == pytest.approx(weight.std())
+    assert table.loc["level", "estimate"] == fit.draws["level"].item()
+    assert {"net.0.bias", "net.2.weight", "net.2.bias[0]"} <= set(table.index)
+    assert len(table) == 5
+    assert "(30, 3)" in repr(fit)
+    assert "more rows" not in repr(fit)
+    assert "<td>(30, 3)</td>" in fit._repr_html_()
+    fit.save(tmp_path / "fit")
+    assert probdl.load(tmp_path / "fit").summary().equals(table)
+    # Few weights with standard errors are shown one by one.
+    small = probdl.infer(linear_module, x, x[:, 0], method="mle", seed=1).summary()
+    assert "linear.weight[0, 2]" in small.index
+    assert np.isfinite(small["standard_error"]).all()
+
+
+class LinearModule(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(3, 1)
+
+    def forward(self, x, y=None):
+        with pyro.plate("obs", len(x)):
+            pyro.sample("y", dist.Normal(self.linear(x)[:, 0], 1.0), obs=y)
+
+
+linear_module = LinearModule()
 
 
 def test_findings_are_readable():

@@ -1,6 +1,7 @@
 """A time limit, Ctrl-C and a failing chain: partial results are returned and reported."""
 
 import threading
+import time
 
 import numpy as np
 import pyro
@@ -9,7 +10,10 @@ import pytest
 import torch
 
 import probdl
+from probdl import inference
+from probdl.methods import METHODS
 from probdl.methods.mcmc.chains import Chain, gather
+from probdl.model.program import Program
 from probdl.models import normal_normal
 from probdl.util.clock import Clock, TimeUp
 
@@ -178,3 +182,35 @@ def test_a_chain_without_start_uses_the_start_of_another(monkeypatch):
     fit = probdl.infer(normal_normal, SIGMA, Y, method=method, seed=1)
     assert fit.num_chains == 4
     assert "1 chain found no start" in str(fit.diagnose())
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_the_total_is_what_the_call_took(name, monkeypatch):
+    def slow_program(*args, **kwargs):
+        time.sleep(0.2)
+        return Program(*args, **kwargs)
+
+    def slow_check(*args):
+        time.sleep(0.3)
+        return []
+
+    monkeypatch.setattr(inference, "Program", slow_program)  # before the method
+    monkeypatch.setattr(inference, "_no_data_findings", slow_check)  # after it
+    settings, model, data = {}, normal_normal, (SIGMA, Y)
+    if name == "gan":
+
+        def model(x=None):
+            scale = pyro.param("scale", torch.tensor(1.0))
+            with pyro.plate("data", 1 if x is None else len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+                pyro.deterministic("x", scale * z, event_dim=1)
+
+        data = (np.zeros((64, 1)),)
+        settings = {"discriminator": probdl.nn.MLP([1, 4, 1]).double(), "steps": 20}
+    elif name == "svi":
+        settings = {"steps": 20}
+    start = time.perf_counter()
+    fit = probdl.infer(model, *data, method=METHODS[name](**settings), seed=1)
+    took = time.perf_counter() - start
+    parts = sum(seconds for part, seconds in fit.timings.items() if part != "total")
+    assert parts + 0.5 <= fit.timings["total"] <= took

@@ -12,19 +12,33 @@ __all__ = ["as_html", "as_text"]
 MAX_SUMMARY_ROWS = 20
 
 
-def as_text(title: str, table: pd.DataFrame, findings: Findings) -> str:
-    """Return a fit as text: the title, the first rows of the summary, the findings."""
-    lines = table.head(MAX_SUMMARY_ROWS).to_string().splitlines()
-    if len(table) > MAX_SUMMARY_ROWS:
-        lines.append(f"… and {len(table) - MAX_SUMMARY_ROWS} more rows in fit.summary()")
+def as_text(title: str, table: pd.DataFrame, rows: int, findings: Findings) -> str:
+    """Return a fit as text: the title, the first rows of the summary, the findings.
+
+    Args:
+        title: the first line.
+        table: the rows of the summary that are shown.
+        rows: the number of all its rows.
+        findings: the findings.
+    """
+    lines = table.to_string(na_rep=_missing(table)).splitlines()
+    if rows > len(table):
+        lines.append(f"… and {rows - len(table)} more rows in fit.summary()")
     return "\n".join([title, *lines, *map(str, findings)])
 
 
-def as_html(model: str, method: str, facts: str, table: pd.DataFrame, findings: Findings) -> str:
-    """Return a fit as HTML."""
-    more = len(table) - MAX_SUMMARY_ROWS
+def as_html(
+    model: str, method: str, facts: str, table: pd.DataFrame, rows: int, findings: Findings
+) -> str:
+    """Return a fit as HTML, with the first of all rows of its summary."""
+    more = rows - len(table)
     note = f"<p>… and {more} more rows in <code>fit.summary()</code></p>" if more > 0 else ""
     return (
         f"<div><b>Fit of {html.escape(model)}</b> <code>{html.escape(method)}</code> {facts}"
-        f"{table.head(MAX_SUMMARY_ROWS).to_html()}{note}{findings._repr_html_()}</div>"
+        f"{table.to_html(na_rep=_missing(table))}{note}{findings._repr_html_()}</div>"
     )
+
+
+def _missing(table: pd.DataFrame) -> str:
+    """Return what is shown for missing values: rows of scalars and of layers share a table."""
+    return "" if {"estimate", "shape"} <= set(table.columns) else "NaN"

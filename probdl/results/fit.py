@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -25,7 +26,7 @@ from probdl.model.loader import MissingLoader
 from probdl.model.program import Program
 from probdl.model.sites import Structure, data_plate, discover
 from probdl.model.without_model import WithoutModel
-from probdl.results import display
+from probdl.results import display, table
 from probdl.results.crossvalidation import CrossValidation, cross_validate
 from probdl.results.diagnostics import check_draws
 from probdl.results.loo import check_moment_matching, matched, warn_of_high_k
@@ -104,7 +105,8 @@ class Fit:
         findings: the findings of the method; ``diagnose()`` adds those of the draws.
         coords: labels of dimensions, by dimension.
         dims: names of dimensions, by site.
-        timings: seconds by part: ``"compile"``, ``"sampling"``, ``"total"`` …
+        timings: seconds by part: ``"compile"``, ``"sampling"`` …, and ``"total"``, the wall-clock
+            time of the whole call of ``infer``, its checks included.
     """
 
     # For each method that a subclass adds, what it needs; see `__init_subclass__`.
@@ -119,7 +121,7 @@ class Fit:
     findings: Sequence[Finding] = ()
     coords: Mapping[str, Any] = field(default_factory=dict)
     dims: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    timings: Mapping[str, float] = field(default_factory=dict)
+    timings: dict[str, float] = field(default_factory=dict)
 
     @property
     def num_chains(self) -> int:
@@ -167,7 +169,8 @@ class Fit:
 
         For draws this is ArviZ's table (mean, sd, interval, Monte Carlo standard error, effective
         sample size, R-hat). For a point estimate it has the estimate, its standard error and its
-        Wald interval.
+        Wald interval; of a network without standard errors it has one row for each layer, with the
+        shape, the mean and the standard deviation of its weights. The table is computed once.
 
         Args:
             options: passed to ``arviz.summary``.
@@ -180,39 +183,56 @@ class Fit:
             >>> fit.summary().index.tolist()
             ['mu']
         """
-        if not self.is_point:
+        if options and not self.is_point:
             return summary(self._posterior, **options)
-        labels, columns = self._labels(), ["estimate", "standard_error", "ci_low", "ci_high"]
-        sources = [{k: v[0, 0] for k, v in self.draws.items()}] + [
-            self.stats.get(column, {}) for column in columns[1:]
-        ]
-        table = {
-            column: np.concatenate(
-                [
-                    np.broadcast_to(source.get(name, np.nan), self.draws[name].shape[2:]).ravel()
-                    for name in self.draws
-                ]
-            )
-            for column, source in zip(columns, sources, strict=True)
-        }
-        return pd.DataFrame(table, index=[label for of in labels.values() for label in of])
+        return self._full_summary.copy()
 
-    def _labels(self) -> dict[str, list[str]]:
-        """Return ArviZ's names of the scalars: ``theta[Choate]``, ``beta[0, 1]``."""
-        labels, coords = {}, self._renamed(self.coords)
+    @cached
+    def _full_summary(self) -> pd.DataFrame:
+        if not self.is_point:
+            return summary(self._posterior)
+        return self._point_summary(None)
+
+    def _point_summary(self, limit: int | None) -> pd.DataFrame:
+        """Return the first rows of the table of a point estimate; all with None."""
+        networks = table.layers(self.structure, self.draws, self.stats)
+        labels = self._labels(limit, set(networks))
+        left = None if limit is None else max(0, limit - sum(map(len, labels.values())))
+        estimates = {name: self.draws[name][0, 0] for name in labels}
+        shown = dict(itertools.islice(networks.items(), left))
+        return table.point_rows(estimates, self.stats, labels, shown)
+
+    @cached
+    def _summary_head(self) -> tuple[pd.DataFrame, int]:
+        """The rows of the summary that are shown, and the number of all rows."""
+        limit = display.MAX_SUMMARY_ROWS
+        scalars = sum(math.prod(a.shape[2:]) for a in self.draws.values())
+        if self.is_point:
+            networks = table.layers(self.structure, self.draws, self.stats)
+            rows = scalars - sum(w.size for w in networks.values()) + len(networks)
+            return self._point_summary(limit), rows
+        if scalars <= limit:
+            return self._full_summary, scalars
+        lead = (self.num_chains, self.num_draws)
+        shown = {
+            label: self.draws[name].reshape(*lead, -1)[..., i]
+            for name, labels in self._labels(limit).items()
+            for i, label in enumerate(labels)
+        }
+        return summary(to_idata({"posterior": shown})), scalars
+
+    def _labels(
+        self, limit: int | None = None, without: Collection[str] = ()
+    ) -> dict[str, list[str]]:
+        """Return ArviZ's names of the first scalars, or of all, by site."""
+        labels: dict[str, list[str]] = {}
+        left, coords = limit, self._renamed(self.coords)
         for name, array in self.draws.items():
-            shape = array.shape[2:]
-            dims = self._dims.get(name, [])
-            axes = [
-                list(coords.get(dims[i] or "", range(n)) if i < len(dims) else range(n))
-                for i, n in enumerate(shape)
-            ]
-            labels[name] = [
-                f"{name}[{', '.join(str(axes[i][j]) for i, j in enumerate(index))}]"
-                if shape
-                else name
-                for index in np.ndindex(*shape)
-            ]
+            if name in without or left == 0:
+                continue
+            names = table.scalar_names(name, array.shape[2:], self._dims.get(name, []), coords)
+            labels[name] = list(itertools.islice(names, left))
+            left = None if left is None else left - len(labels[name])
         return labels
 
     @cached
@@ -846,13 +866,13 @@ class Fit:
         return f"Fit of '{self.program.name}' by {self.method!r}: {size} of {scalars} scalars"
 
     def __repr__(self) -> str:
-        return display.as_text(self.title, self.summary(), self.diagnose())
+        return display.as_text(self.title, *self._summary_head, self.diagnose())
 
     def _repr_html_(self) -> str:
         size = "point estimate" if self.is_point else f"{self.num_chains} × {self.num_draws} draws"
         facts = f"{size}, seed {self.seed}"
         return display.as_html(
-            self.program.name, repr(self.method), facts, self.summary(), self.diagnose()
+            self.program.name, repr(self.method), facts, *self._summary_head, self.diagnose()
         )
 
 

@@ -1,0 +1,98 @@
+"""The summary of a point estimate: a row for each scalar, or for each layer of a network."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from probdl.model.sites import Structure
+from probdl.util.lazy import pandas as pd
+
+__all__ = ["layers", "point_rows", "scalar_names"]
+
+Array = NDArray[Any]
+
+MAX_WEIGHT_ROWS = 20  # larger parameters of a module without standard errors are shown as layers
+COLUMNS = ("estimate", "standard_error", "ci_low", "ci_high")
+LAYER_COLUMNS = ("shape", "mean", "sd")
+
+
+def scalar_names(
+    name: str, shape: Sequence[int], dims: Sequence[str | None], coords: Mapping[str, Any]
+) -> Iterator[str]:
+    """Iterate over ArviZ's names of the scalars of a site: ``theta[Choate]``, ``beta[0, 1]``.
+
+    Args:
+        name: name of the site.
+        shape: its shape.
+        dims: names of its dimensions; the last ones may be missing.
+        coords: the labels along the dimensions.
+    """
+    if not shape:
+        yield name
+        return
+    axes = [
+        list(coords.get(dims[i] or "", range(n)) if i < len(dims) else range(n))
+        for i, n in enumerate(shape)
+    ]
+    for index in itertools.product(*axes):
+        yield f"{name}[{', '.join(map(str, index))}]"
+
+
+def layers(
+    structure: Structure, draws: Mapping[str, Array], stats: Mapping[str, Any]
+) -> dict[str, Array]:
+    """Return the parameters of networks that are summarised as layers, by site name.
+
+    Without its module, as after loading, a network's parameter is known by the dot in its name.
+    """
+    errors = stats.get("standard_error", {})
+    return {
+        s.name: draws[s.name][0, 0]
+        for s in structure.of("param")
+        if (s.parameter is not None or "." in s.name)
+        and s.name in draws
+        and draws[s.name][0, 0].size > MAX_WEIGHT_ROWS
+        and not np.isfinite(errors.get(s.name, np.nan)).all()
+    }
+
+
+def point_rows(
+    estimates: Mapping[str, Array],
+    stats: Mapping[str, Any],
+    labels: Mapping[str, Collection[str]],
+    networks: Mapping[str, Array],
+) -> pd.DataFrame:
+    """Return the table of a point estimate.
+
+    Args:
+        estimates: the estimates by site, flat; those of networks are left out.
+        stats: standard errors and interval bounds by site, under the names of the columns.
+        labels: the names of the scalars by site, as many as are wanted.
+        networks: the weights that are summarised as layers, by site.
+    """
+    parts = []
+    if labels or not networks:
+        columns: dict[str, list[Any]] = {column: [] for column in COLUMNS}
+        for name, names in labels.items():
+            for column in COLUMNS:
+                source = estimates if column == "estimate" else stats.get(column, {})
+                values = np.broadcast_to(source.get(name, np.nan), estimates[name].shape).ravel()
+                columns[column].append(values[: len(names)])
+        index = [_readable(label) for names in labels.values() for label in names]
+        table = {c: np.concatenate(v) if v else np.zeros(0) for c, v in columns.items()}
+        parts.append(pd.DataFrame(table, index=index))
+    if networks:
+        rows = [(str(w.shape), float(w.mean()), float(w.std())) for w in networks.values()]
+        index = [_readable(name) for name in networks]
+        parts.append(pd.DataFrame(rows, columns=list(LAYER_COLUMNS), index=index))
+    return parts[0] if len(parts) == 1 else pd.concat(parts)
+
+
+def _readable(label: str) -> str:
+    """Replace the separator of ``pyro.module`` by a dot."""
+    return label.replace("$$$", ".")
