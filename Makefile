@@ -14,7 +14,7 @@ SIMUK := .venv-simuk
 # NumPyro, PyMC and PyStan.
 PEERS := .venv-peers
 
-.PHONY: demo test coverage environment test-matrix docs findings notebooks bench bench-busy bench-peers bench-scaling bench-references bench-mass bench-engine bench-loops bench-svi bench-gan bench-studies bench-predict lint types check format clean
+.PHONY: demo test coverage environment test-matrix docs findings notebooks bench bench-busy bench-peers bench-scaling bench-references bench-mass bench-starts bench-engine bench-loops bench-svi bench-gan bench-studies bench-predict lint types check format clean
 
 demo: $(STAMP)  ## fit eight schools and a logistic regression on real data, by four methods
 	$(BIN)/python examples/demo.py
@@ -65,6 +65,9 @@ bench-busy: $(STAMP)  ## steps with other work on the cores; writes benchmarks/r
 
 bench-mass: $(STAMP)  ## what NUTS's mass matrix gains and costs; needs PROBDL_SHARED
 	$(BIN)/python -m benchmarks.mass_matrix
+
+bench-starts: $(STAMP)  ## chains that stay where they started; needs PROBDL_SHARED
+	$(BIN)/python -m benchmarks.starts
 
 bench-engine: $(STAMP)  ## how fast the native engine is; writes benchmarks/results/
 	$(BIN)/python -m benchmarks.engine

@@ -29,6 +29,8 @@ RHAT_WITHIN_CHAIN_MAX = 1.05
 # Ours: distance between chain means, in standard deviations of a chain. The sum of two normal
 # densities of equal standard deviation has two modes only beyond this distance.
 MODE_DISTANCE = 2.0
+# Ours: nats between the log probabilities of two regions; exp(-20) is a share of 2e-9.
+STUCK_GAP = 20.0
 ESS_MIN_PER_CHAIN = 100  # 50 for each half of a chain
 DRAWS_MIN = 4  # ArviZ needs at least this many draws
 BFMI_MIN = 0.3
@@ -129,6 +131,14 @@ TOPICS: dict[str, dict[str, Check]] = {
             f"R-hat above {RHAT_ERROR}, R-hat of the halves of each chain below "
             f"{RHAT_WITHIN_CHAIN_MAX}, chain means more than {MODE_DISTANCE:g} standard deviations "
             "apart",
+        ),
+        "stuck_chain": Check(
+            _ERROR,
+            "Some chains stay near their starting points, or at a mode that has practically no "
+            "share of the posterior.",
+            "log density plus log size of the region (interquartile ranges) more than "
+            f"{STUCK_GAP:g} nats below that of another chain, with log densities that do not "
+            "overlap; or most draws of a chain equal",
         ),
         "ess": Check(
             _WARNING,

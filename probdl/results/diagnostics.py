@@ -17,6 +17,7 @@ from probdl.findings import (
     RHAT_ERROR,
     RHAT_MAX,
     RHAT_WITHIN_CHAIN_MAX,
+    STUCK_GAP,
     TREE_SHARE_MAX,
     Finding,
 )
@@ -26,8 +27,10 @@ from probdl.util.clock import TimeUp
 __all__ = [
     "check_draws",
     "check_energy",
+    "check_stuck",
     "check_tree",
     "interrupted",
+    "stuck_chains",
 ]
 
 Array = NDArray[Any]
@@ -166,6 +169,57 @@ def _at_different_modes(posterior: Any, names: Mapping[str, Any]) -> list[str]:
         if (stationary & (gaps > MODE_DISTANCE)).any():
             found.append(name)
     return found
+
+
+def stuck_chains(z: Array, lp: Array) -> Array:
+    r"""Return a mask (chain,) of the chains that are where the posterior has no share.
+
+    The log probability of the region of a chain is about its log density plus the logarithm of the
+    region's size, :math:`\log p + \sum_i \log s_i`, with :math:`s_i` the interquartile ranges. A
+    chain is stuck if that of another is larger by ``STUCK_GAP`` and their log densities do not
+    overlap, or if it hardly moves: most of its draws are equal.
+
+    Args:
+        z: draws on R^d, (chain, draw, d).
+        lp: their log densities, (chain, draw), in nats.
+    """
+    low, high = np.quantile(z, (0.25, 0.75), axis=1)
+    size = high - low  # (chain, d)
+    still = (size <= 0).all(1)
+    with np.errstate(all="ignore"):
+        share = np.median(lp, 1) + np.log(np.maximum(size, np.finfo(float).tiny)).sum(1)
+    share = np.where(np.isfinite(share), share, -np.inf)
+    best = int(np.argmax(share))
+    apart = np.quantile(lp, 0.95, axis=1) < np.quantile(lp[best], 0.05)
+    return still | (apart & (share < share[best] - STUCK_GAP))
+
+
+def check_stuck(z: Array, lp: Array) -> list[Finding]:
+    """Check for chains that stay where they started; arguments as of ``stuck_chains``."""
+    stuck = stuck_chains(z, lp)
+    if not stuck.any() or lp.shape[1] < DRAWS_MIN:
+        return []
+    levels = np.median(lp, 1)
+    listed = [f"chain {c} (log density {levels[c]:.4g})" for c in np.flatnonzero(stuck)]
+    shown = ", ".join(listed[:4]) + (f" and {len(listed) - 4} more" if len(listed) > 4 else "")
+    elsewhere = "No chain moved."
+    if not stuck.all():
+        best = int(np.argmax(np.where(stuck, -np.inf, levels)))
+        elsewhere = (
+            f"The log density of chain {best} is {levels[best]:.4g}, so the posterior has "
+            "practically no mass there."
+        )
+    return [
+        Finding(
+            "error",
+            "stuck_chain",
+            f"{len(listed)} of {len(lp)} chains did not reach the posterior: {shown}. {elsewhere} "
+            "Do not use these draws.",
+            "Give a starting point, such as init={'site': value} or NUTS(init='pathfinder'), run "
+            "more chains, or use priors that rule out implausible values. A higher target_accept "
+            "does not help.",
+        )
+    ]
 
 
 def check_energy(stats: Mapping[str, Any]) -> list[Finding]:

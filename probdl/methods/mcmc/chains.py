@@ -16,7 +16,7 @@ from probdl.errors import ModelError
 from probdl.findings import Finding
 from probdl.methods.fixed_params import held_params
 from probdl.model.density import LogDensity
-from probdl.results.diagnostics import interrupted
+from probdl.results.diagnostics import check_stuck, interrupted, stuck_chains
 from probdl.results.fit import Fit
 
 __all__ = ["Chain", "Chains", "Starts", "gather", "posterior_fit", "random_start"]
@@ -29,6 +29,12 @@ class Chains:
     z: NDArray[np.float64]
     stats: dict[str, NDArray[Any]]
     findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def moving_stats(self) -> dict[str, NDArray[Any]]:
+        """The statistics of the chains that are not stuck; of all chains if all are."""
+        moving = ~stuck_chains(self.z, self.stats["lp"])
+        return {k: v[moving] for k, v in self.stats.items()} if moving.any() else self.stats
 
 
 @dataclass(frozen=True)
@@ -148,7 +154,12 @@ def posterior_fit(
 ) -> Fit:
     """Make the fit of chains."""
     values = density.constrain(torch.from_numpy(chains.z), deterministic=True)
-    findings = [*findings, *chains.findings, *held_params(density.structure)]
+    findings = [
+        *findings,
+        *chains.findings,
+        *check_stuck(chains.z, chains.stats["lp"]),
+        *held_params(density.structure),
+    ]
     draws = {name: value.numpy() for name, value in values.items()}
     stats = {**chains.stats, "engine": evaluator.engine}
     return Fit(method, density.program, density.structure, draws, stats, seed, findings)

@@ -16,6 +16,7 @@ from probdl.compile import ENGINES, Evaluator, choose
 from probdl.methods.approximate.pathfinder import pathfinder_draw
 from probdl.methods.base import Method
 from probdl.methods.mcmc import nutpie_adapter, pyro_nuts
+from probdl.methods.mcmc.approach import TypicalStarts
 from probdl.methods.mcmc.chains import Chains, posterior_fit, random_start
 from probdl.model.density import LogDensity
 from probdl.model.program import Program
@@ -25,7 +26,7 @@ from probdl.results.fit import Fit
 __all__ = ["HMC", "NUTS"]
 
 MASS_MATRICES = ("auto", "diag", "low_rank", "dense")
-INITS = ("random", "pathfinder")
+INITS = ("auto", "random", "pathfinder")
 # Up to this d, learning the correlations takes less than half a second (`make bench-mass`).
 LOW_RANK_DIM_MAX = 50
 
@@ -60,9 +61,10 @@ class NUTS(Method, name="nuts"):
             more effective draws, but warm-up takes longer, by seconds if d is in the hundreds.
             (With nutpie, a dense matrix is a low-rank one with all directions; Pyro has no
             low-rank matrices and uses dense ones.)
-        init: starting points of the chains: ``"random"``, uniform(-2, 2) on R^d, or
-            ``"pathfinder"``, each at a draw of its own path of :class:`Pathfinder`, which shortens
-            warm-up if the posterior is narrow or far from the origin.
+        init: starting points of the chains. ``"auto"``: from a random point, uniform(-2, 2) on R^d,
+            a short ascent leads to where the density is typical of the posterior. ``"random"``:
+            the random points themselves. ``"pathfinder"``: each chain starts at a draw of its own
+            path of :class:`Pathfinder`.
         engine: ``"native"`` for compiled code and nutpie, ``"eager"`` for Pyro's own evaluation,
             or ``"auto"`` for the first of them that works for the model on this machine.
 
@@ -89,7 +91,7 @@ class NUTS(Method, name="nuts"):
     target_accept: float = 0.8
     max_treedepth: int = 10
     mass_matrix: str = "auto"
-    init: str = "random"
+    init: str = "auto"
     engine: str = "auto"
 
     def __post_init__(self) -> None:
@@ -106,10 +108,7 @@ class NUTS(Method, name="nuts"):
         if mass_matrix == "auto":
             mass_matrix = "low_rank" if density.dim <= LOW_RANK_DIM_MAX else "diag"
 
-        def start(chain_seed: int) -> Tensor:
-            if self.init == "pathfinder":
-                return torch.from_numpy(pathfinder_draw(density, evaluator, chain_seed))
-            return random_start(density, evaluator, chain_seed)
+        start = _starts(self, density, evaluator, seed)
 
         if evaluator.engine == "eager" or not nutpie_adapter.available(evaluator):
             kernel = {
@@ -138,8 +137,8 @@ class NUTS(Method, name="nuts"):
             )
         findings += [
             *nutpie_adapter.findings(evaluator),
-            *check_tree(chains.stats, self.max_treedepth),
-            *check_energy(chains.stats),
+            *check_tree(chains.moving_stats, self.max_treedepth),
+            *check_energy(chains.moving_stats),
         ]
         return posterior_fit(self, density, evaluator, chains, seed, findings)
 
@@ -163,6 +162,7 @@ class HMC(Method, name="hmc"):
             about unit scale. For a normal posterior, a quarter of a period (pi / 2) gives
             independent draws, and a whole period (2 pi) returns to the starting point.
         mass_matrix: ``"diag"`` or ``"dense"``.
+        init: starting points of the chains, as in :class:`NUTS`.
         engine: how the density is evaluated, as in :class:`NUTS`; the sampler is always Pyro's.
 
     Raises:
@@ -182,12 +182,13 @@ class HMC(Method, name="hmc"):
     target_accept: float = 0.8
     trajectory_length: float = math.pi / 2
     mass_matrix: str = "diag"
+    init: str = "auto"
     engine: str = "auto"
 
     def __post_init__(self) -> None:
         self._check_int(draws=1, warmup=0, chains=1)
         self._check_real(target_accept=(0, 1), trajectory_length=(0, math.inf))
-        self._check_choice(engine=ENGINES, mass_matrix=("diag", "dense"))
+        self._check_choice(engine=ENGINES, mass_matrix=("diag", "dense"), init=INITS)
 
     def run(self, program: Program, seed: int, progress: bool | None) -> Fit:
         """Fit the program by HMC."""
@@ -199,13 +200,24 @@ class HMC(Method, name="hmc"):
             "trajectory_length": self.trajectory_length,
             "full_mass": self.mass_matrix == "dense",
         }
-        start = functools.partial(random_start, density, evaluator)
+        start = _starts(self, density, evaluator, seed)
         chains = _run_pyro(
             self, pyro_nuts.HMCKernel, kernel, density, evaluator, start, seed, progress
         )
         del chains.stats["tree_depth"]
-        findings += check_energy(chains.stats)
+        findings += check_energy(chains.moving_stats)
         return posterior_fit(self, density, evaluator, chains, seed, findings)
+
+
+def _starts(
+    method: NUTS | HMC, density: LogDensity, evaluator: Evaluator, seed: int
+) -> Callable[[int], Tensor]:
+    """Return the function that finds the starting point of a chain, given its seed."""
+    if method.init == "pathfinder":
+        return lambda chain_seed: torch.from_numpy(pathfinder_draw(density, evaluator, chain_seed))
+    if method.init == "random":
+        return functools.partial(random_start, density, evaluator)
+    return TypicalStarts(density, evaluator, seed, method.warmup * method.chains)
 
 
 def _run_pyro(
