@@ -1,0 +1,5 @@
+"""The models, one file a family; importing this package registers all of them."""
+
+from benchmarks.honesty.models import conjugate, hierarchical, mixtures, regression, shapes
+
+__all__ = ["conjugate", "hierarchical", "mixtures", "regression", "shapes"]
