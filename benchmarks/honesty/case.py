@@ -65,6 +65,7 @@ class Case:
         posterior: posterior means and standard deviations; None leaves the methods of DRAWS out.
         log_evidence: the logarithm of the evidence in nats, if it is known.
         scalars: from draws by site to the scalars that are known.
+        sites: the site of a scalar whose label does not begin with its name.
         methods: the methods that apply, if not all for which there is an answer.
         settings: settings by method, where the model needs some.
     """
@@ -76,6 +77,7 @@ class Case:
     posterior: Answer | None = None
     log_evidence: float | None = None
     scalars: Callable[[Mapping[str, Array]], Mapping[str, Array]] = split
+    sites: Mapping[str, str] = field(default_factory=dict)
     methods: tuple[str, ...] = (*POINT, *DRAWS)
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 

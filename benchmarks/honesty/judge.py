@@ -14,7 +14,7 @@ its data and the machine do not concern the figures.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,12 +73,14 @@ def judge(case: Case, method: str, fit: Fit) -> Judgement:
     if None not in (evidence, known) and not abs(evidence - known) <= EVIDENCE_MAX:
         wrong[EVIDENCE] = f"{EVIDENCE} {evidence:.5g} for {known:.5g}"
     precise = all(found[k].value_error <= PRECISE * answer[k].sd for k in answer if k in found)
-    return classify(wrong, list(fit.diagnose()), precise=precise, defined=bool(answer))
+    sites = {label: case.sites.get(label, label.split("[")[0]) for label in answer}
+    return classify(wrong, fit.diagnose(), sites, precise=precise, defined=bool(answer))
 
 
 def classify(
     wrong: dict[str, str],
     findings: Iterable[Finding],
+    sites: Mapping[str, str],
     *,
     precise: bool = True,
     defined: bool = True,
@@ -88,6 +90,7 @@ def classify(
     Args:
         wrong: what is wrong, by label of the scalar.
         findings: all findings of the fit.
+        sites: the site of each label.
         precise: whether all Monte Carlo standard errors are small.
         defined: whether there is a right answer.
     """
@@ -96,16 +99,17 @@ def classify(
     if not defined:
         wrong = {"": "there is no right answer"}
     if wrong:
-        told = all(any(_concerns(f, label) for f in about) for label in wrong)
+        told = all(any(_concerns(f, sites.get(label)) for f in about) for label in wrong)
         return Judgement(TOLD if told else SILENT, [*wrong.values()], names)
     if about:
         return Judgement(ALARM if precise else TOLD, [], names)
     return Judgement(RIGHT, [], [])
 
 
-def _concerns(finding: Finding, label: str) -> bool:
-    everything = not finding.sites or finding.check in ABOUT_CHAINS or label in ("", EVIDENCE)
-    return everything or label.split("[")[0] in {site.split("[")[0] for site in finding.sites}
+def _concerns(finding: Finding, site: str | None) -> bool:
+    """Return whether a finding is about a site; None stands for the whole fit."""
+    everything = not finding.sites or finding.check in ABOUT_CHAINS or site is None
+    return everything or site in {label.split("[")[0] for label in finding.sites}
 
 
 def figures(case: Case, method: str, fit: Fit) -> dict[str, Figure]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -168,3 +168,10 @@ def _information(log_density: LogDensity, labels: list[str], point: Array, unit:
             hessian[i, j] = np.array(factors) @ (values - centre) / (step[i] * step[j])
         step = 3e-2 / np.sqrt(-np.diag(hessian))
     return -hessian
+
+
+def gaussian(labels: Sequence[str], precision: Array, shift: Array) -> Answer:
+    """Return the moments of a normal density: mean precision^-1 shift, covariance precision^-1."""
+    covariance = np.linalg.inv(precision)
+    mean, sd = covariance @ shift, np.sqrt(np.diag(covariance))
+    return {k: Known(float(m), float(s)) for k, m, s in zip(labels, mean, sd, strict=True)}

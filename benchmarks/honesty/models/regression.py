@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -9,22 +11,26 @@ import torch
 from scipy import stats
 from scipy.special import expit, gammaln
 
-from benchmarks.honesty.case import UNDEFINED, Case, case
-from benchmarks.honesty.known import solve
+from benchmarks.honesty.case import UNDEFINED, Array, Case, case
+from benchmarks.honesty.known import gaussian, solve
 
 
-def _line(x, y):
+def line(x, y):
     b = pyro.sample("b", dist.Normal(0.0, 10.0))
     s = pyro.sample("s", dist.HalfNormal(5.0))
     with pyro.plate("obs", len(x)):
         pyro.sample("y", dist.Normal(b * x, s), obs=y)
 
 
-def _linear(rows: int) -> Case:
+def line_data(rows: int) -> tuple[Array, Array]:
     rng = np.random.default_rng(5)
     x = rng.normal(size=rows)
-    y = 2 * x + 0.7 * rng.normal(size=rows)
-    xx, xy, yy = x @ x, x @ y, y @ y
+    return x, 2 * x + 0.7 * rng.normal(size=rows)
+
+
+def line_answers(x: Array, y: Array) -> dict[str, Any]:
+    """Return the answers for y ~ N(b x, s), b ~ N(0, 10), s ~ HalfNormal(5)."""
+    rows, xx, xy, yy = len(x), x @ x, x @ y, y @ y
 
     def log_likelihood(at):
         b, s = at["b"], at["s"]
@@ -34,7 +40,12 @@ def _linear(rows: int) -> Case:
     def log_prior(at):
         return stats.norm.logpdf(at["b"], 0, 10) + stats.halfnorm.logpdf(at["s"], 0, 5)
 
-    return Case(_line, (x, y), **solve(log_likelihood, log_prior, {"b": (0, 4), "s": (0.1, 3)}))
+    return solve(log_likelihood, log_prior, {"b": (0, 4), "s": (0.1, 3)})
+
+
+def _linear(rows: int) -> Case:
+    x, y = line_data(rows)
+    return Case(line, (x, y), **line_answers(x, y))
 
 
 @case("y ~ N(b x, s), 50 rows")
@@ -142,3 +153,115 @@ def poisson_offset() -> Case:
 
     box = {"a": (-5.0, 3.0), "b": (-3.0, 3.0)}
     return Case(model, (x, exposure, y), **solve(log_likelihood, log_prior, box))
+
+
+@case("y ~ N(b x, s) with y in units of which it has millions, 100 rows")
+def linear_bad_units() -> Case:
+    x, y = line_data(100)
+    y = 1e6 * y
+
+    def model(x, y):
+        b = pyro.sample("b", dist.Normal(0.0, 1e7))
+        s = pyro.sample("s", dist.HalfNormal(5e6))
+        with pyro.plate("obs", len(x)):
+            pyro.sample("y", dist.Normal(b * x, s), obs=y)
+
+    def log_likelihood(at):
+        return stats.norm.logpdf(y, at["b"] * x, at["s"]).sum(-1, keepdims=True)
+
+    def log_prior(at):
+        return stats.norm.logpdf(at["b"], 0, 1e7) + stats.halfnorm.logpdf(at["s"], 0, 5e6)
+
+    box = {"b": (0.0, 4e6), "s": (1e5, 3e6)}
+    return Case(model, (x, y), **solve(log_likelihood, log_prior, box))
+
+
+def _predictors(x, y):
+    with pyro.plate("predictor", x.shape[-1]):
+        beta = pyro.sample("beta", dist.Normal(0.0, 5.0))
+    with pyro.plate("obs", len(x)):
+        pyro.sample("y", dist.Normal(x @ beta, 1.0), obs=y)
+
+
+def _known_noise(x: Array, y: Array, **answers: Any) -> Case:
+    labels = [f"beta[{j}]" for j in range(x.shape[1])]
+    if "mle" not in answers:
+        answers["mle"] = gaussian(labels, x.T @ x, x.T @ y)
+    found = gaussian(labels, x.T @ x + np.eye(len(labels)) / 25, x.T @ y)
+    evidence = stats.multivariate_normal(cov=np.eye(len(y)) + 25 * x @ x.T).logpdf(y)
+    return Case(_predictors, (x, y), map=found, posterior=found, log_evidence=evidence, **answers)
+
+
+@case("ten predictors with correlations of 0.99, 80 rows")
+def linear_correlated() -> Case:
+    rng = np.random.default_rng(12)
+    x = rng.normal(size=(80, 1)) + 0.1 * rng.normal(size=(80, 10))
+    return _known_noise(x, x @ rng.normal(size=10) + rng.normal(size=80))
+
+
+@case("a predictor that is twice another one: the likelihood has a ridge")
+def linear_collinear() -> Case:
+    rng = np.random.default_rng(13)
+    x = rng.normal(size=(50, 1)) * np.array([1.0, 2.0])
+    return _known_noise(x, x[:, 0] + rng.normal(size=50), mle=UNDEFINED)
+
+
+@case("location and scale of StudentT(4) data, 30 rows")
+def student_data() -> Case:
+    y = stats.t.rvs(4, 3.0, 0.5, 30, random_state=np.random.default_rng(14))
+
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+        s = pyro.sample("s", dist.LogNormal(0.0, 1.0))
+        with pyro.plate("obs", len(y)):
+            pyro.sample("y", dist.StudentT(4.0, mu, s), obs=y)
+
+    def log_likelihood(at):
+        return stats.t.logpdf(y, 4, at["mu"], at["s"]).sum(-1, keepdims=True)
+
+    def log_prior(at):
+        return stats.norm.logpdf(at["mu"], 0, 10) + stats.lognorm.logpdf(at["s"], 1.0)
+
+    return Case(model, (y,), **solve(log_likelihood, log_prior, {"mu": (-2, 8), "s": (0.01, 5)}))
+
+
+@case("zero-inflated Poisson counts, 50 rows")
+def zero_inflated() -> Case:
+    rng = np.random.default_rng(25)
+    y = (rng.poisson(2.0, 50) * (rng.random(50) > 0.3)).astype(float)
+
+    def model(y):
+        gate = pyro.sample("gate", dist.Beta(1.0, 1.0))
+        rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+        with pyro.plate("obs", len(y)):
+            pyro.sample("y", dist.ZeroInflatedPoisson(rate, gate=gate), obs=y)
+
+    def log_likelihood(at):
+        density = (1 - at["gate"]) * stats.poisson.pmf(y, at["rate"]) + at["gate"] * (y == 0)
+        return np.log(density).sum(-1, keepdims=True)
+
+    def log_prior(at):
+        return stats.gamma.logpdf(at["rate"], 2)
+
+    box = {"gate": (0.0, 1.0), "rate": (0.01, 10.0)}
+    return Case(model, (y,), **solve(log_likelihood, log_prior, box))
+
+
+@case("one row, mean and scale unknown: the likelihood is unbounded")
+def single_row() -> Case:
+    y = np.array([1.3])
+
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 2.0))
+        s = pyro.sample("s", dist.Gamma(3.0, 2.0))
+        with pyro.plate("obs", len(y)):
+            pyro.sample("y", dist.Normal(mu, s), obs=y)
+
+    def log_likelihood(at):
+        return stats.norm.logpdf(y, at["mu"], at["s"])
+
+    def log_prior(at):
+        return stats.norm.logpdf(at["mu"], 0, 2) + stats.gamma.logpdf(at["s"], 3, scale=1 / 2)
+
+    box = {"mu": (-20.0, 20.0), "s": (1e-6, 30.0)}
+    return Case(model, (y,), **solve(log_likelihood, log_prior, box, mle=UNDEFINED))
