@@ -1,7 +1,8 @@
 """Fit all models, one process a model: `make bench-honesty`.
 
-Each finished model is stored at once, so that ``--resume`` continues a run that was stopped. With
-``--models`` and ``--methods`` only those are fitted again; the other rows are kept.
+Each finished model is stored at once, so that ``--resume`` continues a run that was stopped: it
+skips the models that are stored. With ``--models`` and ``--methods`` only those are fitted again;
+the other rows are kept.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", default=[*METHODS], choices=METHODS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds for each fit")
-    parser.add_argument("--resume", action="store_true", help="keep the rows that are there")
+    parser.add_argument("--resume", action="store_true", help="skip the models that are stored")
     parser.add_argument("--output", type=Path, default=RESULTS)
     return parser.parse_args()
 
@@ -97,9 +98,8 @@ def main() -> None:
     for name in chosen.models:
         tasks = [[method, seed] for method in chosen.methods for seed in chosen.seeds]
         old = stored.get(name, [])
-        if chosen.resume:
-            done = [[row["method"], row["seed"]] for row in old]
-            tasks = [task for task in tasks if task not in done]
+        if chosen.resume and old:
+            continue
         kept = [row for row in old if [row["method"], row["seed"]] not in tasks]
         new = list(rows_of(name, tasks, chosen.timeout))
         order = {method: i for i, method in enumerate(METHODS)}

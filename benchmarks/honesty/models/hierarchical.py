@@ -100,3 +100,20 @@ def eight_schools_centered() -> Case:
         posterior=posterior,
         log_evidence=evidence,
     )
+
+
+@case("20 group means around a common mean, centred, their scale well known")
+def group_means() -> Case:
+    rng = np.random.default_rng(33)
+    sigma = rng.uniform(0.5, 1.5, 20)
+    y = rng.normal(1.0, 2.0, 20) + sigma * rng.normal(size=20)
+
+    def model(sigma, y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 3.0))
+        tau = pyro.sample("tau", dist.HalfNormal(3.0))
+        with pyro.plate("groups", len(y)):
+            theta = pyro.sample("theta", dist.Normal(mu, tau))
+            pyro.sample("y", dist.Normal(theta, sigma), obs=y)
+
+    posterior, evidence = groups(y, sigma, 3.0, lambda tau: stats.halfnorm.logpdf(tau, 0, 3), 20.0)
+    return Case(model, (sigma, y), map=UNDEFINED, posterior=posterior, log_evidence=evidence)
