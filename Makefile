@@ -14,7 +14,7 @@ SIMUK := .venv-simuk
 # NumPyro, PyMC and PyStan.
 PEERS := .venv-peers
 
-.PHONY: demo test coverage environment test-matrix docs findings notebooks bench bench-busy bench-peers bench-scaling bench-references bench-mass bench-starts bench-engine bench-loops bench-svi bench-gan bench-studies bench-predict lint types check format clean
+.PHONY: demo test coverage environment test-matrix docs findings notebooks bench bench-busy bench-peers bench-scaling bench-references bench-mass bench-starts bench-engine bench-loops bench-svi bench-gan bench-studies bench-predict bench-honesty lint types check format clean
 
 demo: $(STAMP)  ## fit eight schools and a logistic regression on real data, by four methods
 	$(BIN)/python examples/demo.py
@@ -88,6 +88,9 @@ bench-studies: $(STAMP)  ## studies and calibration, PyMC and simuk beside; writ
 
 bench-predict: $(STAMP)  ## memory of a large prediction; writes benchmarks/results/
 	$(BIN)/python -m benchmarks.predict
+
+bench-honesty: $(STAMP)  ## 70 models with known answers by every method; needs PROBDL_SHARED
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.honesty
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -72,7 +72,11 @@ def judge(case: Case, method: str, fit: Fit) -> Judgement:
     known = case.log_evidence
     if None not in (evidence, known) and not abs(evidence - known) <= EVIDENCE_MAX:
         wrong[EVIDENCE] = f"{EVIDENCE} {evidence:.5g} for {known:.5g}"
-    precise = all(found[k].value_error <= PRECISE * answer[k].sd for k in answer if k in found)
+    precise = all(
+        max(found[k].value_error, found[k].sd_error) <= PRECISE * answer[k].sd
+        for k in answer
+        if k in found
+    )
     sites = {label: case.sites.get(label, label.split("[")[0]) for label in answer}
     return classify(wrong, fit.diagnose(), sites, precise=precise, defined=bool(answer))
 

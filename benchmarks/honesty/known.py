@@ -20,7 +20,7 @@ from benchmarks.honesty.case import Answer, Array, Known
 LogDensity = Callable[[Mapping[str, Array]], Array]
 Box = Mapping[str, tuple[float, float]]
 
-NODES = {1: 2000, 2: 300, 3: 70}  # nodes of the quadrature in each dimension, by dimensions
+NODES = {1: 600, 2: 200}  # nodes of the quadrature in each dimension, by dimensions
 DEPTH = 32.0  # nats below the maximum beyond which the density is left out
 BLOCK = 20_000  # points that are evaluated together
 
@@ -33,7 +33,7 @@ def solve(
     Args:
         log_likelihood: log p(y | theta), normalised.
         log_prior: log p(theta), normalised.
-        box: by label a range that holds all of the posterior; up to three labels.
+        box: by label a range that holds all of the posterior; up to two labels.
         left_out: answers that replace those computed here, such as ``mle=UNDEFINED``.
     """
 
