@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 from scipy.special import betaln, gammaln
 
-from benchmarks.honesty.case import Case, Known, case
+from benchmarks.honesty.case import METHODS, Case, Known, case
 
 NAN = math.nan
 
@@ -36,10 +36,11 @@ def normal_mean() -> Case:
         map={"mu": Known(mean, sd)},
         posterior={"mu": Known(mean, sd)},
         log_evidence=evidence - stats.norm(mean, sd).logpdf(mean),
+        methods=METHODS,
     )
 
 
-@case("y ~ N(mu, v), v ~ InverseGamma, mu | v ~ N(0, 2v), 12 rows")
+@case("y ~ N(mu, v), v ~ InverseGamma, mu ~ N(0, 2v), 12 rows")
 def normal_inverse_gamma() -> Case:
     y = np.random.default_rng(2).normal(3.0, 2.0, 12)
     n, a0, b0, k0 = len(y), 3.0, 2.0, 0.5

@@ -78,7 +78,7 @@ def eight_schools() -> Case:
         posterior=posterior,
         log_evidence=evidence,
         scalars=_with_theta,
-        methods=("mle", "laplace", "pathfinder", "nuts", "metropolis", "svi", "importance"),
+        methods=("mle", "laplace", "pathfinder", "nuts", "metropolis", "svi", "importance", "hmc"),
     )
 
 

@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 from scipy.special import expit, gammaln
 
-from benchmarks.honesty.case import UNDEFINED, Array, Case, case
+from benchmarks.honesty.case import DRAWS, METHODS, POINT, UNDEFINED, Array, Case, case
 from benchmarks.honesty.known import gaussian, solve
 
 
@@ -43,14 +43,14 @@ def line_answers(x: Array, y: Array) -> dict[str, Any]:
     return solve(log_likelihood, log_prior, {"b": (0, 4), "s": (0.1, 3)})
 
 
-def _linear(rows: int) -> Case:
+def _linear(rows: int, methods: tuple[str, ...] = (*POINT, *DRAWS)) -> Case:
     x, y = line_data(rows)
-    return Case(line, (x, y), **line_answers(x, y))
+    return Case(line, (x, y), **line_answers(x, y), methods=methods)
 
 
 @case("y ~ N(b x, s), 50 rows")
 def linear_50() -> Case:
-    return _linear(50)
+    return _linear(50, METHODS)
 
 
 @case("y ~ N(b x, s), 200 rows")
