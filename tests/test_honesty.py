@@ -10,12 +10,12 @@ import torch
 from pyro import poutine
 from scipy import special, stats
 
-import benchmarks.honesty.models  # noqa: F401 - registers the cases
 import probdl
-from benchmarks.honesty.case import CASES, METHODS, UNDEFINED, Case, Known
+from benchmarks.honesty.case import METHODS, UNDEFINED, Case, Known
 from benchmarks.honesty.child import fit_once
 from benchmarks.honesty.judge import Figure, classify, compare
 from benchmarks.honesty.known import maximum, moments, solve
+from benchmarks.honesty.models import CASES
 from probdl.findings import Finding
 from probdl.methods import METHODS as ALL_METHODS
 from tests.reference.files import read

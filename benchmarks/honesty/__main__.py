@@ -19,9 +19,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-import benchmarks.honesty.models  # noqa: F401 - registers the cases
-from benchmarks.honesty.case import CASES, METHODS
+from benchmarks.honesty.case import METHODS
 from benchmarks.honesty.judge import FAILED
+from benchmarks.honesty.models import CASES
 from benchmarks.honesty.report import summary, write
 
 RESULTS = Path(__file__).parents[1] / "results" / "honesty.json"

@@ -12,10 +12,10 @@ import traceback
 import warnings
 from typing import Any
 
-import benchmarks.honesty.models  # noqa: F401 - registers the cases
 import probdl
-from benchmarks.honesty.case import CASES, Case
+from benchmarks.honesty.case import Case
 from benchmarks.honesty.judge import FAILED, TOLD, judge
+from benchmarks.honesty.models import CASES
 from probdl.methods import METHODS
 
 

@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.honesty.case import CASES, METHODS
+from benchmarks.honesty.case import METHODS
 from benchmarks.honesty.judge import ALARM, FAILED, RIGHT, SILENT, TOLD, VERDICTS
+from benchmarks.honesty.models import CASES
 
 MARKS = {RIGHT: "✓", TOLD: "t", SILENT: "**S**", ALARM: "a", FAILED: "**F**"}
 
@@ -36,6 +37,11 @@ posterior as well.
 """
 
 
+def refused(row: dict[str, Any]) -> bool:
+    """Return whether the call raised an error that says why, instead of returning a fit."""
+    return row["verdict"] == TOLD and "message" in row
+
+
 def summary(rows: Iterable[dict[str, Any]]) -> str:
     """Return the counts of the verdicts in one line."""
     verdicts = [row["verdict"] for row in rows]
@@ -49,9 +55,9 @@ def write(path: Path) -> None:
     everything = [row for rows in stored.values() for row in rows]
     lines = [INTRODUCTION, f"{len(stored)} models, {len(everything)} fits:", ""]
     lines += [
-        "| method | fits | right | wrong and told | told although right | failed "
-        "| wrong in silence | median seconds |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| method | fits | right | wrong and told | of these refused | told although right "
+        "| failed | wrong in silence | median seconds |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for method in [*METHODS, "all"]:
         rows = [row for row in everything if method in (row["method"], "all")]
@@ -62,8 +68,8 @@ def write(path: Path) -> None:
         seconds = statistics.median(row["seconds"] for row in rows)
         lines.append(
             f"| {method} | {len(rows)} | {verdicts.count(RIGHT)} | {verdicts.count(TOLD)} "
-            f"| {alarms} ({alarms / len(rows):.1%}) | {verdicts.count(FAILED)} "
-            f"| {verdicts.count(SILENT)} | {seconds:.2f} |"
+            f"| {sum(map(refused, rows))} | {alarms} ({alarms / len(rows):.1%}) "
+            f"| {verdicts.count(FAILED)} | {verdicts.count(SILENT)} | {seconds:.2f} |"
         )
     lines += ["", *by_model(stored), "", *at_fault(stored)]
     path.with_suffix(".md").write_text("\n".join(lines) + "\n")
@@ -75,15 +81,19 @@ def by_model(stored: dict[str, list[dict[str, Any]]]) -> list[str]:
         m for m in METHODS if any(row["method"] == m for rows in stored.values() for row in rows)
     ]
     lines = [
-        "One mark a seed: ✓ right, t wrong and told, a told although right, **F** failed, "
-        "**S** wrong in silence.",
+        "One mark a seed: ✓ right, t wrong and told, r refused with an error, a told although "
+        "right, **F** failed, **S** wrong in silence.",
         "",
         f"| model | {' | '.join(used)} |",
         f"| --- |{' --- |' * len(used)}",
     ]
     for name, rows in stored.items():
         marks = [
-            " ".join(MARKS[row["verdict"]] for row in rows if row["method"] == method)
+            " ".join(
+                "r" if refused(row) else MARKS[row["verdict"]]
+                for row in rows
+                if row["method"] == method
+            )
             for method in used
         ]
         lines.append(f"| {name.replace('_', ' ')}: {CASES[name].about} | {' | '.join(marks)} |")
@@ -102,4 +112,21 @@ def at_fault(stored: dict[str, list[dict[str, Any]]]) -> list[str]:
                 f"- {name.replace('_', ' ')}, {row['method']}, seed {row['seed']}: "
                 f"{row['verdict']}: {'; '.join(what)}"
             )
-    return ["Rows at fault:", "", *lines] if lines else ["No row is at fault."]
+    found = ["Rows at fault:", "", *lines] if lines else ["No row is at fault."]
+    return [*found, "", *refusals(stored)]
+
+
+def refusals(stored: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """Return a list of the models and methods that were refused, with the first sentence why."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for name, rows in stored.items():
+        for row in filter(refused, rows):
+            reason = row["message"].splitlines()[0].split(". ")[0]
+            methods = reasons.setdefault((name, reason), [])
+            if row["method"] not in methods:
+                methods.append(row["method"])
+    lines = [
+        f"- {name.replace('_', ' ')}, {', '.join(methods)}: {reason.removesuffix('.')}."
+        for (name, reason), methods in reasons.items()
+    ]
+    return ["Refused:", "", *lines] if lines else []

@@ -1,5 +1,6 @@
 """The models, one file a family; importing this package registers all of them."""
 
+from benchmarks.honesty.case import CASES
 from benchmarks.honesty.models import (
     conjugate,
     hierarchical,
@@ -12,6 +13,7 @@ from benchmarks.honesty.models import (
 )
 
 __all__ = [
+    "CASES",
     "conjugate",
     "hierarchical",
     "mixtures",

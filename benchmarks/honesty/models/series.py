@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyro
 import pyro.distributions as dist
+import torch
 from scipy import stats
 from scipy.special import gammaln, logsumexp
 
@@ -141,7 +142,7 @@ def change_point() -> Case:
         weights = y.new_ones(len(y))
         change = pyro.sample("change", dist.Categorical(weights), infer={"enumerate": "parallel"})
         with pyro.plate("time", len(y)) as t:
-            rate = early * (t < change[..., None]) + late * (t >= change[..., None])
+            rate = torch.where(t < change, early, late)
             pyro.sample("y", dist.Poisson(rate), obs=y)
 
     count = np.arange(len(y))  # of steps before the change
