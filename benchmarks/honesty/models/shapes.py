@@ -129,18 +129,18 @@ def student_prior() -> Case:
     )
 
 
-@case("LogNormal(0, 1), no data: its normal approximation on R is exact")
+@case("LogNormal(0, 0.5), no data: its normal approximation on R is exact")
 def lognormal_prior() -> Case:
     def model():
-        pyro.sample("x", dist.LogNormal(0.0, 1.0))
+        pyro.sample("x", dist.LogNormal(0.0, 0.5))
 
-    law = stats.lognorm(1.0)
-    # The mode is exp(-1); with u = log x the curvature there is 1 / x**2.
-    mode = np.exp(-1.0)
+    law = stats.lognorm(0.5)
+    # At the mode exp(-0.25), the curvature of log p is -1 / (0.5 mode)**2.
+    mode = np.exp(-0.25)
     return Case(
         model,
         (),
-        map={"x": Known(mode, mode)},
+        map={"x": Known(mode, 0.5 * mode)},
         posterior={"x": Known(law.mean(), law.std())},
         log_evidence=0.0,
     )
