@@ -8,11 +8,11 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
-from scipy import stats
+from scipy import special, stats
 from scipy.special import expit, gammaln
 
-from benchmarks.honesty.case import DRAWS, METHODS, POINT, UNDEFINED, Array, Case, case
-from benchmarks.honesty.known import gaussian, solve
+from benchmarks.honesty.case import DRAWS, METHODS, POINT, UNDEFINED, Array, Case, Known, case
+from benchmarks.honesty.known import gaussian, maximum, solve
 
 
 def line(x, y):
@@ -257,11 +257,27 @@ def single_row() -> Case:
         with pyro.plate("obs", len(y)):
             pyro.sample("y", dist.Normal(mu, s), obs=y)
 
-    def log_likelihood(at):
-        return stats.norm.logpdf(y, at["mu"], at["s"])
+    def log_joint(at):
+        density = stats.norm.logpdf(y, at["mu"], at["s"]) + stats.norm.logpdf(at["mu"], 0, 2)
+        return density + stats.gamma.logpdf(at["s"], 3, scale=1 / 2)
 
-    def log_prior(at):
-        return stats.norm.logpdf(at["mu"], 0, 2) + stats.gamma.logpdf(at["s"], 3, scale=1 / 2)
-
-    box = {"mu": (-20.0, 20.0), "s": (1e-6, 30.0)}
-    return Case(model, (y,), **solve(log_likelihood, log_prior, box, mle=UNDEFINED))
+    # Given s, y and mu are normal, so that only the integral over s is left.
+    nodes, weights = special.roots_legendre(2000)
+    scale = 15 * (nodes + 1)
+    mass = stats.norm.pdf(y, 0, np.sqrt(4 + scale**2)) * stats.gamma.pdf(scale, 3, scale=1 / 2)
+    mass *= 15 * weights
+    evidence = mass.sum()
+    mass /= evidence
+    mean, variance = 4 * y / (4 + scale**2), 4 * scale**2 / (4 + scale**2)
+    mu, s = mass @ mean, mass @ scale
+    return Case(
+        model,
+        (y,),
+        mle=UNDEFINED,
+        map=maximum(log_joint, {"mu": (-5.0, 5.0), "s": (0.05, 10.0)}),
+        posterior={
+            "mu": Known(mu, (mass @ (variance + mean**2) - mu**2) ** 0.5),
+            "s": Known(s, (mass @ scale**2 - s**2) ** 0.5),
+        },
+        log_evidence=float(np.log(evidence)),
+    )
