@@ -18,7 +18,8 @@ import torch
 
 import probdl
 from benchmarks.parts import RESULTS, run
-from probdl.methods.mcmc import approach, nutpie_adapter
+from probdl.methods import approach
+from probdl.methods.mcmc import nutpie_adapter
 from tests.reference.files import read
 from tests.reference.posteriors import POSTERIORS
 
@@ -215,8 +216,8 @@ def write(results: dict[str, Any]) -> None:
         "# Starts of Markov chains",
         "",
         f"Measured by `make bench-starts`: NUTS with {CHAINS} chains, 1,000 warm-up transitions "
-        f"and {DRAWS} draws, {len(SEEDS)} seeds, so {chains} chains for each model "
-        "and kind of start. "
+        f"and {DRAWS} draws, {len(SEEDS)} seeds, so {chains} chains for each model and kind of "
+        "start. "
         '`init="random"` starts at uniform(-2, 2) on R^d; `init="auto"`, the default, climbs from '
         "there to the typical set. The first four models are known for chains that stay where they "
         "started, the others are the reference posteriors of the tests.",

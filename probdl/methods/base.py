@@ -12,8 +12,10 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from probdl.errors import SettingError
+from probdl.model.density import LogDensity
 from probdl.model.program import Program
 from probdl.model.sites import Structure, discover
+from probdl.model.starting import as_settings
 from probdl.results.fit import Fit
 from probdl.results.latent import Proposal
 from probdl.util.memory import machine_memory
@@ -174,6 +176,27 @@ class Method(metaclass=_CheckedSettings):
         """Check that settings are one of some words, given the words for each."""
         settings = {name: (getattr(self, name), words) for name, words in choices.items()}
         check_choice(type(self).__name__, **settings)
+
+    def _check_init(self, *words: str) -> None:
+        """Check that ``init`` is one of the words, or a mapping of values by site, or None."""
+        given = vars(self)["init"]
+        if isinstance(given, Mapping):
+            try:
+                # Tensors and arrays could be neither compared nor saved with the other settings.
+                object.__setattr__(self, "init", as_settings(given))
+            except (TypeError, ValueError) as error:
+                self._refuse("init", f"must map names of sites to numbers or arrays ({error})")
+        elif words and isinstance(given, str):
+            self._check_choice(init=words)
+        elif words or given is not None:
+            listed = f"one of {', '.join(map(repr, words))}, or " if words else ""
+            self._refuse("init", f"must be {listed}a dict of values by site")
+
+    def _density(self, program: Program, structure: Structure, **options: bool) -> LogDensity:
+        """Return the density of a program, with starting points at the values of ``init``."""
+        density = LogDensity(program, structure, **options)
+        given = getattr(self, "init", None)
+        return density.starting_at(given) if isinstance(given, Mapping) else density
 
     def _discover(self, program: Program) -> Structure:
         """Find the sites of a program, and check that the draws fit into memory.

@@ -30,6 +30,7 @@ from probdl.model.sites import (
     scalar_labels,
     unconstrained_shape,
 )
+from probdl.model.starting import checked_values, search
 from probdl.model.vectorize import vectorize
 
 __all__ = ["Block", "LogDensity"]
@@ -157,6 +158,7 @@ class LogDensity:
         self.prior = prior
         self.jacobian = jacobian
         self.blocks: dict[str, Block] = {}
+        self.given: dict[str, Tensor] = {}
         self.dim = 0
         for site in structure.of("latent", "param") if params else structure.of("latent"):
             shape = tuple(self._transform_shape(site))
@@ -210,6 +212,21 @@ class LogDensity:
         """Return the same density on other data, in the order of ``Program.tensors``."""
         other = copy.copy(self)
         other.program = self.program.with_tensors(tensors)
+        return other
+
+    def starting_at(self, values: Mapping[str, Any]) -> LogDensity:
+        """Return the same density, whose starting points have given values of some sites.
+
+        Args:
+            values: by site name, a number, array or tensor of the shape of the site, inside its
+                support. A scalar stands for all elements.
+
+        Raises:
+            SettingError: there is no such site, or a value does not fit it.
+        """
+        other = copy.copy(self)
+        sites = {name: block.site for name, block in self.blocks.items()}
+        other.given = checked_values(sites, values)
         return other
 
     @staticmethod
@@ -400,34 +417,86 @@ class LogDensity:
     ) -> Tensor:
         """Draw a starting point (d,), uniform(-2, 2) on R^d, at which the density is finite.
 
-        This is Stan's rule, with up to 100 tries. Param sites start at their current values, which
-        the user chose (the initialization of a network).
+        This is Stan's rule, with up to 100 tries. If all fail, a search moves sites until all terms
+        of the density are finite. Param sites start at their current values, which the user chose
+        (the initialization of a network), and the sites of ``starting_at`` at the values given.
 
         Args:
             generator: the random number generator.
-            jitter: whether to move param sites randomly by up to 0.2.
+            jitter: whether to move param sites and given values randomly by up to 0.2.
             value_and_grad: a faster evaluation of this density, if there is one.
 
         Raises:
-            ModelError: no try had a finite density and gradient. The message lists the sites
-                responsible, with their values.
+            ModelError: no point with a finite density and gradient was found. The message lists the
+                sites responsible, with their values.
         """
         evaluate = value_and_grad or self.value_and_grad
-        z = torch.empty(self.dim, dtype=torch.float64)
         for _ in range(MAX_INITIAL_TRIES):
-            for block in self.blocks.values():
-                part = z[block.start : block.start + block.size]
-                if block.site.kind == "param":
-                    assert block.site.transform is not None
-                    part.copy_(block.site.transform.inv(block.site.value).reshape(-1))
-                    if jitter:
-                        part += 0.2 * torch.empty_like(part).uniform_(-1, 1, generator=generator)
-                else:
-                    part.uniform_(-INITIAL_RADIUS, INITIAL_RADIUS, generator=generator)
+            z = self._random_point(generator, jitter)
             value, grad = evaluate(z)
             if torch.isfinite(value) and torch.isfinite(grad).all():
-                return z.clone()
+                return z
+            if not jitter and not self._random_blocks:
+                break
+        found = search(
+            z, [slice(b.start, b.start + b.size) for b in self._random_blocks], self._bad
+        )
+        if found is not None:
+            value, grad = evaluate(found)
+            if torch.isfinite(value) and torch.isfinite(grad).all():
+                return found
         raise ModelError(self._explain_bad_start(z, grad))
+
+    @property
+    def _random_blocks(self) -> list[Block]:
+        """The sites whose starting values are random."""
+        return [
+            block
+            for name, block in self.blocks.items()
+            if block.site.kind != "param" and name not in self.given
+        ]
+
+    def _random_point(self, generator: torch.Generator, jitter: bool) -> Tensor:
+        """Draw a point (d,) of the distribution of starting points."""
+        z = torch.empty(self.dim, dtype=torch.float64)
+        moved = torch.ones(self.dim, dtype=torch.bool)
+        for block in self.blocks.values():
+            part = z[block.start : block.start + block.size]
+            if block.site.kind == "param":
+                assert block.site.transform is not None
+                part.copy_(block.site.transform.inv(block.site.value).reshape(-1))
+            else:
+                part.uniform_(-INITIAL_RADIUS, INITIAL_RADIUS, generator=generator)
+        for block in self._random_blocks:
+            moved[block.start : block.start + block.size] = False
+        if self.given:
+            there = self.unconstrain(self.constrain(z) | self.given)
+            for name in self.given:
+                block = self.blocks[name]
+                given = slice(block.start, block.start + block.size)
+                z[given] = there[given]
+        if jitter:
+            z += 0.2 * moved * torch.empty_like(z).uniform_(-1, 1, generator=generator)
+        return z
+
+    def _bad(self, z: Tensor) -> float:
+        """Count the elements of log densities at ``z`` (d,) that are not finite."""
+
+        def count(trace: Trace) -> int:
+            nodes: Any = trace.nodes
+            scored = [
+                nodes[site.name]
+                for site in self.structure.of("latent", "observed", "factor")
+                if site.name not in self._dropped
+            ]
+            return sum(
+                int((~torch.isfinite(node["fn"].log_prob(node["value"]))).sum()) for node in scored
+            )
+
+        try:
+            return self.run(count, _AtPoint(self, z))
+        except (LinAlgError, ModelError):
+            return math.inf
 
     def _explain_bad_start(self, z: Tensor, grad: Tensor) -> str:
         at = _AtPoint(self, z)
@@ -462,11 +531,13 @@ class LogDensity:
             advice = f"\n{error}"
         return (
             f"The model '{self.program.name}' has no finite log density at any of "
-            f"{MAX_INITIAL_TRIES} random starts, uniform(-2, 2) on R^d. At the last one "
+            f"{MAX_INITIAL_TRIES} random starts, uniform(-2, 2) on R^d, nor near them. At the last "
+            "one "
             f"({tried}):\n"
             + "\n".join(blamed)
             + "\nCheck that the data are in the support for all values of the sites, and that "
-            "scales and rates are positive." + advice
+            "scales and rates are positive, or give values from which the search can start: "
+            "init={'site': value}." + advice
         )
 
 

@@ -262,3 +262,47 @@ def test_a_network_in_a_closure_is_fitted_whatever_its_dtype():
     values = {name.split("$$$")[-1]: v.item() for name, v in fit.draws.items()}
     assert values == pytest.approx({"weight": 2.0, "bias": 0.3}, abs=1e-5)
     assert fit.predict(x)["y"].shape == (1, 1, 21)
+
+
+def small_network(x, y, width=16):
+    """One hidden layer; all sites have proper priors, so a maximum exists."""
+    w1 = pyro.sample("w1", dist.Normal(torch.zeros(width), 1.0).to_event(1))
+    b1 = pyro.sample("b1", dist.Normal(torch.zeros(width), 1.0).to_event(1))
+    w2 = pyro.sample("w2", dist.Normal(torch.zeros(width), 1.0).to_event(1))
+    b2 = pyro.sample("b2", dist.Normal(0.0, 1.0))
+    noise = pyro.sample("noise", dist.HalfNormal(1.0))
+    with pyro.plate("obs", len(x)):
+        mean = torch.tanh(x[:, None] * w1 + b1) @ w2 + b2
+        pyro.sample("y", dist.Normal(mean, noise), obs=y)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("method", ["map", "laplace"])
+def test_a_network_with_priors_has_a_maximum(method, seed):
+    x = np.linspace(-2, 2, 40)
+    y = np.sin(2 * x) + 0.1 * np.random.default_rng(0).normal(size=40)
+    fit = probdl.infer(small_network, x, y, method=method, seed=seed)
+    found = {f.check for f in fit.diagnose()}
+    assert not found & {"no_maximum", "not_converged", "saddle", "boundary"}
+
+
+def test_a_density_that_is_infinite_at_the_edge():
+    def model(y):
+        p = pyro.sample("p", dist.Dirichlet(torch.tensor([0.1, 0.5, 2.0])))
+        with pyro.plate("obs", len(y)):
+            pyro.sample("y", dist.Categorical(p), obs=y)
+
+    fit = probdl.infer(model, np.array([2, 2, 1, 2]), method="map", seed=1)
+    assert fit.draws["p"].squeeze()[0] == pytest.approx(0.0, abs=1e-6)
+    assert "boundary" in {f.check for f in fit.diagnose()}
+
+
+def test_a_density_without_second_derivatives():
+    def model(y):
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        with pyro.plate("obs", len(y)):
+            pyro.sample("y", dist.Stable(1.5, 0.0, scale), obs=y)
+
+    y = np.array([0.3, -1.0, 0.5, 2.0, -0.2])
+    fit = probdl.infer(model, y, method="map", seed=1)
+    assert 0.2 < fit.draws["scale"].item() < 2

@@ -11,7 +11,7 @@ import torch
 import probdl
 from benchmarks.starts import HARD
 from probdl.compile import choose
-from probdl.methods.mcmc.approach import TypicalStarts, approach
+from probdl.methods.approach import TypicalStarts, approach
 from probdl.model.density import LogDensity
 from probdl.results.diagnostics import check_stuck
 

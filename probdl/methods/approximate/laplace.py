@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -14,7 +16,6 @@ from probdl.io.idata import psis
 from probdl.methods.base import Method
 from probdl.methods.fixed_params import held_params
 from probdl.methods.point.optimum import DENSE_MAX, curvature, largest, maximise
-from probdl.model.density import LogDensity
 from probdl.model.program import Program
 from probdl.results.fit import Fit
 from probdl.results.weights import check_approximation
@@ -41,6 +42,8 @@ class Laplace(Method, name="laplace"):
         draws: number of draws, at least 25.
         starts: number of starting points of L-BFGS; the highest mode found is used.
         steps: maximal number of iterations from each starting point.
+        init: values of sites at which to start, such as ``{"mu": 3.0}``; the other sites start at
+            random points. The first start has the values, the others are near.
         engine: how the density is evaluated, as in :class:`NUTS`.
 
     Raises:
@@ -64,16 +67,18 @@ class Laplace(Method, name="laplace"):
     draws: int = 1000
     starts: int = 4
     steps: int = 1000
+    init: Mapping[str, Any] | None = None
     engine: str = "auto"
 
     def __post_init__(self) -> None:
         self._check_int(draws=TAIL_DRAWS_MIN, starts=1, steps=1)
         self._check_choice(engine=ENGINES)
+        self._check_init()
 
     def run(self, program: Program, seed: int, progress: bool | None) -> Fit:
         """Fit the program by a normal density at the mode."""
         structure = self._discover(program)
-        density = LogDensity(program, structure)
+        density = self._density(program, structure)
         generator = torch.Generator().manual_seed(seed)
         if density.dim > DENSE_MAX:
             raise ModelError(

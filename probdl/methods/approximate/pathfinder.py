@@ -7,9 +7,10 @@ inference", JMLR 23 (2022). The numbers of algorithms below refer to it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from probdl.compile import ENGINES, Evaluator, choose
 from probdl.errors import ModelError
 from probdl.findings import TAIL_DRAWS_MIN
 from probdl.io.idata import psis
+from probdl.methods.approach import approach, evaluate_with
 from probdl.methods.approximate.weighting import resample
 from probdl.methods.base import Method
 from probdl.methods.fixed_params import held_params
@@ -41,6 +43,7 @@ Array = NDArray[np.float64]
 HISTORY = 6  # number of updates in the inverse Hessian, as in the paper
 CURVATURE_MAX = 1e12  # updates along directions of larger curvature are left out
 DRAWS_PER_BLOCK = 10_000
+UNIT_MAX = 1e4  # scales beyond it, or below its inverse, are changed to 1
 PATHS_MAX = 5  # number of paths that may fail before an error
 
 
@@ -66,6 +69,8 @@ class Pathfinder(Method, name="pathfinder"):
             resampling.
         steps: maximal number of L-BFGS iterations of each path.
         num_samples: number of draws that estimate the ELBO at each point of a path.
+        init: values of sites at which to start, such as ``{"mu": 3.0}``; the other sites start at
+            random points. Each path starts there.
         engine: how the density is evaluated, as in :class:`NUTS`.
 
     Raises:
@@ -89,16 +94,18 @@ class Pathfinder(Method, name="pathfinder"):
     paths: int = 4
     steps: int = 1000
     num_samples: int = 25
+    init: Mapping[str, Any] | None = None
     engine: str = "auto"
 
     def __post_init__(self) -> None:
         self._check_int(draws=TAIL_DRAWS_MIN, paths=1, steps=1, num_samples=1)
         self._check_choice(engine=ENGINES)
+        self._check_init()
 
     def run(self, program: Program, seed: int, progress: bool | None) -> Fit:
         """Fit the program by Pathfinder."""
         structure = self._discover(program)
-        density = LogDensity(program, structure)
+        density = self._density(program, structure)
         evaluator, findings = choose(density, self.engine, seed)
         seeds = np.random.SeedSequence(seed)
         found: list[_Sampled] = []
@@ -205,6 +212,23 @@ class Normal:
         inner = np.eye(len(self.mean)) + self.basis @ change @ self.basis.T
         return self.scale[:, None] * inner * self.scale
 
+    def times(self, unit: float) -> Normal:
+        """Return the normal density of the points times a number."""
+        return Normal(unit * self.point, unit * self.mean, unit * self.scale, self.basis, self.root)
+
+
+@dataclass(frozen=True)
+class _InUnits:
+    """A density of points in other units."""
+
+    evaluator: Evaluator
+    unit: float
+
+    def value_and_grad(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the log density at ``z`` (d,) times the unit, and its gradient by ``z``."""
+        value, grad = self.evaluator.value_and_grad(z * self.unit)
+        return value, grad * self.unit
+
 
 @dataclass(frozen=True)
 class _Sampled:
@@ -265,13 +289,20 @@ def best_normal(
     for _ in range(PATHS_MAX):
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         start = density.initial(generator, value_and_grad=evaluator.value_and_grad)
+        # L-BFGS knows no scale: it stops where a gradient is small in other units than those of z.
+        found = approach(functools.partial(evaluate_with, evaluator), start.numpy())
+        unit = 1.0 if 1 / UNIT_MAX < found.unit < UNIT_MAX else found.unit
+        scaled = evaluator if unit == 1.0 else _InUnits(evaluator, unit)
+        origin = start.numpy()
+        if unit != 1.0:  # a path needs some way to go
+            origin = found.start / unit + rng.uniform(-2, 2, density.dim)
         best, highest = None, -math.inf
-        for normal in _normals(*_path(evaluator, start.numpy(), steps)):
-            value = elbo(evaluator, normal, num_samples, rng)
+        for normal in _normals(*_path(scaled, origin, steps)):
+            value = elbo(scaled, normal, num_samples, rng)
             if value > highest:
                 best, highest = normal, value
         if best is not None:
-            return best, rng
+            return best if unit == 1.0 else best.times(unit), rng
     raise ModelError(
         "L-BFGS found no usable curvature of the log density of the model "
         f"'{density.program.name}' on any of {PATHS_MAX} paths, so there is no normal "

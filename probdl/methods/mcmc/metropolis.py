@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,6 @@ from probdl.compile.kernels.random_walk import Walk
 from probdl.findings import ACCEPTANCE_MIN, Finding
 from probdl.methods.base import Method
 from probdl.methods.mcmc.chains import Chain, Chains, Starts, gather, posterior_fit, random_start
-from probdl.model.density import LogDensity
 from probdl.model.program import Program
 from probdl.results.fit import Fit
 from probdl.util.clock import check_time_limit
@@ -59,6 +59,8 @@ class Metropolis(Method, name="metropolis"):
         thin: number of moves per kept draw; None means 5 d.
         target_accept: acceptance rate to which s is adapted; None means 0.44 in one dimension and
             0.234 otherwise, the optimal values for normal posteriors.
+        init: values of sites at which to start, such as ``{"mu": 3.0}``; the other sites start at
+            random points. Each chain starts there.
         engine: how the density is evaluated, as in :class:`NUTS`.
 
     Raises:
@@ -82,6 +84,7 @@ class Metropolis(Method, name="metropolis"):
     chains: int = 4
     thin: int | None = None
     target_accept: float | None = None
+    init: Mapping[str, Any] | None = None
     engine: str = "auto"
 
     def __post_init__(self) -> None:
@@ -91,11 +94,12 @@ class Metropolis(Method, name="metropolis"):
         if self.target_accept is not None:
             self._check_real(target_accept=(0, 1))
         self._check_choice(engine=ENGINES)
+        self._check_init()
 
     def run(self, program: Program, seed: int, progress: bool | None) -> Fit:
         """Fit the program by Metropolis."""
         structure = self._discover(program)
-        density = LogDensity(program, structure)
+        density = self._density(program, structure)
         evaluator, findings = choose(
             density, self.engine, seed, threads=self.chains, gradient=False
         )

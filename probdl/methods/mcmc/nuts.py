@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from probdl.compile import ENGINES, Evaluator, choose
+from probdl.methods.approach import TypicalStarts
 from probdl.methods.approximate.pathfinder import pathfinder_draw
 from probdl.methods.base import Method
 from probdl.methods.mcmc import nutpie_adapter, pyro_nuts
-from probdl.methods.mcmc.approach import TypicalStarts
 from probdl.methods.mcmc.chains import Chains, posterior_fit, random_start
 from probdl.model.density import LogDensity
 from probdl.model.program import Program
@@ -64,7 +64,8 @@ class NUTS(Method, name="nuts"):
         init: starting points of the chains. ``"auto"``: from a random point, uniform(-2, 2) on R^d,
             a short ascent leads to where the density is typical of the posterior. ``"random"``:
             the random points themselves. ``"pathfinder"``: each chain starts at a draw of its own
-            path of :class:`Pathfinder`.
+            path of :class:`Pathfinder`. A dict of values by site, such as ``{"mu": 3.0}``, starts
+            these sites there, as far as the density is typical, and the others as ``"auto"``.
         engine: ``"native"`` for compiled code and nutpie, ``"eager"`` for Pyro's own evaluation,
             or ``"auto"`` for the first of them that works for the model on this machine.
 
@@ -91,18 +92,19 @@ class NUTS(Method, name="nuts"):
     target_accept: float = 0.8
     max_treedepth: int = 10
     mass_matrix: str = "auto"
-    init: str = "auto"
+    init: str | Mapping[str, Any] = "auto"
     engine: str = "auto"
 
     def __post_init__(self) -> None:
         self._check_int(draws=1, warmup=0, chains=1, max_treedepth=1)
         self._check_real(target_accept=(0, 1))
-        self._check_choice(engine=ENGINES, mass_matrix=MASS_MATRICES, init=INITS)
+        self._check_choice(engine=ENGINES, mass_matrix=MASS_MATRICES)
+        self._check_init(*INITS)
 
     def run(self, program: Program, seed: int, progress: bool | None) -> Fit:
         """Fit the program by NUTS."""
         structure = self._discover(program)
-        density = LogDensity(program, structure)
+        density = self._density(program, structure)
         evaluator, findings = choose(density, self.engine, seed, threads=self.chains)
         mass_matrix = self.mass_matrix
         if mass_matrix == "auto":
@@ -182,18 +184,19 @@ class HMC(Method, name="hmc"):
     target_accept: float = 0.8
     trajectory_length: float = math.pi / 2
     mass_matrix: str = "diag"
-    init: str = "auto"
+    init: str | Mapping[str, Any] = "auto"
     engine: str = "auto"
 
     def __post_init__(self) -> None:
         self._check_int(draws=1, warmup=0, chains=1)
         self._check_real(target_accept=(0, 1), trajectory_length=(0, math.inf))
-        self._check_choice(engine=ENGINES, mass_matrix=("diag", "dense"), init=INITS)
+        self._check_choice(engine=ENGINES, mass_matrix=("diag", "dense"))
+        self._check_init(*INITS)
 
     def run(self, program: Program, seed: int, progress: bool | None) -> Fit:
         """Fit the program by HMC."""
         structure = self._discover(program)
-        density = LogDensity(program, structure)
+        density = self._density(program, structure)
         evaluator, findings = choose(density, self.engine, seed)
         kernel = {
             "target_accept_prob": self.target_accept,

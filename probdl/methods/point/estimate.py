@@ -77,7 +77,10 @@ def point_fit(
         parts = curvature(optimum.information, optimum.z)
         reported = {f.check for f in findings}
         of_curvature = []
-        if "not_converged" not in reported:  # else the curvature is not that of a maximum
+        if not reported & {
+            "not_converged",
+            "boundary",
+        }:  # else the curvature is not that of a maximum
             of_curvature = _check_curvature(
                 density, optimum.z, parts, method, "no_maximum" in reported
             )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from probdl.compile import ENGINES
 from probdl.methods.base import Method
 from probdl.methods.point.estimate import point_fit
-from probdl.model.density import LogDensity
 from probdl.model.program import Program
 from probdl.model.sites import discover
 from probdl.results.fit import Fit
@@ -33,6 +34,8 @@ class MAP(Method, name="map"):
         starts: number of starting points of L-BFGS; the highest maximum found is used.
         steps: maximal number of iterations from each starting point.
         ci_prob: probability of the intervals.
+        init: values of sites at which to start, such as ``{"mu": 3.0}``; the other sites start at
+            random points. The first start has the values, the others are near.
         engine: how the density is evaluated, as in :class:`NUTS`.
 
     Raises:
@@ -53,20 +56,22 @@ class MAP(Method, name="map"):
     starts: int = 4
     steps: int = 1000
     ci_prob: float = 0.95
+    init: Mapping[str, Any] | None = None
     engine: str = "auto"
 
     def __post_init__(self) -> None:
         self._check_int(starts=1, steps=1)
         self._check_real(ci_prob=(0, 1))
         self._check_choice(engine=ENGINES)
+        self._check_init()
 
     def run(self, program: Program, seed: int, progress: bool | None) -> Fit:
         """Fit the program by the posterior mode."""
         structure = discover(program)
-        density = LogDensity(program, structure, jacobian=False, params=True)
+        density = self._density(program, structure, jacobian=False, params=True)
         return point_fit(self, program, structure, density, seed, progress)
 
     def refit(self, fit: Fit, program: Program, seed: int) -> Fit:
         """Fit one of many data sets of the same shapes."""
-        density = LogDensity(program, fit.structure, jacobian=False, params=True)
+        density = self._density(program, fit.structure, jacobian=False, params=True)
         return point_fit(self, program, fit.structure, density, seed, False, again=True)

@@ -8,6 +8,7 @@ regular maximum: the density increases without bound, or towards a boundary.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from torch import Tensor
 from probdl.compile import Evaluator
 from probdl.errors import ModelError
 from probdl.findings import Finding
+from probdl.methods.approach import AT_MODE, approach, evaluate_with
 from probdl.model.density import LogDensity
 from probdl.results.diagnostics import interrupted
 from probdl.util.blas import one_blas_thread
@@ -30,7 +32,9 @@ from probdl.util.progress import bar
 __all__ = ["Curvature", "Optimum", "curvature", "largest", "maximise", "no_maximum", "site_names"]
 
 DENSE_MAX = 1000  # the largest d with a Hessian, which takes d gradients and d² numbers
-NEWTON_STEPS_MAX = 12  # quadratic convergence needs four or five
+NEWTON_STEPS_MAX = 100  # quadratic convergence needs four or five, after the way to its region
+DRIFT_MAX = 8  # full Newton steps of the same length and direction: the maximum is at infinity
+RESOLVED_MIN = 1e-6  # nats that a step to a finite density would gain beyond doubt
 NEWTON_GAIN_MIN = 1e-16  # nats: Newton's method has converged if a step gains less
 FLAT_SHARE_MAX = 1e-10  # flat eigenvalues, as a share of the largest one of the scaled information
 UNMOVED_MAX = 1e-9  # nats by which a parameter changes the density, if only by rounding
@@ -89,6 +93,8 @@ def maximise(
                     generator, jitter=i > 0, value_and_grad=evaluator.value_and_grad
                 )
                 end, stop = _climb(evaluator, start, steps)
+                if stop is None and (further := _further(evaluator, end)) is not None:
+                    end, stop = _climb(evaluator, further, steps)
                 found.append(end)
                 if stop is not None:
                     raise stop
@@ -102,12 +108,16 @@ def maximise(
     if dense := density.dim <= DENSE_MAX:
         # L-BFGS may have stopped lower, but on the way to the same maximum.
         lower = [end for end in found if end.value < best.value - SAME_VALUE_MAX]
-        ends = [_polish(density, evaluator, end) for end in (best, *lower)]
+        limit = min(NEWTON_STEPS_MAX, steps)
+        ends = [_polish(density, evaluator, end, limit) for end in (best, *lower)]
         best = max(ends, key=lambda end: end.value)
     else:
         ends = found
+    at_edge = best.blocked or not _has_curvature(best)
+    if at_edge:
+        findings.append(_at_edge(density, best))
     # Out of steps, a point far from the maximum has a large gain as well.
-    if best.gain >= NEWTON_GAIN_MIN and best.converged:
+    elif best.drifts or (best.gain >= NEWTON_GAIN_MIN and best.converged):
         labels = largest(density.labels, best.step / (1 + best.z.abs()))
         findings.append(no_maximum(labels))
     elif not best.converged:
@@ -136,7 +146,9 @@ def maximise(
     if dense:
         reuse = quick and best.information is not None and best.gain < NEWTON_GAIN_MIN
         information = best.information if reuse else -density.hessian(best.z)
-    if information is None:
+        if at_edge and information is not None and not torch.isfinite(information).all():
+            information = None
+    if information is None and not at_edge:
         findings.append(
             Finding(
                 "info",
@@ -146,6 +158,36 @@ def maximise(
             )
         )
     return Optimum(best.z, best.value, information, findings)
+
+
+def _has_curvature(end: _End) -> bool:
+    return end.information is None or bool(torch.isfinite(end.information).all())
+
+
+def _at_edge(density: LogDensity, end: _End) -> Finding:
+    """Report a maximum where the density ends, or where it has no second derivatives."""
+    labels = density.labels
+    if end.blocked:
+        labels = largest(labels, end.step)
+        where = f"The density rises along {', '.join(labels)} up to a point where it drops to zero"
+    else:
+        assert end.information is not None
+        diagonal = ~torch.isfinite(end.information.diagonal())
+        chosen = [n for n, bad in zip(labels, diagonal.tolist(), strict=True) if bad] or labels
+        labels = chosen[:5]
+        where = (
+            f"The density has no finite second derivatives by {', '.join(labels)} at the point "
+            "found, as at the edge of a support"
+        )
+    return Finding(
+        "warning",
+        "boundary",
+        f"{where}. The estimate is at that edge, and normal theory (standard errors, intervals) "
+        "does not hold there.",
+        "Use method='nuts', which samples the posterior inside the support, or a prior whose "
+        "density is zero at the edge.",
+        site_names(labels),
+    )
 
 
 def _check_other_optima(density: LogDensity, best: _End, ends: Sequence[_End]) -> list[Finding]:
@@ -190,6 +232,8 @@ class _End(NamedTuple):
     step: Tensor  # the next Newton step
     gain: float  # nats that this step would gain
     information: Tensor | None = None  # where this step was computed
+    drifts: bool = False  # whether Newton's method goes on and on in one direction
+    blocked: bool = False  # whether the density is not finite just ahead
 
 
 def _climb(
@@ -228,13 +272,30 @@ def _climb(
     return _End(*best, converged, torch.zeros_like(start), 0.0), stop
 
 
-def _polish(density: LogDensity, evaluator: Evaluator, end: _End) -> _End:
-    """Take Newton steps to the maximum."""
+def _further(evaluator: Evaluator, end: _End) -> Tensor | None:
+    """Return a higher point if L-BFGS stopped only because gradients are small in these units."""
+    if not end.converged:
+        return None
+    evaluate = functools.partial(evaluate_with, evaluator)
+    found = approach(evaluate, end.z.numpy(), AT_MODE)
+    return torch.from_numpy(found.end) if found.value > end.value + SAME_VALUE_MAX else None
+
+
+def _polish(density: LogDensity, evaluator: Evaluator, end: _End, steps: int) -> _End:
+    """Take up to ``steps`` Newton steps to the maximum.
+
+    Where the density is convex along some direction, the step follows its gradient there. If full
+    steps keep their length and direction while they gain less and less, the maximum is at infinity.
+    """
     z = end.z
     value, grad = evaluator.value_and_grad(z)
-    for _ in range(NEWTON_STEPS_MAX):
+    step, gain, information, drift, blocked = torch.zeros_like(z), 0.0, None, 0, False
+    for _ in range(steps):
+        check_time_limit()
         information = -density.hessian(z)
-        step = curvature(information, z).solve(grad)
+        if not torch.isfinite(information).all():
+            return end._replace(value=float(value), z=z, information=information)
+        before, step = step, curvature(information, z).ascend(grad)
         gain = 0.5 * float(grad @ step)
         if gain <= NEWTON_GAIN_MIN:
             break
@@ -243,10 +304,17 @@ def _polish(density: LogDensity, evaluator: Evaluator, end: _End) -> _End:
             ahead_value, ahead_grad = evaluator.value_and_grad(ahead)
             if ahead_value > value and torch.isfinite(ahead_grad).all():
                 break
-        else:  # the gain is below the resolution of double precision
-            gain = 0.0
+        else:  # the gain is below the resolution of double precision, or the step ends at an edge
+            blocked = not bool(torch.isfinite(ahead_value)) and gain > RESOLVED_MIN
+            gain = gain if blocked else 0.0
             break
+        repeats = halvings == 0 and float(before @ step) > 0.5 * max(
+            float(before @ before), float(step @ step)
+        )
+        drift = drift + 1 if repeats else 0
         z, value, grad = ahead, ahead_value, ahead_grad
+        if drift == DRIFT_MAX:
+            break
     # The gradient is still resolved when the value no longer is: one more step reduces it to
     # rounding, and so the noise in the curvature along flat directions.
     if gain <= NEWTON_GAIN_MIN:
@@ -254,7 +322,8 @@ def _polish(density: LogDensity, evaluator: Evaluator, end: _End) -> _End:
         if ahead_grad.norm() < grad.norm():
             z, value = z + step, ahead_value
     converged = end.converged or gain <= NEWTON_GAIN_MIN
-    return _End(float(value), z, converged, step, gain, information)
+    drifts = drift == DRIFT_MAX
+    return _End(float(value), z, converged, step, gain, information, drifts, blocked)
 
 
 @dataclass(frozen=True)
@@ -269,6 +338,7 @@ class Curvature:
         values: (m,), such that ``vectors @ diag(1 / values) @ vectors.T`` is the covariance.
         flat: (d, k), the directions without curvature.
         rising: (d, j), the directions along which it is convex; there are none at a maximum.
+        rising_values: (j,), the sizes of their curvature.
         unmoved: (d,), whether the curvature of a coordinate is only rounding.
     """
 
@@ -276,6 +346,7 @@ class Curvature:
     values: Tensor
     flat: Tensor
     rising: Tensor
+    rising_values: Tensor
     unmoved: Tensor
 
     @property
@@ -286,6 +357,10 @@ class Curvature:
     def solve(self, grad: Tensor) -> Tensor:
         """Return the Newton step for a gradient, in the concave directions."""
         return self.vectors @ ((self.vectors.T @ grad) / self.values)
+
+    def ascend(self, grad: Tensor) -> Tensor:
+        """Return the Newton step, with the sign of the curvature changed where it is convex."""
+        return self.solve(grad) + self.rising @ ((self.rising.T @ grad) / self.rising_values)
 
 
 def curvature(information: Tensor, z: Tensor) -> Curvature:
@@ -315,6 +390,7 @@ def curvature(information: Tensor, z: Tensor) -> Curvature:
         values[curved],
         vectors[:, values.abs() <= threshold],
         vectors[:, values < -threshold],
+        -values[values < -threshold],
         unmoved,
     )
 

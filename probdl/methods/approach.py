@@ -25,7 +25,7 @@ from probdl.model.density import LogDensity
 from probdl.util.clock import check_time_limit
 from probdl.util.lazy import linalg, special
 
-__all__ = ["TypicalStarts", "approach"]
+__all__ = ["AT_MODE", "TypicalStarts", "approach", "evaluate_with"]
 
 Array = NDArray[np.float64]
 Evaluate = Callable[[Array], tuple[float, Array]]  # returns the log density and its gradient
@@ -56,11 +56,13 @@ class Approach:
         start: the point (d,) where the density is first typical of the posterior.
         end: the point (d,) where the ascent ended, or `start` if it did not settle.
         value: the log density at the end.
+        unit: the length in which the density curves along the last step; 1 if it is not known.
     """
 
     start: Array
     end: Array
     value: float
+    unit: float
 
 
 def approach(evaluate: Evaluate, start: Array, tolerance: float | None = None) -> Approach:
@@ -103,14 +105,25 @@ def approach(evaluate: Evaluate, start: Array, tolerance: float | None = None) -
             and value - values[-1 - SETTLED] <= enough
             and max(gains[-SETTLED:]) <= enough
         )
+    unit = 1.0
+    if pairs:
+        step, change = pairs[-1]
+        unit = math.sqrt((step @ step) / (step @ change))
     if not settled:
         # Either the ascent is slow, or the density has no bound and each scale may fall forever.
         near = [i for i, g in enumerate(gains) if g <= dim and values[i] > value - 20 * dim]
         calm = near[0] if near else int(np.argmin(gains))
-        return Approach(points[calm], points[calm], values[calm])
+        return Approach(points[calm], points[calm], values[calm], unit)
     typical = value - special.chdtri(dim, 1 - TAIL) / 2
     first = next(i for i, v in enumerate(values) if v >= typical)
-    return Approach(points[first], points[-1], value)
+    return Approach(points[first], points[-1], value, unit)
+
+
+def evaluate_with(evaluator: Evaluator, z: Array) -> tuple[float, Array]:
+    """Return the log density at a point (d,) and its gradient (d,)."""
+    check_time_limit()
+    value, grad = evaluator.value_and_grad(torch.from_numpy(z))
+    return float(value), grad.numpy().astype(float)
 
 
 class TypicalStarts:
@@ -170,9 +183,7 @@ class TypicalStarts:
         return approach(self._evaluate, start.numpy())
 
     def _evaluate(self, z: Array) -> tuple[float, Array]:
-        check_time_limit()
-        value, grad = self._evaluator.value_and_grad(torch.from_numpy(z))
-        return float(value), grad.numpy().astype(float)
+        return evaluate_with(self._evaluator, z)
 
     def _log_mass(self, z: Array) -> float | None:
         """Return the log integral of the density around a mode (d,), by Laplace's method.
