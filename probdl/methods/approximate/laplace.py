@@ -13,6 +13,7 @@ from probdl.compile import ENGINES, choose
 from probdl.errors import ModelError
 from probdl.findings import TAIL_DRAWS_MIN
 from probdl.io.idata import psis
+from probdl.methods.angles import unwound
 from probdl.methods.base import Method
 from probdl.methods.fixed_params import held_params
 from probdl.methods.point.optimum import DENSE_MAX, curvature, largest, maximise
@@ -107,7 +108,8 @@ class Laplace(Method, name="laplace"):
         log_normal = -0.5 * (log_2pi + noise.square().sum(1)) - log_root
         lp = density.batch(z)
         log_weights, pareto_k = psis((lp - log_normal).nan_to_num(nan=-math.inf).numpy())
-        values = density.constrain(z[None], deterministic=True)
+        angles = torch.from_numpy(unwound(density, evaluator, z.numpy()))
+        values = density.constrain(angles[None], deterministic=True)
         stats = {
             "lp": lp.numpy()[None],
             "log_evidence": optimum.value + 0.5 * log_2pi + log_root,

@@ -22,6 +22,7 @@ from probdl.compile import ENGINES, Evaluator, choose
 from probdl.errors import ModelError
 from probdl.findings import TAIL_DRAWS_MIN
 from probdl.io.idata import psis
+from probdl.methods.angles import unwound
 from probdl.methods.approach import approach, evaluate_with
 from probdl.methods.approximate.weighting import resample
 from probdl.methods.base import Method
@@ -127,8 +128,8 @@ class Pathfinder(Method, name="pathfinder"):
                     raise
                 of = f"{self.paths} paths"
                 drawn = sum(len(s.z) for s in found)
-                kept = f"their {drawn} draws are used"
-                findings.append(interrupted(stop, len(found), of, kept, "get all draws"))
+                kept_draws = f"their {drawn} draws are used"
+                findings.append(interrupted(stop, len(found), of, kept_draws, "get all draws"))
         z = np.concatenate([s.z for s in found])
         lp = np.concatenate([s.log_p for s in found])
         ratios = lp - np.concatenate([s.log_q for s in found])
@@ -137,7 +138,8 @@ class Pathfinder(Method, name="pathfinder"):
         chosen = torch.arange(count)
         if len(found) > 1:
             chosen = resample(log_weights, count, torch.Generator().manual_seed(seed))
-        values = density.constrain(torch.from_numpy(z)[chosen][None], deterministic=True)
+        kept = torch.from_numpy(unwound(density, evaluator, z[chosen.numpy()]))
+        values = density.constrain(kept[None], deterministic=True)
         stats: dict[str, Any] = {
             "lp": lp[chosen.numpy()][None],
             "elbo": np.array([s.elbo for s in found]),

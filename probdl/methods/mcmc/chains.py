@@ -14,6 +14,7 @@ from torch import Tensor
 from probdl.compile import Evaluator
 from probdl.errors import ModelError
 from probdl.findings import Finding
+from probdl.methods.angles import unwound
 from probdl.methods.fixed_params import held_params
 from probdl.model.density import LogDensity
 from probdl.results.diagnostics import check_stuck, interrupted, stuck_chains
@@ -153,11 +154,12 @@ def posterior_fit(
     findings: list[Finding],
 ) -> Fit:
     """Make the fit of chains."""
-    values = density.constrain(torch.from_numpy(chains.z), deterministic=True)
+    z = unwound(density, evaluator, chains.z)
+    values = density.constrain(torch.from_numpy(z), deterministic=True)
     findings = [
         *findings,
         *chains.findings,
-        *check_stuck(chains.z, chains.stats["lp"]),
+        *check_stuck(z, chains.stats["lp"]),
         *held_params(density.structure),
     ]
     draws = {name: value.numpy() for name, value in values.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from probdl.compile import choose
 from probdl.findings import Finding
+from probdl.methods.angles import unwound
 from probdl.methods.base import Method
 from probdl.methods.point.optimum import (
     Curvature,
@@ -63,6 +65,8 @@ def point_fit(
     optimum = maximise(
         density, evaluator, method.starts, method.steps, generator, progress, quick=again
     )
+    z = torch.from_numpy(unwound(density, evaluator, optimum.z.numpy()))
+    optimum = replace(optimum, z=z)
     findings += optimum.findings
     values = {k: v.detach() for k, v in density.values(optimum.z).items()}
     stats: dict[str, Any] = {"lp": np.array([[optimum.value]]), "engine": evaluator.engine}

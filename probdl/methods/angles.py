@@ -1,0 +1,57 @@
+r"""Angles on the real line: one turn more or less is the same angle.
+
+The support of ``VonMises`` is all of R in torch, where its density has the period 2 pi. Chains on R
+settle at any number of turns, so that they disagree although all their angles are the same.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from probdl.compile import Evaluator
+from probdl.model.density import LogDensity
+
+__all__ = ["unwound"]
+
+TURN = 2 * math.pi
+POINTS = 3  # at which a period is verified
+TOLERANCE = 1e-6  # relative: sine and cosine of large angles have rounding errors
+
+
+def unwound(
+    density: LogDensity, evaluator: Evaluator, z: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return points (..., d) of R^d with each angle within pi of its circular mean.
+
+    Only coordinates in which the log density has the period 2 pi are changed. A model that uses an
+    angle in another way, such as in a linear predictor, is left as it is.
+    """
+    angles = [
+        i
+        for block in density.blocks.values()
+        if block.site.distribution == "VonMises"
+        for i in range(block.start, block.start + block.size)
+    ]
+    if not angles:
+        return z
+    flat = z.reshape(-1, z.shape[-1]).copy()
+    points = flat[np.linspace(0, len(flat) - 1, POINTS).astype(int)]
+    for i in angles:
+        if all(_same_after_a_turn(evaluator, point, i) for point in points):
+            angle = flat[:, i]
+            centre = math.atan2(np.sin(angle).mean(), np.cos(angle).mean())
+            flat[:, i] = centre + np.remainder(angle - centre + math.pi, TURN) - math.pi
+    return flat.reshape(z.shape)
+
+
+def _same_after_a_turn(evaluator: Evaluator, point: NDArray[np.float64], i: int) -> bool:
+    turned = point.copy()
+    turned[i] += TURN
+    here, there = (
+        float(evaluator.value_and_grad(torch.from_numpy(p))[0]) for p in (point.copy(), turned)
+    )
+    return abs(here - there) <= TOLERANCE * (1 + abs(here))
