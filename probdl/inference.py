@@ -15,9 +15,10 @@ from probdl.errors import FindingWarning, ModelError, SettingError, TimeLimitErr
 from probdl.findings import Finding, Findings
 from probdl.methods import METHODS, Method, resolve
 from probdl.methods.base import PYRO_NAMES, setting_named
-from probdl.model.callables import accepts_argument, runnable, signature
+from probdl.model.callables import accepts_argument, callable_name, runnable, signature
 from probdl.model.program import Program
 from probdl.model.sites import discover
+from probdl.nn import is_network
 from probdl.results.fit import Fit
 from probdl.results.priors import check_prior
 from probdl.util.clock import Clock, TimeUp, clock
@@ -143,6 +144,7 @@ def _fit(
     time_limit: float | None,
 ) -> Fit:
     """Check the arguments, run the method, and add the findings that do not depend on it."""
+    _check_likelihood(model, args, kwargs)
     program = Program(model, args, kwargs)
     if program.loader is not None and not chosen.takes_loader:
         raise SettingError(
@@ -162,6 +164,33 @@ def _fit(
         timings=own.timings,
         coords=dict(coords or {}),
         dims=dict(dims or {}),
+    )
+
+
+def _check_likelihood(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> None:
+    """Raise ModelError, with an example, for a network in place of a model."""
+    if not is_network(model):
+        return
+    try:
+        signature(model).bind(*args, **kwargs)
+    except TypeError:
+        pass  # it has no argument for y
+    else:
+        if discover(Program(model, args, kwargs)).of("observed", "factor"):
+            return
+    raise ModelError(
+        f"The model is a network, {callable_name(model)}, without a likelihood: nothing in it says "
+        "how the data are distributed given its output. Write a model that calls the network:\n\n"
+        "    net = probdl.nn.bayesian(...)     # with a prior; a plain network has weights to fit\n"
+        "\n"
+        "    def model(x, y=None):\n"
+        "        mean = net(x).squeeze(-1)     # a plain network: pyro.module('net', net)(x)\n"
+        "        with pyro.plate('data', len(x)):\n"
+        "            pyro.sample('y', dist.Normal(mean, 1.0), obs=y)\n"
+        "\n"
+        "    fit = probdl.infer(model, x, y)"
     )
 
 

@@ -278,8 +278,9 @@ def bayesian(
     .. math:: w \sim N(0, \sigma^2) \quad\Rightarrow\quad
         -\log p(w) = \frac{1}{2 \sigma^2} \lVert w \rVert^2 + \mathrm{const}
 
-    so the MAP estimate is the estimate with weight decay, the usual regularization. Call the
-    network inside a model; each call samples all weights once.
+    so the MAP estimate is the estimate with weight decay, the usual regularization. The network is
+    no model yet, since it has no likelihood. Call it inside a model; each call samples all weights
+    once.
 
     Args:
         module: any network; it is copied, not changed.
@@ -313,7 +314,14 @@ def bayesian(
         for name, value in list(layer.named_parameters(recurse=False)):
             full = f"{path}.{name}" if path else name
             setattr(layer, name, PyroSample(_prior(prior, full, value.detach())))
+    network.probdl_network = True  # recognised by is_network()
     return network
+
+
+def is_network(module: Any) -> bool:
+    """Return whether a module is a network, by ``bayesian`` or of a class of torch or this file."""
+    of_library = type(module).__module__.startswith(("torch.nn.", "pyro.nn.", "probdl.nn"))
+    return isinstance(module, nn.Module) and (of_library or hasattr(module, "probdl_network"))
 
 
 def _prior(prior: Any, name: str, value: Tensor) -> Callable[[Any], Any]:

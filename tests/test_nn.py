@@ -1,5 +1,7 @@
 """Networks: their shapes and initialization, Bayesian versions, and Lipschitz constants."""
 
+import textwrap
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -246,3 +248,39 @@ def test_unknown_layers_are_named_in_the_error():
         lipschitz_bound(nn.Sequential(nn.Bilinear(2, 2, 2)))
     with pytest.raises(probdl.SettingError, match="at least two"):
         lipschitz_estimate(torch.abs, torch.zeros(1))
+
+
+@pytest.mark.parametrize("method", ["nuts", "map", "svi", "mle"])
+@pytest.mark.parametrize("with_y", [False, True])
+def test_a_network_without_a_likelihood_is_explained(method, with_y):
+    x, y = torch.linspace(-1, 1, 10)[:, None], torch.zeros(10)
+    networks = [probdl.nn.bayesian(MLP([1, 4, 1])), MLP([1, 4, 1]), nn.Linear(1, 1)]
+    for network in networks:
+        with pytest.raises(probdl.ModelError, match=r"(?s)without a likelihood.*obs=y") as error:
+            probdl.infer(network, *((x, y) if with_y else (x,)), method=method, seed=1)
+        assert type(network).__name__ in str(error.value)
+    # The example of the message runs.
+    lines = str(error.value).split("\n\n", 1)[1].replace("(...)", "(probdl.nn.MLP([1, 4, 1]))")
+    names = {"probdl": probdl, "pyro": pyro, "dist": dist, "x": x, "y": y}
+    example = textwrap.dedent(lines).replace(
+        "infer(model, x, y)", "infer(model, x, y, method='map')"
+    )
+    exec(example, names)
+    assert names["fit"].predict(x)["y"].shape == (1, 1, 10)
+
+
+def test_a_module_with_a_likelihood_may_be_made_bayesian():
+    class Regression(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(1, 1)
+
+        def forward(self, x, y=None):
+            mean = self.linear(x)[:, 0]
+            with pyro.plate("data", len(x)):
+                pyro.sample("y", dist.Normal(mean, 0.1), obs=y)
+
+    x = torch.linspace(-1, 1, 40)[:, None]
+    model = probdl.nn.bayesian(Regression())
+    fit = probdl.infer(model, x, 3 * x[:, 0], method="map", seed=1)
+    assert fit.draws["linear.weight"].item() == pytest.approx(3.0, abs=0.02)

@@ -8,9 +8,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import probdl
 from benchmarks.gan import modes, play_ring
+from probdl.methods.adversarial.checks import returns_probabilities
 from probdl.methods.adversarial.training import AdversarialTraining
 from probdl.nn import MLP, lipschitz_bound
 
@@ -257,3 +259,91 @@ def test_bad_input_is_refused(x):
 
 
 LINE = line()
+
+
+class Probability(nn.Module):
+    """A discriminator of probabilities, in one of several ways."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.net, self.kind = critic(), kind
+
+    def forward(self, x):
+        logits = self.net(x)
+        return {
+            "sigmoid": lambda: torch.sigmoid(logits)[:, 0],
+            "clamped": lambda: torch.sigmoid(logits).clamp(1e-6, 1 - 1e-6).squeeze(-1),
+            "tanh": lambda: 0.5 * (torch.tanh(logits) + 1),
+            "exp": lambda: 1 / (1 + torch.exp(-logits)),
+            "softmax": lambda: torch.cat([logits, -logits], 1).softmax(1)[:, 0],
+        }[self.kind]()
+
+
+@pytest.mark.parametrize("loss", OF_LOSS)
+def test_a_discriminator_of_probabilities_is_refused(loss, x):
+    kinds = ("sigmoid", "clamped", "tanh", "exp", "softmax")
+    layers = [nn.Sequential(critic(), nn.Sigmoid()), nn.Sequential(critic(), nn.Hardsigmoid())]
+    for discriminator in [*layers, *map(Probability, kinds)]:
+        method = probdl.GAN(discriminator=discriminator, loss=loss, steps=2)
+        with pytest.raises(probdl.SettingError, match="remove the sigmoid at its end"):
+            probdl.infer(program(line()), x, method=method, seed=1)
+
+
+def test_discriminators_of_logits_are_not_taken_for_probabilities(x):
+    zero = critic()
+    nn.init.zeros_(zero[-1].weight)
+    nn.init.zeros_(zero[-1].bias)
+    positive = nn.Sequential(critic(), nn.Softplus())
+    inside = nn.Sequential(nn.Sigmoid(), nn.Linear(1, 8), nn.Sigmoid(), nn.Linear(8, 1))
+    normed = nn.Sequential(nn.Linear(1, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 1))
+    batch = nn.Sequential(nn.Linear(1, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
+    for discriminator in (critic(), zero, positive, inside, normed, batch):
+        assert not returns_probabilities(discriminator, x)
+    assert batch[1].num_batches_tracked == 0
+
+
+def test_a_data_loader_is_read_in_minibatches(x):
+    loader = DataLoader(TensorDataset(x[:2000]), batch_size=256, shuffle=True)  # the last has 208
+    settings = {k: v for k, v in SETTINGS.items() if k != "batch_size"} | {"epochs": 310}
+    settings |= {"discriminator": critic(), "discriminator_learning_rate": 1e-2}
+    fit = probdl.infer(program(line()), loader, method=probdl.GAN(**settings), seed=2)
+    assert len(fit.stats["value"]) == 310 * 8
+    draws = fit.predict(20_000)["x"]
+    assert draws.mean() == pytest.approx(float(x[:2000].mean()), rel=0.05)
+    assert draws.std() == pytest.approx(float(x[:2000].std()), rel=0.05)
+    assert not fit.diagnose()
+    other = probdl.GAN(discriminator=critic(), batch_size=64, steps=1)
+    with pytest.raises(probdl.SettingError, match="is the DataLoader's"):
+        probdl.infer(program(line()), loader, method=other, seed=1)
+
+
+@pytest.mark.filterwarnings("ignore::probdl.FindingWarning")
+@pytest.mark.parametrize("engine", ["auto", "eager"])
+def test_all_rows_of_a_data_loader_are_read_in_the_same_order_again(x, engine):
+    seen = []
+
+    class Rows(Dataset):
+        def __len__(self):
+            return 100
+
+        def __getitem__(self, i):
+            seen.append(i)
+            return x[i]
+
+    loader = DataLoader(Rows(), batch_size=30, shuffle=True)
+    settings = {"discriminator_steps": 3, "loss": "wasserstein", "engine": engine}
+    method = probdl.GAN(discriminator=critic(), epochs=6, **settings)
+    fit = probdl.infer(program(line()), loader, method=method, seed=2)
+    assert len(fit.stats["value"]) == 6 * 4 // 3
+    assert set(seen) == set(range(100))
+    again = probdl.infer(program(line()), loader, method=method, seed=2)
+    np.testing.assert_array_equal(again.stats["value"], fit.stats["value"])
+
+
+def test_coverage_of_a_data_loader_is_of_all_rows(x):
+    """Rows of two places, one after the other: a generator of the first covers half of them."""
+    places = torch.cat([x[:500], x[:500] + 50.0])
+    loader = DataLoader(TensorDataset(places), batch_size=100)
+    method = probdl.GAN(discriminator=critic(), steps=1)
+    with pytest.warns(probdl.FindingWarning, match="mode_collapse"):
+        probdl.infer(program(line()), loader, method=method, seed=1)

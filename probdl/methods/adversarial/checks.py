@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, fx, nn
 
 from probdl.findings import COVERED_MIN, SATURATED_MIN, VALUE_DISTANCE, Finding
+from probdl.model.recorder import ControlFlowError, record
 from probdl.results.fit import Fit
 
-__all__ = ["check_coverage", "check_game", "suggest_loss"]
+__all__ = [
+    "COVERAGE_ROWS_MAX",
+    "check_coverage",
+    "check_game",
+    "returns_probabilities",
+    "suggest_loss",
+]
 
 VALUE_AT_EQUILIBRIUM = -math.log(4.0)  # where the discriminator cannot separate draws from data
 NEIGHBOURS = 5
+PROBED_ROWS = 64
 COVERAGE_ROWS_MAX = 1000  # distances between all pairs of rows are computed
+LARGE_SCALES = (1e2, 1e4)  # of inputs at which a sigmoid of logits is 0 or 1
 LOSSES_WITHOUT_PROBABILITIES = ("wasserstein", "hinge")
+
+_PROBABILITIES = {"sigmoid", "hardsigmoid", "_softmax", "softmax", "log_sigmoid_forward"}
+_PASSED_THROUGH = {
+    "view", "_unsafe_view", "reshape", "squeeze", "unsqueeze", "flatten", "select", "slice",
+    "clone", "clamp", "_to_copy", "permute", "transpose", "t",
+}  # fmt: skip
 
 
 def suggest_loss(loss: str) -> str:
@@ -102,3 +118,47 @@ def check_coverage(fit: Fit, data: Tensor, site: str, loss: str) -> list[Finding
             remedy.lstrip(),
         )
     ]
+
+
+def returns_probabilities(discriminator: nn.Module, x: Tensor) -> bool:
+    """Return whether a discriminator ends in a sigmoid, a softmax, or a function like them.
+
+    Its last operation is known from a recording. Any other function of this kind is 0 or 1 at large
+    inputs, where logits are large.
+
+    Args:
+        discriminator: the module; it is left as it is.
+        x: some data (n, *shape).
+    """
+    module = copy.deepcopy(discriminator).eval()  # running statistics would change
+    x = x[:PROBED_ROWS]
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        try:
+            return _ends_in_sigmoid(module, x) or _saturates_like_a_sigmoid(module, x)
+        except Exception:  # training raises the error, with an explanation
+            return False
+
+
+def _ends_in_sigmoid(module: nn.Module, x: Tensor) -> bool:
+    try:
+        node = next(iter(reversed(record(module, [x]).graph.nodes))).args[0]
+    except ControlFlowError:
+        return False
+    while isinstance(node, fx.Node) and _is(node, _PASSED_THROUGH):
+        node = node.args[0]
+    return isinstance(node, fx.Node) and _is(node, _PROBABILITIES)
+
+
+def _is(node: fx.Node, operations: set[str]) -> bool:
+    packet = getattr(node.target, "overloadpacket", None)
+    return packet is not None and packet.__name__ in operations
+
+
+def _saturates_like_a_sigmoid(module: nn.Module, x: Tensor) -> bool:
+    centred = x - x.mean(0) + torch.randn_like(x)
+    found = torch.cat(
+        [module(sign * scale * centred).reshape(-1) for scale in LARGE_SCALES for sign in (1, -1)]
+    )
+    at_bounds = torch.minimum(found.abs(), (found - 1).abs()) < 1e-3
+    inside = bool(((found >= 0) & (found <= 1)).all())
+    return inside and bool((found > 0.5).any()) and float(at_bounds.double().mean()) > 0.9

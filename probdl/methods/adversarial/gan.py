@@ -11,17 +11,22 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from probdl.compile.step import Parameters
 from probdl.errors import ModelError
-from probdl.methods.adversarial.checks import check_coverage, check_game
+from probdl.methods.adversarial.checks import (
+    COVERAGE_ROWS_MAX,
+    check_coverage,
+    check_game,
+    returns_probabilities,
+)
 from probdl.methods.adversarial.losses import LOSSES, Critic, normalise_spectrally
 from probdl.methods.adversarial.training import RECORDED, AdversarialTraining, Plan
 from probdl.methods.base import Method
 from probdl.methods.guide_sites import no_guide
 from probdl.methods.training.checkpoint import checkpoint_of
-from probdl.methods.training.minibatch import PlateBatches
+from probdl.methods.training.minibatch import Batches, LoaderBatches, PlateBatches
 from probdl.methods.training.optimizers import ScheduledOptimizer, check_optimizer, check_schedule
 from probdl.methods.training.trainable import Trainable
 from probdl.model.program import Program
@@ -29,10 +34,12 @@ from probdl.model.sites import Structure, data_plate, discover
 from probdl.results.adversarial import AdversarialFit
 from probdl.results.fit import Fit
 from probdl.util.isolation import evaluation
+from probdl.util.seeds import stream
 
 __all__ = ["GAN"]
 
 DEFAULT_STEPS = 5000
+DEFAULT_BATCH_SIZE = 64
 
 adam = functools.partial(torch.optim.Adam, betas=(0.5, 0.999))
 """Adam with less momentum: with more, generator and discriminator tend to oscillate."""
@@ -62,14 +69,15 @@ class GAN(Method, name="gan"):
     ``discriminator`` (the trained module) and ``engine`` as for :class:`SVI`.
 
     Args:
-        discriminator: a module that maps x (n, *shape) to logits (n,) or (n, 1). A copy of it is
-            trained.
+        discriminator: a module that maps x (n, *shape) to logits (n,) or (n, 1), without a sigmoid
+            at its end. A copy of it is trained.
         loss: ``"minimax"`` (Eq. 6), ``"non_saturating"``, ``"wasserstein"`` with a gradient
             penalty, or ``"hinge"`` with spectral normalisation of the discriminator.
         steps: number of steps of the generator. None means 5,000, or the number that follows from
             ``epochs``.
         epochs: number of passes through the data, instead of ``steps``.
-        batch_size: number of rows of data, and of draws, in each step.
+        batch_size: number of rows of data, and of draws, in each step; None means 64. A DataLoader
+            as the model's only argument has its own: rows are read from it in minibatches.
         discriminator_steps: number of steps of the discriminator for each step of the generator.
         optimizer: optimizer of the generator: a class of ``torch.optim``, or its name.
         learning_rate: initial learning rate of the generator.
@@ -88,7 +96,7 @@ class GAN(Method, name="gan"):
         engine: ``"auto"`` for traced steps, ``"eager"`` for the losses without tracing.
 
     Raises:
-        SettingError: a setting is out of range.
+        SettingError: a setting is out of range, or the discriminator returns probabilities.
         ModelError: no deterministic site has the name and the shape of an argument.
 
     Example:
@@ -108,13 +116,14 @@ class GAN(Method, name="gan"):
     (2017); Miyato et al. (2018).
     """
 
+    takes_loader: ClassVar[bool] = True
     fit_type: ClassVar[type[Fit]] = AdversarialFit
 
     discriminator: nn.Module | None = None
     loss: str = "non_saturating"
     steps: int | None = None
     epochs: int | None = None
-    batch_size: int = 64
+    batch_size: int | None = None
     discriminator_steps: int = 1
     optimizer: Any = adam
     learning_rate: float = 1e-3
@@ -133,7 +142,9 @@ class GAN(Method, name="gan"):
             self._refuse(
                 "discriminator", "must be a module from x to logits, such as probdl.nn.MLP"
             )
-        self._check_int(batch_size=2, discriminator_steps=1, every=1)
+        self._check_int(discriminator_steps=1, every=1)
+        if self.batch_size is not None:
+            self._check_int(batch_size=2)
         for setting in ("steps", "epochs"):
             if getattr(self, setting) is not None:
                 self._check_int(**{setting: 1})
@@ -159,10 +170,16 @@ class GAN(Method, name="gan"):
         program = program.to(_networks_dtype(program, self.discriminator))
         structure = discover(program)
         site, index = _find_site(program, structure, self.site)
-        batches = PlateBatches(program, structure, self.batch_size, last=False)
+        batches = self._batches(program, structure)
         discriminator = copy.deepcopy(self.discriminator)
         assert discriminator is not None
         discriminator.to(program.dtype).train()
+        if returns_probabilities(discriminator, program.tensors()[index]):
+            self._refuse(
+                "discriminator",
+                "must return logits, but it returns probabilities: remove the sigmoid at its end, "
+                "which the losses contain where they need it",
+            )
         if self.loss == "hinge":
             with torch.random.fork_rng(devices=[]):
                 normalise_spectrally(discriminator)
@@ -195,8 +212,17 @@ class GAN(Method, name="gan"):
         fit = AdversarialFit(self, program, structure, draws, stats, seed)
         findings = [*training.findings, *check_game(self.loss, recorded)]
         if not training.failed:
-            findings += check_coverage(fit, program.tensors()[index], site, self.loss)
+            rows = _sample_rows(batches, index, program, seed)
+            findings += check_coverage(fit, rows, site, self.loss)
         return replace(fit, findings=findings)
+
+    def _batches(self, program: Program, structure: Structure) -> Batches:
+        if program.loader is None:
+            size = DEFAULT_BATCH_SIZE if self.batch_size is None else self.batch_size
+            return PlateBatches(program, structure, size, last=False)
+        if self.batch_size is not None:
+            self._refuse("batch_size", "is the DataLoader's; leave it out")
+        return LoaderBatches(program, structure, program.loader)
 
     def _plan(self, program: Program, names: Sequence[str], per_epoch: int, seed: int) -> Plan:
         """Make the plan of a training of these parameters, with so many batches per epoch."""
@@ -259,6 +285,20 @@ def _find_site(program: Program, structure: Structure, wanted: str | None) -> tu
         )
     data_plate(program, structure)
     return name, [n for n, _ in data].index(name)
+
+
+def _sample_rows(batches: Batches, index: int, program: Program, seed: int) -> Tensor:
+    """Return a random sample of the rows of the data, or all of them if there are few."""
+    if program.loader is None:
+        return program.tensors()[index]
+    chosen = torch.randperm(batches.size)[:COVERAGE_ROWS_MAX].sort().values
+    found, start = [], 0
+    for batch in batches.epoch(lambda: stream(seed, "coverage"), 0):
+        rows = batch[index]
+        here = chosen[(chosen >= start) & (chosen < start + len(rows))] - start
+        found.append(rows[here])
+        start += len(rows)
+    return torch.cat(found)
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -73,7 +73,7 @@ class _Player:
         self.parameters = Parameters(owner.leaves)
         self.loss = loss
         self.optimizer = make_optimizer(self.parameters, self.names)
-        self.step: Any = None  # compiled at the first minibatch
+        self.steps: dict[Any, Any] = {}  # compiled, by the shapes of a minibatch
 
     @property
     def weights(self) -> list[Tensor]:
@@ -140,7 +140,8 @@ class AdversarialTraining(TrainingLoop):
     @property
     def engine(self) -> str:
         """The engine of the steps; before the first step, the engine to use."""
-        return self.wanted_engine if self.generator.step is None else self.generator.step.engine
+        steps = self.generator.steps
+        return next(iter(steps.values())).engine if steps else self.wanted_engine
 
     def progress(self, recent: NDArray[np.float64]) -> dict[str, str]:
         """Return the value function, averaged over a block."""
@@ -156,38 +157,42 @@ class AdversarialTraining(TrainingLoop):
         nodes: Any = trace.nodes
         return nodes[self.site]["value"]
 
-    def compile(self, batch: Data) -> None:
-        """Compile the steps of both players."""
-        pairs = ((self.discriminator, self.generator), (self.generator, self.discriminator))
-        wanted = self.wanted_engine
-        for player, opponent in pairs:
+    def step_for(self, player: _Player, batch: Data) -> Any:
+        """Return the step of a player for minibatches of these shapes.
+
+        The last batch of a DataLoader may be shorter than the others.
+        """
+        key = tuple(t.shape for t in batch)
+        if key not in player.steps:
+            opponent = self.generator if player is self.discriminator else self.discriminator
             with torch.random.fork_rng(devices=[]):
-                player.step, findings = choose_step(
+                player.steps[key], findings = choose_step(
                     player.loss,
                     player.parameters,
                     [*batch, *opponent.weights],
-                    wanted,
+                    self.wanted_engine,
                     self.seed,
                 )
             if not self.findings:
                 self.findings += findings
+        return player.steps[key]
 
     def take_step(self, batches: Sequence[Data], threads: WaitPolicy) -> list[float] | None:
         """Take one step of both players; return the values to record, or None if not finite."""
         discriminator, generator = self.discriminator, self.generator
-        if generator.step is None:
-            self.compile(batches[0])
-        threads.use(discriminator.step.parallel or generator.step.parallel)
+        of_discriminator = [self.step_for(discriminator, batch) for batch in batches]
+        of_generator = self.step_for(generator, batches[-1])
+        threads.use(of_discriminator[0].parallel or of_generator.parallel)
         self.seed_block()
         share_done = self.done / self.steps
         values: list[float] = []
-        for batch in batches:
-            values = discriminator.step([*batch, *generator.weights])
+        for batch, step in zip(batches, of_discriminator, strict=True):
+            values = step([*batch, *generator.weights])
             if not np.isfinite(values).all():
                 self.fail_at("discriminator")
                 return None
             discriminator.optimizer.step(share_done)
-        loss = generator.step([*batches[-1], *discriminator.weights])
+        loss = of_generator([*batches[-1], *discriminator.weights])
         if not math.isfinite(loss):
             self.fail_at("generator")
             return None
