@@ -2,6 +2,7 @@
 
 import importlib
 import random
+import resource
 import warnings
 
 import numpy as np
@@ -11,6 +12,9 @@ import pytest
 import torch
 
 import probdl
+from probdl.model import predictive
+from probdl.model.program import Program
+from probdl.model.sites import discover
 from probdl.model.vectorize import vectorize
 from probdl.util import isolation
 from probdl.util.isolation import evaluation
@@ -138,6 +142,82 @@ def test_a_value_written_through_a_view_is_read_draw_by_draw():
     with evaluation(), pytest.warns(UserWarning, match="once per draw"):
         x = vectorize(fn, DRAWS)
     torch.testing.assert_close(x, torch.where(DRAWS > 1, 100.0, -DRAWS))
+
+
+def _written(write):
+    def fn(d):
+        x = torch.zeros(6, 4)
+        write(x, d)
+        return x
+
+    return fn
+
+
+WRITES = {
+    "select": lambda x, d: x.__setitem__((..., 0), d),
+    "select a vector": lambda x, d: x.__setitem__((..., -1), d * torch.arange(6)),
+    "row": lambda x, d: x.__setitem__(2, d * torch.arange(4)),
+    "slice to -1": lambda x, d: x.__setitem__((..., slice(1, -1)), d * torch.arange(2)),
+    "steps": lambda x, d: x.__setitem__(slice(None, None, 2), d),
+    "tail": lambda x, d: x.__setitem__(slice(-3, None), d),
+    "beyond the end": lambda x, d: x.__setitem__(slice(2, 100), d),
+    "empty": lambda x, d: x.__setitem__(slice(5, 3), d),
+    "block": lambda x, d: x[2:5, 1:3].copy_(d * torch.ones(3, 2)),
+    "transposed": lambda x, d: x.T[0].copy_(d * torch.ones(6)),
+    "diagonal": lambda x, d: x[:4].diagonal().copy_(d * torch.ones(4)),
+    "positions": lambda x, d: x.__setitem__((slice(None), torch.tensor([0, 2])), d),
+    "mask": lambda x, d: x.__setitem__((slice(None), torch.arange(4) > 1), d * torch.ones(6, 2)),
+    "add": lambda x, d: x[..., 0].add_(d),
+    "twice": lambda x, d: (x[1:3].add_(1).mul_(d), x[0].add_(d)),
+    "an integer": lambda x, d: x.__setitem__(0, (2 * d).long()),
+    "loop": lambda x, d: [x.__setitem__(t, 0.5 * x[t - 1] + d) for t in range(1, 6)],
+}
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_writes_to_parts_of_a_tensor_are_mapped(name):
+    fn = _written(WRITES[name])
+    with evaluation(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mapped = vectorize(fn, DRAWS)
+        looped = torch.stack([fn(d) for d in DRAWS])
+    torch.testing.assert_close(mapped, looped)
+
+
+@pytest.mark.parametrize("family", ["sliced", "ordered"])
+def test_the_memory_of_a_site_filled_by_slices_is_proportional_to_the_draws(family):
+    def model(x, y):
+        b = pyro.sample("b", dist.Normal(0.0, 1.0))
+        c = pyro.sample("c", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        with pyro.plate("n", len(x)):
+            if family == "ordered":
+                pyro.sample("y", dist.OrderedLogistic(b * x, c.exp().cumsum(-1)), obs=y)
+                return
+            p = torch.zeros(len(x), 4)
+            p[..., 0] = torch.sigmoid(b * x)
+            p[..., 1:] = torch.softmax(c, -1) * (1 - p[..., :1])
+            pyro.sample("y", dist.Categorical(p), obs=y)
+
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(20, generator=generator, dtype=torch.float64)
+    program = Program(model, (x, torch.arange(20) % 4))
+    structure = discover(program)
+    draws = {
+        "b": torch.randn(3000, generator=generator, dtype=torch.float64),
+        "c": torch.randn((3000, 3), generator=generator, dtype=torch.float64),
+    }
+    before = peak_memory()
+    points, _ = predictive.log_likelihood(program, structure, draws)
+    predictive.sample(program, structure, draws)
+    assert peak_memory() - before < 300 * 2**20  # 5 GB, when it was a square
+    for i in (0, 1234):
+        one = {name: value[i : i + 1] for name, value in draws.items()}
+        single, _ = predictive.log_likelihood(program, structure, one)
+        torch.testing.assert_close(points["y"][i], single["y"][0])
+
+
+def peak_memory():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10
 
 
 def test_functions_of_integers_keep_their_precision():

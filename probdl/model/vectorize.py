@@ -29,6 +29,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 from probdl.errors import ModelError, ProbdlError, SettingError, warn
 from probdl.model.recorder import DispatchMode, record
+from probdl.model.scatters import replace_scatters
 from probdl.util.clock import check_time_limit
 from probdl.util.isolation import evaluation, generator_states
 from probdl.util.lock import GLOBAL_LOCK
@@ -111,6 +112,7 @@ def _plain(fn: Callable[[Any], Any], example: Any) -> Callable[[Any], Any]:
     if recording.has_mutation:
         with evaluation(dtype=dtype):
             recording = record(functionalize(recording.function()), values)
+        replace_scatters(recording.graph)
     plain = recording.function()
 
     def run(draw: Any) -> Any:
