@@ -681,3 +681,24 @@ def test_compiled_code_weights_draws_of_many_rows(monkeypatch):
     np.testing.assert_array_equal(native.draws["mu"], plain.draws["mu"])
     np.testing.assert_allclose(native.stats["lp"], plain.stats["lp"], rtol=1e-10)
     assert native.stats["pareto_k"] == pytest.approx(plain.stats["pareto_k"], abs=1e-6)
+
+
+def test_the_user_chooses_where_the_search_begins():
+    def two_modes(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+        with pyro.plate("obs", len(y)):
+            pyro.sample("y", dist.Normal(mu.abs(), 1.0), obs=y)
+
+    y = np.full(20, 3.0)
+    for side in (-2.0, 2.0):
+        fit = probdl.infer(two_modes, y, method=probdl.SVI(init={"mu": side}), seed=1)
+        assert fit.draws["mu"].mean() == pytest.approx(1.5 * side, abs=0.2)
+    with pytest.raises(probdl.SettingError, match="init= names 'nu'"):
+        probdl.infer(two_modes, y, method=probdl.SVI(init={"nu": 1.0}), seed=1)
+
+    def guide(y):
+        pyro.sample("mu", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
+
+    method = probdl.SVI(guide=guide, init={"mu": 1.0})
+    with pytest.raises(probdl.SettingError, match="set the start in your guide"):
+        probdl.infer(two_modes, y, method=method, seed=1)

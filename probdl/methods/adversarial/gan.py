@@ -222,7 +222,7 @@ class GAN(Method, name="gan"):
             return PlateBatches(program, structure, size, last=False)
         if self.batch_size is not None:
             self._refuse("batch_size", "is the DataLoader's; leave it out")
-        return LoaderBatches(program, structure, program.loader)
+        return LoaderBatches(program, structure)
 
     def _plan(self, program: Program, names: Sequence[str], per_epoch: int, seed: int) -> Plan:
         """Make the plan of a training of these parameters, with so many batches per epoch."""

@@ -69,6 +69,7 @@ def find_start(
     program: Program,
     structure: Structure,
     batches: Batches,
+    init: Mapping[str, Any] | None = None,
     *,
     steps: int,
     engine: str,
@@ -80,6 +81,7 @@ def find_start(
         program: the model.
         structure: its sites.
         batches: the data; of a data plate, at most 10,000 rows are used, scaled to all rows.
+        init: values of sites where the search begins; None begins at several random points.
         steps: number of steps of the training; the search is short compared with them.
         engine: as for a method.
         seed: seed of the search.
@@ -88,13 +90,15 @@ def find_start(
         ModelError: the log density is not finite at any starting point.
     """
     density = _density(program, structure, batches, seed)
+    if init is not None:
+        density = density.starting_at(init)
     evaluator: Evaluator = density
     if batches.plate is None:  # compiled code does not know the scale of a minibatch
         evaluator, _ = choose(density, engine, seed)
     length = max(PATH_STEPS_MIN, min(PATH_STEPS_MAX, steps // STEPS_PER_PATH_STEP))
     native = evaluator.engine == "native"
     found = []
-    for path in range(PATHS if native else 1):
+    for path in range(PATHS if native and init is None else 1):
         with suppress(ModelError):
             path_seed = stream(seed, "path", path)
             found.append(best_normal(density, evaluator, path_seed, length, DRAWS_PER_POINT)[0])

@@ -36,12 +36,13 @@ from probdl.methods.training.optimizers import (
 )
 from probdl.methods.training.trainable import Trainable
 from probdl.methods.variational.checks import check_annealing, check_collapse
-from probdl.methods.variational.guides import check_guide, make_guide
+from probdl.methods.variational.guides import check_guide, make_guide, own_guide
 from probdl.methods.variational.objective import ELBOS, Objective, resolve_elbo
 from probdl.methods.variational.starting import Start, find_start, place_guide
 from probdl.methods.variational.training import Plan, train
 from probdl.model.program import Program
-from probdl.model.sites import Structure, data_plate, discover
+from probdl.model.sites import Site, Structure, data_plate, discover
+from probdl.model.starting import checked_values
 from probdl.results.fit import Fit
 from probdl.results.guided import GuidedFit
 from probdl.results.latent import Proposal, local_sites
@@ -111,6 +112,8 @@ class SVI(Method, name="svi"):
         clip_norm: gradients are clipped to this norm; None leaves them.
         patience: training ends if the ELBO, smoothed over 100 steps, has not improved for this
             number of steps; None for no limit.
+        init: values of latent sites by name, from which the search for the start of an automatic
+            guide begins, as in ``{"mu": 2.0}``; None begins at random points.
         draws: number of draws of the guide that the fit holds.
         checkpoint: a folder in which the training is saved. After a kill the same call resumes
             there and gives the same result; a finished training continues to a larger number of
@@ -152,6 +155,7 @@ class SVI(Method, name="svi"):
     kl_annealing: int = 0
     clip_norm: float | None = None
     patience: int | None = None
+    init: Mapping[str, Any] | None = None
     draws: int = 1000
     checkpoint: str | os.PathLike[str] | None = None
     every: int = 1000
@@ -162,6 +166,7 @@ class SVI(Method, name="svi"):
         for setting in ("steps", "epochs", "batch_size", "patience"):
             if getattr(self, setting) is not None:
                 self._check_int(**{setting: 1})
+        self._check_init()
         self._check_real(learning_rate=(0, math.inf))
         if self.clip_norm is not None:
             self._check_real(clip_norm=(0, math.inf))
@@ -279,12 +284,23 @@ class SVI(Method, name="svi"):
 
     def _start(self, program: Program, structure: Structure, batches: Batches, seed: int) -> Start:
         """Find where an automatic guide starts."""
-        if not structure.of("latent") or program.modules:
+        guide = own_guide(program) if self.guide is None else self.guide
+        automatic = guide is None or isinstance(guide, (str, type))
+        if not automatic or not structure.of("latent"):
+            if self.init is not None:
+                self._refuse("init", "applies to automatic guides; set the start in your guide")
             return Start()
-        if not (self.guide is None or isinstance(self.guide, (str, type))):
-            return Start()
-        steps = self._steps(batches)
-        return find_start(program, structure, batches, steps=steps, engine=self.engine, seed=seed)
+        if program.modules:
+            return Start(checked_values(_latent(structure), self.init or {}))
+        return find_start(
+            program,
+            structure,
+            batches,
+            self.init,
+            steps=self._steps(batches),
+            engine=self.engine,
+            seed=seed,
+        )
 
     def _steps(self, batches: Batches) -> int:
         if self.epochs is not None:
@@ -412,6 +428,10 @@ class SVI(Method, name="svi"):
             "Train for more steps, or use a more flexible guide (guide='multivariate_normal').",
         )
         return draws, stats, found
+
+
+def _latent(structure: Structure) -> dict[str, Site]:
+    return {site.name: site for site in structure.of("latent")}
 
 
 def _fewer_draws(count: int, wanted: int, elements: int) -> Finding:
