@@ -76,3 +76,28 @@ def test_params_are_held_and_reported():
     assert fit.stats["mode"][0] == pytest.approx(0.5)  # of y - shift = 1
     error = 1.5**0.5 / 1000**0.5
     assert abs(fit.predict()["y"].mean() - 5.5) < 4 * error
+
+
+def test_a_lower_mode_with_a_share_of_the_posterior_is_reported():
+    def two_modes(gap):
+        x = pyro.sample("x", dist.Normal(0.0, 10.0))
+        pair = torch.stack([dist.Normal(-5.0, 1.0).log_prob(x), dist.Normal(5.0, 1.0).log_prob(x)])
+        pyro.factor("mixture", torch.logsumexp(pair + torch.stack([gap * 0, -gap]), 0))
+
+    fit = probdl.infer(two_modes, torch.tensor(1.0), method=probdl.Laplace(starts=10), seed=1)
+    assert [f.severity for f in fit.diagnose() if f.check == "multimodal"] == ["error"]
+    far = probdl.infer(two_modes, torch.tensor(8.0), method=probdl.Laplace(starts=10), seed=1)
+    assert "multimodal" not in [f.check for f in far.diagnose()]
+
+
+def test_a_skewed_posterior_is_reported():
+    def variance(y):
+        v = pyro.sample("v", dist.InverseGamma(2.0, 1.0))
+        with pyro.plate("obs", len(y)):
+            pyro.sample("y", dist.Normal(0.0, v.sqrt()), obs=y)
+
+    rng = np.random.default_rng(0)
+    y = rng.normal(size=8) * 2
+    with pytest.warns(probdl.FindingWarning, match="does not match the posterior"):
+        fit = probdl.infer(variance, y, method="laplace", seed=1)
+    assert {f.check for f in fit.diagnose()} & {"biased_moments", "pareto_k"}

@@ -8,15 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from probdl.compile import ENGINES, choose
+from probdl.compile import ENGINES, Evaluator, choose
 from probdl.errors import ModelError
-from probdl.findings import TAIL_DRAWS_MIN
+from probdl.findings import TAIL_DRAWS_MIN, Finding
 from probdl.io.idata import psis
 from probdl.methods.angles import unwound
+from probdl.methods.approximate.modes import Mode, check_modes
 from probdl.methods.base import Method
 from probdl.methods.fixed_params import held_params
-from probdl.methods.point.optimum import DENSE_MAX, curvature, largest, maximise
+from probdl.methods.point.optimum import DENSE_MAX, Optimum, curvature, largest, maximise
+from probdl.model.density import LogDensity
 from probdl.model.program import Program
 from probdl.results.fit import Fit
 from probdl.results.weights import check_approximation
@@ -89,7 +92,12 @@ class Laplace(Method, name="laplace"):
             )
         evaluator, findings = choose(density, self.engine, seed)
         optimum = maximise(density, evaluator, self.starts, self.steps, generator, progress)
-        assert optimum.information is not None
+        if optimum.information is None:
+            raise ModelError(
+                f"The log posterior density of '{program.name}' has its maximum at the edge of a "
+                "support, so there is no normal approximation. Use a prior whose density is zero "
+                "at the edge, or method='nuts'."
+            )
         parts = curvature(optimum.information, optimum.z)
         if parts.vectors.shape[1] < density.dim:
             not_concave = torch.cat([parts.flat, parts.rising], 1)
@@ -128,7 +136,24 @@ class Laplace(Method, name="laplace"):
                 pareto_k,
                 "the normal approximation",
             ),
+            *_check_other_modes(density, evaluator, optimum, parts.covariance),
             *held_params(structure),
         ]
         draws = {name: value.numpy() for name, value in values.items()}
         return Fit(self, program, structure, draws, stats, seed, findings)
+
+
+def _check_other_modes(
+    density: LogDensity, evaluator: Evaluator, optimum: Optimum, covariance: Tensor
+) -> list[Finding]:
+    """Check whether the lower optima have a share of the posterior."""
+    modes = []
+    found = [(optimum.z, optimum.value, torch.linalg.inv(covariance)), *optimum.others]
+    for z, value, information in found:
+        root, failed = torch.linalg.cholesky_ex(information)
+        if failed:  # no maximum
+            continue
+        sd = torch.cholesky_inverse(root).diagonal().sqrt()
+        log_mass = value - float(root.diagonal().log().sum())
+        modes.append(Mode(z.numpy(), sd.numpy(), log_mass))
+    return check_modes(density, evaluator, modes, "The approximation covers one.") if modes else []

@@ -52,12 +52,14 @@ class Optimum:
         value: the log density there, in nats.
         information: minus the Hessian there (d, d); None if d is too large to compute it.
         findings: findings of the optimisation.
+        others: lower optima, as points, values and minus Hessians.
     """
 
     z: Tensor
     value: float
     information: Tensor | None
     findings: list[Finding] = field(default_factory=list)
+    others: tuple[tuple[Tensor, float, Tensor], ...] = ()
 
 
 def maximise(
@@ -157,7 +159,9 @@ def maximise(
                 "information matrix was not computed and there are no standard errors.",
             )
         )
-    return Optimum(best.z, best.value, information, findings)
+    others = [e for e in ends if e is not best and e.value < best.value - SAME_VALUE_MAX]
+    lower_optima = [(e.z, e.value, e.information) for e in others if e.information is not None]
+    return Optimum(best.z, best.value, information, findings, tuple(lower_optima))
 
 
 def _has_curvature(end: _End) -> bool:

@@ -24,7 +24,8 @@ from torch.distributions import transform_to
 
 from probdl.compile import Evaluator, choose
 from probdl.errors import ModelError
-from probdl.findings import MODE_DISTANCE, Finding
+from probdl.findings import Finding
+from probdl.methods.approximate.modes import Mode, check_modes
 from probdl.methods.approximate.pathfinder import Normal, best_normal, elbo
 from probdl.methods.point.optimum import curvature, maximise
 from probdl.methods.training.minibatch import Batches, PlateBatches
@@ -40,8 +41,6 @@ PATH_STEPS_MIN, PATH_STEPS_MAX = 10, 200  # L-BFGS iterations
 STEPS_PER_PATH_STEP = 50  # of the training, so that the search is the smaller part of the work
 DRAWS_PER_POINT = 5  # to estimate the ELBO at a point of the path
 PATHS = 4  # searches by native code
-MODE_GAP_MAX = 5.0  # nats between the ELBOs of two modes; a mode below has a probability of 1%
-BARRIER_MIN = 3.0  # nats by which the log density falls between two modes
 ELBO_DRAWS = 100  # to compare two approximations
 ROWS_MAX = 10_000  # rows of a minibatch that stands for all data
 SCALE_RANGE = (1e-12, 1e12)
@@ -109,44 +108,13 @@ def find_start(
         start = density.initial(torch.Generator().manual_seed(seed))
         return Start(density.constrain(start))
     rng = np.random.default_rng(stream(seed, "start"))
-    scores = [elbo(evaluator, normal, ELBO_DRAWS, rng) for normal in found]
-    best = found[int(np.argmax(scores))]
-    rivals = [n for n, s in zip(found, scores, strict=True) if s > max(scores) - MODE_GAP_MAX]
-    return Start(
-        density.constrain(torch.from_numpy(best.mean)),
-        density,
-        best,
-        _check_modes(density, evaluator, best, rivals),
-    )
-
-
-def _check_modes(
-    density: LogDensity, evaluator: Evaluator, best: Normal, rivals: list[Normal]
-) -> list[Finding]:
-    """Check whether an approximation with a similar ELBO lies in another region."""
-    for rival in rivals:
-        apart = np.abs(rival.mean - best.mean) / (best.variances**0.5 + rival.variances**0.5)
-        i = int(apart.argmax())
-        if apart[i] < MODE_DISTANCE:
-            continue
-        along = [best.mean + t * (rival.mean - best.mean) for t in np.linspace(0, 1, 11)]
-        heights = [float(evaluator.value_and_grad(torch.from_numpy(x))[0]) for x in along]
-        if min(heights) > min(heights[0], heights[-1]) - BARRIER_MIN:
-            continue
-        label = density.labels[i]
-        return [
-            Finding(
-                "error",
-                "multimodal",
-                f"The posterior has several modes: searches from different starts ended in "
-                f"regions that differ in '{label}' (unconstrained values near {best.mean[i]:.3g} "
-                f"and {rival.mean[i]:.3g}), with similar probabilities. The guide covers one.",
-                "If the modes are permutations of the same solution, order the sites or break the "
-                "symmetry with a prior. Otherwise compare fits from several seeds.",
-                (label.partition("[")[0],),
-            )
-        ]
-    return []
+    modes = [
+        Mode(normal.mean, normal.variances**0.5, elbo(evaluator, normal, ELBO_DRAWS, rng))
+        for normal in found
+    ]
+    best = found[max(range(len(modes)), key=lambda i: modes[i].log_mass)]
+    findings = check_modes(density, evaluator, modes, "The guide covers one.")
+    return Start(density.constrain(torch.from_numpy(best.mean)), density, best, findings)
 
 
 def _laplace(density: LogDensity, evaluator: Evaluator, steps: int, seed: int) -> Normal:
@@ -158,7 +126,8 @@ def _laplace(density: LogDensity, evaluator: Evaluator, steps: int, seed: int) -
     """
     generator = torch.Generator().manual_seed(stream(seed, "mode"))
     optimum = maximise(density, evaluator, 1, steps, generator, False)
-    assert optimum.information is not None
+    if optimum.information is None:
+        raise ModelError("The mode lies at an edge of the support.")
     parts = curvature(optimum.information, optimum.z)
     if parts.vectors.shape[1] < density.dim:
         raise ModelError("The log density has no strict maximum.")

@@ -1,0 +1,70 @@
+"""Check whether a normal approximation leaves out another mode of the posterior."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from probdl.compile import Evaluator
+from probdl.findings import MODE_DISTANCE, Finding
+from probdl.model.density import LogDensity
+
+__all__ = ["Mode", "check_modes"]
+
+MASS_GAP_MAX = 5.0  # nats; a mode whose log mass is lower has a probability below 1%
+BARRIER_MIN = 3.0  # nats by which the log density falls between two modes
+POINTS = 11  # on the line between two modes
+
+
+class Mode(NamedTuple):
+    """A region of high density on R^d, approximated by a normal density."""
+
+    mean: NDArray[np.float64]  # (d,)
+    sd: NDArray[np.float64]  # (d,)
+    log_mass: float  # estimate of the log integral of the density over the region, in nats
+
+
+def check_modes(
+    density: LogDensity, evaluator: Evaluator, modes: Sequence[Mode], effect: str
+) -> list[Finding]:
+    """Report a mode apart from the heaviest one that has a share of the posterior.
+
+    Args:
+        density: the density.
+        evaluator: evaluates it.
+        modes: what searches from several starting points found, in any order.
+        effect: what follows for the fit.
+    """
+    best = max(modes, key=lambda mode: mode.log_mass)
+    for rival in modes:
+        if rival.log_mass < best.log_mass - MASS_GAP_MAX:
+            continue
+        apart = np.abs(rival.mean - best.mean) / (best.sd + rival.sd)
+        i = int(apart.argmax())
+        if apart[i] < MODE_DISTANCE or not _is_between(evaluator, best.mean, rival.mean):
+            continue
+        label = density.labels[i]
+        return [
+            Finding(
+                "error",
+                "multimodal",
+                "The posterior has several modes: searches from different starts ended in "
+                f"regions that differ in '{label}' (unconstrained values near {best.mean[i]:.3g} "
+                f"and {rival.mean[i]:.3g}), with similar probabilities. {effect}",
+                "If the modes are permutations of the same solution, order the sites or break the "
+                "symmetry with a prior. Otherwise compare fits from several seeds.",
+                (label.partition("[")[0],),
+            )
+        ]
+    return []
+
+
+def _is_between(evaluator: Evaluator, a: NDArray[np.float64], b: NDArray[np.float64]) -> bool:
+    """Return whether the density is low somewhere on the line between two points."""
+    line = [a + t * (b - a) for t in np.linspace(0, 1, POINTS)]
+    heights = [float(evaluator.value_and_grad(torch.from_numpy(z))[0]) for z in line]
+    return not min(heights) > min(heights[0], heights[-1]) - BARRIER_MIN
