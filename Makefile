@@ -89,7 +89,7 @@ bench-studies: $(STAMP)  ## studies and calibration, PyMC and simuk beside; writ
 bench-predict: $(STAMP)  ## memory of a large prediction; writes benchmarks/results/
 	$(BIN)/python -m benchmarks.predict
 
-bench-honesty: $(STAMP)  ## 70 models with known answers by every method; needs PROBDL_SHARED
+bench-honesty: $(STAMP)  ## 72 models with known answers by every method; needs PROBDL_SHARED
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.honesty
 
 lint: $(STAMP)

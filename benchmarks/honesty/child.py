@@ -41,7 +41,8 @@ def fit_once(case: Case, method: str, seed: int) -> dict[str, Any]:
             "wrong": judgement.wrong,
             "findings": judgement.findings,
         }
-    return {"seconds": time.perf_counter() - start} | row
+    row.setdefault("seconds", time.perf_counter() - start)
+    return row | {"seconds": round(row["seconds"], 3)}
 
 
 def main() -> None:
