@@ -347,9 +347,10 @@ TOPICS: dict[str, dict[str, Check]] = {
         ),
         "heavy_tail": Check(
             _WARNING,
-            "The values have such a heavy tail that their variance may be infinite, so the "
-            "standard error of the estimate is unreliable.",
-            f"Pareto k-hat above {EXPECTATION_K_MAX}",
+            "The values or draws have such a heavy tail that their variance, or even their mean, "
+            "may not exist, so the estimate or its standard error is unreliable.",
+            f"Pareto k-hat above {EXPECTATION_K_MAX} for values of `expectation`, above "
+            f"{PARETO_K_MAX} for draws of a posterior",
             _PARETO,
         ),
         "tolerance": Check(

@@ -236,3 +236,21 @@ def test_a_fit_without_findings_prints_one_line(capsys):
     )
     probdl.infer(linear_regression, x, y, method="map", seed=1)
     assert capsys.readouterr().err == ""  # not a terminal
+
+
+@pytest.mark.parametrize("method", ["nuts", "importance"])
+def test_a_posterior_without_a_mean_is_reported(method):
+    def cauchy():
+        pyro.sample("x", dist.Cauchy(0.0, 1.0))
+
+    with pytest.warns(probdl.FindingWarning, match="such a heavy tail"):
+        fit = probdl.infer(cauchy, method=method, seed=1)
+    assert "heavy_tail" in [f.check for f in fit.diagnose()]
+
+
+@pytest.mark.parametrize("df", [3.0, 10.0])
+def test_a_heavy_tail_with_a_variance_is_no_finding(df):
+    rng = np.random.default_rng(int(df))
+    draws = rng.standard_t(df, size=(4, 1000))
+    posterior = to_idata({"posterior": {"x": draws}})
+    assert "heavy_tail" not in [f.check for f in check_draws(posterior, 4)]

@@ -14,6 +14,7 @@ from probdl.findings import (
     DRAWS_MIN,
     ESS_MIN_PER_CHAIN,
     MODE_DISTANCE,
+    PARETO_K_MAX,
     RHAT_ERROR,
     RHAT_MAX,
     RHAT_WITHIN_CHAIN_MAX,
@@ -34,6 +35,9 @@ __all__ = [
 ]
 
 Array = NDArray[Any]
+
+HEAVY_DRAWS_MIN = 400  # from which on a heavy tail can be told from a light one
+LONG_TAIL_MIN = 2.0  # of the 99% quantile, that the most extreme draw of a heavy tail exceeds
 
 
 def check_draws(posterior: Any, chains: int) -> list[Finding]:
@@ -118,7 +122,59 @@ def check_draws(posterior: Any, chains: int) -> list[Finding]:
                 tuple(few),
             )
         )
-    return [*findings, *_check_mcse(posterior, set(few), least**-0.5)]
+    return [
+        *findings,
+        *_check_mcse(posterior, set(few), least**-0.5),
+        *_check_tails(posterior, set(few)),
+    ]
+
+
+def _check_tails(posterior: Any, low_ess: set[str]) -> list[Finding]:
+    """Check whether the tails of the draws are so heavy that means may not exist.
+
+    The draws beyond the median have a generalised Pareto tail, whose shape k is above 1 if there is
+    no mean, and above 0.5 if there is no variance. Above 0.7, a mean of draws is of no use (Vehtari
+    et al., "Pareto smoothed importance sampling", JMLR 25, 2024).
+
+    Args:
+        posterior: the ArviZ container.
+        low_ess: sites to skip, since a low ESS is already reported for them.
+    """
+    heavy: dict[str, float] = {}
+    for name, array in idata.variables(posterior, "posterior").items():
+        draws = array.reshape(array.shape[0] * array.shape[1], -1)
+        if name in low_ess or array.dtype.kind != "f" or len(draws) < HEAVY_DRAWS_MIN:
+            continue
+        for tail in _long_tails(draws):
+            k = idata.psis(np.log(tail))[1]
+            if k > PARETO_K_MAX:
+                heavy[name] = max(k, heavy.get(name, k))
+    if not heavy:
+        return []
+    name = max(heavy, key=lambda n: heavy[n])
+    return [
+        Finding(
+            "warning",
+            "heavy_tail",
+            f"The posterior of '{name}'{_worst_of(heavy)} has such a heavy tail (Pareto k-hat "
+            f"{heavy[name]:.2f}, above {PARETO_K_MAX}) that its mean and standard deviation may "
+            "not exist. Those of the draws depend on a few extreme draws.",
+            "Report the median and quantiles, or use a prior with lighter tails.",
+            tuple(heavy),
+        )
+    ]
+
+
+def _long_tails(draws: Array) -> list[Array]:
+    """Return the distances from the median of the tails that are long, of draws (n, scalars)."""
+    found = []
+    with np.errstate(all="ignore"):
+        median = np.median(draws, 0)
+        for side in (draws - median, median - draws):
+            far, near = side.max(0), np.quantile(side, 0.99, axis=0)
+            for i in np.flatnonzero(np.isfinite(far) & (far > LONG_TAIL_MIN * near) & (near > 0)):
+                found.append(side[side[:, i] > 0, i])
+    return found
 
 
 def _check_mcse(posterior: Any, low_ess: set[str], limit: float) -> list[Finding]:
