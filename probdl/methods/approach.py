@@ -65,6 +65,7 @@ class Approach:
     unit: float
 
 
+@np.errstate(all="ignore")  # far from the posterior, products of gradients overflow
 def approach(evaluate: Evaluate, start: Array, tolerance: float | None = None) -> Approach:
     """Climb from a point (d,) with a finite density to the typical set.
 
