@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from probdl.compile import Evaluator
 from probdl.findings import MODE_DISTANCE, Finding
+from probdl.methods.angles import unwound
 from probdl.model.density import LogDensity
 
 __all__ = ["Mode", "check_modes"]
@@ -43,9 +44,10 @@ def check_modes(
     for rival in modes:
         if rival.log_mass < best.log_mass - MASS_GAP_MAX:
             continue
-        apart = np.abs(rival.mean - best.mean) / (best.sd + rival.sd)
+        here, there = unwound(density, evaluator, np.stack([best.mean, rival.mean]))
+        apart = np.abs(there - here) / (best.sd + rival.sd)
         i = int(apart.argmax())
-        if apart[i] < MODE_DISTANCE or not _is_between(evaluator, best.mean, rival.mean):
+        if apart[i] < MODE_DISTANCE or not _has_barrier(evaluator, here, there):
             continue
         label = density.labels[i]
         return [
@@ -53,8 +55,8 @@ def check_modes(
                 "error",
                 "multimodal",
                 "The posterior has several modes: searches from different starts ended in "
-                f"regions that differ in '{label}' (unconstrained values near {best.mean[i]:.3g} "
-                f"and {rival.mean[i]:.3g}), with similar probabilities. {effect}",
+                f"regions that differ in '{label}' (unconstrained values near {here[i]:.3g} "
+                f"and {there[i]:.3g}), with similar probabilities. {effect}",
                 "If the modes are permutations of the same solution, order the sites or break the "
                 "symmetry with a prior. Otherwise compare fits from several seeds.",
                 (label.partition("[")[0],),
@@ -63,7 +65,7 @@ def check_modes(
     return []
 
 
-def _is_between(evaluator: Evaluator, a: NDArray[np.float64], b: NDArray[np.float64]) -> bool:
+def _has_barrier(evaluator: Evaluator, a: NDArray[np.float64], b: NDArray[np.float64]) -> bool:
     """Return whether the density is low somewhere on the line between two points."""
     line = [a + t * (b - a) for t in np.linspace(0, 1, POINTS)]
     heights = [float(evaluator.value_and_grad(torch.from_numpy(z))[0]) for z in line]

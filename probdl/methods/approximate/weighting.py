@@ -15,6 +15,7 @@ from torch import Tensor
 from probdl.compile import choose
 from probdl.findings import TAIL_DRAWS_MIN, Finding
 from probdl.io.idata import psis
+from probdl.methods.angles import unwound
 from probdl.model.density import LogDensity
 from probdl.model.program import Program
 from probdl.model.sites import Structure
@@ -87,6 +88,10 @@ def draw_weighted(
     if structure.of("latent") and not set(computed) <= set(values):
         density = LogDensity(program, structure, jacobian=False)
         values = density.constrain(density.unconstrain(values), deterministic=True)
+    if program.loader is None and any(s.distribution == "VonMises" for s in structure.of("latent")):
+        density = LogDensity(program, structure, jacobian=False)
+        angles = unwound(density, density, density.unconstrain(values).numpy())
+        values = values | density.constrain(torch.from_numpy(angles))
     values = shared(program, structure, values, computed)
     values = {name: values[name].to(torch.float64) for name in structure.sites if name in values}
     ratios = (log_p - log_q).to(torch.float64).numpy()
