@@ -207,7 +207,7 @@ def test_masked_rows_of_a_loader():
     filled = torch.where(seen, Y, -100.0)
     loader = DataLoader(TensorDataset(X, filled, seen), BATCH)
     fit = probdl.infer(model, loader, method=METHOD, seed=1)
-    assert not fit.diagnose()
+    assert {f.check for f in fit.diagnose()} <= {"biased_moments"}  # the guide is not trained
     np.testing.assert_array_equal(fit.idata.observed_data["y"], Y[seen])
     assert fit.idata.log_likelihood["y"].shape[-1] == int(seen.sum())
 
