@@ -144,7 +144,7 @@ def test_a_discrete_site_shared_by_all_data_keeps_its_posterior():
         ])
         for a, b in zip(fit.draws["before"][0, :50], fit.draws["after"][0, :50], strict=True)
     ]  # fmt: skip
-    whole = probdl.model.predictive.log_likelihood(fit.program, fit.structure, fit.tensors())[1]
+    whole = probdl.model.predictive.log_likelihood(fit.program, fit.structure, fit.tensors()).joint
     np.testing.assert_allclose(whole[:50], by_hand)
     with pytest.warns(UserWarning, match="group 'log_likelihood' was omitted"):
         assert "posterior_predictive" in fit.idata

@@ -70,6 +70,7 @@ def to_idata(
     *,
     dims: Dims | None = None,
     coords: Mapping[str, Any] | None = None,
+    group_dims: Mapping[str, Dims] | None = None,
 ) -> Any:
     """Convert groups of arrays to an ArviZ container.
 
@@ -79,6 +80,7 @@ def to_idata(
         dims: the names of the dimensions of ``shape`` by variable; None or a missing name gives
             ArviZ's default name. Log likelihoods have no event dimensions and use fewer names.
         coords: the labels along each dimension, by its name.
+        group_dims: by group, the names of dimensions where they differ from ``dims``.
 
     Returns:
         An ``InferenceData`` (ArviZ 0.x) or a ``DataTree`` (ArviZ 1.x).
@@ -87,6 +89,15 @@ def to_idata(
     >>> idata.posterior["x"].dims
     ('chain', 'draw', 'school')
     """
+    for group, own in (group_dims or {}).items():
+        others = {name: arrays for name, arrays in groups.items() if name != group}
+        whole = to_idata(others, dims=dims, coords=coords)
+        part = to_idata({group: groups[group]}, dims={**(dims or {}), **own}, coords=coords)
+        if ARVIZ_1:
+            whole[group] = part[group]
+        else:
+            whole.extend(part)
+        return whole
     # xarray would read a tuple as (dims, data), and align objects that have labels themselves.
     labels = {
         dim: np.asarray(of) if hasattr(of, "__array__") else list(of)
@@ -411,6 +422,13 @@ def variables(idata: Any, group: str) -> dict[str, NDArray[Any]]:
     """Return the arrays of a group by name; empty if there is no such group."""
     found = _dataset(idata, group)
     return {} if found is None else {_unescape(n): np.asarray(v.values) for n, v in found.items()}
+
+
+def dimensions(idata: Any, group: str) -> dict[str, list[str]]:
+    """Return the names of the dimensions of the arrays of a group, by name of the array."""
+    found = _dataset(idata, group)
+    variables = {} if found is None else found.items()
+    return {_unescape(n): [_unescape(d) for d in v.dims] for n, v in dict(variables).items()}
 
 
 def labels(idata: Any) -> dict[str, NDArray[Any]]:

@@ -21,6 +21,7 @@ from torch.distributions import ComposeTransform, IndependentTransform, Transfor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from probdl.errors import ModelError, ProbdlError
+from probdl.model.discrete import given_data
 from probdl.model.program import Program
 from probdl.model.sites import (
     Site,
@@ -270,6 +271,7 @@ class LogDensity:
         at: _AtPoint,
         *,
         enumerated: bool = True,
+        outside: Sequence[Callable[..., Any]] = (),
         validate: bool = False,
     ) -> T:
         """Run the program at a point, and read its trace."""
@@ -282,7 +284,8 @@ class LogDensity:
             else:  # fixed, possibly at a value trained in another copy of the module
                 parameters[site.parameter] = site.value
         handlers = self._handlers if enumerated else []
-        return self.program.run(read, *handlers, at, parameters=parameters, validate=validate)
+        messengers: list[Any] = [*handlers, at, *outside]
+        return self.program.run(read, *messengers, parameters=parameters, validate=validate)
 
     def at(self, z: Tensor, read: Callable[[Trace], T]) -> T:
         """Run the program at a point (d,), with discrete sites sampled, and read its trace."""
@@ -377,7 +380,9 @@ class LogDensity:
             nodes: Any = trace.nodes
             return {name: nodes[name]["value"] for name in nodes if name in names}
 
-        values = self.run(read, at, enumerated=False)  # one value per site
+        # Each site has one value. Sites that depend on discrete ones need their posterior draws.
+        outside = [given_data(self.structure)] if names and self.structure.of("discrete") else []
+        values = self.run(read, at, enumerated=False, outside=outside)
         values |= at.values
         for name, block in self.blocks.items():  # a module's own parameters make no statements
             if block.site.kind == "param":

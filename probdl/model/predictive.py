@@ -9,22 +9,27 @@ mean over draws of the model's density (`log_likelihood`, then `log_mean_exp`).
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro import poutine
 from pyro.distributions.util import broadcast_shape
-from pyro.infer import config_enumerate, infer_discrete
-from pyro.ops import packed
-from pyro.ops.contract import contract_tensor_tree, contract_to_tensor
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
 from probdl.errors import ModelError
+from probdl.model.discrete import (
+    Plan,
+    Pooled,
+    enumerated,
+    given_data,
+    plan_scores,
+    read_discrete,
+    score,
+)
 from probdl.model.distributions import base_distribution, is_deterministic
 from probdl.model.elements import Elements
 from probdl.model.messengers import Substitute
@@ -33,10 +38,12 @@ from probdl.model.sites import Structure
 from probdl.model.vectorize import chunks, vectorize
 
 __all__ = [
+    "LogLikelihood",
     "Unobserve",
     "log_likelihood",
     "log_mean_exp",
     "log_prior",
+    "plan_log_likelihood",
     "sample",
     "sample_discrete",
     "sample_parts",
@@ -145,23 +152,51 @@ def sample_prior(program: Program, structure: Structure, count: int) -> dict[str
     return vectorize(run, torch.zeros(count))
 
 
-def sample_discrete(program: Program, structure: Structure, draws: Draws) -> dict[str, Tensor]:
-    """Sample the discrete latent sites from their posterior, given each draw of the others."""
-    wanted = {s.name for s in structure.of("discrete")}
+def sample_discrete(
+    program: Program, structure: Structure, draws: Draws, elements: Elements | None = None
+) -> dict[str, Tensor]:
+    """Sample the discrete latent sites from their posterior, given each draw of the others.
 
-    def posterior(model: Callable[..., Any]) -> Callable[..., Any]:
-        first = -1 - structure.plate_depth
-        return infer_discrete(config_enumerate(model), first_available_dim=first, temperature=1)
+    Args:
+        program: the model on the data.
+        structure: its sites on these data.
+        draws: the latent and param sites of the fit.
+        elements: how the elements of the plates of these data match those of the fit; None means
+            that they are the same.
+    """
+    wanted = {s.name for s in structure.of("discrete")}
+    elements = elements or Elements(structure)
 
     def run(draw: dict[str, Tensor]) -> dict[str, Tensor]:
         return program.run(
-            lambda trace: _values(trace, wanted),
-            Substitute(draw),
-            posterior,
+            lambda trace: read_discrete(trace, wanted),
+            Substitute(draw, elements.draw),
+            given_data(structure),
             parameters=_parameters(structure, draw),
         )
 
-    return vectorize(run, dict(draws))
+    values = vectorize(run, dict(draws))
+    elements.warn()
+    return values
+
+
+@dataclass(frozen=True)
+class LogLikelihood:
+    """The log likelihood at each draw, in nats: of the observed sites, and of factors in plates.
+
+    Attributes:
+        points: pointwise log likelihoods, (n, *batch shape) by name, 0 for masked elements. The
+            names are those of sites; terms that discrete sites tie together have one score, along
+            the plates that are left.
+        joint: the joint log likelihood of all terms, (n,).
+        missing: the sites without a pointwise log likelihood.
+        plan: what each score is of, if discrete sites are summed out; see ``observations``.
+    """
+
+    points: dict[str, Tensor]
+    joint: Tensor
+    missing: tuple[str, ...] = ()
+    plan: Plan = field(default_factory=dict)
 
 
 def log_likelihood(
@@ -172,11 +207,8 @@ def log_likelihood(
     *,
     quiet: bool = False,
     pointwise: bool = True,
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Compute the log likelihood at each draw: of the observed sites, and of factors in a plate.
-
-    Discrete latent sites are summed out. An observed site whose elements depend on the same
-    discrete site (a hidden Markov chain) has a joint log likelihood, but no pointwise one.
+) -> LogLikelihood:
+    """Compute the log likelihood at each draw. Discrete latent sites are summed out.
 
     Args:
         program: the model on the arguments to score.
@@ -190,10 +222,6 @@ def log_likelihood(
 
     Raises:
         ModelError: the model observes no site on these arguments.
-
-    Returns:
-        Pointwise log likelihoods in nats, (n, *batch shape) by site name, without the sites
-        without a pointwise one, 0 for masked elements; and the joint log likelihood, (n,).
     """
     names = [s.name for s in structure.terms()]
     joint_only = {s.name for s in structure.terms("joint")}
@@ -204,37 +232,74 @@ def log_likelihood(
         )
     discrete = {s.name for s in structure.of("discrete")}
     elements = elements or Elements(structure)
-    coupled = set(joint_only)
+    plan = plan_log_likelihood(program, structure, draws, elements) if pointwise else {}
 
-    def enumerate_discrete(model: Callable[..., Any]) -> Callable[..., Any]:
-        first = -1 - structure.plate_depth
-        return poutine.enum(config_enumerate(model), first_available_dim=first)
-
-    def run(draw: dict[str, Tensor]) -> dict[str, Tensor]:
-        def read(trace: Trace) -> dict[str, Tensor]:
-            if discrete:
-                return _score_enumerated(trace, names, discrete, coupled)
-            trace.compute_log_prob(lambda name, _: name in names)
-            nodes: Any = trace.nodes
-            scores = {f"point {n}": nodes[n]["log_prob"] for n in names if n not in joint_only}
-            return scores | {"joint": sum(nodes[n]["log_prob"].sum() for n in names)}
-
-        scores = program.run(
-            read,
-            *([enumerate_discrete] if discrete else []),
-            Substitute(draw, elements.draw),
-            parameters=_parameters(structure, draw),
-        )
-        return scores if pointwise else {"joint": scores["joint"]}
+    def read(trace: Trace) -> dict[str, Tensor]:
+        if discrete:
+            return score(trace, names, discrete, plan)
+        trace.compute_log_prob(lambda name, _: name in names)
+        nodes: Any = trace.nodes
+        single = [n for n in names if n not in joint_only] if pointwise else []
+        scores = {f"point {n}": nodes[n]["log_prob"] for n in single}
+        return scores | {"joint": sum(nodes[n]["log_prob"].sum() for n in names)}
 
     with torch.no_grad():
-        # One draw on plain tensors finds the coupled sites; mapped tensors cannot be compared.
-        run({name: value[0] for name, value in draws.items()})
-        scores = vectorize(run, dict(draws))
+        scores = vectorize(_scoring(program, structure, elements, read), dict(draws))
     if not quiet:
         elements.warn()
     joint = scores.pop("joint")
-    return {name.removeprefix("point "): score for name, score in scores.items()}, joint
+    tied = {n for pooled in plan.values() if pooled.plates is None for n in pooled.sites}
+    return LogLikelihood(
+        {name.removeprefix("point "): points for name, points in scores.items()},
+        joint,
+        tuple(name for name in names if name in tied | joint_only),
+        plan,
+    )
+
+
+def plan_log_likelihood(
+    program: Program, structure: Structure, draws: Draws, elements: Elements | None = None
+) -> dict[str, Pooled]:
+    """Find which terms of the likelihood are scored together; empty without discrete sites.
+
+    Args:
+        program: the model on the arguments to score.
+        structure: the sites of the model on these arguments.
+        draws: the latent and param sites, of which the first draw is used.
+        elements: see ``log_likelihood``.
+    """
+    discrete = {s.name for s in structure.of("discrete")}
+    if not discrete:
+        return {}
+    names = [s.name for s in structure.terms()]
+    joint_only = {s.name for s in structure.terms("joint")}
+
+    def read(trace: Trace) -> Any:
+        return plan_scores(trace, names, discrete, joint_only)
+
+    # On plain tensors, since mapped tensors cannot be compared.
+    first = {name: value[0] for name, value in draws.items()}
+    with torch.no_grad():
+        plan: dict[str, Pooled] = _scoring(
+            program, structure, elements or Elements(structure), read
+        )(first)
+    return plan
+
+
+def _scoring(
+    program: Program, structure: Structure, elements: Elements, read: Callable[[Trace], Any]
+) -> Callable[[dict[str, Tensor]], Any]:
+    """Return the function that reads the trace at one draw, with discrete sites enumerated."""
+
+    def run(draw: dict[str, Tensor]) -> Any:
+        return program.run(
+            read,
+            *([enumerated(structure)] if structure.of("discrete") else []),
+            Substitute(draw, elements.draw),
+            parameters=_parameters(structure, draw),
+        )
+
+    return run
 
 
 def log_prior(program: Program, structure: Structure, draws: Draws) -> dict[str, Tensor]:
@@ -271,54 +336,6 @@ def log_prior(program: Program, structure: Structure, draws: Draws) -> dict[str,
                 "summed out, so there is no log prior of each draw."
             )
     return vectorize(run, dict(draws))
-
-
-def _score_enumerated(
-    trace: Trace, names: list[str], discrete: set[str], coupled: set[str]
-) -> dict[str, Tensor]:
-    """Sum out the enumerated sites, for each observed site and for all of them jointly."""
-    trace.compute_log_prob(lambda name, _: name in discrete or name in names)
-    trace.pack_tensors()
-    nodes: Any = trace.nodes
-    plates = trace.plate_to_symbol
-    enumerated = set(trace.symbol_to_dim) - set(plates.values())
-
-    def frames(node: Any) -> list[Any]:
-        return [f for f in node["cond_indep_stack"] if f.vectorized]
-
-    def terms(*observed: str) -> OrderedDict[Any, list[Tensor]]:
-        tree: OrderedDict[Any, list[Tensor]] = OrderedDict()
-        for name in nodes:
-            if name in discrete or name in observed:
-                ordinal = frozenset(plates[f.name] for f in frames(nodes[name]))
-                tree.setdefault(ordinal, []).append(nodes[name]["packed"]["log_prob"])
-        return tree
-
-    scores = {"joint": contract_to_tensor(terms(*names), enumerated)}
-    for name in names:
-        if name in coupled:
-            continue
-        own = frames(nodes[name])
-        ordinal = frozenset(plates[f.name] for f in own)
-        at_ordinal = contract_tensor_tree(terms(name), enumerated).get(ordinal, [])
-        if not at_ordinal or not _adds_up(at_ordinal, contract_to_tensor(terms(name), enumerated)):
-            coupled.add(name)
-            continue
-        shape = [1] * max((-f.dim for f in own), default=0)
-        for frame in own:
-            shape[frame.dim] = frame.size
-        score = sum(packed.unpack(term, trace.symbol_to_dim) for term in at_ordinal)
-        scores[f"point {name}"] = torch.as_tensor(score).expand(shape)
-    return scores
-
-
-def _adds_up(parts: list[Tensor], whole: Tensor) -> bool:
-    """Return whether the pointwise terms sum to the joint one; True for mapped tensors."""
-    try:
-        total = sum(float(part.sum()) for part in parts)
-        return math.isclose(total, float(whole), rel_tol=1e-9, abs_tol=1e-9)
-    except RuntimeError:
-        return True
 
 
 def log_mean_exp(log_values: Tensor) -> Tensor:

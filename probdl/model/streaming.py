@@ -16,7 +16,7 @@ from torch import Tensor
 from probdl.errors import DataError, ModelError, ProbdlError, SettingError
 from probdl.model import predictive
 from probdl.model.elements import Elements
-from probdl.model.predictive import Draws
+from probdl.model.predictive import Draws, LogLikelihood
 from probdl.model.program import Program
 from probdl.model.sites import Site, Structure, data_plate, discover
 from probdl.util.clock import check_time_limit
@@ -32,6 +32,7 @@ __all__ = [
     "over_rows",
     "parts",
     "sample",
+    "sample_discrete",
     "sample_prior",
     "shared",
     "whole",
@@ -220,6 +221,7 @@ def over_rows(
     structure: Structure,
     evaluate: Callable[[Program], Mapping[str, Tensor]],
     axis: int,
+    dims: Mapping[str, Sequence[str | None]] | None = None,
 ) -> dict[str, Tensor]:
     """Evaluate a function of each part, and join the results along the rows.
 
@@ -229,6 +231,8 @@ def over_rows(
         evaluate: a function of the program on a part; returns tensors by name, whose dimensions
             from ``axis`` on are those of the site of this name, if there is one.
         axis: the dimension of the rows, if the name is not that of a site.
+        dims: the plates of tensors that do not have those of the site of this name; read after
+            the evaluation.
     """
     if program.loader is None:
         return dict(evaluate(program))
@@ -249,9 +253,9 @@ def over_rows(
     for name in blocks[0]:
         of_name = [block[name] for block in blocks]
         site = structure.sites.get(name)
-        dims = site.dims if site is not None else ()
-        at = axis + (dims.index(plate) if plate in dims else 0)
-        if plate in dims or site is None or _along_rows(of_name, rows, at):
+        own = (dims or {}).get(name, site.dims if site is not None else ())
+        at = axis + (own.index(plate) if plate in own else 0)
+        if plate in own or site is None or _along_rows(of_name, rows, at):
             joined[name] = torch.cat(of_name, at)
         elif all(torch.equal(of_name[0], other) for other in of_name):
             joined[name] = of_name[0]
@@ -266,40 +270,72 @@ def _along_rows(blocks: Sequence[Tensor], rows: Sequence[int], axis: int) -> boo
 
 def log_likelihood(
     program: Program, structure: Structure, draws: Draws, elements: Elements | None = None
-) -> tuple[dict[str, Tensor], Tensor]:
+) -> LogLikelihood:
     """Compute the log likelihood of all rows at each draw, see ``predictive.log_likelihood``."""
     if program.loader is None:
         return predictive.log_likelihood(program, structure, draws, elements)
     total: Tensor | float = 0.0
+    dims: dict[str, Sequence[str | None]] = {}
+    last: LogLikelihood | None = None
 
     def score(part: Program) -> dict[str, Tensor]:
-        nonlocal total
-        points, joint = predictive.log_likelihood(part, structure, draws, elements)
-        total = total + joint
-        return points
+        nonlocal total, last
+        last = predictive.log_likelihood(part, structure, draws, elements)
+        total = total + last.joint
+        pooled = {n: p.plates for n, p in last.plan.items() if p.plates and not p.whole}
+        dims.update(pooled)
+        return last.points
 
-    points = over_rows(program, structure, score, 1)
-    return points, torch.as_tensor(total)
+    points = over_rows(program, structure, score, 1, dims)
+    assert last is not None
+    return LogLikelihood(points, torch.as_tensor(total), last.missing, last.plan)
 
 
 def joint_log_likelihood(program: Program, structure: Structure, draws: Draws) -> Tensor:
     """Compute the joint log likelihood of all rows at each draw, (n,), in bounded memory."""
     return sum(
         (
-            predictive.log_likelihood(part, structure, draws, pointwise=False)[1]
+            predictive.log_likelihood(part, structure, draws, pointwise=False).joint
             for part in parts(program, structure)
         ),
         start=torch.zeros(()),
     )
 
 
-def sample(
+def sample_discrete(
     program: Program, structure: Structure, draws: Draws, elements: Elements | None = None
 ) -> dict[str, Tensor]:
-    """Sample the observed and deterministic sites of all rows, see ``predictive.sample``."""
+    """Sample the discrete sites of all rows given the data, see ``predictive``."""
 
     def sample_part(part: Program) -> dict[str, Tensor]:
-        return predictive.sample(part, structure, draws, elements)
+        return predictive.sample_discrete(part, structure, draws, elements)
+
+    return over_rows(program, structure, sample_part, 1)
+
+
+def sample(
+    program: Program,
+    structure: Structure,
+    draws: Draws,
+    elements: Elements | None = None,
+    given: Sequence[str] = (),
+) -> dict[str, Tensor]:
+    """Sample the observed and deterministic sites of all rows, see ``predictive.sample``.
+
+    Args:
+        program: the model with its data.
+        structure: its sites.
+        draws: the latent and param sites.
+        elements: how the elements of the plates match those of the fit.
+        given: the discrete sites that are drawn given the data, which their observations share.
+    """
+
+    def sample_part(part: Program) -> dict[str, Tensor]:
+        if not given:
+            return predictive.sample(part, structure, draws, elements)
+        found = predictive.sample_discrete(part, structure, draws)
+        values = dict(draws) | {name: found[name] for name in given}
+        return predictive.sample(part, structure, values, elements)
 
     return over_rows(program, structure, sample_part, 1)
 

@@ -75,7 +75,7 @@ def compare(
     _check_comparable(fits)
     results, refitted, high = {}, {}, {}
     for name, fit in fits.items():
-        (site,) = fit.whole.terms()
+        ((_, site),) = fit.observations.items()
         result = idata.loo(fit.idata, site.name)
         bad = np.flatnonzero(idata.pareto_k(result) > PARETO_K_MAX)
         refitted[name], high[name] = 0, len(bad)
@@ -112,7 +112,7 @@ def compare(
 
 def _check_comparable(fits: Mapping[str, Fit]) -> None:
     """Check that the fits have draws, and observe the same data at one site."""
-    data = {}
+    data, units = {}, {}
     for name, fit in fits.items():
         sites = fit.whole.terms()
         if len(sites) != 1 or sites[0].kind != "observed":
@@ -128,10 +128,19 @@ def _check_comparable(fits: Mapping[str, Fit]) -> None:
                 "posterior draws. Use fit.cross_validate(k) or another method."
             )
         data[name] = without_masked(sites[0], np.asarray(sites[0].value), 0)
+        if not fit.observations:
+            fit.log_likelihood()  # raises an error that says why there is none
+        units[name] = [s.shape[: len(s.shape) - s.event_dim] for s in fit.observations.values()]
     first = next(iter(data))
     for name, value in data.items():
         if not np.array_equal(value, data[first], equal_nan=True):
             raise SettingError(
                 f"Fits {first!r} and {name!r} are of different data, so their scores cannot be "
                 "compared. Fit both to the same observations."
+            )
+        if units[name] != units[first]:
+            raise SettingError(
+                f"Fits {first!r} and {name!r} have other observations, since a discrete site ties "
+                f"some together: {units[first][0]} and {units[name][0]}. Use "
+                "fit.cross_validate(k), which holds out rows of the data."
             )

@@ -90,16 +90,21 @@ def score_held_out(
                 refit = fit.method.run(program_at(kept), seed, False)
                 held_out = program_at(rows)
                 new_rows = Elements(refit.structure, fresh=[plate])
-                points, _ = predictive.log_likelihood(
+                scored = predictive.log_likelihood(
                     held_out, discover(held_out), refit.tensors(), new_rows, quiet=True
                 )
         except ProbdlError as error:
             return str(error)
-        if len(points) != len(structure.terms()):
+        if scored.missing:
             return "there is no log likelihood of single rows"
         total = np.zeros(len(rows))
-        for log_likelihood in points.values():
+        for name, log_likelihood in scored.points.items():
             mean = predictive.log_mean_exp(log_likelihood)
+            pooled = scored.plan.get(name)
+            if pooled and not pooled.whole and pooled.plates:
+                if plate not in pooled.plates:
+                    return f"discrete sites tie rows of the plate '{plate}' together"
+                mean = mean.movedim(pooled.plates.index(plate), 0)
             if mean.ndim < 1 or len(mean) != len(rows):
                 return f"a term of the likelihood does not run along the plate '{plate}'"
             total += mean.reshape(len(rows), -1).sum(1).numpy()

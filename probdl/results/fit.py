@@ -18,19 +18,31 @@ from torch import Tensor
 from probdl.errors import CapabilityError, ModelError, ProbdlError, SettingError, warn
 from probdl.findings import Finding, Findings
 from probdl.io.arrays import write_arrays
-from probdl.io.idata import good_k, loo, pareto_k, summary, to_idata, unclashed, variables
+from probdl.io.idata import (
+    dimensions,
+    good_k,
+    labels,
+    loo,
+    pareto_k,
+    summary,
+    to_idata,
+    unclashed,
+    variables,
+)
 from probdl.io.saving import save
 from probdl.model import predictive, streaming
+from probdl.model.discrete import observations
 from probdl.model.elements import Elements
 from probdl.model.loader import MissingLoader
 from probdl.model.program import Program
-from probdl.model.sites import Structure, data_plate, discover
+from probdl.model.sites import Site, Structure, data_plate, discover
 from probdl.model.without_model import WithoutModel
 from probdl.results import display, table
 from probdl.results.crossvalidation import CrossValidation, cross_validate
 from probdl.results.diagnostics import check_draws
+from probdl.results.discrete import draw_discrete
 from probdl.results.loo import check_moment_matching, matched, warn_of_high_k
-from probdl.results.masking import kept_labels, put_back, without_masked
+from probdl.results.masking import kept_labels, put_back, without_masked, zero_masked
 from probdl.util.cached import cached
 from probdl.util.isolation import isolated, sheltered
 from probdl.util.lazy import pandas as pd
@@ -291,7 +303,11 @@ class Fit:
                 continue
             drawn = self.draws if group == "posterior_predictive" else {}
             own = {k: v for k, v in arrays.items() if k not in drawn}
-            groups[group] = self._without_masked(own, 2, event=group == "posterior_predictive")
+            groups[group] = (
+                self._scores_without_masked(own, 2)
+                if group == "log_likelihood"
+                else self._without_masked(own, 2)
+            )
         if prior:
             groups |= self._prior(_PRIOR_DRAWS if prior is True else prior)
         data = {s.name: as_numpy(s.value) for s in observed}
@@ -316,14 +332,19 @@ class Fit:
             ),
         }
 
-    def _without_masked(
-        self, arrays: Mapping[str, Array], lead: int, *, event: bool = True
-    ) -> dict[str, Array]:
+    def _without_masked(self, arrays: Mapping[str, Array], lead: int) -> dict[str, Array]:
         """Drop masked observations from the arrays of observed sites."""
         sites = self.whole.sites
         return {
-            name: without_masked(sites[name], array, lead, event=event) if name in sites else array
+            name: without_masked(sites[name], array, lead) if name in sites else array
             for name, array in arrays.items()
+        }
+
+    def _scores_without_masked(self, points: Mapping[str, Array], lead: int) -> dict[str, Array]:
+        """Drop masked observations from pointwise log likelihoods."""
+        return {
+            name: without_masked(self.observations[name], array, lead, event=False)
+            for name, array in points.items()
         }
 
     @cached
@@ -345,34 +366,108 @@ class Fit:
     def _posterior(self) -> Any:
         return self._to_idata({"posterior": self.draws})
 
+    @cached
+    def observations(self) -> dict[str, Site]:
+        """What the pointwise log likelihoods are of, by name: their dimensions, masks and counts.
+
+        Most are sites of ``whole``. Terms that a discrete site ties together have one log
+        likelihood, along the plates that are left.
+
+        Example:
+            >>> import numpy as np, probdl
+            >>> from probdl.models import normal_normal
+            >>> fit = probdl.infer(normal_normal, np.ones(3), np.zeros(3), method="map", seed=1)
+            >>> fit.observations["y"].count
+            3
+        """
+        if not self.structure.of("discrete"):
+            return observations(self.whole, {})
+        if isinstance(self.program, WithoutModel):
+            return self._stored_observations()
+        program = self.program.with_arguments(self.program.args, self.program.kwargs)
+        with isolated(stream(self.seed, "score")):
+            plan = predictive.plan_log_likelihood(program, self.structure, self.tensors())
+        return observations(self.whole, plan)
+
+    def _stored_observations(self) -> dict[str, Site]:
+        """Return the observations of a saved container; the masks of pooled ones are not saved."""
+        dims = dimensions(self.idata, "log_likelihood")
+        found = {}
+        for name, array in variables(self.idata, "log_likelihood").items():
+            site, own, shape = self.structure.sites.get(name), dims[name][2:], array.shape[2:]
+            if site is None or (own and not own[0].startswith(f"{name}_observed")):
+                site = Site(
+                    name, "observed", shape, (*own,), torch.empty(0), count=math.prod(shape)
+                )
+            found[name] = site
+        return found
+
     def _to_idata(self, groups: Mapping[str, Mapping[str, Array]]) -> Any:
-        dims, coords = self._dims, self._renamed(self.coords)
-        terms = self.whole.terms() if {*groups} - {"posterior"} else []
-        for site in terms:
-            if site.is_scored is None:
-                continue
-            batch = site.is_scored.ndim
-            named = [*dims[site.name], *(None for _ in range(batch))][:batch]
-            labels = [
-                coords.get(dim or "", range(n))
-                for dim, n in zip(named, site.is_scored.shape, strict=True)
-            ]
-            dim = f"{site.name}_observed"
-            while dim in self.structure.sites or dim in coords:
-                dim += "_"
-            dims = dims | {site.name: [dim, *dims[site.name][batch:]]}
-            coords[dim] = kept_labels(site, labels)
-        return to_idata(groups, dims=dims, coords=coords)
+        coords = self._renamed(self.coords)
+        terms = {s.name: s for s in self.whole.terms()} if {*groups} - {"posterior"} else {}
+        dims = dict(self._dims)
+        for name, site in terms.items():
+            dims[name] = self._without_masked_dims(site, dims[name], f"{name}_observed", coords)
+        scores = self.observations if groups.get("log_likelihood") else {}
+        pooled = {name: site for name, site in scores.items() if site is not terms.get(name)}
+        own = {"log_likelihood": self._pooled_dims(pooled, coords)} if pooled else None
+        return to_idata(groups, dims=dims, coords=coords, group_dims=own)
+
+    def _pooled_dims(
+        self, pooled: Mapping[str, Site], coords: dict[str, Any]
+    ) -> dict[str, list[str | None]]:
+        """Return the dimensions of log likelihoods of several elements; add their labels."""
+        if isinstance(self.program, WithoutModel):  # the dimensions of the saved container
+            names = {dim for site in pooled.values() for dim in site.dims}
+            coords |= {n: v for n, v in labels(self.idata).items() if n in names}
+            return {name: list(site.dims) for name, site in pooled.items()}
+        changed = self._changed_plates
+        taken = [*self._dims, *(name for name, _ in self.program.named_data())]
+        plates = unclashed({name: site.dims for name, site in pooled.items()}, taken)
+        found = {}
+        for name, site in pooled.items():
+            pairs = zip(site.dims, plates[name], strict=True)
+            named = [changed.get(plate or "", own) for plate, own in pairs]
+            kept = "_".join(f"{dim}" for dim in named) + "_observed"
+            found[name] = self._without_masked_dims(site, named, kept, coords)
+        return found
+
+    def _without_masked_dims(
+        self, site: Site, dims: Sequence[str | None], kept: str, coords: dict[str, Any]
+    ) -> list[str | None]:
+        """Return the dimensions of a site after its masked observations were dropped.
+
+        Args:
+            site: an observed site.
+            dims: its dimensions with the masked observations.
+            kept: a name for the dimension of the others, whose labels are added to ``coords``.
+            coords: labels by dimension.
+        """
+        if site.is_scored is None:
+            return list(dims)
+        batch = site.is_scored.ndim
+        named = [*dims, *(None for _ in range(batch))][:batch]
+        sizes = zip(named, site.is_scored.shape, strict=True)
+        of_kept = kept_labels(site, [coords.get(dim or "", range(n)) for dim, n in sizes])
+        while kept in self.structure.sites or (kept in coords and [*coords[kept]] != of_kept):
+            kept += "_"
+        coords[kept] = of_kept
+        return [kept, *dims[batch:]]
 
     def _renamed(self, coords: Mapping[str, Any]) -> dict[str, Any]:
         """Return labels by the names of dimensions; those of plates may have been changed."""
-        changed = {
+        changed = self._changed_plates
+        return {changed.get(name, name): labels for name, labels in coords.items()}
+
+    @property
+    def _changed_plates(self) -> dict[str, str]:
+        """The names of the dimensions along the plates, by name of the plate."""
+        return {
             plate: dim
             for site in self.structure.sites.values()
             for plate, dim in zip(site.dims, self._dims.get(site.name, ()), strict=False)
             if plate is not None and dim is not None
         }
-        return {changed.get(name, name): labels for name, labels in coords.items()}
 
     @cached
     def _dims(self) -> dict[str, list[str | None]]:
@@ -476,6 +571,58 @@ class Fit:
             return self._put_back(stored, np.nan)
         return self._sample(self.program)
 
+    @sheltered()
+    def discrete(
+        self,
+        *args: Any,
+        num_samples: int | None = None,
+        coords: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Array]:
+        r"""Draw the discrete latent sites, which were summed out, from their exact posterior.
+
+        .. math:: z \sim p(z | y, \theta), \qquad \theta \sim p(\theta | y)
+
+        These are the labels of a mixture, the states of a hidden Markov model, or the place of a
+        change point. The share of draws in which a site has a value estimates the probability of
+        the value.
+
+        Args:
+            args: the model's arguments with the observed data; if none are given, those of the
+                fit.
+            num_samples: number of draws; None means one for each draw of the fit, and 1000 for a
+                point estimate.
+            coords: labels at these arguments, see :meth:`predict`.
+            kwargs: the model's keyword arguments.
+
+        Returns:
+            By site name, arrays (chain, draw, *shape); (1, num_samples, *shape) if
+            ``num_samples`` is given or the fit is a point estimate.
+
+        Raises:
+            ModelError: the model has no discrete latent site, or continuous ones in the data plate.
+            SettingError: ``num_samples`` is less than 1, or labels do not match the model.
+
+        Example:
+            >>> import torch, pyro, pyro.distributions as dist, probdl
+            >>> def mixture(y):
+            ...     mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
+            ...     with pyro.plate("rows", len(y)):
+            ...         label = pyro.sample("label", dist.Bernoulli(0.5))
+            ...         pyro.sample("y", dist.Normal(mean + 9 * label, 1.0), obs=y)
+            >>> fit = probdl.infer(mixture, torch.tensor([0.0, 9.0, 0.1]), method="laplace", seed=1)
+            >>> fit.discrete()["label"].mean((0, 1)).round()
+            array([0., 1., 0.])
+        """
+        program, structure = self._at(args, kwargs)
+        with isolated(stream(self.seed, "discrete")):
+            drawn = draw_discrete(
+                program, structure, self.tensors(), self._elements(coords), num_samples
+            )
+        arrays = {name: as_numpy(value) for name, value in drawn.items()}
+        lead = (1, -1) if num_samples or self.is_point else (self.num_chains, self.num_draws)
+        return {name: value.reshape(lead + value.shape[1:]) for name, value in arrays.items()}
+
     def _stored(self, group: str) -> dict[str, Array]:
         """Return a group of the saved container, if the fit was loaded without model or loader."""
         missing = isinstance(self.program.loader, MissingLoader)
@@ -489,7 +636,7 @@ class Fit:
         """Undo ``_without_masked``; without its loader, a fit does not know what was masked."""
         if self.program.loader is not None:
             return stored
-        sites = self.structure.sites
+        sites = self.structure.sites if event else self.observations
         return {n: put_back(sites[n], v, 2, fill, event=event) for n, v in stored.items()}
 
     def _elements(
@@ -515,11 +662,13 @@ class Fit:
             draws = self.tensors()
             discrete = self.structure.of("discrete")
             common = [s.name for s in discrete if elements.is_shared(s)]
-            if common:  # drawn given the data, as other sites that rows share
+            loaded = self.program.loader is not None  # then there are no groups but the rows
+            if common and not loaded:  # drawn given the data, as other sites that rows share
                 found = predictive.sample_discrete(self.program, self.structure, draws)
                 draws |= {name: found[name] for name in common}
             if out is None:
-                sampled = streaming.sample(program, self.structure, draws, elements)
+                given = common if program is self.program and loaded else ()
+                sampled = streaming.sample(program, self.structure, draws, elements, given)
                 return self._arrays(sampled)
             parts = predictive.sample_parts(program, self.structure, draws, elements)
             return write_arrays(out, parts, (self.num_chains, self.num_draws))
@@ -545,9 +694,12 @@ class Fit:
         if stored := self._stored("log_likelihood"):
             return self._put_back(stored, 0.0, event=False)
         with isolated(stream(self.seed, "score")):
-            points, _ = streaming.log_likelihood(self.program, self.structure, self.tensors())
-        self._require(points)
-        return self._arrays(points)
+            scored = streaming.log_likelihood(self.program, self.structure, self.tensors())
+        self._require(scored.missing)
+        points = self._arrays(scored.points)
+        if not scored.plan:
+            return points
+        return {name: zero_masked(self.observations[name], v) for name, v in points.items()}
 
     @sheltered()
     def log_prior(self) -> dict[str, Array]:
@@ -628,7 +780,7 @@ class Fit:
             )
         if moment_match:
             check_moment_matching(self.program)
-        points = self._without_masked(self.log_likelihood(), 2, event=False)
+        points = self._scores_without_masked(self.log_likelihood(), 2)
         groups: dict[str, Mapping[str, Array]] = {"posterior": self.draws}
         if len(points) == 1:
             ((name, _),) = points.items()
@@ -652,7 +804,7 @@ class Fit:
                 self.program,
                 self.structure,
                 self.tensors(),
-                lambda terms: self._flat(self._without_masked(terms, 1, event=False), 1),
+                lambda terms: self._flat(self._scores_without_masked(terms, 1), 1),
                 container,
                 name,
                 result,
@@ -702,26 +854,29 @@ class Fit:
 
     def _score(self, program: Program, structure: Structure, elements: Elements) -> LogPredictive:
         with isolated(stream(self.seed, "score")):
-            points, joint = streaming.log_likelihood(program, structure, self.tensors(), elements)
-        if program.loader is not None:
-            structure = self.whole
-        pointwise = {k: as_numpy(predictive.log_mean_exp(v)) for k, v in points.items()}
+            scored = streaming.log_likelihood(program, structure, self.tensors(), elements)
+        structure = structure if program.loader is None else self.whole
+        sites = observations(structure, scored.plan)
+        pointwise = {
+            k: zero_masked(sites[k], as_numpy(predictive.log_mean_exp(v)))
+            for k, v in scored.points.items()
+        }
         total = sum(float(v.sum()) for v in pointwise.values())
         return LogPredictive(
             pointwise,
-            total if len(pointwise) == len(structure.terms()) else math.nan,
-            float(predictive.log_mean_exp(joint)),
-            sum(site.count for site in structure.terms() if site.name in pointwise),
+            math.nan if scored.missing else total,
+            float(predictive.log_mean_exp(scored.joint)),
+            sum(site.count for site in sites.values()),
         )
 
-    def _require(self, points: Mapping[str, Tensor]) -> None:
+    def _require(self, missing: Collection[str]) -> None:
+        """Raise an error that says why terms have no log likelihood of single observations."""
         if joint := [s.name for s in self.structure.terms("joint")]:
             raise ModelError(
                 f"{', '.join(map(repr, joint))}: a factor outside all plates is one number, so "
                 "there is no log likelihood of single observations. Put it in a pyro.plate, with "
                 "one element for each observation, or use log_predictive().joint."
             )
-        missing = [s.name for s in self.structure.terms() if s.name not in points]
         if missing:
             raise ModelError(
                 f"{', '.join(map(repr, missing))}: the observations depend on one another through "

@@ -74,8 +74,8 @@ def matched(
     def log_likelihood(at: Array, i: int) -> Array:
         flat = torch.from_numpy(np.ascontiguousarray(at)).reshape(-1, density.dim)
         values = held | density.constrain(flat)
-        terms, _ = predictive.log_likelihood(program, structure, values, quiet=True)
-        each = flatten({n: v.numpy() for n, v in terms.items()})
+        scored = predictive.log_likelihood(program, structure, values, quiet=True)
+        each = flatten({n: v.numpy() for n, v in scored.points.items()})
         return each[:, i].reshape(at.shape[:-1])
 
     return idata.moment_match(container, name, elpd, points, log_density, log_likelihood)

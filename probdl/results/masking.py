@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from probdl.model.sites import Site
 
-__all__ = ["kept_labels", "put_back", "without_masked"]
+__all__ = ["kept_labels", "put_back", "without_masked", "zero_masked"]
 
 Array = NDArray[Any]
 
@@ -50,6 +50,16 @@ def put_back(site: Site, array: Array, lead: int, fill: float, *, event: bool = 
     full = np.full(array.shape[:lead] + tuple(shape), fill)
     full[(slice(None),) * lead + (kept,)] = array
     return full
+
+
+def zero_masked(site: Site, array: Array) -> Array:
+    """Set the scores of masked observations to 0, which sums over discrete sites round.
+
+    Args:
+        site: the observations.
+        array: their scores, (*lead shape, *batch shape).
+    """
+    return array if site.is_scored is None else np.where(site.is_scored.numpy(), array, 0.0)
 
 
 def kept_labels(site: Site, labels: Sequence[Sequence[Any]]) -> list[Any]:

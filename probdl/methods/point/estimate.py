@@ -101,7 +101,7 @@ def _log_likelihood(program: Program, structure: Structure, values: dict[str, Te
     free = {s.name for s in structure.of("latent", "param")}
     draws = {name: value[None] for name, value in values.items() if name in free}
     held = {s.name: s.value[None] for s in structure.of("param")}
-    return float(log_likelihood(program, structure, held | draws)[1])
+    return float(log_likelihood(program, structure, held | draws).joint)
 
 
 REMEDIES_FOR_FLATNESS = {
