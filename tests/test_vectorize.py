@@ -232,6 +232,41 @@ def test_functions_of_integers_keep_their_precision():
     np.testing.assert_allclose(x[:, 0], DRAWS + np.log(3628800.0), rtol=1e-14)
 
 
+TABLE = torch.arange(24.0).reshape(2, 3, 4)
+AT = {
+    "first": lambda i: TABLE[i],
+    "last": lambda i: TABLE[..., i],
+    "middle": lambda i: TABLE[:, i],
+    "after a number": lambda i: TABLE[1, i, 1:3],
+    "two": lambda i: TABLE[i, i],
+    "two around": lambda i: TABLE[i, :, i],
+    "new dimension": lambda i: TABLE[None, i, ..., None],
+    "after an ellipsis": lambda i: TABLE[..., i, 1:],
+    "two after an ellipsis": lambda i: TABLE[..., i, i],
+    "negative": lambda i: TABLE[i - 2],
+    "write": lambda i: (x := TABLE.clone(), x.__setitem__(i, 7.0))[0],
+    "write a row": lambda i: (x := TABLE.clone(), x.__setitem__(i - 2, TABLE[0] * 2))[0],
+}
+
+
+@pytest.mark.parametrize("name", AT)
+@pytest.mark.parametrize("recorded", [False, True])
+def test_scalar_tensors_as_positions_are_mapped(name, recorded):
+    def fn(i):
+        noise = 0.0
+        if recorded:  # a write in place
+            z = torch.zeros(2)
+            z[0] = i
+            noise = 0 * z.sum()
+        return AT[name](i) + noise
+
+    positions = torch.tensor([0, 1, 1, 0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mapped = vectorize(fn, positions)
+    torch.testing.assert_close(mapped, torch.stack([fn(i) for i in positions]))
+
+
 def test_where_and_indexing_by_a_draw_run_for_all_draws_at_once():
     table = torch.tensor([3.0, 5.0, 7.0])
     fn = lambda d: torch.where(d > 1, table[d.long()], -d)  # noqa: E731

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.func import functionalize
@@ -63,12 +64,52 @@ def _cauchy_(x: Tensor, median: Any = 0.0, scale: Any = 1.0, *, generator: Any =
 
 
 def _set_item(x: Tensor, index: Any, value: Any) -> None:
-    """Replace ``x[mask] = number`` by ``torch.where``, whose shape does not depend on the mask."""
-    if isinstance(index, Tensor) and index.dtype == torch.bool and not isinstance(value, Tensor):
-        mask = index.reshape(index.shape + (1,) * (x.ndim - index.ndim))
-        x.copy_(torch.where(mask, value, x))
-    else:
+    """Write without reading the index, or making a shape depend on it."""
+    if _is_position(index):
+        index = torch.arange(len(x)) == _positive(index, len(x))
+    elif not (isinstance(index, Tensor) and index.dtype == torch.bool) or isinstance(value, Tensor):
         x[index] = value
+        return
+    mask = index.reshape(index.shape + (1,) * (x.ndim - index.ndim))
+    x.copy_(torch.where(mask, value, x))
+
+
+def _get_item(x: Tensor, index: Any) -> Tensor:
+    """Select at positions that are scalar tensors without reading them, as ``x[z]`` does."""
+    parts = list(index) if isinstance(index, tuple) else [index]
+    tensors = [part for part in parts if isinstance(part, (Tensor, list, np.ndarray))]
+    if not tensors or not all(map(_is_position, tensors)):
+        return x[index]
+    x = x[tuple(slice(None) if _is_position(part) else part for part in parts)]
+    for i in reversed(range(len(parts))):
+        if not _is_position(parts[i]):
+            continue
+        before, after = parts[:i], parts[i + 1 :]
+        if any(part is Ellipsis for part in before):
+            dim = x.ndim - 1 - sum(_keeps_dim(part) for part in after)
+        else:
+            dim = sum(_keeps_dim(part) or _is_position(part) for part in before)
+        position = _positive(parts[i], x.shape[dim]).reshape(1)
+        x = x.index_select(dim, position).squeeze(dim)
+    return x
+
+
+def _is_position(index: Any) -> bool:
+    return (
+        isinstance(index, Tensor)
+        and index.ndim == 0
+        and not index.is_floating_point()
+        and index.dtype != torch.bool
+    )
+
+
+def _keeps_dim(part: Any) -> bool:
+    """Return whether a part of an index leaves one dimension in the result."""
+    return part is None or isinstance(part, slice)
+
+
+def _positive(position: Tensor, size: int) -> Tensor:
+    return torch.where(position < 0, position + size, position)
 
 
 def _binomial(count: Tensor, prob: Tensor, *, generator: Any = None) -> Tensor:
@@ -81,7 +122,9 @@ _REWRITTEN: dict[Any, Callable[..., Any]] = {
     Tensor.uniform_: _uniform_,
     Tensor.exponential_: _exponential_,
     Tensor.cauchy_: _cauchy_,
+    Tensor.__getitem__: _get_item,
     Tensor.__setitem__: _set_item,
+    Tensor.data.__get__: Tensor.detach,  # type: ignore[attr-defined]
     torch.binomial: _binomial,
 }
 
