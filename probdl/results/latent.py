@@ -60,8 +60,10 @@ __all__ = [
     "LogEvidence",
     "Proposal",
     "Scorer",
+    "computes_rows",
     "decode",
     "draw_guide",
+    "draw_shared",
     "elbo",
     "encode",
     "local_sites",
@@ -76,6 +78,7 @@ Scorer = Callable[[Mapping[str, Tensor]], tuple[Tensor, KeyboardInterrupt | None
 """Log p(z, x) of draws by site; fewer values after an interruption, which is returned, too."""
 
 MAX_SCORED_ELEMENTS = 2**22  # of data at a time, to bound the memory
+MAX_SHARED_ELEMENTS, MIN_SHARED_DRAWS = 2**28, 100  # data that a guide reads for all draws
 CODE_MEAN_DRAWS = 100  # to estimate the mean of a code that has no closed form
 
 
@@ -578,6 +581,66 @@ def encode(
         return exact
     averages = _evaluate_draws(means_at_draw, program, CODE_MEAN_DRAWS)
     return {name: exact[name] if name in exact else averages[name].mean(0) for name in names}
+
+
+def computes_rows(
+    program: Program, structure: Structure, guide: Program, names: Sequence[str]
+) -> bool:
+    """Return whether a guide computes the sites of each row from the data, for any rows.
+
+    A guide with a parameter for each row of the data works for these rows only.
+
+    Args:
+        program: the model with its data.
+        structure: its sites.
+        guide: the guide.
+        names: the latent sites that have a value for each row.
+    """
+    sizes = data_plates(structure)
+    more = program.with_tensors(
+        [torch.cat([t, t]) if t.ndim and len(t) in sizes.values() else t for t in program.tensors()]
+    )
+    with torch.random.fork_rng(devices=[]):
+        nodes: Any = guide.run(_identity).nodes
+        params = {name: node["value"] for name, node in nodes.items() if node["type"] == "param"}
+        try:
+            other = guide.with_arguments(more.args, more.kwargs)
+            nodes = other.run(_identity, Substitute(params)).nodes
+        except ProbdlError:
+            return False
+    return all(
+        2 * sizes[plate] in nodes[name]["value"].shape
+        for name in names
+        for plate in structure.sites[name].dims
+        if plate in sizes
+    )
+
+
+def draw_shared(
+    program: Program, structure: Structure, proposal: Proposal, names: Sequence[str], count: int
+) -> dict[str, Tensor]:
+    """Draw the latent sites that all rows share from a guide; fewer draws for large data.
+
+    Args:
+        program: the model with its data.
+        structure: its sites.
+        proposal: the guide.
+        names: the sites.
+        count: number of draws, at most.
+
+    Raises:
+        ModelError: the guide computes shared sites from a minibatch.
+    """
+    if program.loader is not None:
+        _check_shared_guide(program, structure, proposal, names)
+
+    def sample(_: Tensor) -> dict[str, Tensor]:
+        nodes: Any = proposal.sample(program).nodes
+        return {name: nodes[name]["value"].to(torch.float64) for name in names}
+
+    elements = sum(t.numel() for t in program.tensors())
+    count = min(count, max(MIN_SHARED_DRAWS, MAX_SHARED_ELEMENTS // max(elements, 1)))
+    return _evaluate_draws(sample, program, count)
 
 
 def decode(

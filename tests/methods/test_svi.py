@@ -470,6 +470,103 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         probdl.infer(location, np.ones(5), method=method, seed=1)
 
 
+# -- guides of the user's own -----------------------------------------------------------------
+
+
+def schools_guide(shape):
+    """Return a guide of the eight schools with parameters of this shape for the schools."""
+
+    def guide(sigma, y):
+        size = shape or (len(y),)
+        positive = {"constraint": constraints.positive}
+        loc = pyro.param("loc", torch.zeros(size))
+        scale = pyro.param("scale", torch.full(size, 0.5), **positive)
+        mu = (
+            pyro.param("mu_loc", torch.tensor(4.0)),
+            pyro.param("mu_scale", torch.tensor(2.0), **positive),
+        )
+        tau = (
+            pyro.param("tau_loc", torch.tensor(1.0)),
+            pyro.param("tau_scale", torch.tensor(0.5), **positive),
+        )
+        pyro.sample("mu", dist.Normal(*mu))
+        pyro.sample("tau", dist.LogNormal(*tau))
+        with pyro.plate("schools", len(y)):
+            pyro.sample("eta", dist.Normal(loc, scale))
+
+    return guide
+
+
+def schools(sigma, y=None):
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    tau = pyro.sample("tau", dist.HalfCauchy(5.0))
+    with pyro.plate("schools", len(sigma)):
+        eta = pyro.sample("eta", dist.Normal(0.0, 1.0))
+        theta = pyro.deterministic("theta", mu + tau * eta)
+        pyro.sample("y", dist.Normal(theta, sigma), obs=y)
+
+
+SIGMA = np.array([15.0, 10, 16, 11, 9, 11, 10, 18])
+EFFECTS = np.array([28.0, 8, -3, 7, -1, 1, 18, 12])
+
+
+@pytest.mark.parametrize("shape", [(8,), None])
+@pytest.mark.filterwarnings("ignore::probdl.FindingWarning")
+def test_a_guide_with_parameters_for_each_row_has_draws_of_all_sites(shape):
+    method = probdl.SVI(guide=schools_guide(shape), steps=1500, learning_rate=0.02, draws=500)
+    fit = probdl.infer(schools, SIGMA, EFFECTS, method=method, seed=1)
+    assert {name: draws.shape for name, draws in fit.draws.items()} == {
+        "mu": (1, 500), "tau": (1, 500), "eta": (1, 500, 8), "theta": (1, 500, 8)
+    }  # fmt: skip
+    params = fit.stats["params"]
+    error = params["scale"] / np.sqrt(500)
+    assert (abs(fit.draws["eta"][0].mean(0) - params["loc"]) < 4 * error).all()
+    assert fit.draws["mu"].mean() == pytest.approx(4.4, abs=1.0)  # Vehtari et al. (2021)
+    assert "theta" in fit.idata.posterior
+    assert len(fit.summary()) == 18
+    assert fit.log_likelihood()["y"].shape == (1, 500, 8)
+
+
+class Encoder(torch.nn.Module):
+    """A model with a site for each row, a site that rows share, and a guide that reads the data."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Linear(1, 2).double()
+
+    def model(self, y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+        with pyro.plate("rows", len(y)):
+            z = pyro.sample("z", dist.Normal(mu, 1.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    forward = model
+
+    def guide(self, y):
+        loc = pyro.param("loc", torch.tensor(0.0))
+        scale = pyro.param("scale", torch.tensor(0.5), constraint=constraints.positive)
+        pyro.module("net", self.net)
+        pyro.sample("mu", dist.Normal(loc, scale))
+        with pyro.plate("rows", len(y)):
+            z_loc, z_scale = self.net(y[:, None]).unbind(-1)
+            pyro.sample("z", dist.Normal(z_loc, z_scale.exp()))
+
+
+@pytest.mark.filterwarnings("ignore::probdl.FindingWarning")
+def test_a_guide_that_computes_the_sites_of_rows_has_draws_of_the_shared_ones():
+    y = 3.0 + np.sqrt(2) * np.random.default_rng(0).normal(size=40)
+    encoder = Encoder()
+    method = probdl.SVI(guide=encoder.guide, steps=2000, learning_rate=0.02, draws=400)
+    fit = probdl.infer(encoder, y, method=method, seed=1)
+    assert {name: draws.shape for name, draws in fit.draws.items()} == {"mu": (1, 400)}
+    loc, scale = fit.stats["params"]["loc"], fit.stats["params"]["scale"]
+    assert fit.draws["mu"].mean() == pytest.approx(loc, abs=4 * scale / np.sqrt(400))
+    assert fit.draws["mu"].mean() == pytest.approx(y.mean(), abs=0.2)
+    assert fit.encode(y[:3])["z"].shape == (3,)
+    # Predictions use them: drawn from its prior, mu would have a standard deviation of 10.
+    assert fit.predict(y[:1])["y"].std() < 2
+
+
 # -- bad input -------------------------------------------------------------------------------
 
 

@@ -45,7 +45,7 @@ from probdl.model.sites import Site, Structure, data_plate, discover
 from probdl.model.starting import checked_values
 from probdl.results.fit import Fit
 from probdl.results.guided import GuidedFit
-from probdl.results.latent import Proposal, local_sites
+from probdl.results.latent import Proposal, computes_rows, draw_shared, local_sites
 from probdl.results.weights import check_approximation
 from probdl.util.isolation import evaluation
 from probdl.util.seeds import stream
@@ -218,6 +218,10 @@ class SVI(Method, name="svi"):
             objective.check_sites()
             units = place_guide(guide.model, objective, start) if automatic else None
             local = () if automatic else local_sites(structure, objective.traces(())[0])
+            of_rows = [name for name in local if structure.sites[name].kind == "latent"]
+            whole = batches.plate is None
+            if of_rows and whole and not computes_rows(program, structure, guide, of_rows):
+                local = ()
             parameters = Parameters(objective.leaves)
             parameters.units = units
             outcome = train(
@@ -385,6 +389,10 @@ class SVI(Method, name="svi"):
         """Draw from the guide, and check the draws by their importance weights."""
         latent = [s.name for s in structure.of("latent")]
         if not latent or set(latent) & set(proposal.local):
+            shared = [name for name in latent if name not in proposal.local]
+            if shared:
+                values = draw_shared(program, structure, proposal, shared, self.draws)
+                return {name: v.numpy()[None] for name, v in values.items()}, {}, []
             fitted = {s.name: s.value for s in structure.of("param")} or proposal.values
             return {name: v.numpy()[None, None] for name, v in fitted.items()}, {}, []
         if program.dtype != torch.float64:
