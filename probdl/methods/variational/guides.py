@@ -100,6 +100,6 @@ def make_guide(
         model = poutine.block(model, hide=discrete)
     options: dict[str, Any] = {}
     given = getattr(guide, "keywords", {})
-    if "init_loc_fn" not in given and factory is not autoguide.AutoIAFNormal:
+    if start and "init_loc_fn" not in given and factory is not autoguide.AutoIAFNormal:
         options["init_loc_fn"] = autoguide.init_to_value(values=dict(start))
     return program.companion(guide(model, **options), copied=False)
