@@ -34,7 +34,8 @@ ENDLESS = {
     "importance": probdl.Importance(num_samples=MANY * 30, draws=50),
 }
 
-CHECKS = {"pathfinder": 300, "importance": 8}  # many per path, few per large number of draws
+# Many per path, with which SVI starts as well; few per large number of draws.
+CHECKS = {"pathfinder": 300, "importance": 8, "svi": 5000, "svi_eager": 5000}
 
 
 @pytest.fixture

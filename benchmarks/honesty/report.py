@@ -32,7 +32,7 @@ fitted by every method that applies, with default settings, three seeds each. Me
 - **wrong in silence**: there should be none;
 - **failed**: another exception, or no result within the time limit.
 
-Approximations (Laplace, SVI with the default guide of independent normals) are judged by the exact
+Approximations (Laplace, SVI, Pathfinder) are judged by the exact
 posterior as well.
 """
 

@@ -38,6 +38,7 @@ TAIL = 0.99  # of the posterior is above the level at which a chain starts
 PILOTS = 12  # ascents that show where the posterior is
 PILOTS_AT_MODES_MIN = 3  # with fewer, the posterior has no shape that Laplace's method can weigh
 AT_MODE = 0.1  # nats that are left to gain at a mode
+NUDGES = (1e-4, 1e-3, 1e-2)  # relative sizes of steps away from a mode
 TRIES_MAX = 10  # random points per chain, until one leads to a mode that may matter
 # Nats by which the density of one mode may be below that of another, plus one for each dimension,
 # before its mass is compared; and the difference of log masses at which its share is below 1%.
@@ -163,9 +164,24 @@ class TypicalStarts:
         generator = torch.Generator().manual_seed(seed % 2**63)
         for _ in range(TRIES_MAX):
             if (found := self._judged(self._ascend(generator))) is not None:
-                return torch.from_numpy(found.start)
+                return self._beside(found.start, generator)
         assert self._heaviest is not None  # else the first ascent is taken
-        return torch.from_numpy(self._heaviest[1].start.copy())
+        return self._beside(self._heaviest[1].start, generator)
+
+    def _beside(self, z: Array, generator: torch.Generator) -> Tensor:
+        """Return a point (d,); one beside it if a derivative is zero, where nutpie refuses.
+
+        An ascent reaches the mode of a normal density exactly.
+        """
+        for size in NUDGES:
+            if self._evaluate(z)[1].all():
+                break
+            shift = torch.empty(len(z), dtype=torch.float64).uniform_(-1, 1, generator=generator)
+            near = z + size * (1 + np.abs(z)) * shift.numpy()
+            value, grad = self._evaluate(near)
+            if math.isfinite(value) and np.isfinite(grad).all():
+                z = near
+        return torch.from_numpy(z.copy())
 
     def _judged(self, found: Approach) -> Approach | None:
         """Return an ascent, continued if it ended too low; None if its mode has no share."""

@@ -481,7 +481,8 @@ class LogDensity:
                 given = slice(block.start, block.start + block.size)
                 z[given] = there[given]
         if jitter:
-            z += 0.2 * moved * torch.empty_like(z).uniform_(-1, 1, generator=generator)
+            # A number times a mask would have the caller's default dtype.
+            z[moved] += 0.2 * torch.empty_like(z).uniform_(-1, 1, generator=generator)[moved]
         return z
 
     def _bad(self, z: Tensor) -> float:

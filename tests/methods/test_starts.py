@@ -147,3 +147,14 @@ def test_a_chain_that_never_moves_is_stuck_even_alone():
     z = np.repeat(Z[:1, :1], 500, 1)
     (finding,) = check_stuck(z, lp_of(z))
     assert "No chain moved" in finding.message
+
+
+@pytest.mark.parametrize("method", [probdl.NUTS, probdl.HMC])
+def test_a_start_at_the_exact_mode_is_left(method):
+    def standard():  # an ascent reaches the mode exactly, where the gradient is zero
+        pyro.sample("x", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+
+    for init in ("auto", {"x": 0.0}):
+        chosen = method(init=init, chains=2, warmup=200, draws=200)
+        fit = probdl.infer(standard, method=chosen, seed=1)
+        assert abs(fit.draws["x"].std() - 1) < 0.2

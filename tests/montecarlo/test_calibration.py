@@ -120,7 +120,7 @@ def test_a_mean_field_guide_is_reported_as_too_narrow():
         with pyro.plate("obs", len(y)):
             pyro.sample("y", dist.Normal(a + b, 0.5), obs=y)
 
-    method = probdl.SVI(steps=1500, draws=99, learning_rate=0.03)
+    method = probdl.SVI(guide="normal", steps=1500, draws=99, learning_rate=0.03)
     with pytest.warns(probdl.FindingWarning, match="underdispersed"):
         found = calibrate(model, method, (torch.zeros(5),), simulations=150, seed=1)
     assert not found.calibrated

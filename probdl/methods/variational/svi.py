@@ -405,7 +405,9 @@ class SVI(Method, name="svi"):
             elements = max(observed_elements(structure), 1)
             if program.loader is not None:  # the structure is that of one batch
                 elements = elements * batches.size // data_plate(program, structure)[1]
-            count, work = max(wanted, CHECK_DRAWS), WORK_MAX
+            if CHECK_DRAWS * max(elements, _scalars(structure)) <= COMPILE_WORK_MIN:
+                count = max(wanted, CHECK_DRAWS)
+            work = WORK_MAX
             if count * elements > COMPILE_WORK_MIN and program.loader is None:
                 scorer = compiled_scorer(program, structure, self.engine, seed, progress)
             if scorer is not None:
@@ -436,6 +438,11 @@ class SVI(Method, name="svi"):
             "Train for more steps, or use a more flexible guide (guide='multivariate_normal').",
         )
         return draws, stats, found
+
+
+def _scalars(structure: Structure) -> int:
+    """Return the number of values that each draw of the fit holds."""
+    return sum(math.prod(site.shape) for site in structure.of("latent", "deterministic"))
 
 
 def _latent(structure: Structure) -> dict[str, Site]:
