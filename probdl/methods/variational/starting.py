@@ -38,6 +38,7 @@ from probdl.util.seeds import stream
 __all__ = ["Start", "find_start", "place_guide"]
 
 PATH_STEPS_MIN, PATH_STEPS_MAX = 10, 200  # L-BFGS iterations
+SLOW_PATH_STEPS_MAX = 50  # of a density that is not compiled
 STEPS_PER_PATH_STEP = 50  # of the training, so that the search is the smaller part of the work
 DRAWS_PER_POINT = 5  # to estimate the ELBO at a point of the path
 PATHS = 4  # searches by native code
@@ -96,6 +97,8 @@ def find_start(
         evaluator, _ = choose(density, engine, seed)
     length = max(PATH_STEPS_MIN, min(PATH_STEPS_MAX, steps // STEPS_PER_PATH_STEP))
     native = evaluator.engine == "native"
+    if not native:
+        length = min(length, SLOW_PATH_STEPS_MAX)
     found = []
     for path in range(PATHS if native and init is None else 1):
         with suppress(ModelError):
