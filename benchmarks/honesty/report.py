@@ -17,8 +17,8 @@ MARKS = {RIGHT: "✓", TOLD: "t", SILENT: "**S**", ALARM: "a", FAILED: "**F**"}
 INTRODUCTION = """# Right answers, or a word
 
 Models with known answers (closed forms, quadrature, exact sums, or long reference runs), each
-fitted by every method that applies, with default settings, three seeds each. Measured by
-`make bench-honesty`. Each fit is
+fitted by every method that applies, with default settings. Measured by `make bench-honesty`. Each
+fit is
 
 - **right**: every reported mean is within 0.1 posterior standard deviations of the known answer (or
   4 Monte Carlo standard errors), every standard deviation within 15 % (or 4 of its standard
@@ -32,8 +32,7 @@ fitted by every method that applies, with default settings, three seeds each. Me
 - **wrong in silence**: there should be none;
 - **failed**: another exception, or no result within the time limit.
 
-Approximations (Laplace, SVI, Pathfinder) are judged by the exact
-posterior as well.
+Approximations (Laplace, SVI, Pathfinder) are judged by the exact posterior as well.
 """
 
 
@@ -53,7 +52,9 @@ def write(path: Path) -> None:
     """Write the page beside the results."""
     stored = json.loads(path.read_text())["rows"]
     everything = [row for rows in stored.values() for row in rows]
-    lines = [INTRODUCTION, f"{len(stored)} models, {len(everything)} fits:", ""]
+    seeds = len({row["seed"] for row in everything})
+    count = f"{len(stored)} models, {seeds} seed{'s' * (seeds > 1)}, {len(everything)} fits:"
+    lines = [INTRODUCTION, count, ""]
     lines += [
         "| method | fits | right | wrong and told | of these refused | told although right "
         "| failed | wrong in silence | median seconds |",

@@ -110,7 +110,7 @@ def funnel():
 
 
 def test_a_funnel_diverges_and_the_finding_has_a_remedy():
-    method = probdl.NUTS(draws=200, warmup=200, chains=2, max_treedepth=6)
+    method = probdl.NUTS(draws=200, warmup=200, chains=2, max_treedepth=6, init="random")
     with pytest.warns(probdl.FindingWarning, match="transitions diverged"):
         fit = probdl.infer(funnel, method=method, seed=1)
     finding = next(f for f in fit.diagnose() if f.check == "divergences")
@@ -124,9 +124,8 @@ def test_short_trajectories_are_reported(engine):
         cov = torch.tensor([[1.0, 0.9999], [0.9999, 1.0]])
         pyro.sample("x", dist.MultivariateNormal(torch.zeros(2), cov))
 
-    method = probdl.NUTS(
-        draws=100, warmup=100, chains=1, max_treedepth=2, mass_matrix="diag", engine=engine
-    )
+    settings = {"max_treedepth": 2, "mass_matrix": "diag", "init": "random", "engine": engine}
+    method = probdl.NUTS(draws=100, warmup=100, chains=1, **settings)
     with pytest.warns(probdl.FindingWarning, match="reached max_treedepth=2"):
         fit = probdl.infer(model, method=method, seed=1)
     assert fit.stats["reached_max_treedepth"].mean() > 0.5
