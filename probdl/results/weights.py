@@ -122,7 +122,8 @@ def _check_moments(
     """
     w = np.exp(log_weights)
     change = w - 1 / len(w)
-    worst: tuple[float, str, str] = (1.0, "", "")
+    worst: tuple[float, str] = (1.0, "")
+    sites: dict[str, None] = {}
     scalars = sum(math.prod(x.shape[1:]) for x in draws.values())
     errors = float(special.ndtri(1 - FALSE_ALARM_RATE / (4 * max(scalars, 1))))
     for name, x in draws.items():
@@ -143,19 +144,22 @@ def _check_moments(
         ):
             excess = np.nan_to_num(excess, nan=0.0, posinf=0.0)
             i = int(excess.argmax())
+            if excess[i] > 1.0:
+                sites[name] = None
             if excess[i] > worst[0]:
                 label = scalar_labels(name, x.shape[1:])[i]
-                worst = (float(excess[i]), label, f"{quantity} of '{label}' {values[i]}")
-    if not worst[1]:
+                worst = (float(excess[i]), f"{quantity} of '{label}' {values[i]}")
+    if not sites:
         return []
+    also = f" (the worst of {len(sites)} such sites)" if len(sites) > 1 else ""
     return [
         Finding(
             "warning",
             "biased_moments",
             f"Importance weights show that {approximation} does not match the posterior: by "
-            f"them, the {worst[2]}.",
+            f"them, the {worst[1]}{also}.",
             _another(remedy),
-            (worst[1].partition("[")[0],),
+            tuple(sites),
         )
     ]
 
