@@ -327,10 +327,13 @@ def draw_guide(
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Draw the latent sites from a guide, without the model.
 
+    Discrete sites of the guide are left out of log q, since log p is summed over them.
+
     Returns:
         The draws by site name, (count, *shape); log q(z), (count,), in nats.
     """
     latent = [s.name for s in structure.of("latent")]
+    summed = {s.name for s in structure.of("discrete")}
 
     def draw(_: Tensor) -> dict[str, Tensor]:
         of_guide = proposal.sample(program)
@@ -338,8 +341,9 @@ def draw_guide(
             of_guide.compute_log_prob()
         nodes: Any = of_guide.nodes
         log_q = torch.zeros((), dtype=program.dtype)
-        for _name, node in sampled_sites(of_guide):
-            log_q = log_q + node["log_prob"].sum()
+        for name, node in sampled_sites(of_guide):
+            if name not in summed:
+                log_q = log_q + node["log_prob"].sum()
         return {f"site {n}": nodes[n]["value"] for n in latent} | {"log_q": log_q}
 
     drawn = _evaluate_draws(draw, program, count, elements=1)  # it does not evaluate the data

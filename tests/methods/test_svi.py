@@ -805,3 +805,35 @@ def test_the_user_chooses_where_the_search_begins():
     method = probdl.SVI(guide=guide, init={"mu": 1.0})
     with pytest.raises(probdl.SettingError, match="set the start in your guide"):
         probdl.infer(two_modes, y, method=method, seed=1)
+
+
+def test_compiled_code_leaves_the_guides_discrete_sites_out_of_the_weights(monkeypatch):
+    import probdl.methods.variational.svi as module
+
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        z = pyro.sample("z", dist.Categorical(torch.tensor([0.3, 0.7])))
+        with pyro.plate("obs", len(y)):
+            pyro.sample("y", dist.Normal(mu + z, 1.0), obs=y)
+
+    def guide(y):
+        sd = pyro.param("sd", torch.tensor(0.3), constraint=constraints.positive)
+        pyro.sample("mu", dist.Normal(pyro.param("loc", torch.tensor(0.5)), sd))
+        pyro.sample("z", dist.Categorical(torch.ones(2) / 2), infer={"enumerate": "parallel"})
+
+    y = np.linspace(0.0, 2.0, 20)
+    covariance = torch.eye(20).double() + 1
+    parts = [
+        dist.MultivariateNormal(torch.full((20,), float(z)).double(), covariance)
+        .log_prob(torch.from_numpy(y))
+        .item()
+        + np.log(share)
+        for z, share in ((0, 0.3), (1, 0.7))
+    ]
+    for limit in (module.COMPILE_WORK_MIN, 0):
+        monkeypatch.setattr(module, "COMPILE_WORK_MIN", limit)
+        method = probdl.SVI(guide=guide, steps=500)
+        fit = probdl.infer(model, y, method=method, seed=1)
+        assert ("weighting draws" in fit.timings) == (limit == 0)
+        # The guide is only an approximation, so the estimate has some noise.
+        assert fit.stats["log_evidence"] == pytest.approx(np.logaddexp(*parts), abs=0.2)
