@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from abc import ABCMeta, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -209,7 +208,7 @@ class Method(metaclass=_CheckedSettings):
         structure = discover(program)
         sizes = {name: getattr(self, name, 0) for name in ("draws", "num_samples", "warmup")}
         runs = getattr(self, "chains", getattr(self, "paths", 1))
-        scalars = sum(math.prod(site.shape) for site in structure.of("latent"))
+        scalars = structure.count_values("latent")
         needed = 8 * scalars * runs * (max(sizes["draws"], sizes["num_samples"]) + sizes["warmup"])
         if needed > (available := machine_memory(unknown=2**36)):
             settings = ", ".join(f"{name}={value}" for name, value in sizes.items() if value)

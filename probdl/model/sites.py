@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -85,6 +86,10 @@ class Structure:
     def of(self, *kinds: Kind) -> list[Site]:
         """List the sites of these kinds."""
         return [site for site in self.sites.values() if site.kind in kinds]
+
+    def count_values(self, *kinds: Kind) -> int:
+        """Return the number of values that the sites of these kinds hold together."""
+        return sum(math.prod(site.shape) for site in self.of(*kinds))
 
     def terms(self, *terms: Term) -> list[Site]:
         """List the sites that are terms of the likelihood; all, or those of these types."""

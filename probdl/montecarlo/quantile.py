@@ -89,5 +89,4 @@ class AtUniforms(Messenger):
 
 def sites_dimension(program: Program, structure: Structure) -> int:
     """Return the number of uniforms that a run of a program needs."""
-    kinds = structure.of("latent", "discrete", "observed")
-    return sum(math.prod(site.shape) for site in kinds)
+    return structure.count_values("latent", "discrete", "observed")

@@ -59,7 +59,7 @@ def check_prior(
         seed: the seed for the draws from the prior.
     """
     latent, observed = structure.of("latent"), structure.of("observed")
-    size = sum(math.prod(s.shape) for s in (*latent, *structure.of("discrete"), *observed))
+    size = structure.count_values("latent", "discrete", "observed")
     if program.loader is not None and observed:
         size *= max(1, (program.loader.size or 0) // max(1, observed[0].shape[0]))
     if (

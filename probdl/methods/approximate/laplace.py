@@ -136,7 +136,7 @@ class Laplace(Method, name="laplace"):
                 pareto_k,
                 "the normal approximation",
             ),
-            *_check_other_modes(density, evaluator, optimum, parts.covariance),
+            *_check_other_modes(density, evaluator, optimum, optimum.information),
             *held_params(structure),
         ]
         draws = {name: value.numpy() for name, value in values.items()}
@@ -144,13 +144,13 @@ class Laplace(Method, name="laplace"):
 
 
 def _check_other_modes(
-    density: LogDensity, evaluator: Evaluator, optimum: Optimum, covariance: Tensor
+    density: LogDensity, evaluator: Evaluator, optimum: Optimum, information: Tensor
 ) -> list[Finding]:
     """Check whether the lower optima have a share of the posterior."""
     modes = []
-    found = [(optimum.z, optimum.value, torch.linalg.inv(covariance)), *optimum.others]
-    for z, value, information in found:
-        root, failed = torch.linalg.cholesky_ex(information)
+    found = [(optimum.z, optimum.value, information), *optimum.others]
+    for z, value, curvature_there in found:
+        root, failed = torch.linalg.cholesky_ex(curvature_there)
         if failed:  # no maximum
             continue
         sd = torch.cholesky_inverse(root).diagonal().sqrt()

@@ -29,7 +29,6 @@ __all__ = [
     "WeightedDraws",
     "compiled_scorer",
     "draw_weighted",
-    "observed_elements",
     "resample",
 ]
 
@@ -101,11 +100,6 @@ def draw_weighted(
     else:
         log_weights, k = psis(ratios)
     return WeightedDraws(values, log_p.numpy(), ratios, log_weights, k)
-
-
-def observed_elements(structure: Structure) -> int:
-    """Return the number of observed values, to which the work of one evaluation is proportional."""
-    return sum(math.prod(site.shape) for site in structure.of("observed"))
 
 
 def compiled_scorer(

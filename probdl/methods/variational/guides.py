@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -58,7 +57,7 @@ def own_guide(program: Program) -> Callable[..., Any] | None:
 
 
 def _default_guide(program: Program, structure: Structure) -> str:
-    scalars = sum(math.prod(site.shape) for site in structure.of("latent"))
+    scalars = structure.count_values("latent")
     full_rank = 1 < scalars <= FULL_RANK_MAX and not program.modules
     return "multivariate_normal" if full_rank else "normal"
 
@@ -72,7 +71,7 @@ def make_guide(
         program: the model.
         structure: its sites.
         guide: a name, an autoguide class, a function or a module. None means the guide of the
-            model; if it has none, ``"multivariate_normal"`` for 2 to 100 latent scalars, which
+            model; without one, ``"multivariate_normal"`` for 2 to 100 latent scalars, which
             has their correlations, and ``"normal"`` for other models.
         start: values of the latent sites, from which an automatic guide is initialised.
 

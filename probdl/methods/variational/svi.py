@@ -23,7 +23,6 @@ from probdl.methods.approximate.unweighted import draw_unweighted, uneven_rows
 from probdl.methods.approximate.weighting import (
     compiled_scorer,
     draw_weighted,
-    observed_elements,
 )
 from probdl.methods.base import Method
 from probdl.methods.training.checkpoint import checkpoint_of
@@ -89,7 +88,7 @@ class SVI(Method, name="svi"):
         guide: a name (``"normal"``, ``"diagonal_normal"``, ``"multivariate_normal"``,
             ``"lowrank"``, ``"delta"``, ``"iaf"``, ``"structured"``, ``"gaussian"``), one of
             Pyro's autoguide classes, or a function or module that samples the latent sites.
-            None means the method ``guide`` of the model; if it has none, ``"multivariate_normal"``
+            None means the method ``guide`` of the model; without one, ``"multivariate_normal"``
             for 2 to 100 latent scalars (without networks), and ``"normal"`` for other models.
         steps: number of steps. None means 10,000, or the number that follows from ``epochs``.
         epochs: number of passes through the data, instead of ``steps``.
@@ -402,10 +401,11 @@ class SVI(Method, name="svi"):
         found: list[Finding] = []
         scorer, count = None, wanted
         if wanted >= TAIL_DRAWS_MIN:  # more draws make the check more precise
-            elements = max(observed_elements(structure), 1)
+            elements = max(structure.count_values("observed"), 1)
             if program.loader is not None:  # the structure is that of one batch
                 elements = elements * batches.size // data_plate(program, structure)[1]
-            if CHECK_DRAWS * max(elements, _scalars(structure)) <= COMPILE_WORK_MIN:
+            held = structure.count_values("latent", "deterministic")  # by each draw of the fit
+            if CHECK_DRAWS * max(elements, held) <= COMPILE_WORK_MIN:
                 count = max(wanted, CHECK_DRAWS)
             work = WORK_MAX
             if count * elements > COMPILE_WORK_MIN and program.loader is None:
@@ -438,11 +438,6 @@ class SVI(Method, name="svi"):
             "Train for more steps, or use a more flexible guide (guide='multivariate_normal').",
         )
         return draws, stats, found
-
-
-def _scalars(structure: Structure) -> int:
-    """Return the number of values that each draw of the fit holds."""
-    return sum(math.prod(site.shape) for site in structure.of("latent", "deterministic"))
 
 
 def _latent(structure: Structure) -> dict[str, Site]:
