@@ -1,4 +1,4 @@
-"""How many chains of NUTS stay where they started, and what warm-up costs, by kind of start.
+"""Number of NUTS chains that stay where they started, and gradients of warm-up, by kind of start.
 
 ``python -m benchmarks.starts [starts]`` writes results/starts.json and starts.md. Needs
 PROBDL_SHARED.

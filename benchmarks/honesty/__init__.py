@@ -8,7 +8,7 @@ folder of reference posteriors.
     known.py       known answers by quadrature and maximisation in NumPy, without probdl and Pyro
     models/        the models, one file a family
     judge.py       compares a fit with the known answer
-    child.py       fits one model in a process of its own
+    child.py       fits one model in a separate process
     report.py      writes results/honesty.md
     __main__.py    the command
 """

@@ -7,9 +7,9 @@ A figure is right if
     an estimate is within 0.1 of its known standard errors, and its standard error within 15 %;
     a log evidence is within 0.5 nats.
 
-A wrong figure is told if the call raised a ``ProbdlError``, or if ``fit.diagnose()`` has a warning
-or an error that concerns it: one about the whole fit, or about its site. Findings about the model,
-its data and the machine do not concern the figures.
+A wrong figure counts as reported (told) if the call raised a ``ProbdlError``, or if
+``fit.diagnose()`` has a warning or an error that concerns it: one about the whole fit, or about its
+site. Findings about the model, its data and the machine do not concern the figures.
 """
 
 from __future__ import annotations

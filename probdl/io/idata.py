@@ -310,7 +310,7 @@ def moment_match(
     chains, draws, _ = points.shape
     coords = {"chain": np.arange(chains), "draw": np.arange(draws)}
     upars = xr.DataArray(points, dims=(*sample_dims, "coordinate"), coords=coords)
-    match: Any = getattr(az, "loo_moment_match")  # noqa: B009 (0.x has none)
+    match: Any = getattr(az, "loo_moment_match")  # noqa: B009 (missing in 0.x)
     with _silent():
         return match(
             idata,

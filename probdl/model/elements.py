@@ -38,7 +38,7 @@ class Elements:
         fresh: plates whose elements are all new.
 
     Raises:
-        SettingError: there are labels for a dimension that has none in the fit.
+        SettingError: a dimension has labels here, but none in the fit.
     """
 
     def __init__(

@@ -156,7 +156,7 @@ def _seeded(loader: DataLoader[Any], seed: int | None, state: Any) -> Iterator[l
     """Set the generators that a loader draws from, and restore them; yield their state after.
 
     Args:
-        loader: the loader, which may have a generator of its own.
+        loader: the loader, which may have a separate generator.
         seed: the seed to start from; None continues from ``state``.
         state: the states of an earlier context.
     """

@@ -6,7 +6,7 @@ the guide enumerates and the sites c that only the model has, a term t of a row 
 .. math:: E_{q(y)}[t(y)] = \sum_y q(y) t(y), \qquad
     \log p(x, z | y) = \log \sum_c p(x, z, c | y)
 
-Pyro gives each enumerated site a dimension of its own, to the left of the plates; in a packed
+Pyro gives each enumerated site a separate dimension, to the left of the plates; in a packed
 tensor each dimension has a symbol.
 """
 
@@ -370,7 +370,7 @@ def _dims(term: Any) -> str:
 
 
 def _aligned(term: Tensor, axes: str) -> Tensor:
-    """Return a packed tensor with its dimensions in the order of axes, 1 where it has none."""
+    """Return a packed tensor with dimensions in the order of axes, of size 1 if missing."""
     own = _dims(term)
     ordered = term.permute([own.index(axis) for axis in axes if axis in own])
     sizes = iter(ordered.shape)

@@ -63,9 +63,10 @@ class NUTS(Method, name="nuts"):
             low-rank matrices and uses dense ones.)
         init: starting points of the chains. ``"auto"``: from a random point, uniform(-2, 2) on R^d,
             a short ascent leads to where the density is typical of the posterior. ``"random"``:
-            the random points themselves. ``"pathfinder"``: each chain starts at a draw of its own
-            path of :class:`Pathfinder`. A dict of values by site, such as ``{"mu": 3.0}``, starts
-            these sites there, as far as the density is typical, and the others as ``"auto"``.
+            the random points themselves. ``"pathfinder"``: each chain starts at a draw of a
+            separate path of :class:`Pathfinder`. A dict of values by site, such as
+            ``{"mu": 3.0}``, starts these sites there, as far as the density is typical, and the
+            others as ``"auto"``.
         engine: ``"native"`` for compiled code and nutpie, ``"eager"`` for Pyro's own evaluation,
             or ``"auto"`` for the first of them that works for the model on this machine.
 

@@ -104,7 +104,7 @@ class LoaderBatches:
 
     Raises:
         DataError: the loader has no rows of the data plate, or does not end.
-        ModelError: a term of the likelihood is not in the data plate, or has a scale of its own.
+        ModelError: a term of the likelihood is not in the data plate, or the model scales it.
     """
 
     def __init__(self, program: Program, structure: Structure) -> None:
@@ -130,7 +130,7 @@ class LoaderBatches:
         if i < 0:
             raise DataError(
                 "The DataLoader returns no batch when it is read again. The __iter__ of its "
-                "dataset must start anew each time, and drop_last=True needs at least one batch."
+                "dataset must restart each time, and drop_last=True needs at least one batch."
             )
 
 
