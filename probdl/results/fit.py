@@ -766,7 +766,7 @@ class Fit:
             >>> from probdl.models import normal_normal
             >>> sigma, y = np.ones(3), np.array([1.0, 2.0, 3.0])
             >>> fit = probdl.infer(normal_normal, sigma, y, method="laplace", seed=1)
-            >>> fit.loo().n_data_points
+            >>> int(fit.loo().n_data_points)
             3
 
         Source: Vehtari, Gelman and Gabry, "Practical Bayesian model evaluation using leave-one-out
