@@ -5,9 +5,12 @@ import pytest
 import torch
 
 import probdl
+from probdl.compile.step import Parameters, _threads
 from probdl.compile.workload import Workload
+from probdl.methods.training.optimizers import ScheduledOptimizer
 from probdl.models import VAE
 from probdl.util import openmp
+from probdl.util.openmp import ACTIVE, ONE_THREAD, PASSIVE, Threads
 
 gnu = pytest.mark.skipif(openmp._gomp() is None, reason="torch has another OpenMP here")
 
@@ -15,22 +18,22 @@ gnu = pytest.mark.skipif(openmp._gomp() is None, reason="torch has another OpenM
 class RecordedPolicy(openmp.WaitPolicy):
     """A policy that records its switches and changes nothing in OpenMP."""
 
+    ways = (ACTIVE, ONE_THREAD, PASSIVE)
+
     def __init__(self):
         self.switches = 0
         super().__init__()
-        self.close()
-        self.usable, self.switches = True, 0
 
-    def _switch(self, passive):
-        self.passive = passive
-        self.switches += 1
+    def _switch(self, way):
+        self.switches += way != self.way
+        self.way = way
 
 
-def run(policy, steps, active, passive):
-    """Record steps with these times under either policy; return the total time."""
+def run(policy, steps, active, one, passive):
+    """Record steps with these times under each way to wait; return the total time."""
     total = 0.0
     for _ in range(steps):
-        seconds = passive if policy.passive else active
+        seconds = {ACTIVE: active, ONE_THREAD: one, PASSIVE: passive}[policy.way]
         policy.record(seconds)
         total += seconds
     return total
@@ -38,40 +41,47 @@ def run(policy, steps, active, passive):
 
 def test_waiting_is_active_on_idle_cores():
     policy = RecordedPolicy()
-    total = run(policy, 10_000, active=1.0, passive=1.1)
-    assert not policy.passive
-    assert total < 10_000 * 1.005
-    assert policy.switches < 20
+    total = run(policy, 10_000, active=1.0, one=1.8, passive=1.1)
+    assert policy.way == ACTIVE
+    assert total < 10_000 * 1.01
+    assert policy.switches < 30
 
 
-def test_waiting_is_passive_on_busy_cores():
+@pytest.mark.parametrize(("way", "one", "passive"), [(ONE_THREAD, 2.0, 3.0), (PASSIVE, 3.0, 2.0)])
+def test_the_fastest_way_is_chosen_on_busy_cores(way, one, passive):
     policy = RecordedPolicy()
-    total = run(policy, 5000, active=50.0, passive=2.0)
-    assert policy.passive
+    total = run(policy, 5000, active=50.0, one=one, passive=passive)
+    assert policy.way == way
     assert total < 5000 * 2.0 * 1.1
+
+
+def test_comparisons_take_a_small_share_of_the_time():
+    policy = RecordedPolicy()
+    run(policy, 100, active=350.0, one=8.0, passive=12.0)
+    assert run(policy, 5000, active=350.0, one=8.0, passive=12.0) < 5000 * 8.0 * 1.05
 
 
 def test_short_steps_do_not_switch_unless_they_become_slow():
     policy = RecordedPolicy()
-    run(policy, 5000, active=0.5e-3, passive=1e-3)
+    run(policy, 5000, active=0.5e-3, one=0.4e-3, passive=1e-3)
     assert policy.switches == 0
-    run(policy, 500, active=9e-3, passive=3e-3)
-    assert policy.passive
+    run(policy, 500, active=9e-3, one=4e-3, passive=3e-3)
+    assert policy.way == PASSIVE
 
 
 def test_very_slow_steps_are_compared_within_seconds():
     policy = RecordedPolicy()
-    assert run(policy, 6, active=0.35, passive=4e-3) < 2.0
-    assert policy.passive
+    assert run(policy, 120, active=0.35, one=5e-3, passive=4e-3) < 2.5
+    assert policy.way == PASSIVE
 
 
 def test_the_policy_follows_changes_of_the_load():
     policy = RecordedPolicy()
-    run(policy, 3000, active=1.0, passive=1.1)
-    assert run(policy, 1000, active=50.0, passive=2.0) < 1000 * 2.0 * 1.3
-    assert policy.passive
-    run(policy, 8000, active=1.0, passive=1.1)
-    assert not policy.passive
+    run(policy, 3000, active=1.0, one=1.9, passive=1.1)
+    assert run(policy, 1000, active=50.0, one=3.0, passive=2.0) < 1000 * 2.0 * 1.3
+    assert policy.way == PASSIVE
+    run(policy, 8000, active=1.0, one=1.9, passive=1.1)
+    assert policy.way == ACTIVE
 
 
 @gnu
@@ -91,29 +101,40 @@ def test_another_openmp_is_not_changed(monkeypatch):
     with openmp.sleeping_threads(3) as supported:
         assert not supported
     with openmp.wait_policy() as policy:
-        policy.step()
-        assert not policy.usable
+        policy.use(Threads.ALL)
+        assert policy.ways == [ACTIVE]
+        policy.use(Threads.ANY)
+        assert policy.ways == [ACTIVE, ONE_THREAD]
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_fits_are_identical_under_every_wait_policy(monkeypatch):
-    x = (torch.rand(64, 20, 20, generator=torch.Generator().manual_seed(1)) < 0.3).float()
+    x = (torch.rand(256, 28, 28, generator=torch.Generator().manual_seed(1)) < 0.3).float()
     before = torch.get_num_threads()
 
     def fit():
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            vae = VAE.mlp((20, 20), latent_dim=3, hidden=64)
-        method = probdl.SVI(steps=60, batch_size=32, draws=2)
+            vae = VAE.mlp((28, 28), latent_dim=20, hidden=400)  # small steps never wait
+        method = probdl.SVI(steps=60, batch_size=128, draws=1)
         return probdl.infer(vae, x, method=method, seed=1, progress=False)
 
+    switches, switch = [], openmp.WaitPolicy._switch
+
+    def recorded_switch(self, way):
+        switches.append(way)
+        switch(self, way)
+
+    monkeypatch.setattr(openmp.WaitPolicy, "_switch", recorded_switch)
     torch.set_num_threads(2)
     try:
+        monkeypatch.setattr(openmp, "COMPARISON_COST", 1e6)
         monkeypatch.setattr(openmp, "COMPARE_AFTER_STEPS", 4)
         monkeypatch.setattr(openmp, "TIMED_STEPS", 2)
         monkeypatch.setattr(openmp, "SHORT_STEP_SECONDS", 0.0)
         switched = fit()
-        monkeypatch.setattr(openmp, "_gomp", lambda: None)
+        assert {ONE_THREAD, PASSIVE} <= set(switches)
+        monkeypatch.setattr(openmp.WaitPolicy, "ways", [ACTIVE])
         unswitched = fit()
     finally:
         torch.set_num_threads(before)
@@ -181,3 +202,47 @@ def test_a_step_of_small_operations_uses_one_thread(monkeypatch, engine, hidden,
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+class _Sum:
+    """A step whose gradient depends on the number of threads."""
+
+    threads, engine = Threads.ALL, "eager"
+
+    def __init__(self, depends):
+        self.parameters = Parameters([torch.zeros(3)])
+        self.depends = depends
+
+    def begin_block(self, size=1):
+        pass
+
+    def __call__(self, data):
+        share = torch.get_num_threads() if self.depends else 1
+        for value in self.parameters.values:
+            value.grad = torch.full_like(value, 1.0 + 1e-6 * share)
+        return 1.0
+
+
+@pytest.mark.parametrize(
+    ("depends", "parallel", "threads"),
+    [(True, True, Threads.ALL), (False, True, Threads.ANY), (True, False, Threads.ONE)],
+)
+def test_one_thread_is_an_option_only_where_it_gives_the_same_bits(depends, parallel, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        step = _Sum(depends)
+        assert _threads(step, parallel, step.parameters, [], []) is threads
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "clip_norm", "elementwise"),
+    [("Adam", None, True), ("Adam", 1.0, False), ("LBFGS", None, False)],
+)
+def test_a_clipped_gradient_depends_on_the_sum_over_all(optimizer, clip_norm, elementwise):
+    parameters = Parameters([torch.zeros(3)])
+    made = ScheduledOptimizer(parameters, ["a"], optimizer, 0.1, "constant", clip_norm, True)
+    assert made.elementwise is elementwise

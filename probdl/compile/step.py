@@ -32,6 +32,7 @@ from probdl.compile.workload import Workload
 from probdl.errors import ModelError, ProbdlError
 from probdl.findings import Finding
 from probdl.model.recorder import ControlFlowError, record
+from probdl.util.openmp import Threads
 
 __all__ = ["BLOCK", "Loss", "Parameters", "Step", "choose_step"]
 
@@ -109,11 +110,11 @@ class Step(Protocol):
 
     Attributes:
         engine: the name of its engine.
-        parallel: whether an operation is large enough for more than one thread.
+        threads: the threads that it can use.
     """
 
     engine: str
-    parallel: bool
+    threads: Threads
 
     def begin_block(self, size: int = BLOCK) -> None:
         """Discard noise that was drawn in advance; up to ``size`` calls will follow."""
@@ -126,7 +127,7 @@ class EagerStep:
     """The loss itself."""
 
     engine = "eager"
-    parallel = True
+    threads = Threads.ALL
 
     def __init__(self, loss: Loss, parameters: Parameters) -> None:
         self._loss = loss
@@ -151,7 +152,7 @@ class GraphStep:
     """The traced graph of the loss and its gradient, run by torch."""
 
     engine = "graph"
-    parallel = True
+    threads = Threads.ALL
     writes = False  # whether it writes to the buffers of the loss
 
     def __init__(self, loss: Loss, parameters: Parameters, data: Sequence[Tensor]) -> None:
@@ -235,7 +236,7 @@ class NativeStep:
     """C code of the loss and its gradient; torch draws the noise of many steps at once."""
 
     engine = "native"
-    parallel = True
+    threads = Threads.ALL
 
     def __init__(self, loss: Loss, parameters: Parameters, data: Sequence[Tensor]) -> None:
         def value_and_grad(z: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -402,8 +403,9 @@ def choose_step(
         ModelError: the native engine is required but not available.
     """
     eager = EagerStep(loss, parameters)
-    eager.parallel = _is_parallel(eager, parameters, data, loss.buffers)
+    parallel = _is_parallel(eager, parameters, data, loss.buffers)
     if engine == "eager":
+        eager.threads = _threads(eager, parallel, parameters, data, loss.buffers)
         return eager, []
     compiled: Step
     failures: list[Exception] = []
@@ -419,7 +421,7 @@ def choose_step(
         except (ProbdlError, RuntimeError, ImportError, SyntaxError) as error:
             failures.append(error)
         else:
-            compiled.parallel = eager.parallel
+            compiled.threads = _threads(compiled, parallel, parameters, data, loss.buffers)
             return compiled, _speed_findings(compiled, failures)
     why = _reason(failures[-1])
     if engine == "native":
@@ -427,6 +429,7 @@ def choose_step(
             f"engine='native' is not available for the training steps of this model: {why}. "
             "engine='auto' uses another engine."
         )
+    eager.threads = _threads(eager, parallel, parameters, data, loss.buffers)
     return eager, [
         Finding(
             "warning",
@@ -450,6 +453,46 @@ def _is_parallel(
         for value in parameters.values:
             value.grad = None
     return work.parallel
+
+
+def _threads(
+    step: Step,
+    parallel: bool,
+    parameters: Parameters,
+    data: Sequence[Tensor],
+    buffers: Sequence[Tensor],
+) -> Threads:
+    """Return the threads that a step can use.
+
+    In which order numbers are summed depends on the number of threads, the shapes and the library,
+    but not on the values. So where one evaluation is the same on one thread, all are.
+    """
+    if not parallel:
+        return Threads.ONE
+    all_threads = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (all_threads, 1):
+            torch.set_num_threads(threads)
+            with torch.random.fork_rng(devices=[]), _buffers_restored(buffers):
+                torch.default_generator.manual_seed(0)
+                step.begin_block(1)
+                loss = np.atleast_1d(step(data))
+                results.append((loss, parameters.grad().clone(), [b.clone() for b in buffers]))
+    except Exception:  # the first step will raise the same error, with an explanation
+        return Threads.ALL
+    finally:
+        torch.set_num_threads(all_threads)
+        step.begin_block()
+        for value in parameters.values:
+            value.grad = None
+    (loss, grad, written), (loss_of_one, grad_of_one, written_by_one) = results
+    same = (
+        np.array_equal(loss, loss_of_one)
+        and torch.equal(grad, grad_of_one)
+        and all(map(torch.equal, written, written_by_one))
+    )
+    return Threads.ANY if same else Threads.ALL
 
 
 def _speed_findings(step: Step, failures: Sequence[Exception]) -> list[Finding]:

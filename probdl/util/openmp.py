@@ -1,20 +1,23 @@
-"""The wait policy of torch's threads: active on idle cores, passive on busy ones.
+"""How the threads of torch wait for each other: actively on idle cores, otherwise on busy ones.
 
 Between two parallel operations, the threads of OpenMP spin for some milliseconds (they wait
 actively). On idle cores this is fastest. If other work occupies the cores, the threads spin while
-one of them has no core, and a training step takes fifty times as long. A passive wait policy
-(``OMP_WAIT_POLICY``) helps, but is read only once, when torch is loaded. GNU's OpenMP, however,
-hardly spins while it has more threads than there are CPUs (see ``GOMP_SPINCOUNT`` in its manual),
-so additional threads that only sleep switch the policy at run time. The number of computing threads
-stays the same, and so do the results, bit for bit.
+one of them has no core, and a training step takes fifty times as long. There are two ways out:
 
-During many similar steps, both policies are timed from time to time, and the faster one is used.
-Steps whose operations are all small run on one thread, which never waits.
+- One thread never waits. It is used only where it gives the same results, bit for bit.
+- A passive wait policy (``OMP_WAIT_POLICY``) lets threads sleep, but is read only once, when torch
+  is loaded. GNU's OpenMP, however, hardly spins while it has more threads than there are CPUs (see
+  ``GOMP_SPINCOUNT`` in its manual), so additional threads that only sleep switch the policy at run
+  time. The number of computing threads stays the same, and so do the results, bit for bit.
+
+During many similar steps, all ways are timed from time to time, and the fastest one is used. Steps
+whose operations are all small always run on one thread.
 """
 
 from __future__ import annotations
 
 import ctypes
+import enum
 import functools
 import os
 import statistics
@@ -27,15 +30,34 @@ from typing import Any
 import torch
 from threadpoolctl import ThreadpoolController
 
-__all__ = ["WaitPolicy", "sleeping_threads", "wait_policy"]
+__all__ = ["Threads", "WaitPolicy", "sleeping_threads", "wait_policy"]
 
-TIMED_STEPS = 5  # consecutive steps in one measurement
-TIMED_SECONDS = 0.5  # a measurement that takes longer ends with fewer steps
+TIMED_STEPS = 5  # fewest steps in one measurement
+TIMED_SECONDS = 0.2  # of one measurement: the scheduler of a busy machine is lucky for shorter times
+LONG_SECONDS = 0.5  # a measurement that takes longer ends with fewer steps
 COMPARE_AFTER_STEPS = 100  # until the next comparison; doubled each time the policy stays
 MAX_COMPARE_AFTER_STEPS = 6400
 SLOWDOWN_TO_COMPARE = 2.0  # relative to the usual time of a step: compare at once
-PASSIVE_TIME_RATIO = 0.8  # passive waiting is chosen if it takes less than this share
-SHORT_STEP_SECONDS = 2e-3  # shorter steps keep the active policy: switching costs as much
+FASTER = 0.8  # another way is chosen if a step takes less than this share of the active time
+SHORT_STEP_SECONDS = 2e-3  # shorter steps wait actively: switching costs as much
+COMPARISON_COST = 0.03  # share of the time that comparisons may take
+SLOW_COMPARISON_COST = 0.2  # the same, if steps have become slow
+HOPELESS = 3.0  # one step that takes so many times the best time ends a measurement
+
+ACTIVE, ONE_THREAD, PASSIVE = "active", "one thread", "passive"  # the ways to wait
+
+
+class Threads(enum.IntEnum):
+    """The threads that a step can use."""
+
+    ONE = 0  # its operations are small
+    ANY = 1  # all threads are faster on idle cores; one gives the same results
+    ALL = 2  # the results depend on the number of threads
+
+    @property
+    def fixed(self) -> Threads:
+        """The same, where other operations beside the step depend on the number of threads."""
+        return Threads.ALL if self is Threads.ANY else self
 
 
 @functools.cache
@@ -77,35 +99,60 @@ def sleeping_threads(count: int) -> Iterator[bool]:
 
 
 class WaitPolicy:
-    """Times similar steps, and chooses between active and passive waiting."""
+    """Times similar steps, and chooses how threads wait.
+
+    Attributes:
+        way: how threads wait now.
+    """
 
     def __init__(self) -> None:
-        self.passive = False
-        """Whether threads sleep while they wait."""
-        self.usable = torch.get_num_threads() > 1 and _gomp() is not None
+        self.way = ACTIVE
+        self.parallel = torch.get_num_threads() > 1
+        self._step_threads = Threads.ALL
         self._all_threads = self._threads = torch.get_num_threads()
         self._context: Any = None
         self._recent: list[float] = []
-        self._step_seconds = [float("inf"), float("inf")]  # active and passive
+        self._step_seconds: dict[str, float] = {}  # by way, as last measured
         self._steps_left = COMPARE_AFTER_STEPS  # until the next comparison
         self._compare_after = COMPARE_AFTER_STEPS
-        self._measurements_left = 0  # of the present comparison
+        self._to_measure: list[str] = []  # in the present comparison
+        self._usual = ACTIVE  # the way before the present comparison
+        self._times: list[float] = []  # of all steps of the present comparison
+        self._since, self._lost = 0.0, 0.0  # seconds since the last comparison, and its cost
         self._last_step_end: float | None = None
 
-    def use(self, parallel: bool) -> None:
-        """Use all threads for the next step, or one.
+    @property
+    def ways(self) -> list[str]:
+        """The ways to wait that give the same results."""
+        ways = [ACTIVE]
+        if self._step_threads is Threads.ANY:
+            ways.append(ONE_THREAD)
+        if _gomp() is not None:
+            ways.append(PASSIVE)
+        return ways
+
+    def use(self, threads: Threads) -> None:
+        """Say which threads the next step can use.
 
         Args:
-            parallel: must follow from the sizes of the step alone, so that fits are reproducible.
+            threads: must follow from the step alone, so that fits are reproducible.
         """
-        threads = self._all_threads if parallel else 1
+        if threads != self._step_threads:
+            self._step_threads, self._last_step_end = threads, None
+            if self.way not in self.ways:
+                self._switch(ACTIVE)
+        self._set_threads()
+
+    def _set_threads(self) -> None:
+        one = self._step_threads is Threads.ONE or self.way == ONE_THREAD
+        threads = 1 if one else self._all_threads
         if threads != self._threads:
             torch.set_num_threads(threads)
-            self._threads, self._last_step_end = threads, None
+            self._threads = threads
 
     def step(self) -> None:
         """Record the end of a step."""
-        if not self.usable or self._threads == 1:
+        if not self.parallel or self._step_threads is Threads.ONE or len(self.ways) == 1:
             return
         now = time.perf_counter()
         if self._last_step_end is not None:
@@ -113,66 +160,75 @@ class WaitPolicy:
         self._last_step_end = time.perf_counter()
 
     def record(self, seconds: float) -> None:
-        """Record the time of a step, and compare the policies when it is due."""
+        """Record the time of a step, and compare the ways to wait when it is due."""
+        if self._to_measure:
+            self._measure(seconds)
+            return
         self._recent = [*self._recent[1 - TIMED_STEPS :], seconds]
-        if self._measurements_left:
-            self._compare(seconds)
-            return
+        self._since += seconds
         self._steps_left -= 1
-        if not self.passive and statistics.median(self._recent) < SHORT_STEP_SECONDS:
-            return
-        if not self._is_measured():
-            return
-        usual = self._step_seconds[self.passive]
-        slow = statistics.median(self._recent[-3:]) > SLOWDOWN_TO_COMPARE * usual
-        unknown = self._step_seconds[False] == float("inf")
-        if self._steps_left <= 0 or unknown or (slow and not self.passive):
-            self._measurements_left, self._recent = 2, []
+        if self._is_due():
+            others = [way for way in self.ways if way != self.way]
+            self._to_measure, self._usual = [self.way, *others], self.way
+            self._step_seconds, self._recent, self._times = {}, [], []
 
-    def _is_measured(self) -> bool:
-        """Return whether the recent steps suffice for a measurement."""
-        return len(self._recent) == TIMED_STEPS or sum(self._recent) > TIMED_SECONDS
+    def _is_due(self) -> bool:
+        """Return whether to compare the ways to wait."""
+        recent = statistics.median(self._recent)
+        if self.way == ACTIVE and recent < SHORT_STEP_SECONDS:
+            return False
+        if len(self._recent) < TIMED_STEPS and sum(self._recent) < LONG_SECONDS:
+            return False
+        if not self._step_seconds:
+            return True
+        slow = recent > SLOWDOWN_TO_COMPARE * self._step_seconds[self.way]
+        if slow and self.way == ACTIVE and self._lost < SLOW_COMPARISON_COST * self._since:
+            return True
+        return self._steps_left <= 0 and self._lost < COMPARISON_COST * self._since
 
-    def _compare(self, seconds: float) -> None:
-        """Measure the present policy, then the other one, and choose."""
-        other = self._step_seconds[not self.passive]
-        hopeless = self._measurements_left == 1 and not self.passive and seconds > 3 * other
-        if not (self._is_measured() or hopeless):
+    def _measure(self, seconds: float) -> None:
+        """Measure one way after the other, and choose."""
+        self._recent.append(seconds)
+        self._times.append(seconds)
+        spent = sum(self._recent)
+        best = min(self._step_seconds.values(), default=float("inf"))
+        enough = len(self._recent) >= TIMED_STEPS and spent > TIMED_SECONDS
+        if not (enough or spent > LONG_SECONDS or seconds > HOPELESS * best):
             return
-        self._step_seconds[self.passive] = statistics.median(self._recent)
+        self._step_seconds[self._to_measure.pop(0)] = statistics.mean(self._recent)
         self._recent = []
-        self._measurements_left -= 1
-        if self._measurements_left:
-            self._switch(not self.passive)
+        if self._to_measure:
+            self._switch(self._to_measure[0])
             return
-        active_seconds, passive_seconds = self._step_seconds
-        best = passive_seconds < PASSIVE_TIME_RATIO * active_seconds
-        # The second measurement has switched the policy: if it is not the best, switch back.
-        stays = best != self.passive
+        fastest = min(self._step_seconds, key=self._step_seconds.__getitem__)
+        best = self._step_seconds[fastest]
+        if best >= FASTER * self._step_seconds[ACTIVE]:
+            fastest = ACTIVE
         doubled = min(2 * self._compare_after, MAX_COMPARE_AFTER_STEPS)
-        self._compare_after = doubled if stays else COMPARE_AFTER_STEPS
-        self._steps_left = self._compare_after
-        if stays:
-            self._switch(best)
+        self._compare_after = doubled if fastest == self._usual else COMPARE_AFTER_STEPS
+        self._steps_left, self._since = self._compare_after, 0.0
+        self._lost = sum(self._times) - best * len(self._times)
+        self._switch(fastest)
 
-    def _switch(self, passive: bool) -> None:
-        if passive:
+    def _switch(self, way: str) -> None:
+        if way == self.way:
+            return
+        self._wake()
+        self.way = way
+        if way == PASSIVE:
             self._context = sleeping_threads(os.cpu_count() or 1)
             self._context.__enter__()
-        else:
-            self._restore()
-        self.passive = passive
+        self._set_threads()
 
     def close(self) -> None:
         """Restore the original policy and number of threads."""
-        self.use(parallel=True)
-        self._restore()
+        self._switch(ACTIVE)
+        self.use(Threads.ALL)
 
-    def _restore(self) -> None:
+    def _wake(self) -> None:
         if self._context is not None:
             self._context.__exit__(None, None, None)
             self._context = None
-        self.passive = False
 
 
 @contextmanager

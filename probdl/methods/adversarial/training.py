@@ -182,7 +182,9 @@ class AdversarialTraining(TrainingLoop):
         discriminator, generator = self.discriminator, self.generator
         of_discriminator = [self.step_for(discriminator, batch) for batch in batches]
         of_generator = self.step_for(generator, batches[-1])
-        threads.use(of_discriminator[0].parallel or of_generator.parallel)
+        needed = max(of_generator.threads, *(step.threads for step in of_discriminator))
+        elementwise = generator.optimizer.elementwise and discriminator.optimizer.elementwise
+        threads.use(needed if elementwise else needed.fixed)
         self.seed_block()
         share_done = self.done / self.steps
         values: list[float] = []

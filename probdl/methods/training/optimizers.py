@@ -133,6 +133,13 @@ class ScheduledOptimizer:
         else:
             self._scheduler = schedule(self._torch)
 
+    @property
+    def elementwise(self) -> bool:
+        """Whether each parameter is updated from its own gradient alone."""
+        kind = type(self._torch)
+        of_torch = kind.__module__.startswith("torch.optim")
+        return of_torch and kind.__name__ in ELEMENTWISE and self._clip_norm is None
+
     def step(self, done: float) -> None:
         """Update the parameters by their gradients.
 

@@ -162,7 +162,7 @@ class VariationalTraining(TrainingLoop):
         if self.seed_block():
             for each in self.compiled.values():
                 each.begin_block()
-        threads.use(step.parallel)
+        threads.use(step.threads if self.optimizer.elementwise else step.threads.fixed)
         loss = step(data)
         if not math.isfinite(loss):
             self.fail_at(data, loss)
