@@ -42,6 +42,7 @@ EXPECTATION_K_MAX = 0.5
 WEIGHT_SHARE_MIN = 0.1
 NEARLY_EQUAL_SHARE = 0.97  # ours: of so even weights, the tail changes no mean by 0.2 sd
 UNEVEN_SHARE = 0.65  # ours: share of the draws; below it, draws can miss a tail unseen at k > 0.5
+RESAMPLED_SHARE_MIN = 0.25  # ours: the weights of a normal density may miss the end of a funnel
 SHIFT_MAX = 0.1  # ours: error of a mean, in posterior standard deviations
 SCALE_RATIO_MAX = 1.15  # ours: error of a standard deviation, as a factor in either direction
 TREE_SHARE_MAX = 0.01  # ours: draws stay valid, and a few short trajectories slow no chain
@@ -130,7 +131,8 @@ TOPICS: dict[str, dict[str, Check]] = {
             "of chains at a mode does not estimate its probability, and a guide covers one mode.",
             f"R-hat above {RHAT_ERROR}, R-hat of the halves of each chain below "
             f"{RHAT_WITHIN_CHAIN_MAX}, chain means more than {MODE_DISTANCE:g} standard deviations "
-            "apart",
+            "apart; or a mode found by a search, as far from all draws, with more than 1% of the "
+            "probability and a barrier of 3 nats between",
         ),
         "stuck_chain": Check(
             _ERROR,
@@ -204,14 +206,15 @@ TOPICS: dict[str, dict[str, Check]] = {
             "posterior for its draws, or importance weighting, to be reliable.",
             f"Pareto k-hat above min(1 - 1/log10(S), {PARETO_K_MAX}) for S draws, unless the "
             f"effective sample size is above {NEARLY_EQUAL_SHARE:.0%} of the draws; above "
-            f"{EXPECTATION_K_MAX} if draws that are not resampled have one below "
-            f"{UNEVEN_SHARE:.0%}",
+            f"{EXPECTATION_K_MAX} if it is below {UNEVEN_SHARE:.0%}. Not reported if moments can "
+            "be compared with reliable weighted draws of a wider density",
             _PARETO,
         ),
         "weights": Check(
             _WARNING,
             "A small share of the draws carries almost all the importance weight.",
-            f"effective sample size of the weights below {WEIGHT_SHARE_MIN:.0%} of the draws",
+            f"effective sample size of the weights below {WEIGHT_SHARE_MIN:.0%} of the draws; "
+            f"below {RESAMPLED_SHARE_MIN:.0%} for Pathfinder",
         ),
         "fewer_draws": Check(
             _INFO,
@@ -219,9 +222,10 @@ TOPICS: dict[str, dict[str, Check]] = {
         ),
         "biased_moments": Check(
             _WARNING,
-            "Means or standard deviations of the draws differ from their importance-weighted "
-            "values, so the approximation differs from the posterior: it is too wide, too narrow "
-            "or off centre.",
+            "Means or standard deviations of the draws differ from those of weighted draws of the "
+            "posterior, so the approximation differs from it: it is too wide, too narrow or off "
+            "centre. The weighted draws are those of Student's t distribution, fitted by adaptive "
+            "importance sampling, or if their weights are not reliable, the same draws.",
             f"a mean off by more than {SHIFT_MAX} standard deviations, or a standard deviation "
             f"off by a factor of more than {SCALE_RATIO_MAX}, and by more than noise explains",
         ),
@@ -252,7 +256,12 @@ TOPICS: dict[str, dict[str, Check]] = {
             "The maximum lies at the edge of the support, where standard errors and intervals from "
             "normal theory do not hold.",
         ),
-        "no_maximum": Check(_WARNING, "The density has no maximum at finite parameter values."),
+        "no_maximum": Check(
+            _WARNING,
+            "The density has no maximum at finite parameter values; or the maximum found is a "
+            "local one, since the density rises without bound where the scale of latent values "
+            "goes to 0.",
+        ),
         "no_information": Check(
             _INFO,
             "The model has too many parameters to compute the information matrix, so there are no "
@@ -350,7 +359,8 @@ TOPICS: dict[str, dict[str, Check]] = {
             "The values or draws have such a heavy tail that their variance, or even their mean, "
             "may not exist, so the estimate or its standard error is unreliable.",
             f"Pareto k-hat above {EXPECTATION_K_MAX} for values of `expectation`, above "
-            f"{PARETO_K_MAX} for draws of a posterior",
+            f"{PARETO_K_MAX} for draws of a posterior; a density that falls like the power -3 of a "
+            "coordinate or more slowly",
             _PARETO,
         ),
         "tolerance": Check(

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from probdl.compile import Evaluator
+from probdl.methods.modes import Mode
 from probdl.model.density import LogDensity
 from probdl.util.clock import check_time_limit
 from probdl.util.lazy import linalg, special
@@ -142,6 +143,9 @@ class TypicalStarts:
         transitions: number of transitions of warm-up, of all chains. If there are few, the pilots
             are not worth their gradients.
 
+    Attributes:
+        modes: the modes that the pilots found.
+
     Raises:
         ModelError: no point with a finite density is found.
     """
@@ -151,13 +155,19 @@ class TypicalStarts:
     ) -> None:
         self._density = density
         self._evaluator = evaluator
+        self.modes: list[Mode] = []
         self._heaviest: tuple[float, Approach] | None = None  # log mass of a mode, and its ascent
         if density.dim <= JUDGED_DIM_MAX and transitions >= JUDGED_TRANSITIONS_MIN:
             generator = torch.Generator().manual_seed(seed % 2**63)
-            pilots = [self._ascend(generator) for _ in range(PILOTS)]
-            modes = [(m, p) for p in pilots if (m := self._log_mass(p.end)) is not None]
-            if len(modes) >= PILOTS_AT_MODES_MIN:
-                self._heaviest = max(modes, key=lambda mode: mode[0])
+            pilots = []
+            for _ in range(PILOTS // 2):
+                state = generator.get_state()
+                pilots.append(self._ascend(generator))
+                pilots.append(self._ascend(generator.set_state(state), mirror=True))
+            found = [(m, p) for p in pilots if (m := self._mode(p.end)) is not None]
+            if len(found) >= PILOTS_AT_MODES_MIN:
+                self.modes = [mode for mode, _ in found]
+                self._heaviest = max(((m.log_mass, p) for m, p in found), key=lambda each: each[0])
 
     def __call__(self, seed: int) -> Tensor:
         """Return the starting point (d,) of a chain, given its seed."""
@@ -191,19 +201,19 @@ class TypicalStarts:
         if found.value > mode.value - LOWER_MAX - self._density.dim:
             return found
         found = approach(self._evaluate, found.end, AT_MODE)
-        here = self._log_mass(found.end)
-        return None if here is None or here < mass - NEGLIGIBLE else found
+        here = self._mode(found.end)
+        return None if here is None or here.log_mass < mass - NEGLIGIBLE else found
 
-    def _ascend(self, generator: torch.Generator) -> Approach:
+    def _ascend(self, generator: torch.Generator, *, mirror: bool = False) -> Approach:
         evaluate = self._evaluator.value_and_grad
-        start = self._density.initial(generator, value_and_grad=evaluate)
+        start = self._density.initial(generator, mirror=mirror, value_and_grad=evaluate)
         return approach(self._evaluate, start.numpy())
 
     def _evaluate(self, z: Array) -> tuple[float, Array]:
         return evaluate_with(self._evaluator, z)
 
-    def _log_mass(self, z: Array) -> float | None:
-        """Return the log integral of the density around a mode (d,), by Laplace's method.
+    def _mode(self, z: Array) -> Mode | None:
+        """Approximate the density around a mode (d,) by Laplace's method.
 
         None if the density is not concave at the point, or the point is not near a mode.
         """
@@ -219,7 +229,9 @@ class TypicalStarts:
         scaled = linalg.solve_triangular(root, grad, lower=True)
         if scaled @ scaled > self._density.dim:
             return None
-        return float(value + scaled @ scaled / 2 - np.log(np.diag(root)).sum())
+        sd = np.linalg.norm(linalg.solve_triangular(root, np.eye(len(z)), lower=True), axis=0)
+        log_mass = float(value + scaled @ scaled / 2 - np.log(np.diag(root)).sum())
+        return Mode(z, sd, log_mass)
 
 
 @dataclass(frozen=True)

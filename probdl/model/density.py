@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import pyro
 import torch
@@ -17,7 +17,13 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import ComposeTransform, IndependentTransform, Transform
+from torch.distributions import (
+    AffineTransform,
+    ComposeTransform,
+    ExpTransform,
+    IndependentTransform,
+    Transform,
+)
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from probdl.errors import ModelError, ProbdlError
@@ -54,6 +60,18 @@ class Block:
     def size(self) -> int:
         """The number of coordinates of the site."""
         return math.prod(self.shape)
+
+    @property
+    def coordinates(self) -> Literal["plain", "log", "other"]:
+        """Whether the coordinates are the values of the site, their logarithms, or neither."""
+        transform: Transform | None = self.site.transform
+        while isinstance(transform, IndependentTransform):
+            transform = transform.base_transform
+        parts = transform.parts if isinstance(transform, ComposeTransform) else [transform]
+        if not parts:
+            return "plain"
+        shifted = all(isinstance(part, AffineTransform) for part in parts[1:])
+        return "log" if isinstance(parts[0], ExpTransform) and shifted else "other"
 
     def of(self, z: Tensor) -> Tensor:
         """Return the site's unconstrained value from ``z`` of shape (..., d)."""
@@ -338,7 +356,7 @@ class LogDensity:
         """A mask (d,) of the coordinates whose sites have support R^n and no transform."""
         return torch.tensor(
             [
-                _is_identity(block.site.transform)
+                block.coordinates == "plain"
                 for block in self.blocks.values()
                 for _ in range(block.size)
             ]
@@ -418,6 +436,7 @@ class LogDensity:
         generator: torch.Generator,
         *,
         jitter: bool = False,
+        mirror: bool = False,
         value_and_grad: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
     ) -> Tensor:
         """Draw a starting point (d,), uniform(-2, 2) on R^d, at which the density is finite.
@@ -429,6 +448,8 @@ class LogDensity:
         Args:
             generator: the random number generator.
             jitter: whether to move param sites and given values randomly by up to 0.2.
+            mirror: whether to return the mirror image of the point, about 0, that the same
+                generator gives otherwise; such a pair more often lies at two different modes.
             value_and_grad: a faster evaluation of this density, if there is one.
 
         Raises:
@@ -437,7 +458,7 @@ class LogDensity:
         """
         evaluate = value_and_grad or self.value_and_grad
         for _ in range(MAX_INITIAL_TRIES):
-            z = self._random_point(generator, jitter)
+            z = self._random_point(generator, jitter, -1.0 if mirror else 1.0)
             value, grad = evaluate(z)
             if torch.isfinite(value) and torch.isfinite(grad).all():
                 return z
@@ -461,8 +482,8 @@ class LogDensity:
             if block.site.kind != "param" and name not in self.given
         ]
 
-    def _random_point(self, generator: torch.Generator, jitter: bool) -> Tensor:
-        """Draw a point (d,) of the distribution of starting points."""
+    def _random_point(self, generator: torch.Generator, jitter: bool, sign: float) -> Tensor:
+        """Draw a point (d,) of the distribution of starting points, times a sign."""
         z = torch.empty(self.dim, dtype=torch.float64)
         moved = torch.ones(self.dim, dtype=torch.bool)
         for block in self.blocks.values():
@@ -471,7 +492,7 @@ class LogDensity:
                 assert block.site.transform is not None
                 part.copy_(block.site.transform.inv(block.site.value).reshape(-1))
             else:
-                part.uniform_(-INITIAL_RADIUS, INITIAL_RADIUS, generator=generator)
+                part.uniform_(-INITIAL_RADIUS, INITIAL_RADIUS, generator=generator).mul_(sign)
         for block in self._random_blocks:
             moved[block.start : block.start + block.size] = False
         if self.given:
@@ -545,12 +566,6 @@ class LogDensity:
             "scales and rates are positive, or give values from which the search can start: "
             "init={'site': value}." + advice
         )
-
-
-def _is_identity(transform: Transform | None) -> bool:
-    while isinstance(transform, IndependentTransform):
-        transform = transform.base_transform
-    return isinstance(transform, ComposeTransform) and not transform.parts
 
 
 def _short(x: Tensor) -> str:

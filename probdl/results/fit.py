@@ -1007,7 +1007,9 @@ class Fit:
     def _all_findings(self) -> Findings:
         if self.is_point:
             return Findings(self.findings)
-        return Findings([*self.findings, *check_draws(self._posterior, self.num_chains)])
+        of_draws = check_draws(self._posterior, self.num_chains)
+        known = {finding.check for finding in self.findings} & {"heavy_tail"}
+        return Findings([*self.findings, *(f for f in of_draws if f.check not in known)])
 
     @property
     def title(self) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from probdl.findings import (
     EXPECTATION_K_MAX,
     NEARLY_EQUAL_SHARE,
+    RESAMPLED_SHARE_MIN,
     SCALE_RATIO_MAX,
     SHIFT_MAX,
     UNEVEN_SHARE,
@@ -20,13 +22,26 @@ from probdl.findings import (
     pareto_k_max,
 )
 from probdl.model.sites import scalar_labels
-from probdl.util.lazy import special
 
-__all__ = ["check_approximation", "check_weights", "weights_ess"]
+__all__ = ["Reference", "check_approximation", "check_weights", "weights_ess"]
 
 Array = NDArray[np.float64]
 
-FALSE_ALARM_RATE = 0.01  # of all scalars together, if the moments agree
+NOISE = 4.0  # standard errors of draws that are not the approximation's fault
+UNSURE = 2.0  # standard errors of the reference
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Draws whose importance weights are known to be reliable.
+
+    Attributes:
+        draws: by latent site, (n, *shape).
+        log_weights: logarithms of the normalised weights (n,).
+    """
+
+    draws: Mapping[str, NDArray[Any]]
+    log_weights: Array
 
 
 def weights_ess(log_weights: Array) -> float:
@@ -41,6 +56,7 @@ def check_weights(
     remedy: str = "",
     *,
     resampled: bool = False,
+    share_min: float = WEIGHT_SHARE_MIN,
 ) -> list[Finding]:
     """Check draws of an approximation by their importance weights.
 
@@ -51,12 +67,13 @@ def check_weights(
         remedy: what to try before another method.
         resampled: whether the draws of the fit are resampled by these weights. If not, uneven
             weights mean that the draws differ from the posterior.
+        share_min: the least acceptable effective sample size, as a share of the draws.
     """
     count = len(log_weights)
     ess = weights_ess(log_weights)
     limit = pareto_k_max(count)
     another = _another(remedy)
-    if not resampled and ess / count < UNEVEN_SHARE:
+    if ess / count < UNEVEN_SHARE:
         limit = min(limit, EXPECTATION_K_MAX)
     if pareto_k > limit and ess / count < NEARLY_EQUAL_SHARE:
         return [
@@ -69,7 +86,7 @@ def check_weights(
                 another,
             )
         ]
-    if ess / count >= WEIGHT_SHARE_MIN:
+    if ess / count >= share_min:
         return []
     effect = (
         "estimates are imprecise."
@@ -94,6 +111,9 @@ def check_approximation(
     pareto_k: float,
     approximation: str,
     remedy: str = "",
+    reference: Reference | None = None,
+    *,
+    resampled: bool = False,
 ) -> list[Finding]:
     """Check draws of an approximation: their weights, and if those are reliable, their moments.
 
@@ -103,49 +123,56 @@ def check_approximation(
         pareto_k: the Pareto k-hat of the importance ratios.
         approximation: its name, for the message: ``"the guide"``.
         remedy: what to try before another method.
+        reference: weighted draws of the posterior; if there are any, the moments are compared with
+            theirs.
+        resampled: whether the draws are resampled by the weights.
     """
-    return check_weights(log_weights, pareto_k, approximation, remedy) or _check_moments(
-        draws, log_weights, approximation, remedy
-    )
+    if reference is None:
+        share_min = RESAMPLED_SHARE_MIN if resampled else WEIGHT_SHARE_MIN
+        uneven = check_weights(
+            log_weights, pareto_k, approximation, remedy, resampled=resampled, share_min=share_min
+        )
+        if uneven or resampled:
+            return uneven
+        reference = Reference(draws, log_weights)
+    return _check_moments(draws, reference, approximation, remedy)
+
+
+class _Deviations(NamedTuple):
+    """How far the moments of each scalar of a site are off."""
+
+    shift: Array  # of the mean, in posterior standard deviations
+    shift_max: Array
+    ratio: Array  # of the standard deviation to that of the posterior
+    log_ratio_max: Array
 
 
 def _check_moments(
-    draws: Mapping[str, NDArray[Any]], log_weights: Array, approximation: str, remedy: str
+    draws: Mapping[str, NDArray[Any]], reference: Reference, approximation: str, remedy: str
 ) -> list[Finding]:
-    r"""Compare means and standard deviations of draws with their importance-weighted values.
+    r"""Compare means and standard deviations of draws with those of weighted draws.
 
     .. math:: m_w = \sum_i w_i z_i, \qquad s_w^2 = \sum_i w_i (z_i - m_w)^2
 
     estimate the moments of the posterior, if the weights are reliable. Differences that noise can
-    explain are not reported; their standard errors are those of sums of (w_i - 1/n) times the
-    same draws.
+    explain are not reported. A finding concerns all sites, which are approximated together.
     """
-    w = np.exp(log_weights)
-    change = w - 1 / len(w)
     worst: tuple[float, str] = (1.0, "")
-    sites: dict[str, None] = {}
-    scalars = sum(math.prod(x.shape[1:]) for x in draws.values())
-    errors = float(special.ndtri(1 - FALSE_ALARM_RATE / (4 * max(scalars, 1))))
+    sites: set[str] = set()
     for name, x in draws.items():
-        flat = x.reshape(len(w), -1)
-        mean = w @ flat
-        with np.errstate(all="ignore"):
-            sd = np.sqrt(w @ (flat - mean) ** 2)
-            z = (flat - mean) / sd
-            shift, shift_error = z.mean(0), np.sqrt((change**2) @ z**2)
-            square, square_error = (z**2).mean(0), np.sqrt((change**2) @ z**4)
-            ratio = np.sqrt(square - shift**2)
-            scale = np.abs(np.log(ratio)) / math.log(SCALE_RATIO_MAX)
-            shifts = np.where(np.abs(shift) > errors * shift_error, np.abs(shift) / SHIFT_MAX, 0)
-            scales = np.where(np.abs(square - 1) > errors * square_error, scale, 0)
+        found = _deviations(x, reference, name)
+        shifts = np.abs(found.shift) / found.shift_max
+        scales = np.abs(np.log(found.ratio)) / found.log_ratio_max
+        of_mean = [f"is {s:+.2g} posterior standard deviations off" for s in found.shift]
+        of_sd = [f"is {r:.2g} times the posterior's" for r in found.ratio]
         for excess, quantity, values in (
-            (shifts, "mean", [f"is {s:+.2g} posterior standard deviations off" for s in shift]),
-            (scales, "standard deviation", [f"is {r:.2g} times the posterior's" for r in ratio]),
+            (shifts, "mean", of_mean),
+            (scales, "standard deviation", of_sd),
         ):
             excess = np.nan_to_num(excess, nan=0.0, posinf=0.0)
             i = int(excess.argmax())
             if excess[i] > 1.0:
-                sites[name] = None
+                sites.add(name)
             if excess[i] > worst[0]:
                 label = scalar_labels(name, x.shape[1:])[i]
                 worst = (float(excess[i]), f"{quantity} of '{label}' {values[i]}")
@@ -159,9 +186,41 @@ def _check_moments(
             f"Importance weights show that {approximation} does not match the posterior: by "
             f"them, the {worst[1]}{also}.",
             _another(remedy),
-            tuple(sites),
         )
     ]
+
+
+@np.errstate(all="ignore")  # a scalar that does not vary has no deviations
+def _deviations(x: NDArray[Any], reference: Reference, name: str) -> _Deviations:
+    """Compare the moments of draws with those of the posterior.
+
+    The limits allow for the noise of the draws themselves, and are lower by the noise of the
+    reference: what is beyond them with a probability of 2% is reported.
+    """
+    w, of_posterior = np.exp(reference.log_weights), reference.draws[name]
+    flat, weighted = x.reshape(len(x), -1), of_posterior.reshape(len(w), -1)
+    mean = w @ weighted
+    sd = np.sqrt(w @ (weighted - mean) ** 2)
+    z, z_weighted = (flat - mean) / sd, (weighted - mean) / sd
+    shift = z.mean(0)
+    ratio = z.std(0)
+    n = len(z)
+    if of_posterior is x:  # errors of sums of (w_i - 1/n) times the same draws
+        change = w - 1 / n
+        noise, unsure = np.sqrt(change**2 @ z**2), 0.0
+        square_noise, square_unsure = np.sqrt(change**2 @ z**4), 0.0
+    else:
+        noise, unsure = ratio / math.sqrt(n), np.sqrt(w**2 @ z_weighted**2)
+        square_noise = ((z - shift) ** 2).std(0) / math.sqrt(n)
+        square_unsure = np.sqrt(w**2 @ (z_weighted**2 - 1) ** 2)
+    # The error of a logarithm of a standard deviation is half that of its square, relatively.
+    log_noise, log_unsure = square_noise / (2 * ratio**2), square_unsure / 2
+    return _Deviations(
+        shift,
+        np.maximum(SHIFT_MAX, NOISE * noise) - UNSURE * unsure,
+        ratio,
+        np.maximum(math.log(SCALE_RATIO_MAX), NOISE * log_noise) - UNSURE * log_unsure,
+    )
 
 
 def _another(remedy: str) -> str:

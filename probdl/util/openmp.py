@@ -33,7 +33,7 @@ from threadpoolctl import ThreadpoolController
 __all__ = ["Threads", "WaitPolicy", "sleeping_threads", "wait_policy"]
 
 TIMED_STEPS = 5  # fewest steps in one measurement
-TIMED_SECONDS = 0.2  # of one measurement: the scheduler of a busy machine is lucky for shorter times
+TIMED_SECONDS = 0.2  # of one measurement: on a busy machine, a shorter time may be lucky
 LONG_SECONDS = 0.5  # a measurement that takes longer ends with fewer steps
 COMPARE_AFTER_STEPS = 100  # until the next comparison; doubled each time the policy stays
 MAX_COMPARE_AFTER_STEPS = 6400

@@ -15,14 +15,17 @@ from probdl.errors import ModelError
 from probdl.findings import TAIL_DRAWS_MIN, Finding
 from probdl.io.idata import psis
 from probdl.methods.angles import unwound
-from probdl.methods.approximate.modes import Mode, check_modes
+from probdl.methods.approximate.reference import find_reference
 from probdl.methods.base import Method
 from probdl.methods.fixed_params import held_params
+from probdl.methods.modes import Mode, check_modes
 from probdl.methods.point.optimum import DENSE_MAX, Optimum, curvature, largest, maximise
+from probdl.methods.tails import check_tails
 from probdl.model.density import LogDensity
 from probdl.model.program import Program
 from probdl.results.fit import Fit
 from probdl.results.weights import check_approximation
+from probdl.util.seeds import stream
 
 __all__ = ["Laplace"]
 
@@ -135,7 +138,9 @@ class Laplace(Method, name="laplace"):
                 log_weights,
                 pareto_k,
                 "the normal approximation",
+                reference=find_reference(density, z.numpy(), stream(seed, "reference")),
             ),
+            *check_tails(density, evaluator, z.numpy()),
             *_check_other_modes(density, evaluator, optimum, optimum.information),
             *held_params(structure),
         ]

@@ -11,7 +11,7 @@ import functools
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,18 +24,21 @@ from probdl.findings import TAIL_DRAWS_MIN
 from probdl.io.idata import psis
 from probdl.methods.angles import unwound
 from probdl.methods.approach import approach, evaluate_with
+from probdl.methods.approximate.reference import find_reference
 from probdl.methods.approximate.weighting import resample
 from probdl.methods.base import Method
 from probdl.methods.fixed_params import held_params
 from probdl.methods.point.optimum import NOT_FINITE
+from probdl.methods.tails import check_tails
 from probdl.model.density import LogDensity
 from probdl.model.program import Program
 from probdl.results.diagnostics import interrupted
 from probdl.results.fit import Fit
-from probdl.results.weights import check_weights
+from probdl.results.weights import check_approximation
 from probdl.util.clock import check_time_limit
 from probdl.util.lazy import linalg, optimize
 from probdl.util.progress import bar
+from probdl.util.seeds import stream
 
 __all__ = ["Normal", "Pathfinder", "best_normal", "elbo", "pathfinder_draw"]
 
@@ -57,7 +60,9 @@ class Pathfinder(Method, name="pathfinder"):
 
     where z_l are the iterates of L-BFGS on log p, and Sigma_l is its estimate of the inverse
     Hessian, diagonal plus low rank. The draws of several paths are weighted and resampled together
-    (Pareto-smoothed importance resampling). The method needs a few hundred gradients, and provides
+    (Pareto-smoothed importance resampling), relative to the mixture of all paths, so that each mode
+    has its probability however many paths lead to it. Every other path starts at the mirror image
+    of the start before it. The method needs a few hundred gradients, and provides
     good starting points for NUTS: ``NUTS(init="pathfinder")``.
 
     The fit has one chain of independent draws, and in ``stats``: ``elbo`` (nats, one per path),
@@ -108,18 +113,17 @@ class Pathfinder(Method, name="pathfinder"):
         structure = self._discover(program)
         density = self._density(program, structure)
         evaluator, findings = choose(density, self.engine, seed)
-        seeds = np.random.SeedSequence(seed)
+        normals: list[Normal] = []
         found: list[_Sampled] = []
         with bar(self.paths, "finding paths", progress) as shown:
             try:
-                for _ in range(self.paths):
-                    (each,) = seeds.spawn(1)
-                    approximation, rng = best_normal(
-                        density, evaluator, each, self.steps, self.num_samples
+                for path in range(self.paths):
+                    normal, rng = best_normal(
+                        density, evaluator, seed, self.steps, self.num_samples, path=path
                     )
-                    found.append(
-                        _sample(evaluator, approximation, self.draws, rng, least=TAIL_DRAWS_MIN)
-                    )
+                    sampled = _sample(evaluator, normal, self.draws, rng, least=TAIL_DRAWS_MIN)
+                    normals.append(normal)
+                    found.append(sampled)
                     if (early := found[-1].stop) is not None:
                         raise early
                     shown.update()
@@ -130,9 +134,12 @@ class Pathfinder(Method, name="pathfinder"):
                 drawn = sum(len(s.z) for s in found)
                 kept_draws = f"their {drawn} draws are used"
                 findings.append(interrupted(stop, len(found), of, kept_draws, "get all draws"))
-        z = np.concatenate([s.z for s in found])
+        means = np.stack([normal.mean for normal in normals])
+        turns = unwound(density, evaluator, means) - means
+        normals = [normal.moved(by) for normal, by in zip(normals, turns, strict=True)]
+        z = np.concatenate([s.z + by for s, by in zip(found, turns, strict=True)])
         lp = np.concatenate([s.log_p for s in found])
-        ratios = lp - np.concatenate([s.log_q for s in found])
+        ratios = lp - _log_mixture(normals, [len(s.z) for s in found], z)
         log_weights, pareto_k = psis(ratios)
         count = min(self.draws, len(z))
         chosen = torch.arange(count)
@@ -149,13 +156,16 @@ class Pathfinder(Method, name="pathfinder"):
             "engine": evaluator.engine,
         }
         findings += [
-            *check_weights(
+            *check_approximation(
+                {name: values[name][0].numpy() for name in density.blocks},
                 log_weights,
                 pareto_k,
                 "the normal approximation",
                 "Increase paths." if len(found) > 1 else "",
+                find_reference(density, kept.numpy(), stream(seed, "reference")),
                 resampled=len(found) > 1,
             ),
+            *check_tails(density, evaluator, kept.numpy()),
             *held_params(structure),
         ]
         draws = {name: value.numpy() for name, value in values.items()}
@@ -164,8 +174,7 @@ class Pathfinder(Method, name="pathfinder"):
 
 def pathfinder_draw(density: LogDensity, evaluator: Evaluator, seed: int) -> Array:
     """Return one draw (d,) of a single path, to start a Markov chain from."""
-    sequence = np.random.SeedSequence(seed)
-    approximation, rng = best_normal(density, evaluator, sequence, 1000, 25)
+    approximation, rng = best_normal(density, evaluator, seed, 1000, 25)
     for _ in range(PATHS_MAX):
         sampled = _sample(evaluator, approximation, 1, rng)
         if np.isfinite(sampled.log_p[0]):
@@ -195,6 +204,15 @@ class Normal:
         log_q = -0.5 * ((noise**2).sum(1) + len(self.mean) * math.log(2 * math.pi)) - log_det
         return self.mean + moved * self.scale, log_q
 
+    def log_density(self, z: Array) -> Array:
+        """Return the log density at points (n, d), as (n,)."""
+        noise = (z - self.mean) / self.scale
+        inside = noise @ self.basis
+        whitened = linalg.solve_triangular(self.root, inside.T, lower=True)
+        squares = (noise**2).sum(1) - (inside**2).sum(1) + (whitened**2).sum(0)
+        log_det = np.log(self.scale).sum() + np.log(np.diag(self.root)).sum()
+        return -0.5 * (squares + len(self.mean) * math.log(2 * math.pi)) - log_det
+
     @property
     def variances(self) -> Array:
         """The diagonal of the covariance (d,)."""
@@ -213,6 +231,10 @@ class Normal:
         change = self.root @ self.root.T - np.eye(len(self.root))
         inner = np.eye(len(self.mean)) + self.basis @ change @ self.basis.T
         return self.scale[:, None] * inner * self.scale
+
+    def moved(self, by: Array) -> Normal:
+        """Return the normal density of the points plus a vector (d,)."""
+        return replace(self, point=self.point + by, mean=self.mean + by)
 
     def times(self, unit: float) -> Normal:
         """Return the normal density of the points times a number."""
@@ -274,6 +296,16 @@ def _sample(
     return _Sampled(z, np.where(np.isfinite(log_p), log_p, -np.inf), log_q, early)
 
 
+def _log_mixture(normals: list[Normal], counts: list[int], z: Array) -> Array:
+    """Return the log density of the draws of all paths together (n,), at points (n, d).
+
+    Weights relative to this mixture do not depend on how many paths led to the same mode.
+    """
+    shares = np.array(counts) / sum(counts)
+    parts = [normal.log_density(z) + math.log(s) for normal, s in zip(normals, shares, strict=True)]
+    return np.logaddexp.reduce(parts, axis=0)
+
+
 def elbo(evaluator: Evaluator, normal: Normal, count: int, rng: np.random.Generator) -> float:
     """Estimate the ELBO of a normal approximation from ``count`` draws, in nats."""
     return _sample(evaluator, normal, count, rng).elbo
@@ -282,15 +314,36 @@ def elbo(evaluator: Evaluator, normal: Normal, count: int, rng: np.random.Genera
 def best_normal(
     density: LogDensity,
     evaluator: Evaluator,
-    seed: np.random.SeedSequence | int,
+    seed: int,
     steps: int,
     num_samples: int,
+    *,
+    path: int = 0,
 ) -> tuple[Normal, np.random.Generator]:
-    """Follow one path, and return the approximation with the highest ELBO (Algorithm 1)."""
-    rng = np.random.default_rng(seed)
+    """Follow one path, and return the approximation with the highest ELBO (Algorithm 1).
+
+    Args:
+        density: the density.
+        evaluator: evaluates it.
+        seed: seed of all paths.
+        steps: maximal number of L-BFGS iterations.
+        num_samples: number of draws that estimate the ELBO at each point of the path.
+        path: number of the path. The paths 1, 3, ... start at the mirror images of the starts of
+            the paths 0, 2, ...
+
+    Returns:
+        The approximation, and a generator for its draws.
+
+    Raises:
+        ModelError: no usable curvature was found.
+    """
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0, path)))
+    starts = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1, path // 2)))
     for _ in range(PATHS_MAX):
-        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        start = density.initial(generator, value_and_grad=evaluator.value_and_grad)
+        generator = torch.Generator().manual_seed(int(starts.integers(2**62)))
+        start = density.initial(
+            generator, mirror=path % 2 == 1, value_and_grad=evaluator.value_and_grad
+        )
         # L-BFGS knows no scale: it stops where a gradient is small in other units than those of z.
         found = approach(functools.partial(evaluate_with, evaluator), start.numpy())
         unit = 1.0 if 1 / UNIT_MAX < found.unit < UNIT_MAX else found.unit

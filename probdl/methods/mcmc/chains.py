@@ -16,6 +16,8 @@ from probdl.errors import ModelError
 from probdl.findings import Finding
 from probdl.methods.angles import unwound
 from probdl.methods.fixed_params import held_params
+from probdl.methods.modes import Mode, check_covered
+from probdl.methods.tails import check_tails
 from probdl.model.density import LogDensity
 from probdl.results.diagnostics import check_stuck, interrupted, stuck_chains
 from probdl.results.fit import Fit
@@ -103,22 +105,22 @@ class Starts:
     """Starting points of chains; if none is found for a chain, it starts where the first does.
 
     Args:
-        find: finds the starting point of a chain, given a seed.
+        find: finds the starting point of a chain, given a seed and options.
         seed: seed of the first starting point.
 
     Raises:
         ModelError: there is no starting point for this seed.
     """
 
-    def __init__(self, find: Callable[[int], Tensor], seed: int) -> None:
+    def __init__(self, find: Callable[..., Tensor], seed: int) -> None:
         self._find = find
         self._first = find(seed)
         self.failures: list[ModelError] = []
 
-    def __call__(self, seed: int) -> Tensor:
+    def __call__(self, seed: int, **options: Any) -> Tensor:
         """Return the starting point of a chain, given its seed."""
         try:
-            return self._find(seed)
+            return self._find(seed, **options)
         except ModelError as error:
             self.failures.append(error)
             return self._first.clone()
@@ -139,10 +141,12 @@ class Starts:
         ]
 
 
-def random_start(density: LogDensity, evaluator: Evaluator, seed: int) -> Tensor:
-    """Return a random point (d,) with a finite log density."""
+def random_start(
+    density: LogDensity, evaluator: Evaluator, seed: int, *, mirror: bool = False
+) -> Tensor:
+    """Return a random point (d,) with a finite log density, or its mirror image."""
     generator = torch.Generator().manual_seed(seed % 2**63)
-    return density.initial(generator, value_and_grad=evaluator.value_and_grad)
+    return density.initial(generator, mirror=mirror, value_and_grad=evaluator.value_and_grad)
 
 
 def posterior_fit(
@@ -152,14 +156,17 @@ def posterior_fit(
     chains: Chains,
     seed: int,
     findings: list[Finding],
+    modes: Sequence[Mode] = (),
 ) -> Fit:
-    """Make the fit of chains."""
+    """Make the fit of chains, and check it against modes that were found without them."""
     z = unwound(density, evaluator, chains.z)
     values = density.constrain(torch.from_numpy(z), deterministic=True)
     findings = [
         *findings,
         *chains.findings,
         *check_stuck(z, chains.stats["lp"]),
+        *check_covered(density, evaluator, z, modes),
+        *check_tails(density, evaluator, z),
         *held_params(density.structure),
     ]
     draws = {name: value.numpy() for name, value in values.items()}

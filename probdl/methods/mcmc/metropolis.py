@@ -7,17 +7,22 @@ import math
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from probdl.compile import ENGINES, choose
+from probdl.compile import ENGINES, Evaluator, choose
 from probdl.compile.kernels.random_walk import Walk
+from probdl.errors import ModelError
 from probdl.findings import ACCEPTANCE_MIN, Finding
+from probdl.methods.approach import TypicalStarts
 from probdl.methods.base import Method
 from probdl.methods.mcmc.chains import Chain, Chains, Starts, gather, posterior_fit, random_start
+from probdl.methods.modes import Mode
+from probdl.model.density import LogDensity
 from probdl.model.program import Program
 from probdl.results.fit import Fit
 from probdl.util.clock import check_time_limit
@@ -105,7 +110,12 @@ class Metropolis(Method, name="metropolis"):
         )
         seeds = np.random.SeedSequence(seed).generate_state(self.chains, np.uint64)
         starts = Starts(functools.partial(random_start, density, evaluator), int(seeds[0]) >> 1)
-        chains = [_Chain(self, evaluator, starts(int(s) >> 1).numpy(), int(s)) for s in seeds]
+        chains = [
+            # Of two chains that start at mirror images of each other, one more often finds a mode
+            # that the other does not.
+            _Chain(self, evaluator, starts(int(seeds[i & ~1]) >> 1, mirror=i % 2 == 1).numpy(), s)
+            for i, s in enumerate(seeds.tolist())
+        ]
         wake, interruption = threading.Event(), None
         # Native code runs in one thread per chain. Chains in Python take turns in one thread, so
         # that an interrupted run has draws of each chain.
@@ -140,7 +150,19 @@ class Metropolis(Method, name="metropolis"):
                 )
             )
         findings += [*starts.findings(), *_check_acceptance(found, self.chains)]
-        return posterior_fit(self, density, evaluator, found, seed, findings)
+        modes = [] if interruption is not None else self._modes(density, evaluator, seed)
+        return posterior_fit(self, density, evaluator, found, seed, findings, modes)
+
+    def _modes(self, density: LogDensity, evaluator: Evaluator, seed: int) -> list[Mode]:
+        """Find modes by gradients, which are fast only in native code."""
+        if evaluator.engine != "native":
+            return []
+        with_gradient, _ = choose(density, self.engine, seed)
+        if with_gradient.engine != "native":
+            return []
+        with suppress(ModelError, KeyboardInterrupt):  # the draws are there
+            return TypicalStarts(density, with_gradient, seed, self.warmup * self.chains).modes
+        return []
 
 
 class _Chain:

@@ -143,7 +143,8 @@ class NUTS(Method, name="nuts"):
             *check_tree(chains.moving_stats, self.max_treedepth),
             *check_energy(chains.moving_stats),
         ]
-        return posterior_fit(self, density, evaluator, chains, seed, findings)
+        modes = start.modes if isinstance(start, TypicalStarts) else []
+        return posterior_fit(self, density, evaluator, chains, seed, findings, modes)
 
 
 @dataclass(frozen=True, repr=False)
@@ -210,7 +211,8 @@ class HMC(Method, name="hmc"):
         )
         del chains.stats["tree_depth"]
         findings += check_energy(chains.moving_stats)
-        return posterior_fit(self, density, evaluator, chains, seed, findings)
+        modes = start.modes if isinstance(start, TypicalStarts) else []
+        return posterior_fit(self, density, evaluator, chains, seed, findings, modes)
 
 
 def _starts(

@@ -13,6 +13,7 @@ from probdl.compile import choose
 from probdl.findings import Finding
 from probdl.methods.angles import unwound
 from probdl.methods.base import Method
+from probdl.methods.point.collapse import check_collapse
 from probdl.methods.point.optimum import (
     Curvature,
     curvature,
@@ -77,6 +78,8 @@ def point_fit(
             "cross_entropy": -likelihood / count,
             "num_observations": count,
         }
+    if method.uses_prior and not again and not any(f.check == "no_maximum" for f in findings):
+        findings += check_collapse(density, optimum.z)
     if optimum.information is not None:
         parts = curvature(optimum.information, optimum.z)
         reported = {f.check for f in findings}

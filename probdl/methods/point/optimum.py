@@ -88,11 +88,18 @@ def maximise(
     """
     found: list[_End] = []
     findings: list[Finding] = []
+    pair = generator.get_state()  # of two starts that are mirror images of each other
     with bar(starts, "maximising", show) as progress, one_blas_thread():
         try:
             for i in range(starts):
+                mirror = i % 2 == 1
+                if not mirror:
+                    pair = generator.get_state()
                 start = density.initial(
-                    generator, jitter=i > 0, value_and_grad=evaluator.value_and_grad
+                    generator.set_state(pair),
+                    jitter=i > 0,
+                    mirror=mirror,
+                    value_and_grad=evaluator.value_and_grad,
                 )
                 end, stop = _climb(evaluator, start, steps)
                 if stop is None and (further := _further(evaluator, end)) is not None:

@@ -25,8 +25,8 @@ from torch.distributions import transform_to
 from probdl.compile import Evaluator, choose
 from probdl.errors import ModelError
 from probdl.findings import Finding
-from probdl.methods.approximate.modes import Mode, check_modes
 from probdl.methods.approximate.pathfinder import Normal, best_normal, elbo
+from probdl.methods.modes import Mode, check_modes
 from probdl.methods.point.optimum import curvature, maximise
 from probdl.methods.training.minibatch import Batches, PlateBatches
 from probdl.methods.variational.objective import Objective, Scale
@@ -102,8 +102,9 @@ def find_start(
     found = []
     for path in range(PATHS if native and init is None else 1):
         with suppress(ModelError):
-            path_seed = stream(seed, "path", path)
-            found.append(best_normal(density, evaluator, path_seed, length, DRAWS_PER_POINT)[0])
+            found.append(
+                best_normal(density, evaluator, seed, length, DRAWS_PER_POINT, path=path)[0]
+            )
     if density.dim <= DENSE_MAX and native:
         with suppress(ModelError, LinAlgError):
             found.append(_laplace(density, evaluator, length, seed))

@@ -19,12 +19,15 @@ from probdl.compile.step import Parameters
 from probdl.errors import ModelError, ProbdlError
 from probdl.findings import TAIL_DRAWS_MIN, Finding
 from probdl.io.idata import psis
+from probdl.methods.approximate.reference import find_reference
 from probdl.methods.approximate.unweighted import draw_unweighted, uneven_rows
 from probdl.methods.approximate.weighting import (
+    WeightedDraws,
     compiled_scorer,
     draw_weighted,
 )
 from probdl.methods.base import Method
+from probdl.methods.tails import check_tails
 from probdl.methods.training.checkpoint import checkpoint_of
 from probdl.methods.training.minibatch import Batches, FullData, LoaderBatches, PlateBatches
 from probdl.methods.training.optimizers import (
@@ -39,13 +42,14 @@ from probdl.methods.variational.guides import check_guide, make_guide, own_guide
 from probdl.methods.variational.objective import ELBOS, Objective, resolve_elbo
 from probdl.methods.variational.starting import Start, find_start, place_guide
 from probdl.methods.variational.training import Plan, train
+from probdl.model.density import LogDensity
 from probdl.model.program import Program
 from probdl.model.sites import Site, Structure, data_plate, discover
 from probdl.model.starting import checked_values
 from probdl.results.fit import Fit
 from probdl.results.guided import GuidedFit
 from probdl.results.latent import Proposal, computes_rows, draw_shared, local_sites
-from probdl.results.weights import check_approximation
+from probdl.results.weights import Reference, check_approximation
 from probdl.util.isolation import evaluation
 from probdl.util.seeds import stream
 
@@ -436,8 +440,25 @@ class SVI(Method, name="svi"):
             weighted.pareto_k,
             "the guide",
             "Train for more steps, or use a more flexible guide (guide='multivariate_normal').",
+            self._reference(program, structure, weighted, seed, found),
         )
         return draws, stats, found
+
+    def _reference(
+        self,
+        program: Program,
+        structure: Structure,
+        weighted: WeightedDraws,
+        seed: int,
+        findings: list[Finding],
+    ) -> Reference | None:
+        """Find weighted draws that do not depend on the guide; report moments that do not exist."""
+        if program.loader is not None:
+            return None
+        density = LogDensity(program, structure)
+        z = density.unconstrain({name: weighted.draws[name] for name in density.blocks})
+        findings += check_tails(density, density, z.numpy())
+        return find_reference(density, z.numpy(), stream(seed, "reference"))
 
 
 def _latent(structure: Structure) -> dict[str, Site]:

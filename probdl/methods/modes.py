@@ -1,4 +1,4 @@
-"""Check whether a normal approximation leaves out another mode of the posterior."""
+"""Check whether an approximation or the chains of a sampler leave out a mode of the posterior."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from probdl.findings import MODE_DISTANCE, Finding
 from probdl.methods.angles import unwound
 from probdl.model.density import LogDensity
 
-__all__ = ["Mode", "check_modes"]
+__all__ = ["Mode", "check_covered", "check_modes"]
 
 MASS_GAP_MAX = 5.0  # nats; a mode whose log mass is lower has a probability below 1%
 BARRIER_MIN = 3.0  # nats by which the log density falls between two modes
@@ -63,6 +63,25 @@ def check_modes(
             )
         ]
     return []
+
+
+def check_covered(
+    density: LogDensity, evaluator: Evaluator, z: NDArray[np.float64], modes: Sequence[Mode]
+) -> list[Finding]:
+    """Report a mode with a share of the posterior that is far from all draws.
+
+    Args:
+        density: the density.
+        evaluator: evaluates it.
+        z: the draws (chain, draw, d).
+        modes: modes that were found without them.
+    """
+    if not modes:
+        return []
+    flat = z.reshape(-1, z.shape[-1])
+    heaviest = max(mode.log_mass for mode in modes)
+    covered = Mode(flat.mean(0), flat.std(0), heaviest)
+    return check_modes(density, evaluator, [covered, *modes], "The draws cover one.")
 
 
 def _has_barrier(evaluator: Evaluator, a: NDArray[np.float64], b: NDArray[np.float64]) -> bool:

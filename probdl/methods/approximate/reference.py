@@ -1,0 +1,91 @@
+r"""Weighted draws of a wide density, with which an approximation is compared.
+
+Importance weights of an approximation's own draws say little where it has no draws. Student's t
+distribution at the same place covers the tails. Its location and scale are fitted to its weighted
+draws several times (adaptive importance sampling), so the approximation need not be close.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from probdl.findings import EXPECTATION_K_MAX
+from probdl.io.idata import psis
+from probdl.model.density import LogDensity
+from probdl.results.weights import Reference, weights_ess
+from probdl.util.lazy import special
+
+__all__ = ["find_reference"]
+
+Array = NDArray[np.float64]
+
+DIM_MAX = 30  # in more dimensions, t distributions and posteriors have little in common
+FREEDOM = 5.0  # of Student's t distribution
+# Draws; the location and scale of each round come from the one before.
+FIRST_ROUNDS = (1000, 2000)
+LAST_ROUND_MIN, LAST_ROUND_MAX = 4000, 20_000
+# Of the draws of the last round. The t distribution comes closer to a posterior with one mode and
+# without a bend, in up to ten dimensions.
+ESS_SHARE_MIN = 0.25
+WORK_MAX = 2e7  # draws times observed values that one evaluation of all draws may take
+
+
+def find_reference(density: LogDensity, z: Array, seed: int) -> Reference | None:
+    """Return weighted draws of the posterior, or None if the weights are not reliable.
+
+    Args:
+        density: the log density on R^d.
+        z: draws (n, d) of an approximation.
+        seed: all random numbers derive from it.
+    """
+    elements = max(density.structure.count_values("observed"), density.dim)
+    last = min(LAST_ROUND_MAX, int(WORK_MAX / elements))
+    if density.dim > DIM_MAX or last < LAST_ROUND_MIN:
+        return None
+    rng = np.random.default_rng(seed)
+    log_weights: Array = np.full(len(z), -math.log(len(z)))
+    for count in (*FIRST_ROUNDS, last):
+        try:
+            mean, root = _moments(z, log_weights)
+        except np.linalg.LinAlgError:  # the draws are not finite, or in a subspace
+            return None
+        z, log_q = _draw(mean, root, count, rng)
+        ratios = density.batch(torch.from_numpy(z)).numpy() - log_q
+        ratios = np.where(np.isfinite(ratios), ratios, -np.inf)
+        if not np.isfinite(ratios).any():
+            return None
+        log_weights, pareto_k = psis(ratios)
+    share = weights_ess(log_weights) / len(log_weights)
+    if not pareto_k < EXPECTATION_K_MAX or share < ESS_SHARE_MIN:
+        return None
+    values = density.constrain(torch.from_numpy(z))
+    return Reference({name: values[name].numpy() for name in density.blocks}, log_weights)
+
+
+def _moments(z: Array, log_weights: Array) -> tuple[Array, Array]:
+    """Return the weighted mean (d,), and a root (d, d) of the weighted covariance.
+
+    Raises:
+        LinAlgError: the covariance is singular.
+    """
+    w = np.exp(log_weights)
+    mean = w @ z
+    centred = z - mean
+    scale = np.sqrt(w @ centred**2)
+    correlation = (w * (centred / scale).T) @ (centred / scale)
+    return mean, scale[:, None] * np.linalg.cholesky(correlation)
+
+
+def _draw(mean: Array, root: Array, count: int, rng: np.random.Generator) -> tuple[Array, Array]:
+    """Return draws (count, d) of Student's t distribution, and their log densities (count,)."""
+    dim = len(mean)
+    noise = rng.standard_normal((count, dim))
+    noise *= np.sqrt(FREEDOM / rng.chisquare(FREEDOM, (count, 1)))
+    constant = special.gammaln((FREEDOM + dim) / 2) - special.gammaln(FREEDOM / 2)
+    constant -= dim / 2 * math.log(FREEDOM * math.pi) + np.log(np.diag(root)).sum()
+    log_q = constant - (FREEDOM + dim) / 2 * np.log1p((noise**2).sum(1) / FREEDOM)
+    return mean + noise @ root.T, log_q
