@@ -308,3 +308,32 @@ def test_a_guide_that_is_right_has_no_finding_although_its_tail_is_light():
 
     for seed in range(1, 4):
         assert not checks(infer(model, x, y, method="svi", seed=seed))
+
+
+@pytest.mark.parametrize("method", ["map", "mle"])
+def test_an_estimate_next_to_the_edge_is_told(method):
+    # Normal quantiles have lighter tails than a sample: the stable law closest to them has index 2.
+    y = dist.Normal(3.0, 1.5).icdf((torch.arange(100) + 0.5) / 100)
+
+    def model(y):
+        index = pyro.sample("index", dist.Uniform(1.0, 2.0))
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        loc = pyro.sample("loc", dist.Normal(0.0, 10.0))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.StableWithLogProb(index, 0.0, scale, loc), obs=y)
+
+    fit = infer(model, y, method=method)
+    assert abs(fit.draws["index"].item() - 2) < 1e-5
+    (finding,) = [f for f in fit.diagnose() if f.check == "boundary"]
+    assert finding.sites == ("index",)
+
+
+@pytest.mark.parametrize("y", [1e-12, 1e12])
+def test_a_small_or_large_scale_is_not_at_the_edge(y):
+    def model():
+        rate = pyro.sample("rate", dist.Gamma(2.0, y))
+        with pyro.plate("rows", 20):
+            pyro.sample("y", dist.Exponential(rate), obs=torch.full((20,), y, dtype=torch.float64))
+
+    for method in ("map", "mle"):
+        assert "boundary" not in checks(infer(model, method=method))

@@ -33,6 +33,9 @@ __all__ = ["point_fit"]
 
 # On R^d: at -5, a positive site is at exp(-5), or 0.7% of its unit, from the edge of its support.
 EDGE_DISTANCE = 5.0
+# Of such a coordinate on R^d: it has a standard error of 100, so the interval of the site has 100
+# times its distance to the edge.
+EDGE_INFORMATION_MAX = 1e-4
 
 
 def point_fit(
@@ -136,16 +139,17 @@ def _check_curvature(
     unbounded = far & density.unconstrained_mask
     if unbounded.any() and not no_maximum_reported:
         findings.append(no_maximum(_pick(density.labels, unbounded)))
-    edge = far & ~unbounded
+    information = parts.information_diagonal
+    at_edge = (information <= EDGE_INFORMATION_MAX) & (z.abs() > EDGE_DISTANCE)
+    edge = (far | at_edge) & ~density.unconstrained_mask
     if edge.any():
         labels = _pick(density.labels, edge)
         findings.append(
             Finding(
                 "warning",
                 "boundary",
-                f"The {what} is highest at the edge of the support of {', '.join(labels[:5])}. "
-                "The estimate is as close to the edge as double precision resolves, and normal "
-                "theory (standard errors, intervals) does not hold there.",
+                f"The {what} is highest at the edge of the support of {', '.join(labels[:5])}, or "
+                "so close to it that normal theory (standard errors, intervals) does not hold.",
                 "Use method='nuts', which samples the posterior inside the support, or a prior "
                 "whose density is zero at the edge.",
                 site_names(labels),

@@ -351,6 +351,7 @@ class Curvature:
         rising: (d, j), the directions along which it is convex; there are none at a maximum.
         rising_values: (j,), the sizes of their curvature.
         unmoved: (d,), whether the curvature of a coordinate is only rounding.
+        information_diagonal: (d,), minus the second derivatives by each coordinate.
     """
 
     vectors: Tensor
@@ -359,6 +360,7 @@ class Curvature:
     rising: Tensor
     rising_values: Tensor
     unmoved: Tensor
+    information_diagonal: Tensor
 
     @property
     def covariance(self) -> Tensor:
@@ -403,6 +405,7 @@ def curvature(information: Tensor, z: Tensor) -> Curvature:
         vectors[:, values < -threshold],
         -values[values < -threshold],
         unmoved,
+        information.diagonal(),
     )
 
 
