@@ -138,7 +138,7 @@ class Laplace(Method, name="laplace"):
                 log_weights,
                 pareto_k,
                 "the normal approximation",
-                reference=find_reference(density, z.numpy(), stream(seed, "reference")),
+                reference=find_reference(density, evaluator, z.numpy(), stream(seed, "reference")),
             ),
             *check_tails(density, evaluator, z.numpy()),
             *_check_other_modes(density, evaluator, optimum, optimum.information),

@@ -162,7 +162,7 @@ class Pathfinder(Method, name="pathfinder"):
                 pareto_k,
                 "the normal approximation",
                 "Increase paths." if len(found) > 1 else "",
-                find_reference(density, kept.numpy(), stream(seed, "reference")),
+                find_reference(density, evaluator, kept.numpy(), stream(seed, "reference")),
                 resampled=len(found) > 1,
             ),
             *check_tails(density, evaluator, kept.numpy()),

@@ -13,13 +13,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from probdl.compile import Evaluator
 from probdl.findings import EXPECTATION_K_MAX
 from probdl.io.idata import psis
 from probdl.model.density import LogDensity
 from probdl.results.weights import Reference, weights_ess
+from probdl.util.clock import check_time_limit
 from probdl.util.lazy import special
 
-__all__ = ["find_reference"]
+__all__ = ["find_reference", "has_reference"]
 
 Array = NDArray[np.float64]
 
@@ -34,18 +36,21 @@ ESS_SHARE_MIN = 0.25
 WORK_MAX = 2e7  # draws times observed values that one evaluation of all draws may take
 
 
-def find_reference(density: LogDensity, z: Array, seed: int) -> Reference | None:
+def find_reference(
+    density: LogDensity, evaluator: Evaluator, z: Array, seed: int
+) -> Reference | None:
     """Return weighted draws of the posterior, or None if the weights are not reliable.
 
     Args:
         density: the log density on R^d.
+        evaluator: evaluates it. There is no reference without native code, which is fast and where
+            a failure of linear algebra is a density of zero.
         z: draws (n, d) of an approximation.
         seed: all random numbers derive from it.
     """
-    elements = max(density.structure.count_values("observed"), density.dim)
-    last = min(LAST_ROUND_MAX, int(WORK_MAX / elements))
-    if density.dim > DIM_MAX or last < LAST_ROUND_MIN:
+    if evaluator.engine != "native" or not has_reference(density):
         return None
+    last = min(LAST_ROUND_MAX, int(WORK_MAX / _elements(density)))
     rng = np.random.default_rng(seed)
     log_weights: Array = np.full(len(z), -math.log(len(z)))
     for count in (*FIRST_ROUNDS, last):
@@ -54,7 +59,9 @@ def find_reference(density: LogDensity, z: Array, seed: int) -> Reference | None
         except np.linalg.LinAlgError:  # the draws are not finite, or in a subspace
             return None
         z, log_q = _draw(mean, root, count, rng)
-        ratios = density.batch(torch.from_numpy(z)).numpy() - log_q
+        check_time_limit()
+        points = torch.from_numpy(z)
+        ratios = np.array([float(evaluator.value_and_grad(p)[0]) for p in points]) - log_q
         ratios = np.where(np.isfinite(ratios), ratios, -np.inf)
         if not np.isfinite(ratios).any():
             return None
@@ -64,6 +71,15 @@ def find_reference(density: LogDensity, z: Array, seed: int) -> Reference | None
         return None
     values = density.constrain(torch.from_numpy(z))
     return Reference({name: values[name].numpy() for name in density.blocks}, log_weights)
+
+
+def has_reference(density: LogDensity) -> bool:
+    """Return whether the dimension and the data are small enough for a reference."""
+    return density.dim <= DIM_MAX and LAST_ROUND_MIN * _elements(density) <= WORK_MAX
+
+
+def _elements(density: LogDensity) -> int:
+    return max(density.structure.count_values("observed"), density.dim)
 
 
 def _moments(z: Array, log_weights: Array) -> tuple[Array, Array]:

@@ -14,12 +14,12 @@ from pyro.infer import ELBO
 from pyro.infer.autoguide import AutoDelta, AutoGuide
 from torch import Tensor
 
-from probdl.compile import ENGINES
+from probdl.compile import ENGINES, choose
 from probdl.compile.step import Parameters
 from probdl.errors import ModelError, ProbdlError
 from probdl.findings import TAIL_DRAWS_MIN, Finding
 from probdl.io.idata import psis
-from probdl.methods.approximate.reference import find_reference
+from probdl.methods.approximate.reference import find_reference, has_reference
 from probdl.methods.approximate.unweighted import draw_unweighted, uneven_rows
 from probdl.methods.approximate.weighting import (
     WeightedDraws,
@@ -458,7 +458,10 @@ class SVI(Method, name="svi"):
         density = LogDensity(program, structure)
         z = density.unconstrain({name: weighted.draws[name] for name in density.blocks})
         findings += check_tails(density, density, z.numpy())
-        return find_reference(density, z.numpy(), stream(seed, "reference"))
+        if not has_reference(density):
+            return None
+        evaluator, _ = choose(density, self.engine, seed)
+        return find_reference(density, evaluator, z.numpy(), stream(seed, "reference"))
 
 
 def _latent(structure: Structure) -> dict[str, Site]:
