@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from probdl.compile import Evaluator
 from probdl.model.density import LogDensity
 
-__all__ = ["unwound"]
+__all__ = ["TURN", "periodic", "unwound"]
 
 TURN = 2 * math.pi
 POINTS = 3  # at which a period is verified
@@ -30,22 +30,30 @@ def unwound(
     Only coordinates in which the log density has the period 2 pi are changed. A model that uses an
     angle in another way, such as in a linear predictor, is left as it is.
     """
-    angles = [
+    flat = z.reshape(-1, z.shape[-1]).copy()
+    for i in periodic(density, evaluator, flat):
+        angle = flat[:, i]
+        centre = math.atan2(np.sin(angle).mean(), np.cos(angle).mean())
+        flat[:, i] = centre + np.remainder(angle - centre + math.pi, TURN) - math.pi
+    return flat.reshape(z.shape)
+
+
+def periodic(density: LogDensity, evaluator: Evaluator, z: NDArray[np.float64]) -> list[int]:
+    """Return the coordinates of angles in which the log density has the period 2 pi.
+
+    Args:
+        density: the log density.
+        evaluator: evaluates it.
+        z: points (n, d), at some of which the period is verified.
+    """
+    points = z[np.linspace(0, len(z) - 1, POINTS).astype(int)]
+    return [
         i
         for block in density.blocks.values()
         if block.site.distribution == "VonMises"
         for i in range(block.start, block.start + block.size)
+        if all(_same_after_a_turn(evaluator, point, i) for point in points)
     ]
-    if not angles:
-        return z
-    flat = z.reshape(-1, z.shape[-1]).copy()
-    points = flat[np.linspace(0, len(flat) - 1, POINTS).astype(int)]
-    for i in angles:
-        if all(_same_after_a_turn(evaluator, point, i) for point in points):
-            angle = flat[:, i]
-            centre = math.atan2(np.sin(angle).mean(), np.cos(angle).mean())
-            flat[:, i] = centre + np.remainder(angle - centre + math.pi, TURN) - math.pi
-    return flat.reshape(z.shape)
 
 
 def _same_after_a_turn(evaluator: Evaluator, point: NDArray[np.float64], i: int) -> bool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,12 +22,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from probdl.compile import Evaluator
+from probdl.errors import ModelError
 from probdl.methods.modes import Mode
 from probdl.model.density import LogDensity
 from probdl.util.clock import check_time_limit
 from probdl.util.lazy import linalg, special
 
-__all__ = ["AT_MODE", "TypicalStarts", "approach", "evaluate_with"]
+__all__ = ["AT_MODE", "TypicalStarts", "approach", "evaluate_with", "find_modes"]
 
 Array = NDArray[np.float64]
 Evaluate = Callable[[Array], tuple[float, Array]]  # returns the log density and its gradient
@@ -232,6 +234,18 @@ class TypicalStarts:
         sd = np.linalg.norm(linalg.solve_triangular(root, np.eye(len(z)), lower=True), axis=0)
         log_mass = float(value + scaled @ scaled / 2 - np.log(np.diag(root)).sum())
         return Mode(z, sd, log_mass)
+
+
+def find_modes(density: LogDensity, evaluator: Evaluator, seed: int) -> list[Mode]:
+    """Return modes of a density, found by ascents from pairs of mirrored points.
+
+    There are none without native code, where the ascents would take long.
+    """
+    if evaluator.engine != "native":
+        return []
+    with suppress(ModelError):
+        return TypicalStarts(density, evaluator, seed, JUDGED_TRANSITIONS_MIN).modes
+    return []
 
 
 @dataclass(frozen=True)

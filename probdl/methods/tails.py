@@ -26,7 +26,7 @@ LIGHT = {
     *("Gamma", "Laplace", "Logistic", "Gumbel", "Chi2", "Beta", "Uniform", "Dirichlet", "VonMises"),
     *("LKJCholesky", "LKJ", "Kumaraswamy", "AsymmetricLaplace"),
 }
-COORDINATES_MAX = 100
+COORDINATES_MAX = 100  # of all sites together, but at least one of each
 FAR = (1e4, 1e6, 1e8)  # distances, in standard deviations of the draws
 FAR_ON_LOG_SCALE = (15.0, 25.0, 35.0)  # of positive sites: factors of 3e6 to 2e15
 STEADY_MAX = 0.05  # difference of two powers by which they are the same
@@ -46,14 +46,15 @@ def check_tails(density: LogDensity, evaluator: Evaluator, z: NDArray[np.float64
     points = draws[np.linspace(0, len(draws) - 1, POINTS).astype(int)]
     sd = draws.std(0)
     heavy: dict[str, tuple[float, str]] = {}
-    left = COORDINATES_MAX
-    for name, block in density.blocks.items():
-        if block.coordinates == "other" or block.site.distribution in LIGHT:
-            continue
+    candidates = {
+        name: block
+        for name, block in density.blocks.items()
+        if block.coordinates != "other" and block.site.distribution not in LIGHT
+    }
+    each = max(1, COORDINATES_MAX // max(1, len(candidates)))
+    for name, block in candidates.items():
         log_scale = block.coordinates == "log"
-        coordinates = range(block.start, block.start + min(block.size, left))
-        left -= len(coordinates)
-        for i in coordinates:
+        for i in range(block.start, block.start + min(block.size, each)):
             far = np.array(FAR_ON_LOG_SCALE if log_scale else FAR) * (1 if log_scale else sd[i])
             for shifts in [far] if log_scale else [far, -far]:
                 powers = [_power(evaluator, point, i, shifts, log_scale) for point in points]

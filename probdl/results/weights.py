@@ -210,11 +210,12 @@ def _deviations(x: NDArray[Any], reference: Reference, name: str) -> _Deviations
         noise, unsure = np.sqrt(change**2 @ z**2), 0.0
         square_noise, square_unsure = np.sqrt(change**2 @ z**4), 0.0
     else:
-        noise, unsure = ratio / math.sqrt(n), np.sqrt(w**2 @ z_weighted**2)
-        square_noise = ((z - shift) ** 2).std(0) / math.sqrt(n)
+        noise, unsure = 1 / math.sqrt(n), np.sqrt(w**2 @ z_weighted**2)
+        # Of as many draws of the posterior: draws that are too wide must not excuse themselves.
+        square_noise = np.sqrt(w @ (z_weighted**2 - 1) ** 2 / n)
         square_unsure = np.sqrt(w**2 @ (z_weighted**2 - 1) ** 2)
     # The error of a logarithm of a standard deviation is half that of its square, relatively.
-    log_noise, log_unsure = square_noise / (2 * ratio**2), square_unsure / 2
+    log_noise, log_unsure = square_noise / 2, square_unsure / 2
     return _Deviations(
         shift,
         np.maximum(SHIFT_MAX, NOISE * noise) - UNSURE * unsure,

@@ -15,10 +15,11 @@ from probdl.errors import ModelError
 from probdl.findings import TAIL_DRAWS_MIN, Finding
 from probdl.io.idata import psis
 from probdl.methods.angles import unwound
+from probdl.methods.approach import find_modes
 from probdl.methods.approximate.reference import find_reference
 from probdl.methods.base import Method
 from probdl.methods.fixed_params import held_params
-from probdl.methods.modes import Mode, check_modes
+from probdl.methods.modes import Mode, check_covered, check_modes
 from probdl.methods.point.optimum import DENSE_MAX, Optimum, curvature, largest, maximise
 from probdl.methods.tails import check_tails
 from probdl.model.density import LogDensity
@@ -141,7 +142,12 @@ class Laplace(Method, name="laplace"):
                 reference=find_reference(density, evaluator, z.numpy(), stream(seed, "reference")),
             ),
             *check_tails(density, evaluator, z.numpy()),
-            *_check_other_modes(density, evaluator, optimum, optimum.information),
+            *(
+                _check_other_modes(density, evaluator, optimum, optimum.information)
+                or check_covered(
+                    density, evaluator, z.numpy(), find_modes(density, evaluator, seed)
+                )
+            ),
             *held_params(structure),
         ]
         draws = {name: value.numpy() for name, value in values.items()}

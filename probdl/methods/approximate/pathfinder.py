@@ -23,11 +23,12 @@ from probdl.errors import ModelError
 from probdl.findings import TAIL_DRAWS_MIN
 from probdl.io.idata import psis
 from probdl.methods.angles import unwound
-from probdl.methods.approach import approach, evaluate_with
+from probdl.methods.approach import approach, evaluate_with, find_modes
 from probdl.methods.approximate.reference import find_reference
 from probdl.methods.approximate.weighting import resample
 from probdl.methods.base import Method
 from probdl.methods.fixed_params import held_params
+from probdl.methods.modes import check_covered
 from probdl.methods.point.optimum import NOT_FINITE
 from probdl.methods.tails import check_tails
 from probdl.model.density import LogDensity
@@ -165,6 +166,7 @@ class Pathfinder(Method, name="pathfinder"):
                 find_reference(density, evaluator, kept.numpy(), stream(seed, "reference")),
                 resampled=len(found) > 1,
             ),
+            *check_covered(density, evaluator, kept.numpy(), find_modes(density, evaluator, seed)),
             *check_tails(density, evaluator, kept.numpy()),
             *held_params(structure),
         ]

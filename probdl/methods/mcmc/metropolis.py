@@ -18,7 +18,8 @@ from probdl.compile import ENGINES, Evaluator, choose
 from probdl.compile.kernels.random_walk import Walk
 from probdl.errors import ModelError
 from probdl.findings import ACCEPTANCE_MIN, Finding
-from probdl.methods.approach import TypicalStarts
+from probdl.methods.angles import TURN, periodic
+from probdl.methods.approach import find_modes
 from probdl.methods.base import Method
 from probdl.methods.mcmc.chains import Chain, Chains, Starts, gather, posterior_fit, random_start
 from probdl.methods.modes import Mode
@@ -116,6 +117,9 @@ class Metropolis(Method, name="metropolis"):
             _Chain(self, evaluator, starts(int(seeds[i & ~1]) >> 1, mirror=i % 2 == 1).numpy(), s)
             for i, s in enumerate(seeds.tolist())
         ]
+        angles = periodic(density, evaluator, np.stack([chain.walk.z for chain in chains]))
+        for chain in chains:
+            chain.angles = angles
         wake, interruption = threading.Event(), None
         # Native code runs in one thread per chain. Chains in Python take turns in one thread, so
         # that an interrupted run has draws of each chain.
@@ -157,11 +161,8 @@ class Metropolis(Method, name="metropolis"):
         """Find modes by gradients, which are fast only in native code."""
         if evaluator.engine != "native":
             return []
-        with_gradient, _ = choose(density, self.engine, seed)
-        if with_gradient.engine != "native":
-            return []
         with suppress(ModelError, KeyboardInterrupt):  # the draws are there
-            return TypicalStarts(density, with_gradient, seed, self.warmup * self.chains).modes
+            return find_modes(density, choose(density, self.engine, seed)[0], seed)
         return []
 
 
@@ -184,6 +185,7 @@ class _Chain:
         self.warmup_points: list[Array] = []
         self.done = 0
         self.failure: Exception | None = None
+        self.angles: list[int] = []
 
     def result(self) -> Chain:
         """Return the chain, complete or not."""
@@ -196,6 +198,8 @@ class _Chain:
         t, method, dim = self.done, self.method, len(self.walk.z)
         scale = math.exp(self.log_scale)
         moves = scale * self.rng.standard_normal((self.thin, dim)) @ self.factor.T
+        # A move by a turn changes nothing, so that the scale of moves would grow without bound.
+        moves[:, self.angles] -= TURN * np.round(moves[:, self.angles] / TURN)
         log_u = np.log(self.rng.random(self.thin))
         rate = self.walk.steps(moves, log_u) / self.thin
         if t < method.warmup:

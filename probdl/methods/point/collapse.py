@@ -1,4 +1,4 @@
-"""Check whether a posterior density rises without bound where the scale of a latent site goes to 0.
+"""Check whether a posterior density is higher where the scale of a latent site is close to 0.
 
 In a hierarchical model, n latent values whose scale is a site have a density of about scale**-n
 where all of them are at their mean. The mode that an optimiser finds is then a local one.
@@ -12,72 +12,100 @@ from typing import Any
 import torch
 from pyro.poutine import Trace
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
+from probdl.errors import ModelError
 from probdl.findings import Finding
-from probdl.model.density import LogDensity
+from probdl.model.density import Block, LogDensity
+from probdl.model.distributions import base_distribution
 
 __all__ = ["check_collapse"]
 
-FACTOR = 1e-4  # of the scale, at each of two steps
+FACTOR = 1e-4  # of the scale
+POWERS = (1, 2, 4, 8, 16, 32)  # of that factor; the rise must make up for the data, once
+SHRUNK = 0.02  # share of a standard deviation that is left after a step; precisions leave 0.01
+HIGHER_MIN = 1.0  # nats above the estimate
 SITES_MAX = 20
 
 
 def check_collapse(density: LogDensity, z: Tensor) -> list[Finding]:
-    """Report a site whose way to 0 has no bound.
+    """Report a site on whose way to 0, or to infinity, the density exceeds that of an estimate.
 
     Args:
         density: the log density, without Jacobians.
         z: the maximum that was found (d,).
     """
-    scales = [b for b in density.blocks.values() if b.size == 1 and b.coordinates == "log"]
+    value = float(density(z))
     here = density.at(z, _moments)
-    for block in scales[:SITES_MAX]:
-        small = z.clone()
-        small[block.start] += math.log(FACTOR)
-        there = density.at(small, _moments)
-        scaled = [name for name, (_, sd) in there.items() if _shrinks(sd, here[name][1])]
-        scaled = [name for name in scaled if density.blocks[name].coordinates == "plain"]
-        if not scaled:
-            continue
-        smaller = small.clone()
-        smaller[block.start] += math.log(FACTOR)
-        count = sum(density.blocks[name].size for name in scaled)
-        rise = density(_centred(density, smaller, scaled)) - density(
-            _centred(density, small, scaled)
-        )
-        if float(rise) > -0.5 * count * math.log(FACTOR):
-            name, of = block.site.name, ", ".join(map(repr, scaled))
-            return [
-                Finding(
-                    "warning",
-                    "no_maximum",
-                    f"The density rises without bound as '{name}' goes to 0 while {of} "
-                    f"go{'es' * (len(scaled) == 1)} to the mean, so it has no maximum: the "
-                    "estimate is a local one.",
-                    f"Use method='nuts', or a prior of '{name}' that falls faster than any power "
-                    "at 0, such as LogNormal or InverseGamma.",
-                    (name, *scaled),
-                )
-            ]
+    for block in [*density.blocks.values()][:SITES_MAX]:
+        for shift in (math.log(FACTOR), -math.log(FACTOR)):
+            try:
+                names = _shrinking(density, _moved(z, block, shift), here, block)
+                heights = [
+                    float(density(_centred(density, _moved(z, block, k * shift), names)))
+                    for k in POWERS
+                    if names
+                ]
+            except (ModelError, LinAlgError, ValueError):  # the model has no such values
+                continue
+            higher = max((h for h in heights if math.isfinite(h)), default=-math.inf) - value
+            if higher > HIGHER_MIN:
+                return [_finding(block.site.name, names, higher)]
     return []
 
 
+def _finding(name: str, names: list[str], higher: float) -> Finding:
+    of = ", ".join(map(repr, names))
+    return Finding(
+        "warning",
+        "no_maximum",
+        f"The estimate is a local maximum: the density is higher by {higher:.3g} nats or more "
+        f"where '{name}' makes the scale of {of} almost 0, with all values at their mean, and may "
+        "have no bound there.",
+        f"Use method='nuts', or a prior of '{name}' that falls faster than any power where that "
+        "scale is 0, such as InverseGamma.",
+        (name, *names),
+    )
+
+
+def _moved(z: Tensor, block: Block, shift: float) -> Tensor:
+    z = z.clone()
+    z[block.start : block.start + block.size] += shift
+    return z
+
+
 def _moments(trace: Trace) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return means and standard deviations of the latent sites that have them."""
+    """Return the location and scale of each latent site that has them."""
     found = {}
     nodes: Any = trace.nodes
     for name, node in nodes.items():
         if node["type"] != "sample" or node["is_observed"] or not torch.is_tensor(node["value"]):
             continue
-        try:
-            found[name] = node["fn"].mean.detach(), node["fn"].stddev.detach()
-        except (NotImplementedError, AttributeError):
-            continue
+        fn = base_distribution(node["fn"])
+        for location, scale in (("mean", "stddev"), ("loc", "scale")):  # Cauchy has no mean
+            try:
+                pair = getattr(fn, location).detach(), getattr(fn, scale).detach()
+            except (NotImplementedError, AttributeError):
+                continue
+            if all(torch.isfinite(x).all() for x in pair):
+                found[name] = pair
+                break
     return found
 
 
-def _shrinks(sd: Tensor, before: Tensor) -> bool:
-    return sd.shape == before.shape and bool((sd < 2 * FACTOR * before).all())
+def _shrinking(
+    density: LogDensity, z: Tensor, here: dict[str, tuple[Tensor, Tensor]], block: Block
+) -> list[str]:
+    """Return the sites whose scale at z is a small share of the scale at the estimate."""
+    there = density.at(z, _moments)
+    names = []
+    for name, (_, scale) in there.items():
+        if name == block.site.name or name not in density.blocks or name not in here:
+            continue
+        before = here[name][1]
+        if scale.shape == before.shape and bool((scale < SHRUNK * before).all()):
+            names.append(name)
+    return [name for name in names if density.blocks[name].site.transform is not None]
 
 
 def _centred(density: LogDensity, z: Tensor, names: list[str]) -> Tensor:
@@ -85,6 +113,8 @@ def _centred(density: LogDensity, z: Tensor, names: list[str]) -> Tensor:
     z = z.clone()
     for name in names:  # in the order of the model, so that a mean may depend on sites before
         block = density.blocks[name]
+        assert block.site.transform is not None
         mean, _ = density.at(z, _moments)[name]
-        z[block.start : block.start + block.size] = mean.expand(block.shape).reshape(-1)
+        value = block.site.transform.inv(mean.expand(block.site.shape))
+        z[block.start : block.start + block.size] = value.reshape(-1)
     return z

@@ -21,6 +21,7 @@ from torch import Tensor
 from probdl.compile import Evaluator
 from probdl.errors import ModelError
 from probdl.findings import Finding
+from probdl.methods.angles import unwound
 from probdl.methods.approach import AT_MODE, approach, evaluate_with
 from probdl.model.density import LogDensity
 from probdl.results.diagnostics import interrupted
@@ -150,7 +151,7 @@ def maximise(
                 "Raise starts= to search for higher optima.",
             )
         )
-    findings += _check_other_optima(density, best, found)
+    findings += _check_other_optima(density, evaluator, best, found)
     information = None
     if dense:
         reuse = quick and best.information is not None and best.gain < NEWTON_GAIN_MIN
@@ -201,17 +202,19 @@ def _at_edge(density: LogDensity, end: _End) -> Finding:
     )
 
 
-def _check_other_optima(density: LogDensity, best: _End, ends: Sequence[_End]) -> list[Finding]:
+def _check_other_optima(
+    density: LogDensity, evaluator: Evaluator, best: _End, ends: Sequence[_End]
+) -> list[Finding]:
     """Report other points at which the density is as high as at the best one."""
     if best.gain >= NEWTON_GAIN_MIN:
         return []
-    here = density.constrain(best.z)
     count = 0
     sites: dict[str, None] = {}
     for end in ends:
         if end is best or end.value < best.value - SAME_VALUE_MAX:
             continue
-        there = density.constrain(end.z)
+        points = np.stack([best.z.numpy(), end.z.numpy()])
+        here, there = map(density.constrain, torch.from_numpy(unwound(density, evaluator, points)))
         different = [n for n, v in here.items() if (_gap(v, there[n]) > SAME_POINT_MAX).any()]
         count += bool(different)
         sites.update(dict.fromkeys(different))

@@ -19,6 +19,7 @@ from probdl.compile.step import Parameters
 from probdl.errors import ModelError, ProbdlError
 from probdl.findings import TAIL_DRAWS_MIN, Finding
 from probdl.io.idata import psis
+from probdl.methods.approach import find_modes
 from probdl.methods.approximate.reference import find_reference, has_reference
 from probdl.methods.approximate.unweighted import draw_unweighted, uneven_rows
 from probdl.methods.approximate.weighting import (
@@ -27,6 +28,7 @@ from probdl.methods.approximate.weighting import (
     draw_weighted,
 )
 from probdl.methods.base import Method
+from probdl.methods.modes import check_covered
 from probdl.methods.tails import check_tails
 from probdl.methods.training.checkpoint import checkpoint_of
 from probdl.methods.training.minibatch import Batches, FullData, LoaderBatches, PlateBatches
@@ -253,6 +255,8 @@ class SVI(Method, name="svi"):
         draws, weight_stats, findings = self._draws(
             program, structure, proposal, guide, batches, seed, progress
         )
+        if start.findings:  # which tell of several modes
+            findings = [finding for finding in findings if finding.check != "multimodal"]
         findings += uneven_rows(program)
         return GuidedFit(
             self,
@@ -452,7 +456,10 @@ class SVI(Method, name="svi"):
         seed: int,
         findings: list[Finding],
     ) -> Reference | None:
-        """Find weighted draws that do not depend on the guide; report moments that do not exist."""
+        """Find weighted draws that do not depend on the guide.
+
+        Reports moments that do not exist, and modes that the guide does not cover.
+        """
         if program.loader is not None:
             return None
         density = LogDensity(program, structure)
@@ -461,6 +468,9 @@ class SVI(Method, name="svi"):
         if not has_reference(density):
             return None
         evaluator, _ = choose(density, self.engine, seed)
+        findings += check_covered(
+            density, evaluator, z.numpy(), find_modes(density, evaluator, seed)
+        )
         return find_reference(density, evaluator, z.numpy(), stream(seed, "reference"))
 
 
