@@ -348,7 +348,7 @@ def test_the_reference_is_right_from_any_start(sd):
     x = reference.draws["x"]
     mean = w @ x
     error = math.sqrt(w**2 @ (x - mean) ** 2)
-    assert error < 0.02 * 0.35
+    assert error < 0.01 * 0.35
     assert abs(mean - 0.5) < 4 * error
     assert abs(w @ (x - mean) ** 2 - 2 / 16) < 0.005
 

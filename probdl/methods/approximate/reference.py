@@ -28,8 +28,8 @@ Array = NDArray[np.float64]
 DIM_MAX = 30  # in more dimensions, t distributions and posteriors have little in common
 FREEDOM = 5.0  # of Student's t distribution
 # Draws; the location and scale of each round come from the one before.
-FIRST_ROUNDS = (500, 1000)
-LAST_ROUND_MIN, LAST_ROUND_MAX = 2500, 5000
+FIRST_ROUNDS = (1000, 2000)
+LAST_ROUND_MIN, LAST_ROUND_MAX = 4000, 20_000
 # Of the draws of the last round. The t distribution comes closer to a posterior with one mode and
 # without a bend, in up to ten dimensions.
 ESS_SHARE_MIN = 0.25
