@@ -259,8 +259,7 @@ TOPICS: dict[str, dict[str, Check]] = {
         "no_maximum": Check(
             _WARNING,
             "The density has no maximum at finite parameter values; or the maximum found is a "
-            "local one, since the density rises without bound where the scale of latent values "
-            "goes to 0.",
+            "local one, since the density is higher where the scale of latent values is almost 0.",
         ),
         "no_information": Check(
             _INFO,

@@ -30,8 +30,11 @@ def unwound(
     Only coordinates in which the log density has the period 2 pi are changed. A model that uses an
     angle in another way, such as in a linear predictor, is left as it is.
     """
+    angles = periodic(density, evaluator, z.reshape(-1, z.shape[-1]))
+    if not angles:
+        return z
     flat = z.reshape(-1, z.shape[-1]).copy()
-    for i in periodic(density, evaluator, flat):
+    for i in angles:
         angle = flat[:, i]
         centre = math.atan2(np.sin(angle).mean(), np.cos(angle).mean())
         flat[:, i] = centre + np.remainder(angle - centre + math.pi, TURN) - math.pi

@@ -52,7 +52,7 @@ SIXTEEN = torch.tensor(16.0)
         ("svi", "multimodal"),
     ],
 )
-def test_two_equal_modes_are_told(method, told, seed):
+def test_two_equal_modes_are_reported(method, told, seed):
     settings = probdl.HMC(draws=200, warmup=250) if method == "hmc" else method
     assert told in checks(infer(square, SIXTEEN, method=settings, seed=seed))
 
@@ -79,7 +79,7 @@ def mixture(*parts):
         [(0.4, -2.0, 0.25), (0.35, 0.0, 0.25), (0.25, 2.5, 0.25)],
     ],
 )
-def test_modes_of_any_place_and_width_are_told_or_right(method, parts):
+def test_modes_of_any_place_and_width_are_reported_or_right(method, parts):
     mean = sum(w * m for w, m, _ in parts)
     variance = sum(w * (sd**2 + m**2) for w, m, sd in parts) - mean**2
     for seed in range(1, 4):
@@ -184,7 +184,7 @@ def prior_only(prior):
 
 
 @pytest.mark.parametrize("method", METHODS_WITH_DRAWS)
-def test_a_mean_that_does_not_exist_is_told_by_every_method(method):
+def test_a_mean_that_does_not_exist_is_reported_by_every_method(method):
     for seed in range(1, 4):
         fit = infer(prior_only(dist.Cauchy(0.0, 1.0)), method=method, seed=seed)
         (finding,) = [f for f in fit.diagnose() if f.check == "heavy_tail"]
@@ -375,7 +375,7 @@ def test_there_is_no_reference_where_it_would_be_wrong(model):
 
 @pytest.mark.parametrize("model", [funnel, banana])
 @pytest.mark.parametrize("method", ["laplace", "pathfinder", "svi"])
-def test_a_posterior_far_from_normal_is_told(model, method):
+def test_a_posterior_far_from_normal_is_reported(model, method):
     for seed in range(1, 4):
         told = checks(infer(model, method=method, seed=seed))
         assert told & {"pareto_k", "weights", "biased_moments"}
@@ -408,7 +408,7 @@ def test_a_guide_that_is_right_has_no_finding_although_its_tail_is_light():
 
 
 @pytest.mark.parametrize("method", ["map", "mle"])
-def test_an_estimate_next_to_the_edge_is_told(method):
+def test_an_estimate_next_to_the_edge_is_reported(method):
     # Normal quantiles have lighter tails than a sample: the stable law closest to them has index 2.
     y = dist.Normal(3.0, 1.5).icdf((torch.arange(100) + 0.5) / 100)
 

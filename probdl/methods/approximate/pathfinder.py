@@ -301,7 +301,7 @@ def _sample(
 def _log_mixture(normals: list[Normal], counts: list[int], z: Array) -> Array:
     """Return the log density of the draws of all paths together (n,), at points (n, d).
 
-    Weights relative to this mixture do not depend on how many paths led to the same mode.
+    Weights relative to this mixture do not depend on the number of paths that led to a mode.
     """
     shares = np.array(counts) / sum(counts)
     parts = [normal.log_density(z) + math.log(s) for normal, s in zip(normals, shares, strict=True)]

@@ -29,7 +29,7 @@ SITES_MAX = 20
 
 
 def check_collapse(density: LogDensity, z: Tensor) -> list[Finding]:
-    """Report a site on whose way to 0, or to infinity, the density exceeds that of an estimate.
+    """Report a site that makes a scale almost 0 where the density exceeds that of an estimate.
 
     Args:
         density: the log density, without Jacobians.

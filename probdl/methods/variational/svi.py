@@ -255,7 +255,7 @@ class SVI(Method, name="svi"):
         draws, weight_stats, findings = self._draws(
             program, structure, proposal, guide, batches, seed, progress
         )
-        if start.findings:  # which tell of several modes
+        if start.findings:  # these report several modes already
             findings = [finding for finding in findings if finding.check != "multimodal"]
         findings += uneven_rows(program)
         return GuidedFit(
