@@ -32,6 +32,7 @@ __all__ = [
     "check_tree",
     "interrupted",
     "stuck_chains",
+    "unchecked",
 ]
 
 Array = NDArray[Any]
@@ -339,17 +340,33 @@ def interrupted(stop: KeyboardInterrupt, done: float, of: str, kept: str, again:
         kept: what happens with the work that was done: ``"the best point found is returned"``.
         again: what a complete run would do: ``"run all starts"``.
     """
+    return _stopped(stop, "The run was", "the run", f"after {done} of {of}; {kept}", again)
+
+
+def unchecked(stop: KeyboardInterrupt, kept: str, again: str) -> Finding:
+    """Return the finding that Ctrl-C or the time limit ended the checks of finished draws.
+
+    Args:
+        stop: the exception that ended them.
+        kept: what the fit has, and what it lacks.
+        again: what a complete run would do.
+    """
+    what = "the checks of the draws"
+    return _stopped(stop, "The checks of the draws were", what, f"before their end; {kept}", again)
+
+
+def _stopped(stop: KeyboardInterrupt, subject: str, what: str, after: str, again: str) -> Finding:
     if isinstance(stop, TimeUp):
         return Finding(
             "warning",
             "time_limit",
-            f"The time limit of {stop.limit:g} s ended the run after {done} of {of}; {kept}.",
+            f"The time limit of {stop.limit:g} s ended {what} {after}.",
             f"Use a longer time_limit=, or none, to {again}.",
         )
     return Finding(
         "warning",
         "interrupted",
-        f"The run was interrupted after {done} of {of}; {kept}.",
+        f"{subject} interrupted {after}.",
         f"Rerun with the same seed to {again}.",
     )
 

@@ -10,9 +10,12 @@ import torch
 
 import probdl
 from probdl.compile import choose
+from probdl.methods.approximate import comparison
 from probdl.methods.approximate.pathfinder import Normal
 from probdl.methods.approximate.reference import find_reference
+from probdl.methods.variational import svi
 from probdl.model.density import LogDensity
+from probdl.util.clock import TimeUp
 
 pytestmark = pytest.mark.filterwarnings("ignore::probdl.FindingWarning")
 
@@ -434,3 +437,27 @@ def test_a_small_or_large_scale_is_not_at_the_edge(y):
 
     for method in ("map", "mle"):
         assert "boundary" not in checks(infer(model, method=method))
+
+
+@pytest.mark.parametrize(
+    ("stop", "told"), [(KeyboardInterrupt(), "interrupted"), (TimeUp(1.0), "time_limit")]
+)
+@pytest.mark.parametrize("method", ["laplace", "pathfinder", "svi"])
+def test_an_interrupted_comparison_leaves_the_draws(method, stop, told, monkeypatch):
+    def interrupt(*args):
+        raise stop
+
+    monkeypatch.setattr(comparison, "find_modes", interrupt)
+    fit = infer(prior_only(dist.Normal(0.0, 1.0)), method=method)
+    assert fit.draws["x"].shape == (1, 1000)
+    assert told in checks(fit)
+
+
+def test_an_interrupted_weighting_leaves_the_guide(monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(svi, "draw_weighted", interrupt)
+    fit = infer(prior_only(dist.Normal(0.0, 1.0)), method="svi")
+    assert fit.draws["x"].shape == (1, 1000)
+    assert "interrupted" in checks(fit)

@@ -10,23 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probdl.compile import ENGINES, Evaluator, choose
+from probdl.compile import ENGINES, choose
 from probdl.errors import ModelError
-from probdl.findings import TAIL_DRAWS_MIN, Finding
+from probdl.findings import TAIL_DRAWS_MIN
 from probdl.io.idata import psis
 from probdl.methods.angles import unwound
-from probdl.methods.approach import find_modes
-from probdl.methods.approximate.reference import find_reference
+from probdl.methods.approximate.comparison import compare_with_density
 from probdl.methods.base import Method
 from probdl.methods.fixed_params import held_params
-from probdl.methods.modes import Mode, check_covered, check_modes
+from probdl.methods.modes import Mode
 from probdl.methods.point.optimum import DENSE_MAX, Optimum, curvature, largest, maximise
-from probdl.methods.tails import check_tails
-from probdl.model.density import LogDensity
 from probdl.model.program import Program
 from probdl.results.fit import Fit
 from probdl.results.weights import check_approximation
-from probdl.util.seeds import stream
 
 __all__ = ["Laplace"]
 
@@ -132,6 +128,9 @@ class Laplace(Method, name="laplace"):
             "labels": density.labels,
             "engine": evaluator.engine,
         }
+        compared = compare_with_density(
+            density, evaluator, z.numpy(), seed, _modes(optimum, optimum.information)
+        )
         findings += [
             *optimum.findings,
             *check_approximation(
@@ -139,32 +138,23 @@ class Laplace(Method, name="laplace"):
                 log_weights,
                 pareto_k,
                 "the normal approximation",
-                reference=find_reference(density, evaluator, z.numpy(), stream(seed, "reference")),
+                reference=compared.reference,
             ),
-            *check_tails(density, evaluator, z.numpy()),
-            *(
-                _check_other_modes(density, evaluator, optimum, optimum.information)
-                or check_covered(
-                    density, evaluator, z.numpy(), find_modes(density, evaluator, seed)
-                )
-            ),
+            *compared.findings,
             *held_params(structure),
         ]
         draws = {name: value.numpy() for name, value in values.items()}
         return Fit(self, program, structure, draws, stats, seed, findings)
 
 
-def _check_other_modes(
-    density: LogDensity, evaluator: Evaluator, optimum: Optimum, information: Tensor
-) -> list[Finding]:
-    """Check whether the lower optima have a share of the posterior."""
+def _modes(optimum: Optimum, information: Tensor) -> list[Mode]:
+    """Return the optima from all starts, as normal densities."""
     modes = []
-    found = [(optimum.z, optimum.value, information), *optimum.others]
-    for z, value, curvature_there in found:
-        root, failed = torch.linalg.cholesky_ex(curvature_there)
+    for z, value, curved in [(optimum.z, optimum.value, information), *optimum.others]:
+        root, failed = torch.linalg.cholesky_ex(curved)
         if failed:  # no maximum
             continue
         sd = torch.cholesky_inverse(root).diagonal().sqrt()
         log_mass = value - float(root.diagonal().log().sum())
         modes.append(Mode(z.numpy(), sd.numpy(), log_mass))
-    return check_modes(density, evaluator, modes, "The approximation covers one.") if modes else []
+    return modes

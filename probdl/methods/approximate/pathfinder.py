@@ -23,14 +23,12 @@ from probdl.errors import ModelError
 from probdl.findings import TAIL_DRAWS_MIN
 from probdl.io.idata import psis
 from probdl.methods.angles import unwound
-from probdl.methods.approach import approach, evaluate_with, find_modes
-from probdl.methods.approximate.reference import find_reference
+from probdl.methods.approach import approach, evaluate_with
+from probdl.methods.approximate.comparison import compare_with_density
 from probdl.methods.approximate.weighting import resample
 from probdl.methods.base import Method
 from probdl.methods.fixed_params import held_params
-from probdl.methods.modes import check_covered
 from probdl.methods.point.optimum import NOT_FINITE
-from probdl.methods.tails import check_tails
 from probdl.model.density import LogDensity
 from probdl.model.program import Program
 from probdl.results.diagnostics import interrupted
@@ -39,7 +37,6 @@ from probdl.results.weights import check_approximation
 from probdl.util.clock import check_time_limit
 from probdl.util.lazy import linalg, optimize
 from probdl.util.progress import bar
-from probdl.util.seeds import stream
 
 __all__ = ["Normal", "Pathfinder", "best_normal", "elbo", "pathfinder_draw"]
 
@@ -156,6 +153,7 @@ class Pathfinder(Method, name="pathfinder"):
             "log_evidence": float(np.logaddexp.reduce(ratios) - math.log(len(ratios))),
             "engine": evaluator.engine,
         }
+        compared = compare_with_density(density, evaluator, kept.numpy(), seed)
         findings += [
             *check_approximation(
                 {name: values[name][0].numpy() for name in density.blocks},
@@ -163,11 +161,10 @@ class Pathfinder(Method, name="pathfinder"):
                 pareto_k,
                 "the normal approximation",
                 "Increase paths." if len(found) > 1 else "",
-                find_reference(density, evaluator, kept.numpy(), stream(seed, "reference")),
+                compared.reference,
                 resampled=len(found) > 1,
             ),
-            *check_covered(density, evaluator, kept.numpy(), find_modes(density, evaluator, seed)),
-            *check_tails(density, evaluator, kept.numpy()),
+            *compared.findings,
             *held_params(structure),
         ]
         draws = {name: value.numpy() for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""Draws of a guide where figures of all the rows of a DataLoader cannot be computed."""
+"""Draws of a guide where their densities at all rows cannot be computed, or not in time."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 from probdl.findings import Finding
 from probdl.model.program import Program
 from probdl.model.sites import Structure
+from probdl.results.diagnostics import unchecked
 from probdl.results.latent import Proposal, draw_guide
 
 __all__ = ["draw_unweighted", "uneven_rows"]
@@ -29,13 +30,16 @@ def draw_unweighted(
         reason: what prevented the weighting, an error or an interruption.
     """
     values, _ = draw_guide(program, structure, proposal, count)
-    cause = str(reason) or "The run was interrupted before all rows were read."
-    finding = Finding(
-        "warning",
-        "loader",
-        "The fit has draws of the guide, but no lp, log_evidence and pareto_k, which check them "
-        f"against all rows of the DataLoader. {cause}",
-    )
+    has = "the fit has draws of the guide, but no lp, log_evidence and pareto_k"
+    if isinstance(reason, KeyboardInterrupt):
+        finding = unchecked(reason, has, "compute them")
+    else:
+        finding = Finding(
+            "warning",
+            "loader",
+            "The densities of draws of the guide at all rows of the DataLoader cannot be computed; "
+            f"{has}. {reason}",
+        )
     return {name: value.numpy()[None] for name, value in values.items()}, {}, [finding]
 
 

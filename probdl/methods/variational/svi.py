@@ -19,8 +19,8 @@ from probdl.compile.step import Parameters
 from probdl.errors import ModelError, ProbdlError
 from probdl.findings import TAIL_DRAWS_MIN, Finding
 from probdl.io.idata import psis
-from probdl.methods.approach import find_modes
-from probdl.methods.approximate.reference import find_reference, has_reference
+from probdl.methods.approximate.comparison import compare_with_density
+from probdl.methods.approximate.reference import has_reference
 from probdl.methods.approximate.unweighted import draw_unweighted, uneven_rows
 from probdl.methods.approximate.weighting import (
     WeightedDraws,
@@ -28,7 +28,6 @@ from probdl.methods.approximate.weighting import (
     draw_weighted,
 )
 from probdl.methods.base import Method
-from probdl.methods.modes import check_covered
 from probdl.methods.tails import check_tails
 from probdl.methods.training.checkpoint import checkpoint_of
 from probdl.methods.training.minibatch import Batches, FullData, LoaderBatches, PlateBatches
@@ -416,8 +415,11 @@ class SVI(Method, name="svi"):
             if CHECK_DRAWS * max(elements, held) <= COMPILE_WORK_MIN:
                 count = max(wanted, CHECK_DRAWS)
             work = WORK_MAX
-            if count * elements > COMPILE_WORK_MIN and program.loader is None:
-                scorer = compiled_scorer(program, structure, self.engine, seed, progress)
+            try:
+                if count * elements > COMPILE_WORK_MIN and program.loader is None:
+                    scorer = compiled_scorer(program, structure, self.engine, seed, progress)
+            except KeyboardInterrupt as stop:
+                return draw_unweighted(program, structure, proposal, wanted, stop)
             if scorer is not None:
                 work = NATIVE_WORK_MAX
             count = max(min(count, int(work // elements)), CHECK_DRAWS_MIN)
@@ -425,7 +427,9 @@ class SVI(Method, name="svi"):
                 found.append(_fewer_draws(count, wanted, elements))
         try:
             weighted = draw_weighted(program, structure, proposal, count, found, scorer)
-        except (ProbdlError, KeyboardInterrupt) as error:
+        except KeyboardInterrupt as stop:
+            return draw_unweighted(program, structure, proposal, wanted, stop)
+        except ProbdlError as error:
             if program.loader is None:
                 raise
             return draw_unweighted(program, structure, proposal, wanted, error)
@@ -463,15 +467,14 @@ class SVI(Method, name="svi"):
         if program.loader is not None:
             return None
         density = LogDensity(program, structure)
-        z = density.unconstrain({name: weighted.draws[name] for name in density.blocks})
-        findings += check_tails(density, density, z.numpy())
+        z = density.unconstrain({name: weighted.draws[name] for name in density.blocks}).numpy()
         if not has_reference(density):
+            findings += check_tails(density, density, z)
             return None
         evaluator, _ = choose(density, self.engine, seed)
-        findings += check_covered(
-            density, evaluator, z.numpy(), find_modes(density, evaluator, seed)
-        )
-        return find_reference(density, evaluator, z.numpy(), stream(seed, "reference"))
+        compared = compare_with_density(density, evaluator, z, seed)
+        findings += compared.findings
+        return compared.reference
 
 
 def _latent(structure: Structure) -> dict[str, Site]:
