@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from probdl.compile import Evaluator
-from probdl.findings import EXPECTATION_K_MAX
+from probdl.findings import EXPECTATION_K_MAX, PARETO_K_MAX
 from probdl.io.idata import psis
 from probdl.model.density import LogDensity
 from probdl.results.weights import Reference, weights_ess
@@ -33,6 +33,8 @@ LAST_ROUND_MIN, LAST_ROUND_MAX = 4000, 20_000
 # Of the draws of the last round. The t distribution comes closer to a posterior with one mode and
 # without a bend, in up to ten dimensions.
 ESS_SHARE_MIN = 0.25
+# With weights as even as these, a bound on k-hat that holds for means of the draws is enough.
+EVEN_SHARE_MIN = 0.79
 WORK_MAX = 2e7  # draws times observed values that one evaluation of all draws may take
 
 
@@ -67,7 +69,8 @@ def find_reference(
             return None
         log_weights, pareto_k = psis(ratios)
     share = weights_ess(log_weights) / len(log_weights)
-    if not pareto_k < EXPECTATION_K_MAX or share < ESS_SHARE_MIN:
+    k_max = PARETO_K_MAX if share > EVEN_SHARE_MIN else EXPECTATION_K_MAX
+    if not pareto_k < k_max or share < ESS_SHARE_MIN:
         return None
     values = density.constrain(torch.from_numpy(z))
     return Reference({name: values[name].numpy() for name in density.blocks}, log_weights)
