@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,16 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from probdl.errors import DataError, ModelError, ProbdlError, SettingError, warn
 from probdl.findings import Finding
 from probdl.io import idata
-from probdl.io.folders import folder_path, read_index
+from probdl.io.folders import INDEX, folder_path, open_folder
 from probdl.io.packing import Opaque, opaque_parts, unpack
 from probdl.io.saving import ARRAYS, IDATA, source_of
+from probdl.io.schema import check_index
 from probdl.methods import METHODS, Method
 from probdl.model.callables import runnable, signature
 from probdl.model.fingerprint import fingerprint
@@ -111,20 +114,35 @@ def load(
             f"method={method!r} is a {type(method).__name__}; pass the method with the settings of "
             "the fit, such as probdl.SVI(guide=guide)."
         )
-    index, files = read_index(path)
     if model is None and (args or kwargs):
         raise SettingError("Data were passed without a model. Pass the model too, as model=.")
-    try:
-        arrays = safetensors.torch.load_file(files[ARRAYS])
+    with open_folder(path, (ARRAYS, IDATA)) as (index, files), _contents_of(path):
+        check_index(index, INDEX)
+        arrays = safetensors.torch.load(files[ARRAYS].read())
         container = idata.read(files[IDATA])
         saved = _SavedFit(path, index, arrays, container)
         fit = saved.without_model(method)
-        return fit if model is None else saved.with_model(fit, model, args, kwargs)
+    if model is None:
+        return fit
+    with _contents_of(path):
+        return saved.with_model(fit, model, args, kwargs)
+
+
+@contextmanager
+def _contents_of(path: Path) -> Iterator[None]:
+    """Report what fails while the contents of a folder are converted to a fit.
+
+    Raises:
+        DataError: something does. The contents may be of any origin, so it may be anything.
+    """
+    try:
+        yield
     except ProbdlError:
         raise
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OSError) as error:
+    except Exception as error:
+        reason = str(error).partition("\n")[0][:200]
         raise DataError(
-            f"The contents of {path} are not those of a fit ({type(error).__name__}: {error}). "
+            f"The contents of {path} are not those of a fit ({type(error).__name__}: {reason}). "
             "Another program or an early version of probdl wrote them; save the fit again."
         ) from None
 
@@ -145,7 +163,6 @@ class _SavedFit:
     def without_model(self, method: Method | None) -> Fit:
         """Return the fit, with its data but without its model."""
         index = self.index
-        posterior = idata.variables(self.container, "posterior")
         sites = {
             s["name"]: Site(
                 s["name"],
@@ -166,7 +183,7 @@ class _SavedFit:
             self.method(method),
             self.without_program(),
             Structure(sites, index["plate_depth"]),
-            {name: np.asarray(posterior[name]) for name in index["draws"]},
+            self.draws(sites),
             unpack(index["stats"], self.arrays),
             index["seed"],
             [Finding.saved(f) for f in index["findings"]],
@@ -181,6 +198,22 @@ class _SavedFit:
         )
         vars(fit)["idata"] = self.container  # the cache of the property
         return fit
+
+    def draws(self, sites: Mapping[str, Site]) -> dict[str, NDArray[Any]]:
+        """Return the draws, which must have the shapes of their sites.
+
+        Raises:
+            ValueError: they do not.
+        """
+        posterior = idata.variables(self.container, "posterior")
+        draws = {name: np.asarray(posterior[name]) for name in self.index["draws"]}
+        leading = {a.shape[:2] for a in draws.values()}
+        if not draws or len(leading) != 1 or 0 in (lead := leading.pop()) or len(lead) != 2:
+            raise ValueError("its draws have no common chains and draws")
+        for name, array in draws.items():
+            if array.dtype.kind not in "biuf" or array.shape[2:] != sites[name].shape:
+                raise ValueError(f"the draws of '{name}' have dtype {array.dtype}, {array.shape}")
+        return draws
 
     def without_program(self) -> WithoutModel:
         """Return the stand-in for the program."""

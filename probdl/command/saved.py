@@ -32,7 +32,7 @@ def load_with_model(folder: Path, model: str | None = None) -> Fit:
         ModelError: the model is not at its saved location.
     """
     if model is None:
-        recorded = read_index(folder)[0]["model"]
+        recorded = read_index(folder)["model"]
         file, parts = recorded.get("file"), (recorded.get("qualname") or "<unknown>").split(".")
         if not file or not Path(file).is_file() or any("<" in part for part in parts):
             raise ModelError(

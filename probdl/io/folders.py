@@ -3,7 +3,11 @@
 New files are written next to the old ones, under temporary names. When all are on disk, renaming
 the new index to ``fit.json.commit`` commits them. Then each file is renamed to its final name; the
 next writer completes this step if a crash interrupted it, and a reader finds the files under either
-name. The index holds a checksum of each file and of itself, so damage is detected.
+name.
+
+The index holds a checksum of each file and of itself. They detect damage and mixtures of two fits,
+not malice: whoever can write the folder can compute them. So nothing in a folder is trusted: only
+files with known names are opened, if they are plain files, and what is checked is what is read.
 """
 
 from __future__ import annotations
@@ -11,22 +15,29 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from probdl.errors import DataError, SettingError
+from probdl.io.files import create_file, open_plain
 
 try:
     import fcntl
 except ImportError:  # on Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["FORMAT", "folder_path", "read_index", "replace_folder"]
+__all__ = ["FORMAT", "INDEX", "folder_path", "open_folder", "read_index", "replace_folder"]
 
 INDEX = "fit.json"
 FORMAT = 1  # version of the folder's format; later versions are refused
+MAX_INDEX_BYTES = 2**26  # of 100,000 sites and more
+READ_WAIT_S = 10.0  # for a writer; a reader then goes on, and notices a mixture
+WRITE_WAIT_S = 600.0  # for another writer
+READ_ATTEMPTS = 5  # while others write without locks
 _NEW_SUFFIX, _COMMIT_SUFFIX = ".new", ".commit"
 _DAMAGE_REMEDY = "The file is damaged; save the fit again, or restore the folder from a backup."
 
@@ -47,14 +58,14 @@ def folder_path(name: Any) -> Path:
 
 
 def replace_folder(
-    folder: Path, index: Mapping[str, Any], writers: Mapping[str, Callable[[Path], None]]
+    folder: Path, index: Mapping[str, Any], writers: Mapping[str, Callable[[IO[bytes]], None]]
 ) -> None:
     """Write the files of a folder and its index, either all or none.
 
     Args:
         folder: created if it does not exist. Other files in it are left alone.
         index: the contents of the index, as JSON values.
-        writers: by file name, a function that writes the file to a path.
+        writers: by file name, a function that writes the file.
 
     Raises:
         SettingError: the folder cannot be written; its contents are unchanged.
@@ -62,41 +73,58 @@ def replace_folder(
     with ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(_locked(folder))
+            locked = stack.enter_context(_locked(folder, WRITE_WAIT_S))
         except OSError as error:
-            raise _save_failed(folder, error) from None
+            raise _save_failed(folder, error.strerror or str(error)) from None
+        if not locked:
+            raise _save_failed(folder, "another process has been writing it for long")
         _replace(folder, index, writers)
 
 
 def _replace(
-    folder: Path, index: Mapping[str, Any], writers: Mapping[str, Callable[[Path], None]]
+    folder: Path, index: Mapping[str, Any], writers: Mapping[str, Callable[[IO[bytes]], None]]
 ) -> None:
     new: list[Path] = []
     try:
-        _complete_commit(folder)
+        _complete_commit(folder, writers)
         files = {}
         for name, write in writers.items():
             new.append(path := folder / (name + _NEW_SUFFIX))
-            write(path)
-            files[name] = {"bytes": path.stat().st_size, "sha256": _checksum(path)}
-            _fsync(path)
+            _write(path, write)
+            with open_plain(path) as file:
+                files[name] = {"bytes": os.fstat(file.fileno()).st_size, "sha256": _checksum(file)}
         new.append(path := folder / (INDEX + _NEW_SUFFIX))
         whole = {"format": FORMAT, "files": files, **index}
         text = json.dumps(whole | {"sha256": _digest(whole)}, indent=1, ensure_ascii=False)
-        path.write_text(text + "\n", encoding="utf-8")
-        _fsync(path)
+        encoded = (text + "\n").encode()
+        if len(encoded) > MAX_INDEX_BYTES:
+            raise _save_failed(
+                folder,
+                f"its index needs {len(encoded) / 2**20:.4g} MiB, more than the "
+                f"{MAX_INDEX_BYTES >> 20} MiB that are read; the model has very many sites",
+            )
+        _write(path, lambda file: file.write(encoded))
         os.replace(path, folder / (INDEX + _COMMIT_SUFFIX))
     except BaseException as error:
         for path in new:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
         if isinstance(error, (OSError, RuntimeError)):  # HDF5 raises RuntimeError
-            raise _save_failed(folder, error) from None
+            reason = getattr(error, "strerror", None) or str(error)
+            raise _save_failed(folder, reason) from None
         raise
-    _complete_commit(folder)
+    _complete_commit(folder, writers)
 
 
-def _save_failed(folder: Path, error: Exception) -> SettingError:
-    reason = getattr(error, "strerror", None) or error
+def _write(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Write a new file, and flush it to disk, so that it is complete before it is renamed."""
+    with create_file(path) as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _save_failed(folder: Path, reason: str) -> SettingError:
     kept = " The previous fit is unchanged." if (folder / INDEX).exists() else ""
     return SettingError(
         f"The fit could not be saved in {folder}: {reason}.{kept} Free disk space, or save it in "
@@ -105,87 +133,162 @@ def _save_failed(folder: Path, error: Exception) -> SettingError:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a folder while it is written.
+def _locked(folder: Path, wait_s: float, *, shared: bool = False) -> Iterator[bool]:
+    """Hold a lock on a folder, exclusive or shared; yield whether it was got in time.
 
     The operating system locks the folder itself: no lock file is left behind, and the lock ends
     with the process. Systems without such locks (Windows, some network disks) do not protect
     against two writers at the same time.
     """
     if fcntl is None:
-        yield
+        yield True
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        yield _lock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, wait_s)
     finally:
         os.close(descriptor)
 
 
-def read_index(folder: Path) -> tuple[dict[str, Any], dict[str, Path]]:
-    """Return the index of a folder, and the path of each of its files.
+def _lock(descriptor: int, kind: int, wait_s: float) -> bool:
+    end = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.01)
+        except OSError:  # there are no locks here
+            return True
+        else:
+            return True
+
+
+@contextmanager
+def open_folder(
+    folder: Path, names: Collection[str]
+) -> Iterator[tuple[dict[str, Any], dict[str, BufferedReader]]]:
+    """Open a folder for reading; yield its index, and its files by name.
+
+    All of them belong to one fit, also if another process replaces it meanwhile.
+
+    Args:
+        folder: the folder.
+        names: the names of the files, the only ones that are opened.
 
     Raises:
         DataError: there is no index, its format is newer, or a file is missing or damaged.
     """
-    committed = folder / (INDEX + _COMMIT_SUFFIX)
-    pending = committed.exists()
-    path = committed if pending else folder / INDEX
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        what = "is not a folder" if folder.is_file() else f"contains no {INDEX}"
-        what = what if folder.exists() else "does not exist"
-        raise DataError(
-            f"There is no saved fit at {folder}: it {what}. Pass the folder that fit.save() wrote."
-        ) from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}. {_DAMAGE_REMEDY}") from None
-    if not isinstance(index, dict) or not isinstance(index.get("format"), int):
+    with ExitStack() as stack:
+        index, files = _open_one_fit(folder, names, stack)
+        yield index, files
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """Return the index of a folder.
+
+    Raises:
+        DataError: there is none, or it is damaged or of a later version.
+    """
+    with open_folder(folder, ()) as (index, _):
+        return index
+
+
+def _open_one_fit(
+    folder: Path, names: Collection[str], stack: ExitStack
+) -> tuple[dict[str, Any], dict[str, BufferedReader]]:
+    for attempts_left in reversed(range(READ_ATTEMPTS)):
+        with ExitStack() as opened, ExitStack() as lock:
+            if folder.is_dir():
+                with suppress(OSError):
+                    lock.enter_context(_locked(folder, READ_WAIT_S, shared=True))
+            index, pending = _open_index(folder)
+            try:
+                files = {n: opened.enter_context(_open(folder, n, pending)) for n in names}
+                lock.close()  # open files stay what they are, and checksums take long
+                for name, file in files.items():
+                    _check_file(folder / name, file, index)
+            except DataError:
+                if not attempts_left:
+                    raise
+                continue
+            stack.push(opened.pop_all())
+            return index, files
+    raise AssertionError
+
+
+def _open_index(folder: Path) -> tuple[dict[str, Any], bool]:
+    """Return the index of a folder, and whether a writer has still to rename its files."""
+    for name in (INDEX + _COMMIT_SUFFIX, INDEX):
+        with suppress(FileNotFoundError):
+            return _read_index(folder, name), name != INDEX
+    what = "is not a folder" if folder.is_file() else f"contains no {INDEX}"
+    what = what if folder.exists() else "does not exist"
+    raise DataError(
+        f"There is no saved fit at {folder}: it {what}. Pass the folder that fit.save() wrote."
+    )
+
+
+def _read_index(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / name
+    with open_plain(path, MAX_INDEX_BYTES) as file:
+        try:
+            index = json.loads(file.read().decode())
+            digest = _digest({k: v for k, v in index.items() if k != "sha256"})
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path} cannot be read: {error}. {_DAMAGE_REMEDY}") from None
+        except RecursionError:
+            raise DataError(f"{path} is nested too deeply. {_DAMAGE_REMEDY}") from None
+        except AttributeError:
+            raise DataError(f"{path} is not the index of a saved fit. {_DAMAGE_REMEDY}") from None
+    if type(index.get("format")) is not int:
         raise DataError(f"{path} is not the index of a saved fit. {_DAMAGE_REMEDY}")
     if index["format"] > FORMAT:
         raise DataError(
             f"The fit in {folder} has format {index['format']}, written by a later version of "
             f"probdl; this version reads format {FORMAT}. Update probdl."
         )
-    if index.pop("sha256", None) != _digest(index):
+    if index.pop("sha256", None) != digest:
         raise DataError(f"{path} does not match its checksum. {_DAMAGE_REMEDY}")
-    paths = {}
+    return index
+
+
+def _open(folder: Path, name: str, pending: bool) -> BufferedReader:
+    if pending:
+        with suppress(FileNotFoundError):
+            return open_plain(folder / (name + _NEW_SUFFIX))
     try:
-        for name, recorded in index["files"].items():
-            paths[name] = folder / name
-            if pending and (folder / (name + _NEW_SUFFIX)).exists():
-                paths[name] = folder / (name + _NEW_SUFFIX)
-            _check_file(paths[name], recorded)
-    except (KeyError, TypeError, AttributeError):
-        raise DataError(f"{path} does not list the files of the fit. {_DAMAGE_REMEDY}") from None
-    return index, paths
+        return open_plain(folder / name)
+    except FileNotFoundError:
+        raise DataError(f"{folder / name} is missing. {_DAMAGE_REMEDY}") from None
 
 
-def _check_file(path: Path, recorded: Mapping[str, Any]) -> None:
-    if not path.exists():
-        raise DataError(f"{path} is missing. {_DAMAGE_REMEDY}")
-    size = path.stat().st_size
-    if size != recorded["bytes"]:
-        raise DataError(f"{path} has {size} bytes instead of {recorded['bytes']}. {_DAMAGE_REMEDY}")
-    if _checksum(path) != recorded["sha256"]:
+def _check_file(path: Path, file: BufferedReader, index: Mapping[str, Any]) -> None:
+    try:
+        recorded = index["files"][path.name]
+        size, checksum = recorded["bytes"], recorded["sha256"]
+    except (KeyError, TypeError):
+        raise DataError(f"{path.parent / INDEX} does not list {path.name}.") from None
+    found = os.fstat(file.fileno()).st_size
+    if found != size:
+        raise DataError(f"{path} has {found} bytes instead of {size}. {_DAMAGE_REMEDY}")
+    if _checksum(file) != checksum:
         raise DataError(f"{path} does not match its checksum. {_DAMAGE_REMEDY}")
 
 
-def _complete_commit(folder: Path) -> None:
+def _complete_commit(folder: Path, names: Collection[str]) -> None:
     """Rename the new files of a committed index to their final names."""
     committed = folder / (INDEX + _COMMIT_SUFFIX)
-    if not committed.exists():
+    if not os.path.lexists(committed):
         return
     try:
-        names = [*json.loads(committed.read_text(encoding="utf-8"))["files"]]
-    except (ValueError, KeyError, TypeError):  # a damaged index does not name its files
+        listed = _read_index(folder, committed.name)["files"]
+    except (DataError, KeyError, FileNotFoundError):  # such an index does not name its files
         committed.unlink()
         return
     for name in names:
-        if (new := folder / (name + _NEW_SUFFIX)).exists():
+        if name in listed and (new := folder / (name + _NEW_SUFFIX)).exists():
             os.replace(new, folder / name)
     os.replace(committed, folder / INDEX)
 
@@ -195,12 +298,8 @@ def _digest(index: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
 
 
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    """Flush a file to disk, so that it is complete before it is renamed."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+def _checksum(file: BufferedReader) -> str:
+    file.seek(0)
+    checksum = hashlib.file_digest(file, "sha256").hexdigest()
+    file.seek(0)
+    return checksum

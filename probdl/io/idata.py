@@ -13,13 +13,14 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from io import BufferedReader
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from probdl.findings import PARETO_K_MAX
+from probdl.io.netcdf import check_netcdf
 from probdl.util.lazy import arviz as az
 from probdl.util.lazy import arviz_stats_base, ecdf_utils, h5netcdf, stats
 from probdl.util.lazy import xarray as xr
@@ -393,15 +394,15 @@ def _unescape(name: Any) -> str:
     return str(name).replace(_SLASH_IN_NAMES, "/")
 
 
-def write(idata: Any, path: Path) -> None:
+def write(idata: Any, file: IO[bytes]) -> None:
     """Write a container as netCDF for ArviZ and xarray, with slashes in names replaced."""
     # In memory first: if the disk is full, HDF5 ends the process instead of raising an error.
     buffer = io.BytesIO()
-    with h5netcdf.File(buffer, "w") as file:
+    with h5netcdf.File(buffer, "w") as opened:
         for group in groups(idata):
             named = _dataset(idata, group).rename(_escaped_names(idata, group))
-            named.dump_to_store(xr.backends.H5NetCDFStore(file, group=group, mode="a"))
-    path.write_bytes(buffer.getbuffer())
+            named.dump_to_store(xr.backends.H5NetCDFStore(opened, group=group, mode="a"))
+    file.write(buffer.getbuffer())
 
 
 def _escaped_names(idata: Any, group: str) -> dict[Any, str]:
@@ -409,13 +410,18 @@ def _escaped_names(idata: Any, group: str) -> dict[Any, str]:
     return {name: _escape(name) for name in names if "/" in str(name)}
 
 
-def read(path: Path) -> Any:
-    """Read a container from netCDF into memory, and close the file."""
+def read(file: BufferedReader) -> Any:
+    """Read a container from netCDF into memory.
+
+    Raises:
+        DataError: the file refers to other files, or holds more than fits into memory.
+    """
+    check_netcdf(file)
     if ARVIZ_1:
-        with xr.open_datatree(path, engine="h5netcdf") as tree:
+        with xr.open_datatree(file, engine="h5netcdf") as tree:
             return tree.load()
     with az.rcparams.rc_context({"data.load": "eager"}):
-        return az.from_netcdf(str(path), engine="h5netcdf")
+        return az.from_netcdf(file, engine="h5netcdf")
 
 
 def variables(idata: Any, group: str) -> dict[str, NDArray[Any]]:

@@ -11,7 +11,7 @@ import platform
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import safetensors.torch
 from torch import Tensor, nn
@@ -52,9 +52,9 @@ def save(fit: Any, folder: str | os.PathLike[str]) -> Path:
     return path
 
 
-def _write_arrays(arrays: dict[str, Tensor], path: Path) -> None:
+def _write_arrays(arrays: dict[str, Tensor], file: IO[bytes]) -> None:
     # safetensors.save_file makes files private to their owner, and its errors are not OSErrors.
-    path.write_bytes(safetensors.torch.save(arrays))
+    file.write(safetensors.torch.save(arrays))
 
 
 def describe(fit: Any, arrays: dict[str, Tensor]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ __all__ = [
     "backend_bases",
     "ecdf_utils",
     "h5netcdf",
+    "h5py",
     "linalg",
     "matplotlib",
     "optimize",
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     import arviz
     import arviz_stats.base as arviz_stats_base
     import h5netcdf
+    import h5py
     import matplotlib
     import pandas
     import xarray
@@ -88,6 +90,7 @@ else:
     backend_bases = _Deferred("matplotlib.backend_bases")
     ecdf_utils = _Deferred("arviz_stats.ecdf_utils", "arviz.stats.ecdf_utils")
     h5netcdf = _Deferred("h5netcdf")
+    h5py = _Deferred("h5py")
     linalg = _Deferred("scipy.linalg")
     matplotlib = _Deferred("matplotlib")
     optimize = _Deferred("scipy.optimize")

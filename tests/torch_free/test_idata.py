@@ -155,10 +155,16 @@ def test_r_hat_of_one_chain_looks_at_its_halves():
     assert found["b"].min() > 1.5
 
 
+def written_and_read(container, path):
+    with path.open("wb") as file:
+        idata.write(container, file)
+    with path.open("rb") as file:
+        return idata.read(file)
+
+
 def test_a_container_is_written_and_read(container, tmp_path):
     path = tmp_path / "idata.nc"
-    idata.write(container, path)
-    again = idata.read(path)
+    again = written_and_read(container, path)
     path.unlink()  # it is in memory, and the file is closed
     for group in ("posterior", "sample_stats", "log_likelihood", "observed_data"):
         before, after = idata.variables(container, group), idata.variables(again, group)
@@ -175,8 +181,7 @@ def test_names_with_a_slash_are_kept(tmp_path):
         {"posterior": {"outer/x": THETA}, "observed_data": {"outer/y": np.zeros(3)}},
         dims={"outer/x": ["outer/plate"]},
     )
-    idata.write(made, tmp_path / "idata.nc")
-    for each in (made, idata.read(tmp_path / "idata.nc")):
+    for each in (made, written_and_read(made, tmp_path / "idata.nc")):
         np.testing.assert_array_equal(idata.variables(each, "posterior")["outer/x"], THETA)
         assert "outer/plate" in idata.labels(each)
         assert list(idata.rhat(each)) == ["outer/x"]

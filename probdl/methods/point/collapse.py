@@ -35,6 +35,7 @@ def check_collapse(density: LogDensity, z: Tensor) -> list[Finding]:
         density: the log density, without Jacobians.
         z: the maximum that was found (d,).
     """
+    z = z.detach()
     value = float(density(z))
     here = density.at(z, _moments)
     for block in [*density.blocks.values()][:SITES_MAX]:

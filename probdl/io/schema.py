@@ -1,0 +1,107 @@
+"""Check the types of the index of a saved fit, whose author is not trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from probdl.errors import DataError
+
+__all__ = ["check_index"]
+
+NUMBER = (int, float)
+SITE = {
+    "name": str,
+    "kind": ("latent", "discrete", "param", "observed", "factor", "deterministic"),
+    "shape": [int],
+    "dims": [(str, None)],
+    "distribution": str,
+    "count": int,
+    "flat": bool,
+    "term?": ("pointwise", "joint", None),
+    "event_dim?": int,
+}
+FINDING = {
+    "severity": ("info", "warning", "error"),
+    "check": str,
+    "message": str,
+    "remedy": str,
+    "sites": [str],
+}
+INDEX = {
+    "model": {
+        "name": str,
+        "qualname?": (str, None),
+        "file?": (str, None),
+        "source_sha256?": (str, None),
+    },
+    "method": {"name": str, "shown": str, "settings": {}},
+    "seed": int,
+    "timings": {},
+    "data": {
+        "fingerprint": str,
+        "minibatch?": bool,
+        "dtype": ("float64", "float32", "float16", "bfloat16"),
+    },
+    "draws": [str],
+    "sites": [SITE],
+    "plate_depth": int,
+    "proposal": ({"local": [str]}, None),
+    "findings": [FINDING],
+    "coords": [str],
+}
+"""The form of an index: types, lists of one type, and objects, whose keys may be optional ("?").
+
+Objects may have further keys, which a later version adds. A tuple lists alternatives.
+"""
+
+
+def check_index(index: Any, file: str) -> None:
+    """Check an index.
+
+    Args:
+        index: JSON values.
+        file: its file, for the message.
+
+    Raises:
+        DataError: a value is missing or has another type; the message names it.
+    """
+    where = _mismatch(index, INDEX, "")
+    if where is None and not 0 <= index["seed"] < 2**63:
+        where = "seed"
+    if where is None and not all(type(v) in NUMBER for v in index["timings"].values()):
+        where = "timings"
+    if where is None and not 0 <= index["plate_depth"] <= 64:
+        where = "plate_depth"
+    if where is not None:
+        raise DataError(
+            f"The index {file} is not that of a fit: '{where}' is missing or of the wrong type. "
+            "Another program or an early version of probdl wrote it; save the fit again."
+        )
+
+
+def _mismatch(value: Any, form: Any, path: str) -> str | None:
+    """Return the path to a value that does not have a form; None if there is none."""
+    if isinstance(form, tuple):
+        found = [_mismatch(value, each, path) for each in form]
+        return None if None in found else found[0]
+    if isinstance(form, list):
+        if not isinstance(value, list):
+            return path
+        found = [_mismatch(v, form[0], f"{path}[{i}]") for i, v in enumerate(value)]
+        return next(filter(None, found), None)
+    if isinstance(form, Mapping):
+        if not isinstance(value, dict):
+            return path
+        for key, of in form.items():
+            name = key.removesuffix("?")
+            inner = f"{path}.{name}" if path else name
+            if name not in value:
+                if key == name:
+                    return inner
+            elif (bad := _mismatch(value[name], of, inner)) is not None:
+                return bad
+        return None
+    if isinstance(form, type):
+        return None if type(value) is form else path or "index"
+    return None if value == form and type(value) is type(form) else path or "index"
