@@ -245,6 +245,8 @@ class _SavedFit:
                         f"{setting}={getattr(given, setting)!r}. Pass the settings of the fit."
                     )
             return given
+        # A folder that may come from elsewhere does not say where this machine's files are written.
+        settings.pop("checkpoint", None)
         kind = METHODS.get(name)
         known = {f.name for f in fields(kind)} if kind is not None else set()
         if kind is None or opaque_parts(settings, "") or not settings.keys() <= known:

@@ -361,7 +361,7 @@ def test_a_saved_fit_is_read(saved):
 def test_predictions_at_new_data(saved):
     here, _ = saved
     (here / "new.csv").write_text("x\n0\n10\n")
-    good("predict", "fits/line", "--data", "new.csv", "--out", "p.nc")
+    good("predict", "fits/line", "--data", "new.csv", "--out", "p.nc", "--trust")
     with xr.open_dataset("p.nc") as predictions:
         y = predictions["y"].load()
     assert y.dims == ("chain", "draw", "obs")
@@ -373,7 +373,7 @@ def test_predictions_at_new_data(saved):
     assert np.load("p.npz")["y"].shape == (1, 1000, 4)
     assert "written to .nc or .npz" in refused("predict", "fits/line", "--out", "p.csv")
     (here / "my_models.py").rename("moved.py")
-    assert "--model file.py:name" in refused("predict", "fits/line", "--out", "p.nc")
+    assert "--model file.py:name" in refused("predict", "fits/line", "--out", "p.nc", "--trust")
     good("predict", "fits/line", "--out", "p.nc", "--model", "moved.py:line")
 
 
@@ -381,10 +381,12 @@ def test_observed_arguments_may_be_missing_from_new_data(here):
     words = ["my_models.py:required", "--data", "xy.csv", "--method", "mle", "--seed", 1]
     fitted(*words, "--out", "fit")
     (here / "new.json").write_text('{"x": [1.0, 2.0, 3.0, 4.0, 5.0]}')
-    result = good("predict", "fit", "--data", "new.json", "--out", "p.nc", "--json")
+    result = good("predict", "fit", "--data", "new.json", "--out", "p.nc", "--json", "--trust")
     assert json.loads(result.stdout)["variables"]["y"] == {"chain": 1, "draw": 1, "obs": 5}
     (here / "none.json").write_text('{"y": [1.0]}')
-    assert "do not contain 'x'" in refused("predict", "fit", "--data", "none.json", "--out", "p.nc")
+    assert "do not contain 'x'" in refused(
+        "predict", "fit", "--data", "none.json", "--out", "p.nc", "--trust"
+    )
 
 
 def test_a_column_with_the_name_of_an_argument_of_infer(here):
@@ -421,7 +423,7 @@ def test_output_files_are_checked_before_the_work(saved):
         (["predict", "nowhere", "--out", "a.csv"], "predictions are written to .nc or .npz"),
     ):
         assert message in refused(*words)
-    good("predict", "fits/line", "--out", "new/folder/p.npz")
+    good("predict", "fits/line", "--out", "new/folder/p.npz", "--trust")
     good("plot", "fits/line", "forest", "--out", "new/folder/too/a.pdf", "--quiet")
     assert (here / "new/folder/too/a.pdf").exists()
 
@@ -441,7 +443,7 @@ def test_unusual_site_names(here):
     (here / "one.json").write_text('{"y": 1.0}')
     words = ["odd.py:model", "--data", "one.json", "--method", "laplace", "--seed", 1]
     fitted(*words, "--out", "fit")
-    good("predict", "fit", "--out", "p.npz")
+    good("predict", "fit", "--out", "p.npz", "--trust")
     assert np.load("p.npz")["file"].shape == (1, 1000)
     for kind in ("trace", "pair"):
         good("plot", "fit", kind, "--site", "a/b", "--out", "p.png")

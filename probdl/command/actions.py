@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import inspect
 import time
+from functools import partial
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from probdl.command.saved import (
     write_npz,
 )
 from probdl.command.tabular import bind, read_all
-from probdl.errors import DataError, FindingWarning
+from probdl.errors import DataError, FindingWarning, SettingError
 from probdl.findings import Findings
 from probdl.methods import METHODS
 from probdl.model.callables import runnable, signature
@@ -127,13 +128,14 @@ def predict(
     out: Path,
     data: Sequence[Path] | None,
     model: str | None,
+    trust: bool,
     drop: Sequence[str] | None,
     quiet: bool,
     as_json: bool,
 ) -> None:
     """Draw from the posterior predictive, and write the draws to a file."""
     with output_to_stderr(quiet):
-        fit = load_with_model(folder, model)
+        fit = load_with_model(folder, model, trust=trust)
         if data:
             observed = observed_arguments(fit)
             bound = _bind_files(fit.model, data, drop, fit.predict, optional=observed)
@@ -154,14 +156,30 @@ def predict(
     )
 
 
-def compare(folders: Sequence[Path], refit: bool, quiet: bool, as_json: bool) -> None:
+def compare(
+    folders: Sequence[Path],
+    models: Sequence[str] | None,
+    *,
+    refit: bool,
+    trust: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
     """Compare fits by leave-one-out cross-validation."""
+    if models and len(models) != len(folders):
+        raise SettingError(
+            f"There are {len(folders)} folders, but {len(models)} models. Pass one --model for "
+            "each folder, in the same order."
+        )
     names = [folder.resolve().name for folder in folders]
     if len(set(names)) < len(names):  # such as a/fit and b/fit
         names = [str(folder) for folder in folders]
     with output_to_stderr(quiet):
-        load = load_with_model if refit else probdl.load
-        fits = {name: load(folder) for name, folder in zip(names, folders, strict=True)}
+        fits = {}
+        for i, (name, folder) in enumerate(zip(names, folders, strict=True)):
+            model = models[i] if models else None
+            load = partial(load_with_model, model=model, trust=trust) if refit else probdl.load
+            fits[name] = load(folder)
         table = probdl.compare(fits, refit=refit, progress=False if quiet else None)
     if not refit and table["high_k"].any():
         log("k-hat is high for some rows; --refit refits without them (needs the models)", quiet)

@@ -77,7 +77,14 @@ Drop = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME", help="A column of the data to ignore; may be repeated."),
 ]
-Model = Annotated[str | None, typer.Option(help="file.py:name, if the model has moved.")]
+Model = Annotated[
+    str | None,
+    typer.Option(metavar="PLACE", help="The model: file.py:name or package:name."),
+]
+Trust = Annotated[
+    bool,
+    typer.Option("--trust", help="Import and run the model that the folder names, if unchanged."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors to stderr.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 if a finding is an error.")]
@@ -170,6 +177,7 @@ def predict(
     out: Annotated[Path, typer.Option(help="predictions.nc or .npz.", show_default=False)],
     data: Data = None,
     model: Model = None,
+    trust: Trust = False,
     drop: Drop = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -177,10 +185,10 @@ def predict(
     """Draw from the posterior predictive, at new data or at the data of the fit.
 
     The new data may omit the observed arguments. Predictions have the dimensions (chain, draw,
-    *shape of the site at the new data).
+    *shape of the site at the new data). They run the model: name it by --model, or pass --trust.
     """
     check_file(out, "predictions", (".nc", ".npz"))
-    _actions().predict(folder, out, data, model, drop, quiet, as_json)
+    _actions().predict(folder, out, data, model, trust, drop, quiet, as_json)
 
 
 @app.command(cls=_Command)
@@ -189,11 +197,16 @@ def compare(
     refit: Annotated[
         bool, typer.Option(help="Refit without each row whose k-hat is high; needs the models.")
     ] = False,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="file.py:name of each fit's model, for --refit, in order."),
+    ] = None,
+    trust: Trust = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare fits by leave-one-out cross-validation."""
-    _actions().compare(folders, refit, quiet, as_json)
+    _actions().compare(folders, model, refit=refit, trust=trust, quiet=quiet, as_json=as_json)
 
 
 @app.command(cls=_Command)

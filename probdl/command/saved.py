@@ -12,6 +12,7 @@ import torch
 
 import probdl
 from probdl.command.locate import locate_model
+from probdl.command.trusted import recorded_place, trusted_model
 from probdl.errors import ModelError
 from probdl.io.folders import read_index
 from probdl.io.idata import unclashed
@@ -21,30 +22,30 @@ from probdl.util.lazy import xarray as xr
 __all__ = ["load_with_model", "observed_arguments", "to_dataset", "write_npz"]
 
 
-def load_with_model(folder: Path, model: str | None = None) -> Fit:
+def load_with_model(folder: Path, model: str | None = None, *, trust: bool = False) -> Fit:
     """Load a fit with its model.
 
     Args:
         folder: the folder of the fit.
-        model: the location of the model; None uses the location that was saved.
+        model: the location of the model; None uses the one that the folder names, if it is trusted.
+        trust: whether to import and run what the folder names.
 
     Raises:
-        ModelError: the model is not at its saved location.
+        ModelError: the location is not given and the folder is not trusted, or the model there is
+            not the one that was fitted.
     """
-    if model is None:
-        recorded = read_index(folder)["model"]
-        file, parts = recorded.get("file"), (recorded.get("qualname") or "<unknown>").split(".")
-        if not file or not Path(file).is_file() or any("<" in part for part in parts):
-            raise ModelError(
-                f"The model {recorded['name']!r} of {folder} was not found at its saved location "
-                f"({file or 'unknown'}). Pass --model file.py:name."
-            )
-        # The qualified name is module.name. A module in a package is imported by its full name.
-        stem = Path(file).stem
-        at = parts.index(stem) if stem in parts else 0
-        place = ".".join(parts[: at + 1]) if at else file
-        model = f"{place}:{'.'.join(parts[at + 1 :])}"
-    return probdl.load(folder, model=locate_model(model))
+    if model is not None:
+        return probdl.load(folder, model=locate_model(model))
+    fit = probdl.load(folder)  # checks the folder
+    recorded = read_index(folder)["model"]
+    if trust:
+        return probdl.load(folder, model=trusted_model(recorded))
+    place = recorded_place(recorded)
+    named = f" The folder names {place!r}: pass --trust to run it." if place else ""
+    raise ModelError(
+        f"Predictions run the model '{fit.program.name}', and no code is run because the folder "
+        f"{folder} says so. Pass --model file.py:name.{named}"
+    )
 
 
 def observed_arguments(fit: Fit) -> list[str]:

@@ -35,15 +35,14 @@ def check_collapse(density: LogDensity, z: Tensor) -> list[Finding]:
         density: the log density, without Jacobians.
         z: the maximum that was found (d,).
     """
-    z = z.detach()
-    value = float(density(z))
+    value = density(z).item()
     here = density.at(z, _moments)
     for block in [*density.blocks.values()][:SITES_MAX]:
         for shift in (math.log(FACTOR), -math.log(FACTOR)):
             try:
                 names = _shrinking(density, _moved(z, block, shift), here, block)
                 heights = [
-                    float(density(_centred(density, _moved(z, block, k * shift), names)))
+                    density(_centred(density, _moved(z, block, k * shift), names)).item()
                     for k in POWERS
                     if names
                 ]

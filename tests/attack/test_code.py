@@ -1,0 +1,141 @@
+"""A folder of a fit makes no code run, unless the user trusts it; then only what was fitted."""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import probdl
+from probdl.command.app import app
+
+MODEL = """
+import pyro, pyro.distributions as dist
+from os import system
+
+def model(x, y=None):
+    slope = pyro.sample("slope", dist.Normal(0.0, 10.0))
+    with pyro.plate("obs", len(x)):
+        pyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
+"""
+
+
+def run(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def rewrite(folder, change):
+    """Change the index of a fit, and make its checksum right again."""
+    path = folder / "fit.json"
+    index = json.loads(path.read_text())
+    del index["sha256"]
+    change(index)
+    digest = hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps(index | {"sha256": digest}))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "models.py").write_text(MODEL)
+    (tmp_path / "xy.csv").write_text("x,y\n1,2.5\n2,3.5\n3,6.5\n4,7.5\n")
+    words = ["infer", "models.py:model", "--data", "xy.csv", "--method", "laplace", "--out", "fit"]
+    assert run(*words).exit_code == 0
+    shutil.copytree("fit", "again")
+    (tmp_path / "models.py").write_text(MODEL + "\nopen('imported', 'w').close()\n")
+    sys.modules.pop("models", None)
+    yield tmp_path / "fit"
+    sys.modules.pop("models", None)
+
+
+COMMANDS = [
+    ("predict", "fit", "--out", "p.npz"),
+    ("compare", "fit", "again", "--refit"),
+    ("summary", "fit"),
+    ("diagnose", "fit"),
+    ("plot", "fit", "forest", "--out", "f.png"),
+]
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_without_trust_nothing_is_imported(folder, words):
+    result = run(*words)
+    assert result.exit_code == (2 if words[0] in ("predict", "compare") else 0), result.output
+    assert not (folder.parent / "imported").exists()
+    if result.exit_code:
+        assert "--model file.py:name" in result.output
+        assert "--trust" in result.output
+
+
+@pytest.mark.parametrize("words", COMMANDS[:2])
+def test_with_trust_the_unchanged_model_runs(folder, words):
+    result = run(*words, "--trust")
+    assert result.exit_code == 0, result.output
+    assert (folder.parent / "imported").exists()
+
+
+def names_of_others(folder):
+    here = str(folder.parent / "models.py")
+    return {
+        "a function of the standard library": (os.__file__, "os.system"),
+        "another function that the file imports": (here, "models.system"),
+        "a method": (here, "models.model.__call__"),
+        "an attribute of a module": (here, "models.pyro.clear_param_store"),
+        "a function of the package": (probdl.doctor.__code__.co_filename, "probdl.doctor.doctor"),
+        "no name": (here, ""),
+        "a name with an expression": (here, "models.model()"),
+        "a missing file": ("/nonexistent/models.py", "models.model"),
+        "a device": ("/dev/zero", "zero.model"),
+        "a device by a link": (str(folder.parent / "zero.py"), "zero.model"),
+        "a folder": (str(folder.parent), "models.model"),
+        "no Python": (str(folder.parent / "xy.csv"), "xy.model"),
+    }
+
+
+@pytest.mark.parametrize("which", range(12))
+@pytest.mark.parametrize("trust", [False, True])
+def test_another_function_is_never_called(folder, which, trust, monkeypatch):
+    (folder.parent / "zero.py").symlink_to("/dev/zero")
+    file, name = [*names_of_others(folder).values()][which]
+    called = []
+    monkeypatch.setattr(os, "system", called.append)
+
+    def change(index):
+        index["model"] |= {"file": file, "qualname": name}
+        index["data"]["arguments"] = {"dict": [["command", "echo"]]}
+
+    rewrite(folder, change)
+    result = run("predict", "fit", "--out", "p.npz", *(["--trust"] if trust else []))
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    assert not called
+    assert not (folder.parent / "imported").exists()
+
+
+def test_a_changed_model_is_not_trusted(folder):
+    path = folder.parent / "models.py"
+    path.write_text(path.read_text().replace("10.0", "11.0"))
+    result = run("predict", "fit", "--out", "p.npz", "--trust")
+    assert result.exit_code == 2
+    assert "changed" in result.output
+    assert not (folder.parent / "imported").exists()
+
+
+def test_a_loaded_method_writes_no_checkpoint(folder, tmp_path):
+    def change(index):
+        index["method"] = {
+            "name": "svi",
+            "shown": "SVI()",
+            "settings": {"steps": 100, "checkpoint": str(tmp_path / "elsewhere")},
+        }
+
+    rewrite(folder, change)
+    fit = probdl.load(folder)
+    assert fit.method.checkpoint is None
+    assert not (tmp_path / "elsewhere").exists()
+    assert np.isfinite(fit.draws["slope"]).all()
