@@ -21,7 +21,7 @@ from probdl.io import idata
 from probdl.io.folders import INDEX, folder_path, open_folder
 from probdl.io.packing import Opaque, opaque_parts, unpack
 from probdl.io.saving import ARRAYS, IDATA, source_of
-from probdl.io.schema import check_index
+from probdl.io.schema import check_index, check_sites
 from probdl.methods import METHODS, Method
 from probdl.model.callables import runnable, signature
 from probdl.model.fingerprint import fingerprint
@@ -163,6 +163,8 @@ class _SavedFit:
     def without_model(self, method: Method | None) -> Fit:
         """Return the fit, with its data but without its model."""
         index = self.index
+        dims = unpack(index["dims"], self.arrays)
+        check_sites(index["sites"], dims)
         sites = {
             s["name"]: Site(
                 s["name"],
@@ -193,7 +195,7 @@ class _SavedFit:
                 # The container has other names for plates that are named like a variable.
                 if {n, n.removesuffix("_dim")} & {*index["coords"]}
             },
-            unpack(index["dims"], self.arrays),
+            dims,
             timings=index["timings"],
         )
         vars(fit)["idata"] = self.container  # the cache of the property
@@ -251,7 +253,10 @@ class _SavedFit:
         known = {f.name for f in fields(kind)} if kind is not None else set()
         if kind is None or opaque_parts(settings, "") or not settings.keys() <= known:
             return _IncompleteMethod(name, recorded["shown"])
-        return kind(**settings)
+        try:
+            return kind(**settings)
+        except SettingError as error:
+            raise DataError(f"The settings in {self.path} are none of a fit: {error}") from None
 
     def with_model(
         self, fit: Fit, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -266,7 +271,7 @@ class _SavedFit:
         index = self.index
         program = self.program(model, args, kwargs)
         structure = discover(program)
-        self.check_sites(program, structure, fit.structure)
+        self.compare_sites(program, structure, fit.structure)
         saved_hash = index["model"].get("source_sha256")
         if saved_hash is not None:
             current_hash = source_of(program.original)["source_sha256"]
@@ -335,7 +340,7 @@ class _SavedFit:
             program.loader = MissingLoader()
         return program
 
-    def check_sites(self, program: Program, found: Structure, saved: Structure) -> None:
+    def compare_sites(self, program: Program, found: Structure, saved: Structure) -> None:
         """Check that the model has the same sites as the fit.
 
         Raises:

@@ -6,8 +6,8 @@ import contextlib
 import dataclasses
 import inspect
 import time
-from functools import partial
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 

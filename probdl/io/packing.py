@@ -67,10 +67,16 @@ def unpack(packed: Any, arrays: Mapping[str, Tensor]) -> Any:
     if kind == "array":
         return arrays[of].numpy()
     if kind == "dict":
-        return {key: unpack(v, arrays) for key, v in of}
+        return {_text(key): unpack(v, arrays) for key, v in of}
     if kind in ("list", "tuple"):
         return (list if kind == "list" else tuple)(unpack(v, arrays) for v in of)
     return Opaque(of)
+
+
+def _text(key: Any) -> str:
+    if not isinstance(key, str):
+        raise TypeError(f"a key is {key!r}")
+    return key
 
 
 def opaque_parts(tree: Any, name: str) -> dict[str, Opaque]:

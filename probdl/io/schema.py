@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from probdl.errors import DataError
 
-__all__ = ["check_index"]
+__all__ = ["check_index", "check_sites"]
 
 NUMBER = (int, float)
 SITE = {
@@ -78,6 +78,23 @@ def check_index(index: Any, file: str) -> None:
             f"The index {file} is not that of a fit: '{where}' is missing or of the wrong type. "
             "Another program or an early version of probdl wrote it; save the fit again."
         )
+
+
+def check_sites(sites: Sequence[Mapping[str, Any]], dims: Any) -> None:
+    """Check that there is a name, or none, for each dimension of a site.
+
+    Args:
+        sites: the entry of the index.
+        dims: names of further dimensions by site.
+
+    Raises:
+        ValueError: there are more or fewer.
+    """
+    for site in sites:
+        if len(site["dims"]) != len(site["shape"]):
+            raise ValueError(f"the site '{site['name']}' has {len(site['dims'])} dimensions")
+    if _mismatch([*dims.values()], [[(str, None)]], "dims") is not None:
+        raise ValueError("'dims' are no names of dimensions")
 
 
 def _mismatch(value: Any, form: Any, path: str) -> str | None:

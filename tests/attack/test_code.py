@@ -1,7 +1,5 @@
 """A folder of a fit makes no code run, unless the user trusts it; then only what was fitted."""
 
-import hashlib
-import json
 import os
 import shutil
 import sys
@@ -12,6 +10,7 @@ from typer.testing import CliRunner
 
 import probdl
 from probdl.command.app import app
+from tests.attack.hostile import rewrite
 
 MODEL = """
 import pyro, pyro.distributions as dist
@@ -26,16 +25,6 @@ def model(x, y=None):
 
 def run(*words):
     return CliRunner().invoke(app, [str(word) for word in words])
-
-
-def rewrite(folder, change):
-    """Change the index of a fit, and make its checksum right again."""
-    path = folder / "fit.json"
-    index = json.loads(path.read_text())
-    del index["sha256"]
-    change(index)
-    digest = hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
-    path.write_text(json.dumps(index | {"sha256": digest}))
 
 
 @pytest.fixture
