@@ -384,6 +384,10 @@ TOPICS: dict[str, dict[str, Check]] = {
         "time_limit": Check(
             _WARNING, "The time limit ended the run; the fit holds what was finished."
         ),
+        "checkpoint": Check(
+            _WARNING,
+            "The state of training could not be saved, so a killed run cannot resume from there.",
+        ),
         "engine": Check(
             _WARNING,
             "The fast engine could not be used, so a slower one was. Results are unaffected, up to "

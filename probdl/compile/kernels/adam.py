@@ -118,6 +118,12 @@ class NativeAdam:
         return {"first": self._state[1], "second": self._state[2]}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Restore the state from a checkpoint."""
-        self._state[1].copy_(state["first"])
-        self._state[2].copy_(state["second"])
+        """Restore the state from a checkpoint.
+
+        Raises:
+            ValueError: it is of other parameters.
+        """
+        for moment, saved in zip(self._state[1:], (state["first"], state["second"]), strict=True):
+            if saved.shape != moment.shape:
+                raise ValueError(f"a moment has shape {tuple(saved.shape)}")
+            moment.copy_(saved)

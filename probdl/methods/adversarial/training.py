@@ -16,7 +16,7 @@ from torch import Tensor
 from probdl.compile.step import Parameters, choose_step
 from probdl.methods.adversarial.checks import suggest_loss
 from probdl.methods.adversarial.losses import Critic, DiscriminatorLoss, GeneratorLoss
-from probdl.methods.training.checkpoint import Checkpoint
+from probdl.methods.training.checkpoint import Checkpoint, copy_saved
 from probdl.methods.training.loop import TrainingLoop
 from probdl.methods.training.minibatch import Batches, Data
 from probdl.methods.training.optimizers import ScheduledOptimizer
@@ -235,7 +235,7 @@ class AdversarialTraining(TrainingLoop):
         """Restore what ``state`` returned, and the engine."""
         self.wanted_engine = state["engine"]
         for flat, value in zip(self.weights, state["weights"], strict=True):
-            flat.copy_(value)
+            copy_saved(flat, value)
         for player, saved in zip(
             (self.discriminator, self.generator), state["training"], strict=True
         ):

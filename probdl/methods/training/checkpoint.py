@@ -5,8 +5,11 @@ from __future__ import annotations
 import functools
 import os
 import tempfile
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import fields
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +17,20 @@ import torch
 from torch import Tensor
 
 from probdl.compile.step import BLOCK
-from probdl.errors import SettingError
+from probdl.errors import DataError, ProbdlError, SettingError
+from probdl.io.files import open_plain
 from probdl.model.fingerprint import fingerprint
+from probdl.util.memory import machine_memory
 
-__all__ = ["Checkpoint", "checkpoint_of"]
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["Checkpoint", "checkpoint_of", "copy_saved"]
 
 FILE = "checkpoint.pt"
+PART = ".part"  # the end of the names of unfinished files
 _VERSION = 1
 
 
@@ -60,18 +71,25 @@ class Checkpoint:
             steps: number of steps of the run.
 
         Raises:
-            SettingError: the checkpoint is of another run or a longer one, or cannot be read.
+            SettingError: the checkpoint is of another run or a longer one, or cannot be read, or
+                the folder cannot be written.
         """
-        if not self.path.exists():
-            return None
-        try:
-            saved = torch.load(self.path, weights_only=True)
+        self._check_folder()
+        self._remove_orphans()
+        with self.readable():
+            try:
+                file = open_plain(self.path)
+            except FileNotFoundError:
+                return None
+            with file:
+                _check_size(file)
+                saved = torch.load(file, weights_only=True)
             version, identity, state = saved["version"], saved["identity"], saved["state"]
-        except Exception as error:
-            raise SettingError(
-                f"The checkpoint {self.path} cannot be read ({str(error).splitlines()[0]}). "
-                "Delete it to start from the beginning."
-            ) from None
+            done = state["done"]
+            if type(version) is not int or type(done) is not int or done < 0:
+                raise ValueError(f"it has version {version!r}, and took {done!r} steps")
+            if not all(isinstance(value, str) for value in identity.values()):
+                raise ValueError("it does not say of which run it is")
         if version != _VERSION:
             raise SettingError(
                 f"The checkpoint {self.path} has version {version}, and this package reads "
@@ -84,26 +102,121 @@ class Checkpoint:
                     f"{identity.get(name)}, and now it is {value}. Use another folder, or delete "
                     "the checkpoint to start from the beginning."
                 )
-        if state["done"] > steps:
+        if done > steps:
             raise SettingError(
-                f"The checkpoint {self.path} is of a run that took {state['done']} steps, more "
+                f"The checkpoint {self.path} is of a run that took {done} steps, more "
                 f"than the {steps} of this run. Use another folder, or more steps."
             )
         return state
 
+    @contextmanager
+    def readable(self) -> Iterator[None]:
+        """Report what fails while a checkpoint is read, or its state is restored.
+
+        Raises:
+            SettingError: something does. A damaged file may hold anything.
+        """
+        try:
+            yield
+        except ProbdlError:
+            raise
+        except Exception as error:
+            raise self._unreadable(f"{type(error).__name__}: {error}") from None
+
+    def _unreadable(self, reason: str) -> SettingError:
+        return SettingError(
+            f"The checkpoint {self.path} cannot be read ({reason.partition(chr(10))[0][:200]}). "
+            "Delete it to start from the beginning."
+        )
+
     def write(self, state: dict[str, Any]) -> None:
-        """Write a state atomically: after a kill, the file holds the old state or the new one."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=FILE, suffix=".part")
+        """Write a state atomically: after a kill, the file holds the old state or the new one.
+
+        Raises:
+            SettingError: the folder cannot be written.
+            KeyboardInterrupt: interrupted before the file was complete; the old one is unchanged.
+        """
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=FILE, suffix=PART)
+        except OSError as error:
+            raise self._not_written(error) from None
         try:
             with os.fdopen(handle, "wb") as file:
+                _lock(file.fileno())  # for as long as it is being written
                 torch.save({"version": _VERSION, "identity": self.identity, "state": state}, file)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(name, self.path)
-        except BaseException:
+        except BaseException as error:
             Path(name).unlink(missing_ok=True)
+            if _interrupted(error):
+                raise KeyboardInterrupt from None
+            if isinstance(error, (OSError, RuntimeError)):
+                raise self._not_written(error) from None
             raise
+
+    def _check_folder(self) -> None:
+        """Check that the folder can be written, before training depends on it."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.path.parent).close()
+        except OSError as error:
+            raise self._not_written(error) from None
+
+    def _not_written(self, error: Exception) -> SettingError:
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        return SettingError(
+            f"The checkpoint {self.path} cannot be written: {reason}. Free disk space, or use "
+            "another folder."
+        )
+
+    def _remove_orphans(self) -> None:
+        """Remove unfinished files of runs that were killed while they wrote them."""
+        for orphan in self.path.parent.glob(f"{FILE}*{PART}"):
+            with suppress(OSError, DataError), open_plain(orphan) as file:
+                if _lock(file.fileno()):
+                    orphan.unlink()
+
+
+def copy_saved(to: Tensor, saved: Any) -> None:
+    """Copy a saved tensor, which must have the same shape and dtype.
+
+    Raises:
+        ValueError: it has not.
+    """
+    if not isinstance(saved, Tensor) or (saved.shape, saved.dtype) != (to.shape, to.dtype):
+        raise ValueError(f"a tensor of shape {tuple(to.shape)} is missing")
+    to.copy_(saved)
+
+
+def _lock(descriptor: int) -> bool:
+    """Return whether a file could be locked: no other process is writing it."""
+    if fcntl is None:  # on Windows
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Return whether Ctrl-C caused an error; torch's writer hides it by an error of its own."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _check_size(file: BufferedReader) -> None:
+    """Check that a file is an archive as torch writes it, whose contents fit into memory."""
+    with zipfile.ZipFile(file) as archive:
+        size = sum(info.file_size for info in archive.infolist())
+    if size > machine_memory(unknown=2**36):
+        raise MemoryError(f"its contents need {size / 2**30:.4g} GiB")
+    file.seek(0)
 
 
 def checkpoint_of(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from probdl.compile.step import BLOCK
-from probdl.errors import ModelError
+from probdl.errors import ModelError, SettingError
 from probdl.findings import Finding
-from probdl.methods.training.checkpoint import Checkpoint
+from probdl.methods.training.checkpoint import Checkpoint, copy_saved
 from probdl.methods.training.minibatch import Batches, Data
 from probdl.results.diagnostics import interrupted
 from probdl.util.clock import check_time_limit
@@ -137,7 +138,8 @@ class TrainingLoop(ABC):
             batches = self.stream_batches()
             try:
                 while self.done < self.steps and not self.over:
-                    self.advance(batches, threads)
+                    with self._resuming():
+                        self.advance(batches, threads)
                     if self.over:
                         break
                     if self.done % BLOCK == 0 or self.done == self.steps:
@@ -156,6 +158,12 @@ class TrainingLoop(ABC):
                         "take all steps; with checkpoint=, training resumes where it stopped",
                     )
                 )
+
+    def _resuming(self) -> AbstractContextManager[None]:
+        """Report a failing first step as a damaged checkpoint: optimizers read theirs only then."""
+        if self.checkpoint is None or not self.done == self.resumed_at > 0:
+            return nullcontext()
+        return self.checkpoint.readable()
 
     def stream_batches(self) -> Iterator[Data]:
         """Yield minibatches, epoch after epoch, from the next step on."""
@@ -190,7 +198,15 @@ class TrainingLoop(ABC):
         if self.checkpoint is None:
             return
         if self.over or self.done == self.steps or self.done % self.checkpoint.every == 0:
-            self.save(self.checkpoint)
+            self._save(self.checkpoint)
+
+    def _save(self, checkpoint: Checkpoint) -> None:
+        """Write the checkpoint; a full disk must not cost the training."""
+        try:
+            self.save(checkpoint)
+        except SettingError as error:
+            if not any(finding.check == "checkpoint" for finding in self.findings):
+                self.findings.append(Finding("warning", "checkpoint", str(error)))
 
     @property
     def last_block(self) -> NDArray[np.float64]:
@@ -258,9 +274,17 @@ class TrainingLoop(ABC):
         state = None if self.checkpoint is None else self.checkpoint.read(self.steps)
         if state is None:
             return
+        assert self.checkpoint is not None
+        with self.checkpoint.readable():
+            self._load(state)
+
+    def _load(self, state: dict[str, Any]) -> None:
         self.done = self.resumed_at = state["done"]
-        self.records[: self.done] = state[self.record_key][: self.done].numpy()
+        records = torch.from_numpy(self.records[: self.done])
+        copy_saved(records, state[self.record_key][: self.done])
         for buffer, value in zip(self.buffers, state["buffers"], strict=True):
-            buffer.copy_(value)
+            copy_saved(buffer, value)
+        if state["engine"] not in ("native", "graph", "eager"):
+            raise ValueError(f"the engine is {state['engine']!r}")
         self.restore(state)
         self.last_good = (self.done, self.snapshot())

@@ -16,7 +16,7 @@ from probdl.compile.kernels.adam import NativeAdam
 from probdl.compile.runtime.toolchain import CompilerError
 from probdl.compile.step import BLOCK, NativeStep, Parameters, Step, choose_step
 from probdl.findings import RISING_ERRORS, Finding
-from probdl.methods.training.checkpoint import Checkpoint
+from probdl.methods.training.checkpoint import Checkpoint, copy_saved
 from probdl.methods.training.loop import TrainingLoop
 from probdl.methods.training.minibatch import Batches, Data, FullData
 from probdl.methods.training.optimizers import ScheduledOptimizer
@@ -158,7 +158,7 @@ class VariationalTraining(TrainingLoop):
         if self.optimizer is None:
             self.optimizer = self.plan.make_optimizer(step.engine == "native")
             if self.saved_optimizer is not None:
-                self.optimizer.load(self.saved_optimizer)
+                self._restore_optimizer(self.optimizer)
         if self.seed_block():
             for each in self.compiled.values():
                 each.begin_block()
@@ -170,6 +170,11 @@ class VariationalTraining(TrainingLoop):
         self.keep_early_state()
         self.optimizer.step(self.done / self.steps)
         return float(loss)
+
+    def _restore_optimizer(self, optimizer: Any) -> None:
+        assert self.checkpoint is not None
+        with self.checkpoint.readable():
+            optimizer.load(self.saved_optimizer)
 
     def fail_at(self, data: Data, loss: float) -> None:
         """End the training with the last good state, and say what made the loss not finite."""
@@ -215,7 +220,7 @@ class VariationalTraining(TrainingLoop):
             return
         self.adam_data = data
         if self.saved_optimizer is not None:
-            self.adam.load(self.saved_optimizer)
+            self._restore_optimizer(self.adam)
 
     def advance(self, batches: Iterator[Data], threads: WaitPolicy) -> None:
         """Take the next step, or with native Adam the remaining steps of a block."""
@@ -295,9 +300,13 @@ class VariationalTraining(TrainingLoop):
     def restore(self, state: dict[str, Any]) -> None:
         """Restore what ``state`` returned, and the engine."""
         self.over, self.wanted_engine = state["over"], state["engine"]
-        self.parameters.flat.copy_(state["flat"])
+        copy_saved(self.parameters.flat, state["flat"])
         self.saved_optimizer = state["training"]
-        self.best = _Best(*state["best"])
+        flat, *numbers = state["best"]
+        if not all(type(number) in (int, float) for number in numbers):
+            raise ValueError("the best state has no loss")
+        copy_saved(self.best.flat, flat)
+        self.best = _Best(self.best.flat, *numbers)
 
 
 def train(loss: Objective, parameters: Parameters, batches: Batches, plan: Plan) -> Outcome:
