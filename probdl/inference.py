@@ -9,13 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-import numpy as np
-
 from probdl.errors import FindingWarning, ModelError, SettingError, TimeLimitError, warn
 from probdl.findings import Finding, Findings
 from probdl.methods import METHODS, Method, resolve
 from probdl.methods.base import PYRO_NAMES, setting_named
 from probdl.model.callables import accepts_argument, callable_name, runnable, signature
+from probdl.model.elements import check_labels
 from probdl.model.program import Program
 from probdl.model.sites import discover
 from probdl.nn import is_network
@@ -25,6 +24,7 @@ from probdl.util.clock import Clock, TimeUp, clock
 from probdl.util.isolation import isolated
 from probdl.util.progress import print_line
 from probdl.util.seeds import stream
+from probdl.util.settings import check_progress
 
 __all__ = ["infer"]
 
@@ -121,8 +121,7 @@ def infer(
             f"{name}= is a setting of a method, not an argument of infer(). Pass it to the method: "
             f"method=probdl.{type(chosen).__name__}({setting_named(name)}=...)."
         )
-    if progress not in (None, True, False):
-        raise SettingError(f"progress={progress!r}: progress must be True, False or None.")
+    check_progress("infer", progress)
     with isolated(seed):  # also isolates what Program does with the arguments
         fit = _fit(chosen, model, args, kwargs, seed, coords, dims, progress, time_limit)
     findings = fit.diagnose()
@@ -273,18 +272,11 @@ def _check_labels(
     Raises:
         SettingError: they do not.
     """
-    for what, given in (("dims", dims), ("coords", coords)):
-        if not isinstance(given, Mapping):
-            raise SettingError(
-                f"{what}= is a {type(given).__name__}; it must be a dict, such as "
-                f"{what}={{'school': ['A', 'B']}}."
-            )
-    for label, labels in coords.items():
-        listed = hasattr(labels, "__len__") and not isinstance(labels, (set, frozenset, Mapping))
-        if not listed or any(isinstance(one, (tuple, list, np.ndarray)) for one in labels):
-            raise SettingError(
-                f"coords[{label!r}] = {labels!r} must be a list of labels, one for each index."
-            )
+    if not isinstance(dims, Mapping):
+        raise SettingError(
+            f"dims= is a {type(dims).__name__}; it must be a dict, such as dims={{'y': ['time']}}."
+        )
+    check_labels("infer", coords)
     sites = discover(program).sites
     data = dict(program.named_data())
     shapes = {name: tuple(t.shape) for name, t in data.items()}

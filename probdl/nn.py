@@ -22,6 +22,7 @@ from pyro.nn.module import to_pyro_module_
 from torch import Tensor, nn
 
 from probdl.errors import ModelError, SettingError
+from probdl.model.advice import explained
 from probdl.util.settings import check_choice, is_int, is_real, setting_error
 
 __all__ = [
@@ -49,6 +50,7 @@ SCHEMES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@explained("initialize()")
 def initialize(module: nn.Module, scheme: str = "he", bias: float = 0.0) -> nn.Module:
     r"""Initialize the weights of all layers randomly, and the biases to a constant.
 
@@ -119,6 +121,7 @@ class MLP(_Network):
     torch.Size([5, 2])
     """
 
+    @explained("MLP()")
     def __init__(
         self,
         sizes: Sequence[int],
@@ -170,6 +173,7 @@ class ConvNet(_Network):
     torch.Size([5, 10])
     """
 
+    @explained("ConvNet()")
     def __init__(
         self,
         shape: Sequence[int],
@@ -218,6 +222,7 @@ class TransposedConvNet(_Network):
     torch.Size([5, 28, 28])
     """
 
+    @explained("TransposedConvNet()")
     def __init__(
         self,
         sizes: Sequence[int],
@@ -270,6 +275,7 @@ def _padding(owner: str, kernel: int, stride: int) -> tuple[int, int]:
     return (kernel - stride) // 2, (kernel - stride) % 2
 
 
+@explained("bayesian()")
 def bayesian(
     module: nn.Module, prior: float | Any | Callable[[str, Tensor], Any] = 1.0
 ) -> PyroModule:
@@ -355,6 +361,7 @@ _MAX_SLOPES: dict[type[nn.Module], float] = {
 }  # fmt: skip
 
 
+@explained("lipschitz_bound()")
 def lipschitz_bound(module: nn.Module) -> float:
     r"""Bound the Lipschitz constant of a feedforward network, in Euclidean norm.
 
@@ -419,6 +426,7 @@ def _norm_bound(layer: Any) -> Tensor:
     return torch.stack(norms).min() * math.sqrt(height * width)
 
 
+@explained("lipschitz_estimate()")
 def lipschitz_estimate(
     fn: Callable[[Tensor], Tensor], x: Tensor, num_pairs: int = 10_000, seed: int = 0
 ) -> float:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from probdl.errors import ModelError, SettingError
 from probdl.io.idata import PLOTS, ecdf_band, plot, variables
+from probdl.model.advice import explained
 from probdl.montecarlo import Calibration
 from probdl.results.fit import Fit
 from probdl.util.lazy import pyplot as plt
@@ -37,6 +38,7 @@ __all__ = [
 ]
 
 
+@explained("plot_fit()")
 def plot_fit(fit: Fit, kind: str, sites: Sequence[str] | None = None) -> Figure:
     """Draw one of ArviZ's plots, with ArviZ 0.x or 1.x.
 
@@ -86,6 +88,7 @@ def plot_fit(fit: Fit, kind: str, sites: Sequence[str] | None = None) -> Figure:
     return plot(fit.idata, kind, sites)
 
 
+@explained("plot_elbo()")
 def plot_elbo(fit: Fit, ax: Axes | None = None, window: int = 100) -> Axes:
     """Plot the ELBO (nats) at each step of a fit by SVI, with its moving average.
 
@@ -127,6 +130,7 @@ def plot_elbo(fit: Fit, ax: Axes | None = None, window: int = 100) -> Axes:
     return ax
 
 
+@explained("plot_images()")
 def plot_images(images: Any, ax: Axes | None = None, columns: int | None = None) -> Axes:
     """Draw images in a grid.
 
@@ -168,6 +172,7 @@ def plot_images(images: Any, ax: Axes | None = None, columns: int | None = None)
     return ax
 
 
+@explained("plot_reconstructions()")
 def plot_reconstructions(
     fit: Fit, x: Any, *args: Any, ax: Axes | None = None, columns: int = 10, **kwargs: Any
 ) -> Axes:
@@ -199,6 +204,7 @@ def plot_reconstructions(
     return plot_images(np.concatenate(pairs), ax, columns)
 
 
+@explained("plot_latent()")
 def plot_latent(
     fit: Fit,
     *args: Any,
@@ -254,6 +260,7 @@ def plot_latent(
     return ax
 
 
+@explained("plot_study()")
 def plot_study(study: xr.Dataset, parameters: Sequence[str] | None = None) -> NDArray[Any]:
     """Plot the results of a study against sample size, with error bars of two standard errors.
 
@@ -314,6 +321,7 @@ def plot_study(study: xr.Dataset, parameters: Sequence[str] | None = None) -> ND
     return np.asarray(axes)
 
 
+@explained("plot_calibration()")
 def plot_calibration(calibration: Calibration, ax: Axes | None = None, prob: float = 0.95) -> Axes:
     """Plot the differences between the empirical CDFs of the ranks and the uniform CDF.
 

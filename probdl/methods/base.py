@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABCMeta, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -18,10 +18,13 @@ from probdl.model.starting import as_settings
 from probdl.results.fit import Fit
 from probdl.results.latent import Proposal
 from probdl.util.memory import machine_memory
-from probdl.util.settings import check_choice, check_int, check_real, setting_error
+from probdl.util.settings import INT_MAX, check_choice, check_int, check_real, plain, setting_error
 from probdl.util.suggestions import did_you_mean, nearest
 
 __all__ = ["METHODS", "Method", "resolve"]
+
+COPIES = 3  # of draws in memory: on R^d, constrained, and in the container
+CHAIN_BYTES = 2**16  # of a chain beside its draws, at most: the state of its sampler
 
 METHODS: dict[str, type[Method]] = {}
 """The methods by name. A subclass of ``Method`` with a name registers itself."""
@@ -161,15 +164,22 @@ class Method(metaclass=_CheckedSettings):
         """
         return None
 
-    def _check_int(self, **least: int) -> None:
-        """Check that settings are integers, given the smallest value of each."""
+    def _check_int(self, high: int = INT_MAX, **least: int) -> None:
+        """Check that settings are integers, given the smallest value of each, and the largest."""
         settings = {name: (getattr(self, name), low) for name, low in least.items()}
-        check_int(type(self).__name__, **settings)
+        check_int(type(self).__name__, high, **settings)
+        self._make_plain(least)
 
     def _check_real(self, **between: tuple[float, float]) -> None:
         """Check that settings are numbers, given two bounds for each, both excluded."""
         settings = {name: (getattr(self, name), *bounds) for name, bounds in between.items()}
         check_real(type(self).__name__, **settings)
+        self._make_plain(between)
+
+    def _make_plain(self, settings: Iterable[str]) -> None:
+        """Make NumPy's numbers Python's, which everything takes, and which can be saved."""
+        for name in settings:
+            object.__setattr__(self, name, plain(getattr(self, name)))
 
     def _check_choice(self, **choices: tuple[str, ...]) -> None:
         """Check that settings are one of some words, given the words for each."""
@@ -209,13 +219,15 @@ class Method(metaclass=_CheckedSettings):
         sizes = {name: getattr(self, name, 0) for name in ("draws", "num_samples", "warmup")}
         runs = getattr(self, "chains", getattr(self, "paths", 1))
         scalars = structure.count_values("latent")
-        needed = 8 * scalars * runs * (max(sizes["draws"], sizes["num_samples"]) + sizes["warmup"])
+        count = max(sizes["draws"], sizes["num_samples"]) + sizes["warmup"]
+        needed = runs * (COPIES * 8 * scalars * count + CHAIN_BYTES)
         if needed > (available := machine_memory(unknown=2**36)):
-            settings = ", ".join(f"{name}={value}" for name, value in sizes.items() if value)
+            shown = sizes | {"chains": getattr(self, "chains", 0)}
+            settings = ", ".join(f"{name}={value}" for name, value in shown.items() if value)
             raise SettingError(
                 f"{type(self).__name__}({settings}): the draws, of {scalars} numbers each, need "
-                f"{needed / 2**30:.3g} GiB, and this machine has {available / 2**30:.3g} GiB of "
-                "memory. Request fewer draws."
+                f"about {needed / 2**30:.3g} GiB, and this machine has {available / 2**30:.3g} GiB "
+                "of memory. Request fewer draws."
             )
         return structure
 

@@ -6,16 +6,17 @@ import os
 import sysconfig
 import textwrap
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
 import torch
 from torch import Tensor
 
-from probdl.errors import ModelError
+from probdl.errors import ModelError, ProbdlError, SettingError
 
-__all__ = ["explain_failure", "where", "without_trace_shapes"]
+__all__ = ["explain_failure", "explained", "where", "without_trace_shapes"]
 
 _PACKAGE = os.path.dirname(os.path.dirname(__file__))
 _LIBRARIES = (
@@ -75,6 +76,32 @@ def explain_failure(
         f"The model '{model_name}' failed{where(error)}: {type(error).__name__}: {reason}. "
         f"Its inputs were: {inputs or 'none'}. {advice}"
     )
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Report any error as one of the arguments of a call, in a context or as a decorator.
+
+    Args:
+        what: what was called, such as ``"MLP()"`` or ``"fn"``.
+
+    Raises:
+        SettingError: an error of another type, with its message and the line of the user's code.
+
+    >>> with explained("fn"):
+    ...     1 / 0
+    Traceback (most recent call last):
+    probdl.errors.SettingError: fn failed at ...: ZeroDivisionError: division by zero.
+    """
+    try:
+        yield
+    except ProbdlError:
+        raise
+    except Exception as error:
+        reason = textwrap.shorten(without_trace_shapes(error), _MAX_CHARACTERS).removesuffix(".")
+        raise SettingError(
+            f"{what} failed{where(error)}: {type(error).__name__}: {reason}."
+        ) from error
 
 
 def without_trace_shapes(error: Exception) -> str:

@@ -17,9 +17,33 @@ from probdl.errors import SettingError, warn
 from probdl.model.distributions import base_distribution
 from probdl.model.sites import Site, Structure
 
-__all__ = ["Elements"]
+__all__ = ["Elements", "check_labels"]
 
 Labels = Mapping[str, Any]  # by dimension
+
+
+def check_labels(owner: str, coords: Any) -> None:
+    """Check that ``coords`` is None, or has lists of labels by dimension.
+
+    Raises:
+        SettingError: it has not.
+    """
+    if coords is None:
+        return
+    if not isinstance(coords, Mapping):
+        raise SettingError(
+            f"{owner}(coords=…): coords is a {type(coords).__name__}; it must be a dict, such as "
+            "coords={'school': ['A', 'B']}."
+        )
+    for dim, labels in coords.items():
+        if not isinstance(dim, str):
+            raise SettingError(f"{owner}(coords=…): a dimension has the name {dim!r}, no text.")
+        listed = hasattr(labels, "__len__") and not isinstance(labels, (set, frozenset, Mapping))
+        listed = listed and getattr(labels, "ndim", 1) == 1 and not isinstance(labels, type)
+        if not listed or any(isinstance(one, (tuple, list, np.ndarray)) for one in labels):
+            raise SettingError(
+                f"coords[{dim!r}] = {labels!r} must be a list of labels, one for each index."
+            )
 
 
 class Elements:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from probdl.errors import SettingError
+from probdl.model.advice import explained
 from probdl.util.lazy import stats
 from probdl.util.settings import check_int, check_real
 
@@ -206,6 +207,7 @@ def _checked_matrix(transition: Any) -> NDArray[np.float64]:
     return matrix
 
 
+@explained("stationary()")
 def stationary(transition: Any) -> NDArray[np.float64]:
     r"""Return the stationary distribution: pi P = pi.
 
@@ -234,6 +236,7 @@ def stationary(transition: Any) -> NDArray[np.float64]:
     return solution / solution.sum()
 
 
+@explained("spectral_gap()")
 def spectral_gap(transition: Any) -> float:
     r"""Return the absolute spectral gap: 1 - |λ₂|, with λ₂ the second largest eigenvalue.
 
@@ -251,6 +254,7 @@ def spectral_gap(transition: Any) -> float:
     return max(0.0, float(1.0 - moduli[1])) if len(moduli) > 1 else 1.0
 
 
+@explained("mixing_time()")
 def mixing_time(transition: Any, distance: float = 0.25) -> int:
     r"""Return the number of steps until the chain is close to its stationary distribution.
 
@@ -297,6 +301,7 @@ def mixing_time(transition: Any, distance: float = 0.25) -> int:
     return steps + 1
 
 
+@explained("simulate_chain()")
 def simulate_chain(
     transition: Any, steps: int, *, initial: Any = None, num_chains: int = 1, seed: int = 0
 ) -> NDArray[np.int64]:
@@ -332,6 +337,7 @@ def simulate_chain(
     return states
 
 
+@explained("markov_property()")
 def markov_property(states: Any, num_states: int | None = None) -> float:
     r"""Test whether the next state depends on the previous state, given the present one.
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from probdl.errors import DataError
+from probdl.model.advice import explained
 from probdl.model.recorder import ControlFlowError
 from probdl.nn import MLP, ConvNet, TransposedConvNet, initialize
 from probdl.util.settings import check_choice, check_int
@@ -89,6 +90,7 @@ class VAE(PyroModule):
             self.noise = PyroParam(torch.tensor(1.0), constraint=constraints.positive)
 
     @classmethod
+    @explained("VAE.mlp()")
     def mlp(
         cls,
         shape: Sequence[int],
@@ -116,6 +118,7 @@ class VAE(PyroModule):
         return cls(encoder, decoder, latent_dim, likelihood, num_classes)
 
     @classmethod
+    @explained("VAE.conv()")
     def conv(
         cls,
         shape: Sequence[int],

@@ -24,13 +24,14 @@ from probdl.methods import Method
 from probdl.methods.base import resolve
 from probdl.model.sites import scalar_labels
 from probdl.montecarlo.simulate import Simulator
+from probdl.results.diagnostics import require_complete
 from probdl.util.isolation import isolated
 from probdl.util.lazy import pandas as pd
 from probdl.util.lazy import stats
 from probdl.util.lazy import xarray as xr
 from probdl.util.parallel import parallel_map
 from probdl.util.seeds import stream
-from probdl.util.settings import check_int
+from probdl.util.settings import check_int, check_progress, check_seed, check_workers
 
 __all__ = ["Calibration", "calibrate"]
 
@@ -144,6 +145,9 @@ def calibrate(
     check_int(
         "calibrate", simulations=(simulations, MIN_SIMULATIONS), num_draws=(num_draws, MIN_DRAWS)
     )
+    check_seed("calibrate", seed)
+    check_workers("calibrate", workers)
+    check_progress("calibrate", progress)
     simulator = Simulator(model, arguments)
     with isolated(stream(seed, "joint")):
         prior, sets = simulator.joint(simulations)
@@ -162,6 +166,7 @@ def calibrate(
         try:
             with isolated(fit_seed):
                 fit = chosen.run(program, fit_seed, False)
+                require_complete(fit.findings)
         except ProbdlError as error:
             return str(error), []
         count = fit.num_chains * fit.num_draws

@@ -23,6 +23,7 @@ from probdl.errors import FindingWarning, SettingError, warn
 from probdl.findings import EXPECTATION_K_MAX, PARETO_K_MAX, Finding, Findings
 from probdl.io import idata
 from probdl.model import predictive
+from probdl.model.advice import explained
 from probdl.model.program import Program
 from probdl.model.sites import discover
 from probdl.model.vectorize import vectorize
@@ -31,7 +32,16 @@ from probdl.results.diagnostics import interrupted
 from probdl.util.isolation import isolated
 from probdl.util.progress import bar
 from probdl.util.seeds import stream
-from probdl.util.settings import check_choice, check_int, check_real
+from probdl.util.settings import (
+    check_choice,
+    check_flag,
+    check_function,
+    check_int,
+    check_progress,
+    check_real,
+    check_seed,
+    setting_error,
+)
 
 __all__ = ["Expectation", "expectation"]
 
@@ -145,6 +155,15 @@ def expectation(
         check_int("expectation", num_samples=(num_samples, MIN_SAMPLES))
     if tol is not None:
         check_real("expectation", tol=(tol, 0, math.inf))
+    check_seed("expectation", seed)
+    check_progress("expectation", progress)
+    check_flag("expectation", normalised=normalised)
+    check_function("expectation", fn=fn)
+    if control is not None:
+        listed = isinstance(control, (tuple, list)) and len(control) == 2
+        if not listed or not callable(control[0]):
+            rule = "must be a function and its known expectation"
+            raise setting_error("expectation", "control", control, rule)
     if proposal is not None and not hasattr(source, "log_prob"):
         raise SettingError(
             "proposal= needs a source with log_prob. Pass a distribution, not a program."
@@ -159,7 +178,12 @@ def expectation(
     inputs = _Inputs(proposal if proposal is not None else source, args, sampling)
     total = _Total(control is not None, not normalised)
     findings: list[Finding] = []
-    with isolated(seed), torch.no_grad(), bar(count, "simulating", progress) as shown:
+    with (
+        explained("expectation()"),
+        isolated(seed),
+        torch.no_grad(),
+        bar(count, "simulating", progress) as shown,
+    ):
         try:
             for x, groups in inputs.batches(count, seed):
                 values = _values(fn, x, "fn")
@@ -183,7 +207,8 @@ def expectation(
 def _values(fn: Callable[[Any], Any], x: Any, what: str) -> Tensor:
     """Evaluate a function at a batch of draws, as float64 (n, *shape)."""
     rows = len(next(iter(x.values()))) if isinstance(x, dict) else len(x)
-    value = torch.as_tensor(fn(x))
+    with explained(what):
+        value = torch.as_tensor(fn(x))
     if not value.ndim or len(value) != rows:
         raise SettingError(
             f"{what} maps {rows} draws to a value of shape {tuple(value.shape)}. It must keep the "

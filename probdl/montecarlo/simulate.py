@@ -10,6 +10,7 @@ from torch import Tensor
 
 from probdl.errors import ModelError, SettingError
 from probdl.model import predictive
+from probdl.model.advice import explained
 from probdl.model.program import Program
 from probdl.model.sites import discover
 
@@ -78,7 +79,8 @@ class Simulator:
                     f"truth names {name!r}, which is not a site of the model. Its sites are "
                     f"{', '.join(map(repr, sites))}."
                 )
-            tensor = torch.as_tensor(value, dtype=torch.float64)
+            with explained(f"truth[{name!r}]"):
+                tensor = torch.as_tensor(value, dtype=torch.float64)
             try:
                 tensor = tensor.expand(sites[name].shape)
             except RuntimeError:
@@ -120,7 +122,8 @@ class Simulator:
         """Return the data sets of a generator, one per seed."""
         sets = []
         for seed in seeds:
-            args, kwargs = read_arguments(generator(seed))
+            with explained("generator"):
+                args, kwargs = read_arguments(generator(seed))
             made = self.program.with_arguments(args, kwargs).tensors()
             shapes = [tuple(t.shape) for t in made]
             if shapes != [tuple(t.shape) for t in self.program.tensors()]:

@@ -21,15 +21,27 @@ from numpy.typing import NDArray
 from probdl.errors import FindingWarning, ProbdlError, SettingError, warn
 from probdl.methods import MLE, Method
 from probdl.methods.base import resolve
+from probdl.model.advice import explained
 from probdl.model.sites import scalar_labels
 from probdl.montecarlo.simulate import Simulator
+from probdl.results.diagnostics import require_complete
 from probdl.results.fit import Fit
 from probdl.util.isolation import isolated
 from probdl.util.lazy import special
 from probdl.util.lazy import xarray as xr
 from probdl.util.parallel import parallel_map
 from probdl.util.seeds import stream
-from probdl.util.settings import check_int, check_real, setting_error
+from probdl.util.settings import (
+    INT_MAX,
+    check_function,
+    check_int,
+    check_progress,
+    check_real,
+    check_seed,
+    check_workers,
+    is_int,
+    setting_error,
+)
 
 __all__ = ["study"]
 
@@ -104,11 +116,17 @@ def study(
     (2019); White, "Maximum likelihood estimation of misspecified models" (1982).
     """
     chosen = resolve(method)
-    sizes = [int(n) for n in sizes]
-    if not sizes or min(sizes) < 1 or len(set(sizes)) < len(sizes):
-        raise setting_error("study", "sizes", sizes, "must be distinct integers of at least 1")
+    sizes = _checked_sizes(sizes)
     check_int("study", replicates=(replicates, MIN_REPLICATES))
     check_real("study", interval_prob=(interval_prob, 0, 1))
+    check_seed("study", seed)
+    check_workers("study", workers)
+    check_progress("study", progress)
+    for setting, value in (("arguments", arguments), ("generator", generator)):
+        if value is not None:
+            check_function("study", **{setting: value})
+    if truth is not None and not isinstance(truth, Mapping):
+        raise setting_error("study", "truth", truth, "must be a dict of values by site")
     if truth is None and generator is None:
         raise SettingError(
             "study() needs true parameters or other data. Pass truth=, the values of the model's "
@@ -123,7 +141,8 @@ def study(
     failed, seconds = [], []
     for n in sizes:
         generate = functools.partial(generator, n) if generator is not None else None
-        example = generate(stream(seed, "template")) if generate is not None else template(n)
+        with explained("arguments" if generate is None else "generator"):
+            example = template(n) if generate is None else generate(stream(seed, "template"))
         simulator = Simulator(model, example)
         if generate is None:
             with isolated(stream(seed, "data", n)):
@@ -163,6 +182,17 @@ def study(
     return result
 
 
+def _checked_sizes(sizes: Any) -> list[int]:
+    try:
+        listed = list(sizes)
+    except TypeError:
+        listed = []
+    numbers = [int(n) for n in listed if is_int(n) and 1 <= n <= INT_MAX]
+    if not listed or len(set(numbers)) < len(listed):
+        raise setting_error("study", "sizes", sizes, "must be distinct integers of at least 1")
+    return numbers
+
+
 class _FitOne:
     """Fits one data set of a study: a function of its index that returns the estimates."""
 
@@ -198,6 +228,7 @@ class _FitOne:
                     fit = self.first = self.method.run(program, seed, False)
                 else:
                     fit = self.method.refit(self.first, program, seed)
+                require_complete(fit.findings)
         except ProbdlError as error:
             return str(error), []
         checks = [f.check for f in fit.findings if f.severity != "info"]
@@ -223,9 +254,12 @@ def estimates(fit: Fit, names: Sequence[str], prob: float) -> Array:
 
 def _projection(model: Callable[..., Any], generator: Any, seed: int) -> dict[str, Any]:
     """Estimate the parameters closest to the distribution of the data in KL divergence."""
-    simulator = Simulator(model, generator(PROJECTION_ROWS, stream(seed, "projection")))
+    with explained("generator"):
+        data = generator(PROJECTION_ROWS, stream(seed, "projection"))
+    simulator = Simulator(model, data)
     with isolated(seed):
         fit = MLE().run(simulator.program, seed, False)
+        require_complete(fit.findings)
     return {s.name: fit.draws[s.name][0, 0] for s in fit.structure.of("latent", "param")}
 
 

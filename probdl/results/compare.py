@@ -13,6 +13,7 @@ from probdl.results.crossvalidation import score_held_out
 from probdl.results.fit import Fit
 from probdl.results.masking import without_masked
 from probdl.util.lazy import pandas as pd
+from probdl.util.settings import check_flag, check_progress, check_workers
 
 __all__ = ["compare"]
 
@@ -70,6 +71,17 @@ def compare(
     Source: Vehtari, Gelman and Gabry, "Practical Bayesian model evaluation using leave-one-out
     cross-validation and WAIC" (2017).
     """
+    if not isinstance(fits, Mapping):
+        raise SettingError(
+            f"compare() takes a dict of fits by name, such as {{'a': fit_a, 'b': fit_b}}, and got "
+            f"a {type(fits).__name__}."
+        )
+    for name, fit in fits.items():
+        if not isinstance(fit, Fit):
+            raise SettingError(f"{name!r} is a {type(fit).__name__}; compare() takes fits.")
+    check_flag("compare", refit=refit)
+    check_workers("compare", workers)
+    check_progress("compare", progress)
     if len(fits) < 2:
         raise SettingError(f"compare() needs at least two fits by name, but got {len(fits)}.")
     _check_comparable(fits)

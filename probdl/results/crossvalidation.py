@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,11 @@ from probdl.model import predictive
 from probdl.model.elements import Elements
 from probdl.model.program import Program
 from probdl.model.sites import data_plate, discover
+from probdl.results.diagnostics import require_complete
 from probdl.util.isolation import isolated
 from probdl.util.parallel import parallel_map
 from probdl.util.seeds import stream
+from probdl.util.settings import check_int, check_progress, check_workers
 
 __all__ = ["CrossValidation", "cross_validate", "score_held_out"]
 
@@ -80,6 +82,11 @@ def score_held_out(
         index = torch.as_tensor(np.asarray(rows))
         return program.with_tensors([t[index] if t.ndim and len(t) == size else t for t in tensors])
 
+    # The folds are other runs than the one that its checkpoint, if any, belongs to.
+    method = fit.method
+    if getattr(method, "checkpoint", None) is not None:
+        method = replace(method, checkpoint=None)
+
     def score_group(number: int) -> Array | str:
         """Return the scores of a group, or why there are none."""
         rows = np.asarray(groups[number])
@@ -87,7 +94,8 @@ def score_held_out(
         seed = stream(fit.seed, "fold", number)
         try:
             with isolated(seed):
-                refit = fit.method.run(program_at(kept), seed, False)
+                refit = method.run(program_at(kept), seed, False)
+                require_complete(refit.findings)
                 held_out = program_at(rows)
                 new_rows = Elements(refit.structure, fresh=[plate])
                 scored = predictive.log_likelihood(
@@ -135,6 +143,9 @@ def cross_validate(
     fit: Any, k: int, *, workers: int | None = None, progress: bool | None = None
 ) -> CrossValidation:
     """Cross-validate a fit with k random folds; see ``Fit.cross_validate``."""
+    check_int("cross_validate", k=(k, 2))
+    check_workers("cross_validate", workers)
+    check_progress("cross_validate", progress)
     _check_all_data(fit.program)
     _, size = data_plate(fit.program, fit.structure)
     if not 2 <= k <= size:

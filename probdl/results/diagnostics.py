@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ __all__ = [
     "check_stuck",
     "check_tree",
     "interrupted",
+    "require_complete",
     "stuck_chains",
     "unchecked",
 ]
@@ -341,6 +342,15 @@ def interrupted(stop: KeyboardInterrupt, done: float, of: str, kept: str, again:
         again: what a complete run would do: ``"run all starts"``.
     """
     return _stopped(stop, "The run was", "the run", f"after {done} of {of}; {kept}", again)
+
+
+def require_complete(findings: Iterable[Finding]) -> None:
+    """Raise KeyboardInterrupt if Ctrl-C ended the run that has these findings.
+
+    A fit that is returned early is right where a user sees its finding, but not as one of many.
+    """
+    if any(finding.check == "interrupted" for finding in findings):
+        raise KeyboardInterrupt
 
 
 def unchecked(stop: KeyboardInterrupt, kept: str, again: str) -> Finding:

@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from probdl.errors import SettingError
+from probdl.model.advice import explained
 from probdl.util.isolation import isolated, sheltered
+from probdl.util.settings import check_int, check_seed, setting_error
 
 __all__ = [
     "Divergence",
@@ -81,10 +83,23 @@ def optimal_discriminator(p_data: Any, p_model: Any) -> Callable[[Tensor], Tenso
 
     Source: Goodfellow et al., "Generative adversarial nets" (2014), proposition 1.
     """
+    _check_densities("optimal_discriminator", p_data=p_data, p_model=p_model)
     return lambda x: torch.sigmoid(p_data.log_prob(x) - p_model.log_prob(x))
 
 
+def _check_densities(owner: str, **densities: Any) -> None:
+    """Check that two distributions have densities, of the same shape."""
+    for name, density in densities.items():
+        if isinstance(density, type) or not hasattr(density, "log_prob"):
+            rule = "must be a distribution, such as pyro.distributions.Normal(0.0, 1.0)"
+            raise setting_error(owner, name, density, rule)
+    shapes = {getattr(density, "event_shape", None) for density in densities.values()}
+    if len(shapes) > 1:
+        raise SettingError(f"{owner}(): the distributions have events of the shapes {shapes}.")
+
+
 @sheltered()
+@explained("jensen_shannon()")
 def jensen_shannon(
     p_data: Any, p_model: Any, num_samples: int = 100_000, seed: int = 0
 ) -> Divergence:
@@ -99,15 +114,16 @@ def jensen_shannon(
         seed: the seed for the draws.
 
     Raises:
-        SettingError: ``num_samples`` is below 2.
+        SettingError: ``num_samples`` is below 2, or a distribution is none or of another shape.
 
     >>> import pyro.distributions as dist
     >>> same = jensen_shannon(dist.Normal(0.0, 1.0), dist.Normal(0.0, 1.0), num_samples=100)
     >>> same.value, same.value_function == -2 * math.log(2)
     (0.0, True)
     """
-    if num_samples < 2:
-        raise SettingError(f"num_samples={num_samples} must be at least 2.")
+    check_int("jensen_shannon", num_samples=(num_samples, 2))
+    check_seed("jensen_shannon", seed)
+    _check_densities("jensen_shannon", p_data=p_data, p_model=p_model)
     with isolated(seed):
         x, g = p_data.sample((num_samples,)), p_model.sample((num_samples,))
     logits = [p_data.log_prob(v) - p_model.log_prob(v) for v in (x, g)]

@@ -18,6 +18,7 @@ from torch import Tensor
 from probdl.errors import CapabilityError, ModelError, ProbdlError, SettingError, warn
 from probdl.findings import Finding, Findings
 from probdl.io.arrays import write_arrays
+from probdl.io.folders import folder_path
 from probdl.io.idata import (
     dimensions,
     good_k,
@@ -32,7 +33,7 @@ from probdl.io.idata import (
 from probdl.io.saving import save
 from probdl.model import predictive, streaming
 from probdl.model.discrete import observations
-from probdl.model.elements import Elements
+from probdl.model.elements import Elements, check_labels
 from probdl.model.loader import MissingLoader
 from probdl.model.program import Program
 from probdl.model.sites import Site, Structure, data_plate, discover
@@ -47,6 +48,7 @@ from probdl.util.cached import cached
 from probdl.util.isolation import isolated, sheltered
 from probdl.util.lazy import pandas as pd
 from probdl.util.seeds import stream
+from probdl.util.settings import check_flag, check_int
 
 __all__ = ["Fit", "FittedBy", "LogPredictive", "as_numpy"]
 
@@ -196,7 +198,15 @@ class Fit:
             ['mu']
         """
         if options and not self.is_point:
-            return summary(self._posterior, **options)
+            try:
+                return summary(self._posterior, **options)
+            except Exception as error:  # ArviZ checks its arguments late, and in its own ways
+                reason = str(error).partition("\n")[0]
+                given = ", ".join(f"{name}={value!r}" for name, value in options.items())
+                raise SettingError(
+                    f"summary({given}) failed in ArviZ: {type(error).__name__}: {reason}. Its "
+                    "options are those of arviz.summary."
+                ) from error
         return self._full_summary.copy()
 
     @cached
@@ -287,6 +297,9 @@ class Fit:
             >>> fit.to_idata(prior=50).prior["mu"].shape
             (1, 50)
         """
+        if not isinstance(prior, bool):
+            check_int("to_idata", prior=(prior, 1))
+        check_flag("to_idata", predictive=predictive)
         groups: dict[str, Mapping[str, Array]] = {"posterior": self.draws}
         groups["sample_stats"] = {k: self.stats[k] for k in _SAMPLE_STATS if k in self.stats}
         observed = self.whole.of("observed")
@@ -308,7 +321,7 @@ class Fit:
                 if group == "log_likelihood"
                 else self._without_masked(own, 2)
             )
-        if prior:
+        if prior is not False:
             groups |= self._prior(_PRIOR_DRAWS if prior is True else prior)
         data = {s.name: as_numpy(s.value) for s in observed}
         groups["observed_data"] = self._without_masked(data, 0)
@@ -533,11 +546,15 @@ class Fit:
             >>> fit.predict(np.zeros((5, 2)))["y"].shape
             (1, 1000, 5)
         """
+        check_labels("predict", coords)
+        if out is not None:
+            out = folder_path(out)
         if num_samples is not None:
-            if args or kwargs or coords or num_samples < 1:
+            check_int("predict", num_samples=(num_samples, 1))
+            if args or kwargs or coords:
                 raise SettingError(
-                    f"num_samples={num_samples!r} must be at least 1, and cannot be combined with "
-                    "arguments of the model, which already determine the number of rows."
+                    f"num_samples={num_samples!r} cannot be combined with arguments of the model, "
+                    "which already determine the number of rows."
                 )
             plate, size = data_plate(self.program, self.structure)
             fresh = [plate] if num_samples != size else []
@@ -614,6 +631,9 @@ class Fit:
             >>> fit.discrete()["label"].mean((0, 1)).round()
             array([0., 1., 0.])
         """
+        check_labels("discrete", coords)
+        if num_samples is not None:
+            check_int("discrete", num_samples=(num_samples, 1))
         program, structure = self._at(args, kwargs)
         with isolated(stream(self.seed, "discrete")):
             drawn = draw_discrete(
@@ -778,6 +798,7 @@ class Fit:
                 f"This fit is a point estimate by {self.method.name}, but PSIS-LOO needs posterior "
                 "draws. Use fit.cross_validate() or another method."
             )
+        check_flag("loo", moment_match=moment_match)
         if moment_match:
             check_moment_matching(self.program)
         points = self._scores_without_masked(self.log_likelihood(), 2)
@@ -844,6 +865,7 @@ class Fit:
             >>> bool(score.pointwise["y"][0] > score.pointwise["y"][1])
             True
         """
+        check_labels("log_predictive", coords)
         program, structure = self._at(args, kwargs)
         if (args or kwargs) and not structure.terms():
             raise ModelError(

@@ -7,6 +7,7 @@ pretrained network. The null hypothesis is that both samples come from the same 
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from probdl.errors import SettingError
+from probdl.model.advice import explained
 from probdl.nn import MLP
 from probdl.results.divergence import train_discriminator
 from probdl.util.isolation import isolated, sheltered
 from probdl.util.lazy import stats
+from probdl.util.settings import check_int, check_real, check_seed, setting_error
 
 __all__ = ["TwoSample", "classifier_test", "mmd_test"]
 
 MIN_ROWS = 20  # of each sample
+MAX_ROWS = 20_000  # whose distances take 13 GB
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ class TwoSample:
 
 
 @sheltered()
+@explained("mmd_test()")
 def mmd_test(
     x: Any,
     y: Any,
@@ -93,8 +98,11 @@ def mmd_test(
 
     Source: Gretton, Borgwardt, Rasch, Schölkopf and Smola, "A kernel two-sample test" (2012).
     """
-    if permutations < 1:
-        raise SettingError(f"permutations={permutations} must be at least 1.")
+    check_int("mmd_test", high=10**6, permutations=(permutations, 1))
+    check_int("mmd_test", high=MAX_ROWS, max_rows=(max_rows, MIN_ROWS))
+    check_seed("mmd_test", seed)
+    if bandwidth is not None:
+        check_real("mmd_test", bandwidth=(bandwidth, 0, math.inf))
     with isolated(seed):
         a, b = (_subsample(part, max_rows) for part in _samples(x, y))
         pooled = torch.cat([a, b]).flatten(1)
@@ -104,8 +112,6 @@ def mmd_test(
             raise SettingError(
                 "The median distance between rows is 0, so it cannot be the bandwidth. Pass a "
                 "positive bandwidth=."
-                if bandwidth is None
-                else f"{bandwidth=} must be positive."
             )
         kernel = distances.div_(h).square_().mul_(-0.5).exp_()
         kernel.fill_diagonal_(0.0)
@@ -127,6 +133,7 @@ def mmd_test(
 
 
 @sheltered()
+@explained("classifier_test()")
 def classifier_test(
     x: Any, y: Any, classifier: nn.Module | None = None, *, steps: int = 2000, seed: int = 0
 ) -> TwoSample:
@@ -157,6 +164,11 @@ def classifier_test(
 
     Source: Lopez-Paz and Oquab, "Revisiting classifier two-sample tests" (2017).
     """
+    check_int("classifier_test", steps=(steps, 1))
+    check_seed("classifier_test", seed)
+    if classifier is not None and not isinstance(classifier, nn.Module):
+        rule = "must be a module from rows to logits, or None"
+        raise setting_error("classifier_test", "classifier", classifier, rule)
     a, b = _samples(x, y)
     with isolated(seed):
         rows = min(len(a), len(b))
@@ -177,7 +189,7 @@ def classifier_test(
 
 def _samples(x: Any, y: Any) -> tuple[Tensor, Tensor]:
     """Return two samples as float64 tensors (rows, *shape), after checks."""
-    a, b = (torch.as_tensor(np.asarray(part)).to(torch.float64) for part in (x, y))
+    a, b = (_numbers(part) for part in (x, y))
     if b.shape[:2] == (1, 1) and b.ndim == a.ndim + 2:  # as fit.predict returns it
         b = b[0, 0]
     if not a.ndim or not b.ndim or a.shape[1:] != b.shape[1:]:
@@ -193,6 +205,16 @@ def _samples(x: Any, y: Any) -> tuple[Tensor, Tensor]:
     if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
         raise SettingError("A sample has NaN or infinite values. Remove those rows.")
     return (a[:, None], b[:, None]) if a.ndim == 1 else (a, b)
+
+
+def _numbers(sample: Any) -> Tensor:
+    try:
+        array = np.asarray(sample.detach() if isinstance(sample, Tensor) else sample)
+        if array.dtype.kind in "biuf":
+            return torch.as_tensor(array.astype(np.float64))
+    except (TypeError, ValueError, RuntimeError):  # lists of different lengths, for example
+        pass
+    raise SettingError(f"A sample is a {type(sample).__name__}; it must be an array of numbers.")
 
 
 def _subsample(sample: Tensor, count: int) -> Tensor:

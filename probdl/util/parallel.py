@@ -12,18 +12,21 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
 
+from probdl.errors import ModelError
 from probdl.util.blas import one_blas_thread
 from probdl.util.lock import GLOBAL_LOCK
 from probdl.util.progress import bar
 
 __all__ = ["parallel_map", "worker_count"]
 
-_inherited_work: Callable[[int], Any] | None = None  # set before the forks are made
+END_WAIT_S = 5.0  # for a worker that was asked to end
 
 
 def worker_count(workers: int | None) -> int:
@@ -50,54 +53,129 @@ def parallel_map(
     The first task runs in this process, so that the forks inherit the code that it compiles.
 
     Args:
-        work: one task as a function of its index; it must not depend on earlier calls.
+        work: one task as a function of its index; it must not depend on earlier calls. It raises
+            KeyboardInterrupt rather than return a part of its result.
         count: the number of tasks.
         workers: the number of processes; None uses one per core.
         description: the label of the progress bar.
         progress: whether to show progress; None shows it on a terminal only.
+
+    Raises:
+        ModelError: a process ended without a result.
+        KeyboardInterrupt: interrupted before the first result.
     """
-    results: list[Any] = []
+    results: dict[int, Any] = {}
     processes = min(worker_count(workers), count - 1)
     with bar(count, description, progress) as shown:
         try:
             for i in range(count if processes < 2 else 1):
-                results.append(work(i))
+                results[i] = work(i)
                 shown.update()
-            if processes < 2:
-                return results
-            chunk = max(1, min(16, count // 50))
-            with _pool(work, processes) as pool:
-                for result in pool.imap(_run_task, range(1, count), chunksize=chunk):
-                    results.append(result)
-                    shown.update()
+            if processes >= 2:
+                with _pool(work, processes) as pool:
+                    for i, result in _run(pool, range(1, count)):
+                        results[i] = result
+                        shown.update()
         except KeyboardInterrupt:
             if not results:
                 raise
-    return results
+    first = next((i for i in range(count) if i not in results), count)
+    return [results[i] for i in range(first)]
+
+
+@dataclass
+class _Worker:
+    process: Any
+    pipe: Connection
+    tasks: range = range(0)  # which it has
+
+
+def _run(pool: list[_Worker], tasks: range) -> Iterator[tuple[int, Any]]:
+    """Yield the results of tasks, in the order in which they are done."""
+    chunk = max(1, min(16, len(tasks) // 50))
+    waiting = [tasks[i : i + chunk] for i in range(0, len(tasks), chunk)][::-1]
+    for worker in pool:
+        _assign(worker, waiting)
+    while busy := [worker for worker in pool if len(worker.tasks)]:
+        ready = wait([worker.pipe for worker in busy])
+        for worker in busy:
+            if worker.pipe not in ready:
+                continue
+            try:
+                done, error = worker.pipe.recv()
+            except (EOFError, OSError):
+                raise _died(worker.process) from None
+            if error is not None:
+                raise error
+            yield from zip(worker.tasks, done, strict=True)
+            _assign(worker, waiting)
+
+
+def _assign(worker: _Worker, waiting: list[range]) -> None:
+    worker.tasks = waiting.pop() if waiting else range(0)
+    try:
+        worker.pipe.send(worker.tasks)
+    except OSError:
+        raise _died(worker.process) from None
+
+
+def _died(process: Any) -> ModelError:
+    process.join(END_WAIT_S)
+    code = process.exitcode
+    by = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+    return ModelError(
+        f"A worker process ended before its task was done ({by}). It may have run out of memory: "
+        "use fewer processes, such as workers=1."
+    )
 
 
 @contextmanager
-def _pool(work: Callable[[int], Any], processes: int) -> Iterator[Any]:
-    global _inherited_work
-    _inherited_work = work
+def _pool(work: Callable[[int], Any], processes: int) -> Iterator[list[_Worker]]:
+    context = multiprocessing.get_context("fork")
+    pool: list[_Worker] = []
     try:
         # Under the lock, so that forks do not inherit the global state of another thread's run.
         with GLOBAL_LOCK, warnings.catch_warnings():
             # Python 3.12 warns about forks of a process with several threads.
             warnings.simplefilter("ignore", DeprecationWarning)
-            pool = multiprocessing.get_context("fork").Pool(processes, _initialize_worker)
-        with pool:
-            yield pool
+            for _ in range(processes):
+                here, there = context.Pipe()
+                inherited = [here, *(worker.pipe for worker in pool)]
+                process = context.Process(target=_serve, args=(work, there, inherited), daemon=True)
+                pool.append(_Worker(process, here))
+                process.start()
+                there.close()
+        yield pool
     finally:
-        _inherited_work = None
+        for worker in pool:
+            worker.pipe.close()
+            if worker.process.pid is not None:
+                worker.process.terminate()
+        for worker in pool:
+            if worker.process.pid is not None:
+                worker.process.join(END_WAIT_S)
+                worker.process.kill()
+                worker.process.join()
 
 
-def _initialize_worker() -> None:
+def _serve(work: Callable[[int], Any], pipe: Connection, inherited: list[Connection]) -> None:
+    """Run the tasks that arrive through a pipe, until it closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and ends the forks
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for other in inherited:  # so that pipes close when the parent ends
+        other.close()
     torch.set_num_threads(1)  # a fork has no threads of OpenMP's pool
     one_blas_thread()
-
-
-def _run_task(index: int) -> Any:
-    assert _inherited_work is not None
-    return _inherited_work(index)
+    with suppress(EOFError, OSError):
+        while tasks := pipe.recv():
+            try:
+                answer: tuple[list[Any], BaseException | None] = ([work(i) for i in tasks], None)
+            except BaseException as error:
+                answer = ([], error)
+            try:
+                pipe.send(answer)
+            except OSError:
+                raise
+            except Exception as error:  # what cannot be pickled
+                text = f"{type(error).__name__}: {error}"
+                pipe.send(([], ModelError(f"A worker's result cannot be sent ({text}).")))

@@ -35,6 +35,7 @@ from probdl.results.adversarial import AdversarialFit
 from probdl.results.fit import Fit
 from probdl.util.isolation import evaluation
 from probdl.util.seeds import stream
+from probdl.util.settings import is_real
 
 __all__ = ["GAN"]
 
@@ -152,7 +153,7 @@ class GAN(Method, name="gan"):
             self._refuse("epochs", "cannot be combined with steps; pass one of them")
         self._check_choice(loss=LOSSES, engine=("auto", "eager"))
         self._check_real(learning_rate=(0, math.inf), gradient_penalty=(0, math.inf))
-        if not 0 <= self.ema < 1:
+        if not (is_real(self.ema) and 0 <= self.ema < 1):
             self._refuse("ema", "must be at least 0 and below 1")
         if self.discriminator_learning_rate is not None:
             self._check_real(discriminator_learning_rate=(0, math.inf))

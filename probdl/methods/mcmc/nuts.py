@@ -28,6 +28,7 @@ __all__ = ["HMC", "NUTS"]
 MASS_MATRICES = ("auto", "diag", "low_rank", "dense")
 INITS = ("auto", "random", "pathfinder")
 # Up to this d, learning the correlations takes less than half a second (`make bench-mass`).
+TREEDEPTH_MAX = 30  # a billion gradients for one draw
 LOW_RANK_DIM_MAX = 50
 
 
@@ -97,7 +98,8 @@ class NUTS(Method, name="nuts"):
     engine: str = "auto"
 
     def __post_init__(self) -> None:
-        self._check_int(draws=1, warmup=0, chains=1, max_treedepth=1)
+        self._check_int(draws=1, warmup=0, chains=1)
+        self._check_int(TREEDEPTH_MAX, max_treedepth=1)
         self._check_real(target_accept=(0, 1))
         self._check_choice(engine=ENGINES, mass_matrix=MASS_MATRICES)
         self._check_init(*INITS)

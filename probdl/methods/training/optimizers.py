@@ -13,8 +13,11 @@ import torch
 from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from probdl.compile.step import Parameters
+from probdl.errors import SettingError
+from probdl.model.advice import explained
 
 __all__ = ["SCHEDULES", "ScheduledOptimizer", "check_optimizer", "check_schedule"]
 
@@ -63,6 +66,11 @@ def check_optimizer(optimizer: Any) -> str:
 
 def check_schedule(schedule: Any) -> str:
     """Return what a schedule must be if a setting is not one, or '' if it is valid."""
+    if isinstance(schedule, type) and issubclass(schedule, LRScheduler):
+        return (
+            f"must say how long the schedule is: schedule=lambda o: {schedule.__name__}(o, ...), "
+            "with the number of steps"
+        )
     if schedule in SCHEDULES if isinstance(schedule, str) else callable(schedule):
         return ""
     return (
@@ -126,12 +134,30 @@ class ScheduledOptimizer:
             )
         if "lr" not in getattr(made, "keywords", {}):
             options["lr"] = learning_rate
-        self._torch = made([self._flat] if self._flat is not None else self._values, **options)
-        self._rate = float(self._torch.param_groups[0]["lr"])
+        if function is torch.optim.LBFGS:
+            raise SettingError(
+                "L-BFGS needs a loss without noise, and evaluates it several times a step. Use "
+                "optimizer='Adam'; method='mle' and 'map' use L-BFGS."
+            )
+        with explained("optimizer="):
+            self._torch = made([self._flat] if self._flat is not None else self._values, **options)
+            self._rate = float(self._torch.param_groups[0]["lr"])
         if isinstance(schedule, str):
             self._factor = SCHEDULES[schedule]
-        else:
+            return
+        with explained("schedule="):
             self._scheduler = schedule(self._torch)
+        if isinstance(self._scheduler, ReduceLROnPlateau):
+            raise SettingError(
+                "ReduceLROnPlateau needs a loss without noise at each step. Use schedule='cosine', "
+                "or patience= to end the training early."
+            )
+        if not hasattr(self._scheduler, "step"):
+            raise SettingError(
+                f"schedule= returned a {type(self._scheduler).__name__}. It must make a "
+                "torch.optim.lr_scheduler of an optimizer: "
+                "schedule=lambda o: torch.optim.lr_scheduler.StepLR(o, 1000)."
+            )
 
     @property
     def elementwise(self) -> bool:

@@ -57,6 +57,7 @@ from probdl.util.seeds import stream
 __all__ = ["SVI"]
 
 DEFAULT_STEPS = 10_000
+PARTICLES_MAX = 10**6  # which are in memory at once
 
 CHECK_DRAWS = 4000  # draws of a guide that are weighted, to see how it differs from the posterior
 CHECK_DRAWS_MIN = 100
@@ -166,7 +167,8 @@ class SVI(Method, name="svi"):
     engine: str = "auto"
 
     def __post_init__(self) -> None:
-        self._check_int(num_particles=1, kl_annealing=0, draws=1, every=1)
+        self._check_int(kl_annealing=0, draws=1, every=1)
+        self._check_int(PARTICLES_MAX, num_particles=1)
         for setting in ("steps", "epochs", "batch_size", "patience"):
             if getattr(self, setting) is not None:
                 self._check_int(**{setting: 1})
