@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from probdl.errors import ModelError, SettingError
 from probdl.model.advice import explained
+from probdl.util.memory import machine_memory
 from probdl.util.settings import check_choice, is_int, is_real, setting_error
 
 __all__ = [
@@ -87,6 +88,17 @@ def initialize(module: nn.Module, scheme: str = "he", bias: float = 0.0) -> nn.M
     return module
 
 
+def _check_memory(owner: str, sizes: Sequence[int]) -> None:
+    """Check that fully connected layers fit into memory, twice, since a fit has its own copy."""
+    needed = 2 * 4 * sum(n * m for n, m in itertools.pairwise(sizes))
+    if needed > (available := machine_memory(unknown=2**36)):
+        rule = (
+            f"would need {needed / 2**30:.3g} GiB for the weights and a copy, and this machine has "
+            f"{available / 2**30:.3g} GiB of memory"
+        )
+        raise setting_error(owner, "sizes", list(sizes), rule)
+
+
 class _Network(_Sequential):
     def _initialize(self, scheme: str, bias: float) -> None:
         check_choice(type(self).__name__, initialize=(scheme, SCHEMES))
@@ -136,6 +148,7 @@ class MLP(_Network):
                 "of at least 1"
             )
             raise setting_error("MLP", "sizes", list(sizes), rule)
+        _check_memory("MLP", sizes)
         layers: list[nn.Module] = []
         for n, m in itertools.pairwise(sizes):
             layers += [_Linear(n, m), activation()]
@@ -192,6 +205,7 @@ class ConvNet(_Network):
             layers += [nn.ZeroPad2d((0, extra, 0, extra))] if extra else []
             layers += [_Conv2d(a, b, kernel, stride, padding), activation()]
         layers.append(nn.Flatten())
+        _check_memory("ConvNet", [math.prod(small), *sizes])
         for a, b in itertools.pairwise([math.prod(small), *sizes]):
             layers += [_Linear(a, b), activation()]
         super().__init__(*(layers[:-1] if sizes else layers))

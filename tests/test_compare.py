@@ -130,7 +130,7 @@ def test_invalid_input_is_an_error(fits, y):
         with pytest.raises(probdl.SettingError, match=message):
             probdl.compare(bad)
     for k in (1, 31):
-        with pytest.raises(probdl.SettingError, match=f"k={k} folds"):
+        with pytest.raises(probdl.SettingError, match=rf"k={k}\b"):
             fit.cross_validate(k)
 
 

@@ -106,7 +106,7 @@ def test_a_bandwidth_must_be_positive():
     same = torch.ones(30, 2)
     with pytest.raises(probdl.SettingError, match="median distance between rows is 0"):
         mmd_test(same, same)
-    with pytest.raises(probdl.SettingError, match="must be positive"):
+    with pytest.raises(probdl.SettingError, match="bandwidth must be a number above 0"):
         mmd_test(normal(50), normal(50), bandwidth=-1.0)
     with pytest.raises(probdl.SettingError, match="permutations=0"):
         mmd_test(normal(50), normal(50), permutations=0)

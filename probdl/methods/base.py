@@ -121,7 +121,7 @@ class Method(metaclass=_CheckedSettings):
         changed = [
             f"{f.name}={getattr(self, f.name)!r}"
             for f in fields(self)
-            if getattr(self, f.name) != f.default
+            if _differs(getattr(self, f.name), f.default)
         ]
         return f"{type(self).__name__}({', '.join(changed)})"
 
@@ -233,6 +233,16 @@ class Method(metaclass=_CheckedSettings):
 
     def _refuse(self, setting: str, rule: str) -> None:
         raise setting_error(type(self).__name__, setting, getattr(self, setting), rule)
+
+
+def _differs(value: Any, default: Any) -> bool:
+    """Return whether a setting has another value than its default."""
+    if value is default:
+        return False
+    try:
+        return bool(value != default)
+    except Exception:  # objects of the user need not be comparable
+        return True
 
 
 def resolve(method: str | Method | type[Method]) -> Method:

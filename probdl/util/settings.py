@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import os
 from collections.abc import Collection
 from typing import Any
 
@@ -21,6 +22,7 @@ __all__ = [
     "check_flag",
     "check_function",
     "check_int",
+    "check_path",
     "check_progress",
     "check_real",
     "check_seed",
@@ -119,6 +121,16 @@ def check_progress(owner: str, progress: Any) -> None:
     """Check that progress is True, False or None."""
     if not (progress is None or progress is True or progress is False):
         raise setting_error(owner, "progress", progress, "must be True, False or None")
+
+
+def check_path(owner: str, **settings: Any) -> None:
+    """Check that settings are paths, or None."""
+    for setting, value in settings.items():
+        if value is None:
+            continue
+        text = os.fspath(value) if isinstance(value, (str, os.PathLike)) else ""
+        if not isinstance(text, str) or not text or "\0" in text:
+            raise setting_error(owner, setting, value, "must be a path, such as 'runs/first'")
 
 
 def check_flag(owner: str, **settings: Any) -> None:

@@ -35,7 +35,7 @@ from probdl.results.adversarial import AdversarialFit
 from probdl.results.fit import Fit
 from probdl.util.isolation import evaluation
 from probdl.util.seeds import stream
-from probdl.util.settings import is_real
+from probdl.util.settings import check_path, is_real
 
 __all__ = ["GAN"]
 
@@ -139,6 +139,7 @@ class GAN(Method, name="gan"):
     engine: str = "auto"
 
     def __post_init__(self) -> None:
+        check_path(type(self).__name__, checkpoint=self.checkpoint)
         if not isinstance(self.discriminator, nn.Module):
             self._refuse(
                 "discriminator", "must be a module from x to logits, such as probdl.nn.MLP"

@@ -53,6 +53,7 @@ from probdl.results.latent import Proposal, computes_rows, draw_shared, local_si
 from probdl.results.weights import Reference, check_approximation
 from probdl.util.isolation import evaluation
 from probdl.util.seeds import stream
+from probdl.util.settings import check_path
 
 __all__ = ["SVI"]
 
@@ -167,6 +168,7 @@ class SVI(Method, name="svi"):
     engine: str = "auto"
 
     def __post_init__(self) -> None:
+        check_path(type(self).__name__, checkpoint=self.checkpoint)
         self._check_int(kl_annealing=0, draws=1, every=1)
         self._check_int(PARTICLES_MAX, num_particles=1)
         for setting in ("steps", "epochs", "batch_size", "patience"):
