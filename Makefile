@@ -14,7 +14,7 @@ SIMUK := .venv-simuk
 # NumPyro, PyMC and PyStan.
 PEERS := .venv-peers
 
-.PHONY: demo test coverage environment test-matrix docs findings notebooks bench bench-busy bench-peers bench-scaling bench-references bench-mass bench-starts bench-engine bench-loops bench-svi bench-gan bench-studies bench-predict bench-honesty lint types check format clean
+.PHONY: demo test coverage environment test-matrix docs findings notebooks bench bench-busy bench-peers bench-scaling bench-references bench-mass bench-starts bench-engine bench-loops bench-svi bench-gan bench-studies bench-predict bench-honesty attack lint types check format clean
 
 demo: $(STAMP)  ## fit eight schools and a logistic regression on real data, by four methods
 	$(BIN)/python examples/demo.py
@@ -91,6 +91,9 @@ bench-predict: $(STAMP)  ## memory of a large prediction; writes benchmarks/resu
 
 bench-honesty: $(STAMP)  ## 72 models with known answers by every method; needs PROBDL_SHARED
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.honesty
+
+attack: $(STAMP)  ## hostile files, malformed calls, interrupts and kills, all of them; prints counts
+	log=$$(mktemp); PROBDL_ATTACK=$$log OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto tests/attack tests/test_kill.py tests/compile/test_runtime.py && sort $$log | uniq -c; status=$$?; rm -f $$log; exit $$status
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

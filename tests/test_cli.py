@@ -1,22 +1,30 @@
 """The command: fits, output files, messages and exit codes."""
 
+import bz2
 import contextlib
+import gzip
+import importlib.util
 import json
+import lzma
 import os
 import signal
 import subprocess
 import sys
+import zipfile
 
+import h5py
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 from typer.testing import CliRunner
 
 import probdl
 from probdl.command.app import app
+from probdl.command.binding import bind
 from probdl.command.locate import locate, locate_model
-from probdl.command.tabular import bind, read, read_all
+from probdl.command.tabular import read, read_all, read_raw
 from probdl.errors import DataError, ModelError
 
 MODEL = """
@@ -111,7 +119,8 @@ def test_standard_output_holds_only_the_result(here):
     assert "estimate" in plain.stdout
     assert "a line of the model" not in plain.stdout
     lines = plain.stderr.splitlines()
-    assert lines[0].startswith("fitting my_models.py:talks by MLE() to y (3,)")
+    assert lines[0] == "read y.json: 3 rows, 1 column"
+    assert lines[1].startswith("fitting my_models.py:talks by MLE() to y (3,)")
     assert lines[-1].endswith("seed 1; no findings")
 
 
@@ -160,8 +169,8 @@ def test_strict_exits_with_one_if_a_finding_is_an_error(here):
     [
         (["my_models.py:normal"], "The data do not contain 'y'. The model's arguments: y."),
         (["my_models.py:normal", "--data", "no.csv"], "no.csv does not exist"),
-        (["my_models.py:normal", "--data", "my_models.py"], "Data files end in .csv, .json"),
-        (["my_models.py:normal", "--data", "xy.csv"], "no argument 'x'"),
+        (["my_models.py:normal", "--data", "my_models.py"], "Data files end in .csv, .tsv"),
+        (["my_models.py:line", "--data", "y.json"], "do not contain 'x'"),
         (["my_models.py:nornal", "--data", "y.json"], "did you mean 'normal'?"),
         (["my_model.py:normal", "--data", "y.json"], "Did you mean 'my_models.py'?"),
         (["my_models.py", "--data", "y.json"], "Write file.py:name"),
@@ -298,6 +307,109 @@ def test_damaged_arrays_are_refused_or_read(tmp_path, position):
         assert read(path)["x"].shape == (100,)
 
 
+X_AND_Y = {"x": [0.5, 1.25, -3.0], "y": [1, 2, 3]}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "note"),
+    [
+        ("a.csv", "x,y\n0.5,1\n1.25,2\n-3,3\n", ""),
+        ("a.csv", "x;y\n0,5;1\n1,25;2\n-3;3\n", "decimal commas"),
+        ("a.csv", "x;y\n0.5;1\n1.25;2\n-3;3\n", "semicolons"),
+        ("a.csv", "sep=;\nx;y\n0,5;1\n1,25;2\n-3,0;3\n", "decimal commas"),
+        ("a.tsv", "x\ty\n0.5\t1\n1.25\t2\n-3\t3\n", "tabs"),
+        ("a.txt", "x  y\n0.5  1\n1.25 2\n-3  3\n", "blanks"),
+        ("a.csv", "x|y\n0.5|1\n1.25|2\n-3|3\n", "bars"),
+        ("a.csv", "x, y\n0.5, 1\n1.25, 2\n-3, 3\n", ""),
+        ("a.csv", "# from the lab\n\n# in cm\nx,y\n0.5,1\n1.25,2\n-3,3\n", "2 comment lines"),
+        ("a.csv", ",x,y\n0,0.5,1\n1,1.25,2\n2,-3,3\n", "row numbers"),
+        ("a.csv", '"","x","y"\n"1",0.5,1\n"2",1.25,2\n"3",-3,3\n', "row numbers"),
+        ("a.csv", "\ufeffx,y\r\n0.5,1\r\n1.25,2\r\n-3,3\r\n", ""),
+        ("a.json", '[{"x": 0.5, "y": 1}, {"x": 1.25, "y": 2}, {"x": -3, "y": 3}]', ""),
+        ("a.jsonl", '{"x": 0.5, "y": 1}\n{"x": 1.25, "y": 2}\n\n{"x": -3, "y": 3}\n', ""),
+    ],
+)
+def test_tables_are_read_as_people_have_them(tmp_path, name, text, note):
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    contents = read_raw([path])
+    assert note in contents.lines[0]
+    assert "3 rows, 2 columns" in contents.lines[0]
+    found = read(path)
+    assert list(found) == ["x", "y"]
+    for key, values in X_AND_Y.items():
+        np.testing.assert_array_equal(found[key], values)
+    for ending, opener in (("gz", gzip.open), ("bz2", bz2.open), ("xz", lzma.open)):
+        if path.suffix in (".csv", ".tsv", ".txt"):
+            packed = tmp_path / f"{name}.{ending}"
+            with opener(packed, "wb") as file:
+                file.write(path.read_bytes())
+            np.testing.assert_array_equal(read(packed)["x"], X_AND_Y["x"])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "latin-1", "cp1252"])
+def test_encodings_are_recognised(tmp_path, encoding):
+    path = tmp_path / "a.csv"
+    path.write_bytes("größe;y\n0,5;1\n1,25;2\n".encode(encoding))
+    np.testing.assert_array_equal(read(path)["größe"], [0.5, 1.25])
+
+
+def test_arrays_and_tables_in_binary(tmp_path):
+    np.save(tmp_path / "x.npy", np.arange(6.0).reshape(3, 2))
+    np.testing.assert_array_equal(read(tmp_path / "x.npy")["x"], np.arange(6.0).reshape(3, 2))
+    np.save(tmp_path / "rows.npy", np.array([(1.0, 2)], dtype=[("x", "f8"), ("y", "i8")]))
+    assert list(read(tmp_path / "rows.npy")) == ["x", "y"]
+    table = pd.DataFrame(X_AND_Y)
+    if importlib.util.find_spec("pyarrow"):
+        table.to_parquet(tmp_path / "a.parquet")
+        np.testing.assert_array_equal(read(tmp_path / "a.parquet")["x"], X_AND_Y["x"])
+    (tmp_path / "b.parquet").write_bytes(b"no parquet")
+    with pytest.raises(DataError, match="parquet"):
+        read(tmp_path / "b.parquet")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x;y\n1.234,5;1\n2,5;2\n", "'x' contains text"),  # thousands: which mark is which?
+        ('x,y\n"1,234",1\n"2,500",2\n', "'x' contains text"),
+        ("x,y\n0,5,1\n1,25,2\n", "more cells"),
+        ("# only a comment\n", "is empty"),
+    ],
+)
+def test_ambiguous_tables_are_refused(tmp_path, text, message):
+    path = tmp_path / "a.csv"
+    path.write_text(text)
+    with pytest.raises(DataError, match=message):
+        read(path)
+
+
+def test_unused_columns_are_ignored_with_a_line(here):
+    (here / "more.csv").write_text("name,x,y,Note\nanna,1,2.5,\nbert,2,3.5,late\n")
+    words = ["infer", "my_models.py:line", "--data", "more.csv", "--method", "mle"]
+    result = good(*words)
+    assert "ignored name, Note: no arguments of the model (x, y)" in result.stderr
+    assert "ignored" not in good(*words, "--quiet").stderr
+    (here / "typo.csv").write_text("x,Y\n1,2.5\n2,3.5\n")
+    assert "no argument 'Y'" in refused("infer", "my_models.py:line", "--data", "typo.csv")
+    (here / "other.csv").write_text("a,b\n1,2.5\n2,3.5\n")
+    assert "do not contain 'x'" in refused("infer", "my_models.py:line", "--data", "other.csv")
+
+
+def test_files_that_claim_much_are_refused(tmp_path):
+    header = b"\x93NUMPY\x01\x00v\x00"
+    shape = b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000,), }"
+    claims = header + shape + b" " * (117 - len(shape)) + b"\n" + bytes(16)
+    (tmp_path / "a.npy").write_bytes(claims)
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("x.npy", claims)
+    with h5py.File(tmp_path / "a.nc", "w") as file:
+        file.create_dataset("x", (10**12,), "f8", chunks=(10**6,), compression="gzip")
+    for name in ("a.npy", "a.npz", "a.nc"):
+        with pytest.raises(DataError):
+            read(tmp_path / name)
+
+
 def test_drop_applies_to_all_files(tmp_path):
     (tmp_path / "a.csv").write_text("x,id\n1,one\n")
     (tmp_path / "b.csv").write_text("y,id\n2,two\n")
@@ -331,7 +443,7 @@ def test_numbered_columns_are_joined_into_a_matrix():
         raise NotImplementedError
 
     y, one, two = np.zeros(3), np.ones(3), np.full(3, 2.0)
-    for names in (("x[0]", "x[1]"), ("x_0", "x_1")):
+    for names in (("x[0]", "x[1]"), ("x_0", "x_1"), ("x_1", "x_2"), ("x[1]", "x[2]")):
         bound = bind(model, {names[1]: two, "y": y, names[0]: one})
         np.testing.assert_array_equal(bound.args[0], np.column_stack([one, two]))
     with pytest.raises(DataError, match="do not contain 'x'"):

@@ -1,6 +1,7 @@
 """Messages for invalid input say what is wrong, where, and what to do."""
 
 import numpy as np
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -307,3 +308,49 @@ def test_labels_that_are_not_a_list(labels):
             method="map",
             coords={"school": labels},
         )
+
+
+# -- functions of the user -------------------------------------------------------------------
+
+SCHEDULERS = torch.optim.lr_scheduler
+OPTIMIZING = {
+    "no length": ({"schedule": SCHEDULERS.CosineAnnealingLR}, "schedule=lambda o: CosineAnneal"),
+    "on a plateau": ({"schedule": lambda o: SCHEDULERS.ReduceLROnPlateau(o)}, "patience="),
+    "no scheduler": ({"schedule": lambda o: None}, "returned a NoneType"),
+    "an error": ({"schedule": lambda o: 1 / 0}, "1 / 0.*ZeroDivisionError"),
+    "L-BFGS": ({"optimizer": "LBFGS"}, "Use optimizer='Adam'"),
+    "no rate": ({"optimizer": lambda p: torch.optim.Adam(p)}, "optimizer.parameters, lr="),
+    "sparse": ({"optimizer": "SparseAdam"}, "does not support dense gradients"),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZING)
+def test_an_optimizer_that_cannot_train_is_an_error(name):
+    settings, message = OPTIMIZING[name]
+    with pytest.raises(probdl.SettingError, match=message):
+        method = probdl.SVI(steps=50, draws=30, **settings)
+        probdl.infer(normal_normal, np.ones(2), np.ones(2), method=method, seed=1)
+
+
+def test_the_line_of_the_user_is_named_and_not_that_of_pandas():
+    def model(table):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", len(table)):
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=table["wrong"])
+
+    table = pd.DataFrame({"y": [1.0, 2.0]})
+    for method in ("nuts", "svi", "map"):
+        message = message_of(probdl.ModelError, model, table, method=method)
+        assert 'obs=table["wrong"]' in message
+        assert "KeyError: 'wrong'" in message
+
+
+def test_an_error_in_a_guide_is_named_with_its_line():
+    def guide(sigma, y=None):
+        pyro.sample("mu", dist.Normal(sigma.wrong, 1.0))
+
+    for method in (probdl.SVI(guide=guide), probdl.Importance(guide=guide)):
+        message = message_of(
+            probdl.ModelError, normal_normal, np.ones(2), np.ones(2), method=method
+        )
+        assert "sigma.wrong" in message

@@ -11,8 +11,9 @@ import pytest
 
 import probdl
 from probdl.methods.training.checkpoint import Checkpoint
+from tests.attack.hostile import FULL, count
 
-KILLS = 20
+KILLS = 30 if FULL else 20
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
 
 # A process that has imported and compiled everything is forked, and each child is killed.
@@ -88,6 +89,7 @@ def kill(tmp_path):
             process.stdin.write(f"{commits} {seconds}\n")
             process.stdin.flush()
             assert process.stdout.readline() == "killed\n"
+            count("kill", None)
 
         return kill_after
 

@@ -15,6 +15,7 @@ import numpy as np
 
 import probdl
 from probdl.command import demo as demonstration
+from probdl.command.binding import bind, unused_names
 from probdl.command.console import (
     count_findings,
     finding_records,
@@ -29,7 +30,7 @@ from probdl.command.saved import (
     to_dataset,
     write_npz,
 )
-from probdl.command.tabular import bind, read_all
+from probdl.command.tabular import checked, read_raw
 from probdl.errors import DataError, FindingWarning, SettingError
 from probdl.findings import Findings
 from probdl.methods import METHODS
@@ -71,7 +72,7 @@ def infer(
         as_json: whether to print JSON.
     """
     chosen = METHODS[method.lower()](**settings)
-    bound = _bind_files(program, data, drop, probdl.infer)
+    bound = _bind_files(program, data, drop, probdl.infer, quiet=quiet)
     shapes = ", ".join(f"{n} {np.shape(v)}" for n, v in bound.arguments.items())
     start = time.perf_counter()
     log(f"fitting {place} by {chosen!r} to {shapes or 'no data'}", quiet)
@@ -138,7 +139,7 @@ def predict(
         fit = load_with_model(folder, model, trust=trust)
         if data:
             observed = observed_arguments(fit)
-            bound = _bind_files(fit.model, data, drop, fit.predict, optional=observed)
+            bound = _bind_files(fit.model, data, drop, fit.predict, optional=observed, quiet=quiet)
             draws = fit.predict(*bound.args, **bound.kwargs)
         else:
             draws = fit.predict()
@@ -233,6 +234,8 @@ def _bind_files(
     drop: Sequence[str] | None,
     call: Callable[..., Any],
     optional: Sequence[str] = (),
+    *,
+    quiet: bool = False,
 ) -> inspect.BoundArguments:
     """Read data files and bind their contents to the arguments of a model.
 
@@ -240,8 +243,17 @@ def _bind_files(
         DataError: as in `bind`, or a name in the data is an argument of ``call`` itself.
     """
     known = signature(runnable(model)).parameters
-    values = read_all(paths or (), drop=drop or (), coordinates=known)
-    bound = bind(model, values, optional=optional)
+    contents = read_raw(paths or (), drop=drop or (), coordinates=known)
+    for line in contents.lines:
+        log(line, quiet)
+    unused = unused_names(model, contents.values)
+    used = [name for name in contents.values if name not in unused]
+    if unused and not used:
+        used, unused = unused, []  # nothing fits: bind() says so
+    if unused:
+        takes = ", ".join(known) or "none"
+        log(f"ignored {', '.join(unused)}: no arguments of the model ({takes})", quiet)
+    bound = bind(model, checked(contents, used), optional=optional)
     reserved = inspect.signature(call).parameters
     if clash := [name for name in bound.kwargs if name in reserved and name not in known]:
         raise DataError(

@@ -1,31 +1,31 @@
-"""Read data files, and bind their contents to the arguments of a model."""
+"""Read data files."""
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
-import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from probdl.command.tables import COMPRESSED, Table, read_table, without_index
 from probdl.errors import DataError
-from probdl.model.callables import runnable, signature
+from probdl.io.files import open_plain
+from probdl.io.netcdf import check_netcdf
 from probdl.util.lazy import pandas as pd
 from probdl.util.lazy import xarray as xr
-from probdl.util.suggestions import did_you_mean
+from probdl.util.memory import machine_memory
 
-__all__ = ["bind", "read", "read_all"]
+__all__ = ["Contents", "checked", "read", "read_all", "read_raw"]
 
 Values = dict[str, Any]
 
-_NUMBERED_COLUMN = re.compile(r"(.+?)(?:\[(\d+)\]|_(\d+))")
 _INTEGER = re.compile(r"\s*[+-]?\d{1,4000}\s*")  # int() refuses more than 4300 digits
 _READ_ERRORS = (  # raised by the readers for damaged files and for files of another format
     OSError,
@@ -33,21 +33,33 @@ _READ_ERRORS = (  # raised by the readers for damaged files and for files of ano
     KeyError,
     TypeError,
     EOFError,
+    MemoryError,
     RecursionError,
     zipfile.BadZipFile,
     zlib.error,
 )
 
 
+@dataclass
+class Contents:
+    """The contents of data files, not yet checked, and a line about each file."""
+
+    values: Values = field(default_factory=dict)
+    sources: dict[str, Path] = field(default_factory=dict)  # by name
+    lines: list[str] = field(default_factory=list)
+
+
 def read(path: str | Path, *, drop: Collection[str] = ()) -> Values:
     r"""Read a data file, and return its contents by name.
 
-    ============  ==============================================================================
-    ``.csv``      a table with column names in the first line; each column becomes an array
-    ``.json``     an object; lists of numbers become arrays, numbers and strings stay as they are
-    ``.npz``      arrays written by ``numpy.savez``
-    ``.nc``       the variables of a netCDF file
-    ============  ==============================================================================
+    =====================  ===================================================================
+    ``.csv .tsv .txt``     a table with column names in the first line, see `read_table`; also
+                           compressed, as ``.csv.gz``
+    ``.json .jsonl``       an object of lists and numbers; or one object for each row
+    ``.parquet``           a table, if pyarrow is installed
+    ``.npz .npy``          arrays written by NumPy; the single one has the name of its file
+    ``.nc``                the variables of a netCDF file
+    =====================  ===================================================================
 
     Args:
         path: the file.
@@ -79,156 +91,175 @@ def read_all(
     Raises:
         DataError: as in `read`, or two files contain the same name.
     """
-    values: Values = {}
-    files = [(Path(path), _read_file(Path(path), coordinates)) for path in paths]
-    for path, contents in files:
-        kept = {n: v for n, v in contents.items() if n not in drop}
-        if duplicates := [name for name in kept if name in values]:
+    contents = read_raw(paths, drop=drop, coordinates=coordinates)
+    return checked(contents, contents.values)
+
+
+def checked(contents: Contents, names: Iterable[str]) -> Values:
+    """Return the contents of some names as scalars, strings or arrays of numbers.
+
+    Raises:
+        DataError: a cell is empty, or a value is no number.
+    """
+    return {
+        name: _check_value(contents.values[name], f"{contents.sources[name]}: {name!r}")
+        for name in names
+    }
+
+
+def read_raw(
+    paths: Iterable[str | Path], *, drop: Collection[str] = (), coordinates: Collection[str] = ()
+) -> Contents:
+    """Read several data files, and check nothing but their format.
+
+    Raises:
+        DataError: a file cannot be read, a name in ``drop`` does not exist, or two files contain
+            the same name.
+    """
+    whole = Contents()
+    listed = [Path(path) for path in paths]
+    names: list[str] = []
+    for path in listed:
+        values, notes = _read_file(path, coordinates)
+        names += [name for name in values if name not in names]
+        kept = {n: v for n, v in values.items() if n not in drop}
+        if duplicates := [name for name in kept if name in whole.values]:
             raise DataError(
                 f"{path} contains {duplicates[0]!r}, which another file contains too. Rename it "
                 "in one of them."
             )
-        values |= {n: _check_value(v, f"{path}: {n!r}") for n, v in kept.items()}
-    names = list(dict.fromkeys(name for _, contents in files for name in contents))
-    if files and (unknown := [name for name in drop if name not in names]):
-        contain = "contains" if len(files) == 1 else "contain"
+        whole.values |= kept
+        whole.sources |= dict.fromkeys(kept, path)
+        whole.lines.append(_line(path, kept, notes, [n for n in values if n in drop]))
+    if listed and (unknown := [name for name in drop if name not in names]):
+        contain = "contains" if len(listed) == 1 else "contain"
         raise DataError(
-            f"--drop {unknown[0]}: {' and '.join(str(path) for path, _ in files)} {contain} no "
-            f"{_quoted(unknown)}, only {', '.join(names) or 'nothing'}."
+            f"--drop {unknown[0]}: {' and '.join(map(str, listed))} {contain} no "
+            f"{', '.join(map(repr, unknown))}, only {', '.join(names) or 'nothing'}."
         )
-    return values
+    return whole
 
 
-def _read_file(path: Path, coordinates: Collection[str]) -> Values:
-    """Return the contents of a file without checks."""
-    reader = _READERS.get(path.suffix.lower())
+def _line(path: Path, values: Values, notes: Iterable[str], dropped: Collection[str]) -> str:
+    """Describe what was read from a file."""
+    columns = [
+        v for v in values.values() if isinstance(v, (list, pd.Series)) or getattr(v, "ndim", 0)
+    ]
+    lengths = {len(column) for column in columns}
+    rows = f"{lengths.pop()} rows, " if len(lengths) == 1 else ""
+    count = f"{rows}{len(values)} column{'s' * (len(values) != 1)}"
+    parts = [count, *notes, *([f"{', '.join(dropped)} dropped"] if dropped else ())]
+    return f"read {path}: {'; '.join(parts)}"
+
+
+def _read_file(path: Path, coordinates: Collection[str]) -> tuple[Values, list[str]]:
+    """Return the contents of a file without checks, and notes."""
+    endings = [suffix.lower() for suffix in path.suffixes]
+    kind = endings[-1] if endings else ""
+    if kind in COMPRESSED and len(endings) > 1:
+        kind = endings[-2] if endings[-2] in _TABLES else kind
+    reader = _READERS.get(kind)
     if reader is None:
+        advice = " Save the sheet as .csv." if kind in (".xls", ".xlsx", ".ods") else ""
         raise DataError(
-            f"{path} has an unknown file type. Data files end in {', '.join(_READERS)}."
+            f"{path} has an unknown file type. Data files end in {', '.join(_READERS)}.{advice}"
         )
-    if not path.is_file():
+    if not path.exists():
         raise DataError(f"The data file {path} does not exist.")
+    if not path.is_file():
+        raise DataError(f"{path} is not a plain file.")
+    path = path.resolve()  # a link is the user's own here
     try:
         return reader(path, coordinates)
     except DataError:
         raise
     except _READ_ERRORS as error:
-        raise DataError(f"{path} cannot be read as {path.suffix[1:]}: {error}") from error
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise DataError(f"{path} cannot be read as {kind[1:]}: {reason}") from error
 
 
-def bind(
-    model: Callable[..., Any], values: Mapping[str, Any], *, optional: Collection[str] = ()
-) -> inspect.BoundArguments:
-    """Bind values to the arguments of a model by name.
-
-    Arguments with a default may be missing. Missing arguments in ``optional`` become None. If an
-    argument ``x`` is missing but there are columns ``x[0]``, ``x[1]``, … or ``x_0``, ``x_1``, …
-    (numbered from 0 without gaps), they are joined into a matrix.
-
-    Args:
-        model: a callable or an ``nn.Module``.
-        values: the values by name.
-        optional: arguments without a default that may be missing too.
-
-    Raises:
-        DataError: an argument has no value, or a value matches no argument.
-
-    >>> def model(x, y=None): ...
-    >>> bind(model, {"x_0": np.zeros(3), "x_1": np.ones(3)}).kwargs
-    {}
-    >>> bind(model, {"x_0": np.zeros(3), "x_1": np.ones(3)}).args[0].shape
-    (3, 2)
-    """
-    model_signature = signature(runnable(model))
-    parameters = model_signature.parameters
-    kinds = inspect.Parameter
-    names = {n: p for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
-    given = _with_matrices(dict(values), names)
-    missing = [
-        n for n, p in names.items() if n not in given and p.default is p.empty and n not in optional
-    ]
-    takes_any = any(p.kind is kinds.VAR_KEYWORD for p in parameters.values())
-    extra = [] if takes_any else [n for n in given if n not in names]
-    if missing or extra:
-        problems = []
-        if missing:
-            problems.append(f"The data do not contain {_quoted(missing)}.")
-        if extra:
-            hint = did_you_mean(extra[0], missing or names, before=" (", after=")")
-            problems.append(f"The model has no argument {_quoted(extra)}{hint}.")
-        raise DataError(
-            f"{' '.join(problems)} The model's arguments: {', '.join(names) or 'none'}. "
-            f"Names in the data: {', '.join(values) or 'none'}."
-        )
-    for name in optional:
-        if name in names and name not in given and names[name].default is kinds.empty:
-            given[name] = None
-    named = {n: v for n, v in given.items() if n in names}
-    bound = model_signature.bind_partial()
-    bound.arguments.update({n: named[n] for n in names if n in named})
-    rest = {n: v for n, v in given.items() if n not in names}
-    if rest:
-        bound.arguments[next(n for n, p in parameters.items() if p.kind is kinds.VAR_KEYWORD)] = (
-            rest
-        )
-    return bound
+def _columns(table: Table) -> tuple[Values, list[str]]:
+    return {str(name): column for name, column in table.columns.items()}, table.notes
 
 
-def _with_matrices(values: Values, wanted: Iterable[str]) -> Values:
-    """Join numbered columns into matrices, for arguments without a column of the same name."""
-    for name in wanted:
-        if name in values:
-            continue
-        columns = {}
-        for column in values:
-            match = _NUMBERED_COLUMN.fullmatch(column)
-            if match and match[1] == name and column not in wanted:
-                columns[int(match[2] or match[3])] = column
-        if columns and sorted(columns) == list(range(len(columns))):
-            parts = [values.pop(columns[i]) for i in range(len(columns))]
-            values[name] = np.column_stack(parts)
-    return values
+def _read_table(path: Path, _coordinates: Collection[str]) -> tuple[Values, list[str]]:
+    return _columns(read_table(path))
 
 
-def _read_csv(path: Path, _coordinates: Collection[str]) -> Values:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", pd.errors.ParserWarning)
-        try:
-            # By default, pandas uses columns without a name as row labels.
-            table = pd.read_csv(path, index_col=False)
-        except pd.errors.ParserWarning:
-            raise DataError(
-                f"{path} has rows with more cells than its first line has names. Name every "
-                "column in the first line, and write decimals with a point, not a comma."
-            ) from None
-    return {str(name): column for name, column in table.items()}
-
-
-def _read_json(path: Path, _coordinates: Collection[str]) -> Values:
-    values = json.loads(path.read_text(encoding="utf-8"))
+def _read_json(path: Path, _coordinates: Collection[str]) -> tuple[Values, list[str]]:
+    with open_plain(path) as file:
+        values = json.loads(file.read().decode("utf-8-sig"))
+    if isinstance(values, list) and values and all(isinstance(row, dict) for row in values):
+        return _columns(Table(pd.DataFrame.from_records(values)))
     if not isinstance(values, dict):
         raise DataError(
             f"{path} contains a {type(values).__name__}; it must contain an object, such as "
-            '{"x": [1.0, 2.0], "y": [0, 1]}.'
+            '{"x": [1.0, 2.0], "y": [0, 1]}, or a list of objects, one for each row.'
         )
-    return values
+    return values, []
 
 
-def _read_npz(path: Path, _coordinates: Collection[str]) -> Values:
-    with np.load(path, allow_pickle=False) as arrays:
-        return dict(arrays)
+def _read_json_lines(path: Path, _coordinates: Collection[str]) -> tuple[Values, list[str]]:
+    with open_plain(path) as file:
+        rows = [json.loads(line) for line in file.read().decode("utf-8-sig").splitlines() if line]
+    if not rows or not all(isinstance(row, dict) for row in rows):
+        raise DataError(f'{path} must contain an object in each line, such as {{"x": 1.0}}.')
+    return _columns(Table(pd.DataFrame.from_records(rows)))
 
 
-def _read_netcdf(path: Path, coordinates: Collection[str]) -> Values:
-    with xr.open_dataset(path) as dataset:
-        names = [*dataset.data_vars, *(name for name in dataset.coords if name in coordinates)]
-        return {str(name): dataset[name].to_numpy() for name in names}
+def _read_parquet(path: Path, _coordinates: Collection[str]) -> tuple[Values, list[str]]:
+    try:
+        table = pd.read_parquet(path)
+    except ImportError:
+        raise DataError(
+            f"{path} needs pyarrow, which is not installed: pip install pyarrow. Or save the table "
+            "as .csv."
+        ) from None
+    except _READ_ERRORS:
+        raise
+    except Exception as error:  # pyarrow has its own
+        raise DataError(f"{path} cannot be read as parquet: {error}") from None
+    return _columns(without_index(Table(table)))
 
 
-_READERS: dict[str, Callable[[Path, Collection[str]], Values]] = {
-    ".csv": _read_csv,
+def _read_npz(path: Path, _coordinates: Collection[str]) -> tuple[Values, list[str]]:
+    with open_plain(path) as file:
+        with zipfile.ZipFile(file) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > machine_memory(unknown=2**36):
+            raise DataError(f"{path} needs {size / 2**30:.4g} GiB of memory.")
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays), []
+
+
+def _read_npy(path: Path, _coordinates: Collection[str]) -> tuple[Values, list[str]]:
+    with open_plain(path) as file:
+        array = np.load(file, allow_pickle=False)
+    if array.dtype.names:
+        return {name: array[name] for name in array.dtype.names}, []
+    return {path.stem: array}, []
+
+
+def _read_netcdf(path: Path, coordinates: Collection[str]) -> tuple[Values, list[str]]:
+    with open_plain(path) as file:
+        start = file.read(4)
+        file.seek(0)
+        if start == b"\x89HDF":  # not the classic format
+            check_netcdf(file)
+        with xr.open_dataset(file) as dataset:
+            names = [*dataset.data_vars, *(name for name in dataset.coords if name in coordinates)]
+            return {str(name): dataset[name].to_numpy() for name in names}, []
+
+
+_TABLES = (".csv", ".tsv", ".txt")
+_READERS: dict[str, Callable[[Path, Collection[str]], tuple[Values, list[str]]]] = {
+    **dict.fromkeys(_TABLES, _read_table),
     ".json": _read_json,
+    ".jsonl": _read_json_lines,
+    ".parquet": _read_parquet,
     ".npz": _read_npz,
+    ".npy": _read_npy,
     ".nc": _read_netcdf,
 }
 
@@ -300,7 +331,3 @@ def _check_integer_range(cells: Iterable[Any], what: str) -> None:
                 f"{what} contains {cell}; integers must be at least -2**63 and below 2**63. "
                 "Write it as a floating-point number, with a decimal point or an exponent."
             )
-
-
-def _quoted(names: Iterable[str]) -> str:
-    return ", ".join(map(repr, names))

@@ -24,6 +24,7 @@ _LIBRARIES = (
     os.path.dirname(pyro.__file__),
     sysconfig.get_path("stdlib"),
 )
+_INSTALLED = (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
 _MAX_CHARACTERS = 300  # of the shapes and of the exception's text, each
 
 _DEFAULT_ADVICE = (
@@ -111,9 +112,16 @@ def without_trace_shapes(error: Exception) -> str:
 
 def where(error: BaseException) -> str:
     """Return the line of the user's code that raised an exception, as part of a sentence."""
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if not _is_library(frame.filename):
-            return f" at {os.path.basename(frame.filename)}:{frame.lineno}, `{frame.line}`"
+    frames = [
+        frame
+        for frame in reversed(traceback.extract_tb(error.__traceback__))
+        if not _is_library(frame.filename)
+    ]
+    # A user's model may be installed, too, but an error in pandas is not an error of pandas.
+    frames.sort(key=lambda frame: frame.filename.startswith(_INSTALLED))
+    if frames:
+        frame = frames[0]
+        return f" at {os.path.basename(frame.filename)}:{frame.lineno}, `{frame.line}`"
     return ""
 
 

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 
 import probdl
 
-FULL = bool(os.environ.get("PROBDL_ATTACK"))
+LOG = os.environ.get("PROBDL_ATTACK")  # the file that `make attack` counts attempts in
+FULL = LOG is not None
 LIMIT_S = 120  # of one action: generous, since a hang has no end
 
 
@@ -41,6 +42,19 @@ def attempt(action, *args, **kwargs):
             return action(*args, **kwargs)
         except probdl.ProbdlError as error:
             return error
+
+
+def count(kind, outcome):
+    """Count an attempt, where attempts are counted.
+
+    Args:
+        kind: what was attacked: "folder", "checkpoint", "call" …
+        outcome: an error that says what to do, or anything else.
+    """
+    if LOG is not None:
+        refused = isinstance(outcome, probdl.ProbdlError)
+        with open(LOG, "a") as file:  # in one write, so that processes do not mix their lines
+            file.write(f"{kind}: {'refused' if refused else 'ok'}\n")
 
 
 def sealed(index):

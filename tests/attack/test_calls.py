@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import probdl
 from probdl import montecarlo, nn, plots
 from probdl.models import linear_regression, markov, normal_normal, vae
-from tests.attack.hostile import FULL, attempt
+from tests.attack.hostile import FULL, attempt, count
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(8, 2))
@@ -154,7 +154,8 @@ def call(function, valid, replaced, fits):
     parameters = inspect.signature(function).parameters
     positional = [n for n, p in parameters.items() if n in kwargs and p.kind is p.POSITIONAL_ONLY]
     args = [kwargs.pop(name) for name in positional]
-    return attempt(function, *args, **kwargs)
+    result = attempt(function, *args, **kwargs)
+    count("call", result)
 
 
 MANY = HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large
@@ -169,6 +170,7 @@ def test_settings(fits, method, data):
     short = {k: v for k, v in SETTINGS.items() if k in names}
     wrong = data.draw(st.dictionaries(st.sampled_from(names), values, min_size=1, max_size=2))
     made = attempt(method, **(short | wrong))
+    count("call", made)
     if isinstance(made, probdl.ProbdlError):
         return
     repr(made)

@@ -14,7 +14,7 @@ import torch
 import probdl
 from probdl.methods.training import checkpoint as checkpoints
 from probdl.models import normal_normal
-from tests.attack.hostile import attempt, paths_in, set_at, some
+from tests.attack.hostile import attempt, count, paths_in, set_at, some
 
 ONES = np.ones(4)
 pytestmark = pytest.mark.filterwarnings("ignore::probdl.FindingWarning")
@@ -53,6 +53,7 @@ def resumed(folder, sound, data):
     kind, _ = sound
     (folder / "checkpoint.pt").write_bytes(data)
     fit = attempt(train, folder, kind, 300)
+    count("checkpoint", fit)
     if isinstance(fit, probdl.ProbdlError):
         assert (
             "Delete it" in str(fit) or "delete the checkpoint" in str(fit) or "longer" in str(fit)

@@ -13,7 +13,16 @@ import torch
 
 import probdl
 from probdl.models import linear_regression
-from tests.attack.hostile import attempt, paths_in, replace_file, rewrite, sealed, set_at, some
+from tests.attack.hostile import (
+    attempt,
+    count,
+    paths_in,
+    replace_file,
+    rewrite,
+    sealed,
+    set_at,
+    some,
+)
 
 FILES = ("fit.json", "idata.nc", "arrays.safetensors")
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
@@ -42,6 +51,7 @@ def folder(sound, tmp_path):
 def use(folder, *, predict=False):
     """Do with a folder what users do; return the error if it is refused at once."""
     fit = attempt(probdl.load, folder)
+    count("folder", fit)
     if isinstance(fit, probdl.ProbdlError):
         assert isinstance(fit, probdl.DataError), fit
         return fit
@@ -126,6 +136,7 @@ def test_saving_never_follows_a_link(folder, name, kind, tmp_path):
     x = np.ones((3, 2))
     fit = probdl.infer(linear_regression, x, np.ones(3), method="map", seed=1)
     saved = attempt(fit.save, folder)
+    count("save", saved)
     assert victim.read_text() == "precious"
     if not isinstance(saved, probdl.ProbdlError):
         assert probdl.load(folder).method.name == "map"

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.attack.hostile import LIMIT_S, no_hang, some
+from tests.attack.hostile import LIMIT_S, count, no_hang, some
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -129,5 +129,6 @@ def test_ctrl_c(process, call, moment):
     except BaseException:
         os.kill(child, signal.SIGKILL)
         raise
+    count("interrupt", text)
     assert text in ("interrupt", "result, interrupted") or text.startswith("refused"), text
     assert left == 0

@@ -139,13 +139,13 @@ class ScheduledOptimizer:
                 "L-BFGS needs a loss without noise, and evaluates it several times a step. Use "
                 "optimizer='Adam'; method='mle' and 'map' use L-BFGS."
             )
-        with explained("optimizer="):
+        with explained("optimizer(parameters, lr=...)"):
             self._torch = made([self._flat] if self._flat is not None else self._values, **options)
             self._rate = float(self._torch.param_groups[0]["lr"])
         if isinstance(schedule, str):
             self._factor = SCHEDULES[schedule]
             return
-        with explained("schedule="):
+        with explained("schedule(optimizer)"):
             self._scheduler = schedule(self._torch)
         if isinstance(self._scheduler, ReduceLROnPlateau):
             raise SettingError(
@@ -194,9 +194,10 @@ class ScheduledOptimizer:
         if self._factor is not None:
             for group in self._torch.param_groups:
                 group["lr"] = self._rate * self._factor(done)
-        self._torch.step()
-        if self._scheduler is not None:
-            self._scheduler.step()
+        with explained("The step of the optimizer"):
+            self._torch.step()
+            if self._scheduler is not None:
+                self._scheduler.step()
 
     def end_epoch(self) -> None:
         """Update the schedule of one of Pyro's schedulers, which work epoch by epoch."""

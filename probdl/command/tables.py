@@ -1,0 +1,158 @@
+"""Read tables of text as people have them: any usual separator, decimal mark and encoding."""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import io
+import lzma
+import re
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from probdl.errors import DataError
+from probdl.io.files import open_plain
+from probdl.util.lazy import pandas as pd
+from probdl.util.memory import machine_memory
+
+__all__ = ["COMPRESSED", "Table", "read_table", "without_index"]
+
+COMPRESSED: dict[str, Callable[..., IO[bytes]]] = {
+    ".gz": gzip.open,  # type: ignore[dict-item]
+    ".bz2": bz2.open,  # type: ignore[dict-item]
+    ".xz": lzma.open,  # type: ignore[dict-item]
+}
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+BYTE_ORDER_MARKS = {
+    b"\xef\xbb\xbf": "utf-8-sig",
+    b"\xff\xfe": "utf-16",
+    b"\xfe\xff": "utf-16",
+}
+_DECIMAL_COMMA = re.compile(r"\s*[+-]?\d*,\d+([eE][+-]?\d+)?\s*")
+_INTEGER = re.compile(r"\s*[+-]?\d+\s*")
+
+
+@dataclass
+class Table:
+    """The columns of a file, and what was noticed while they were read."""
+
+    columns: Any  # a pandas.DataFrame
+    notes: list[str] = field(default_factory=list)
+
+
+def read_table(path: Path) -> Table:
+    """Read a table of text with column names in its first line.
+
+    Columns may be separated by commas, semicolons, tabs, bars or blanks. Comment lines (``#``) at
+    the top are skipped. Decimal commas are read unless commas separate the columns. The text is
+    UTF-8, UTF-16 with a byte order mark, or else Windows-1252, which contains Latin-1. An index
+    that pandas or R wrote as a first column without a name is dropped.
+
+    Raises:
+        DataError: rows have more cells than there are names, or the text is no table.
+    """
+    notes: list[str] = []
+    text = _text(path, notes)
+    lines = text.splitlines()
+    first = 0
+    while first < len(lines) and (not lines[first].strip() or lines[first].lstrip()[0] == "#"):
+        first += 1
+    stated = re.fullmatch(r'"?sep=(.)"?', lines[first].strip(" ")) if first < len(lines) else None
+    if stated is not None:  # as Excel writes it
+        first += 1
+    skipped = [line for line in lines[:first] if line.lstrip().startswith("#")]
+    if skipped:
+        notes.append(f"{len(skipped)} comment line{'s' * (len(skipped) > 1)} skipped")
+    if first == len(lines):
+        raise DataError(f"{path} cannot be read as csv: it is empty.")
+    separator = stated[1] if stated is not None else _separator(lines[first], path)
+    if separator != ",":
+        notes.append(f"separated by {SEPARATORS.get(separator, 'blanks')}")
+    body = "\n".join(lines[first:])
+    columns = _parse(body, separator, ".", path)
+    if separator != "," and _has_decimal_commas(columns):
+        columns = _parse(body, separator, ",", path)
+        notes.append("decimal commas")
+    return without_index(Table(columns, notes))
+
+
+def without_index(table: Table) -> Table:
+    """Return a table without a first column that counts its rows and has no name."""
+    columns = table.columns
+    if len(columns.columns) and str(columns.columns[0]) in ("Unnamed: 0", "__index_level_0__", ""):
+        first = columns.iloc[:, 0]
+        counts = np.arange(len(columns))
+        values = first.to_numpy()
+        if values.dtype.kind in "iu" and any((values == counts + i).all() for i in (0, 1)):
+            notes = [*table.notes, "the column of row numbers dropped"]
+            return Table(columns.iloc[:, 1:], notes)
+    return table
+
+
+def _text(path: Path, notes: list[str]) -> str:
+    limit = machine_memory(unknown=2**36) / 8  # text takes several times its size as a table
+    with open_plain(path) as file:
+        opener = COMPRESSED.get(path.suffix.lower())
+        source: IO[bytes] = file if opener is None else opener(file)
+        data = source.read(int(limit) + 1)
+    if len(data) > limit:
+        raise DataError(
+            f"{path} holds more than {limit / 2**30:.3g} GiB of text. Convert it to .npz or "
+            ".parquet."
+        )
+    encoding = next((e for mark, e in BYTE_ORDER_MARKS.items() if data.startswith(mark)), "utf-8")
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError:
+        if encoding != "utf-8":
+            raise DataError(f"{path} begins as {encoding}, but is no such text.") from None
+    notes.append("not UTF-8, read as Windows-1252")
+    return data.decode("cp1252", errors="replace")
+
+
+def _separator(header: str, path: Path) -> str:
+    cells = {c: len(next(csv.reader([header], delimiter=c))) for c in SEPARATORS}
+    best = max(cells, key=lambda c: (cells[c], c == "\t" and ".tsv" in path.suffixes))
+    if cells[best] == 1 and len(header.split()) > 1 and '"' not in header:
+        return r"\s+"
+    return best
+
+
+def _parse(body: str, separator: str, decimal: str, path: Path) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        try:
+            # By default, pandas uses columns without a name as row labels.
+            return pd.read_csv(
+                io.StringIO(body),
+                sep=separator,
+                decimal=decimal,
+                index_col=False,
+                skipinitialspace=True,
+            )
+        except pd.errors.ParserWarning:
+            raise DataError(
+                f"{path} has rows with more cells than its first line has names. Name every "
+                "column in the first line; where columns are separated by commas, write decimals "
+                "with a point."
+            ) from None
+
+
+def _has_decimal_commas(columns: Any) -> bool:
+    """Return whether a column of text holds numbers with decimal commas, at least one of them."""
+    for _, column in columns.items():
+        if column.dtype.kind in "biuf":
+            continue
+        cells = [str(cell) for cell in column.dropna()]
+        commas = [bool(_DECIMAL_COMMA.fullmatch(cell)) for cell in cells]
+        if any(commas) and all(
+            comma or _INTEGER.fullmatch(cell) for cell, comma in zip(cells, commas, strict=True)
+        ):
+            return True
+    return False
