@@ -327,9 +327,13 @@ OPTIMIZING = {
 @pytest.mark.parametrize("name", OPTIMIZING)
 def test_an_optimizer_that_cannot_train_is_an_error(name):
     settings, message = OPTIMIZING[name]
-    with pytest.raises(probdl.SettingError, match=message):
+
+    def fit():
         method = probdl.SVI(steps=50, draws=30, **settings)
         probdl.infer(normal_normal, np.ones(2), np.ones(2), method=method, seed=1)
+
+    with pytest.raises(probdl.SettingError, match=message):
+        fit()
 
 
 def test_the_line_of_the_user_is_named_and_not_that_of_pandas():

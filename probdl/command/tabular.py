@@ -142,10 +142,8 @@ def read_raw(
 
 def _line(path: Path, values: Values, notes: Iterable[str], dropped: Collection[str]) -> str:
     """Describe what was read from a file."""
-    columns = [
-        v for v in values.values() if isinstance(v, (list, pd.Series)) or getattr(v, "ndim", 0)
-    ]
-    lengths = {len(column) for column in columns}
+    arrays = [v for v in values.values() if isinstance(v, (list, np.ndarray, pd.Series))]
+    lengths = {len(array) for array in arrays if isinstance(array, list) or array.ndim}
     rows = f"{lengths.pop()} rows, " if len(lengths) == 1 else ""
     count = f"{rows}{len(values)} column{'s' * (len(values) != 1)}"
     parts = [count, *notes, *([f"{', '.join(dropped)} dropped"] if dropped else ())]
