@@ -37,6 +37,7 @@ __all__ = [
 
 ROW_SUM_TOLERANCE = 1e-8  # of a row of probabilities, which must sum to 1
 RANK_TOLERANCE = 1e-10  # of singular values
+DISTANCE_MIN = 1e-12  # below, powers of the matrix differ from their limit by rounding
 MIN_SPECTRAL_GAP = 1e-12  # below which a chain does not mix
 
 
@@ -274,7 +275,7 @@ def mixing_time(transition: Any, distance: float = 0.25) -> int:
     Source: Levin and Peres, *Markov Chains and Mixing Times* (2017), section 4.5.
     """
     matrix = _checked_matrix(transition)
-    check_real("mixing_time", distance=(distance, 0, 1))
+    check_real("mixing_time", distance=(distance, DISTANCE_MIN, 1))
     if spectral_gap(matrix) < MIN_SPECTRAL_GAP:
         raise SettingError(
             "The chain does not converge to a stationary distribution: its spectral gap is 0, "

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -22,6 +23,7 @@ from tests.attack.hostile import FULL, attempt, count
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(8, 2))
 Y = X @ [1.0, 2.0] + RNG.normal(size=8)
+POINTS = RNG.normal(size=(100, 1))
 ONES, ZEROS = np.ones(4), np.zeros(4)
 SHORT = probdl.Laplace(draws=50)
 
@@ -78,13 +80,20 @@ def fits():
     return [infer(method) for method in methods]
 
 
+def generator(x=None):
+    pyro.module("net", net := torch.nn.Linear(1, 1))
+    with pyro.plate("rows", 1 if x is None else len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+        pyro.deterministic("x", net(z), event_dim=1)
+
+
 def square(x):
     return x**2
 
 
 METHODS = [
     *(probdl.NUTS, probdl.HMC, probdl.Metropolis, probdl.MLE, probdl.MAP, probdl.Laplace),
-    *(probdl.Pathfinder, probdl.Importance, probdl.SVI),
+    *(probdl.Pathfinder, probdl.Importance, probdl.SVI, probdl.GAN),
 ]
 # Short runs, where the settings that are not replaced decide how long one takes.
 SETTINGS = {
@@ -127,9 +136,9 @@ def functions(fits, tmp_path):
         (probdl.jensen_shannon, {"p_data": normal, "p_model": normal, "num_samples": 200}
             | {"seed": 1}),
         (probdl.optimal_discriminator, {"p_data": normal, "p_model": normal}),
-        (laplace.predict, {"x": X[:2], "num_samples": 5, "out": None, "coords": None}),
-        (svi.predict, {"x": X[:2], "num_samples": 5, "out": None, "coords": None}),
-        (point.predict, {"x": X[:2], "num_samples": 5, "out": None}),
+        (laplace.predict, {"x": X[:2], "num_samples": None, "out": None, "coords": None}),
+        (svi.predict, {"x": X[:2], "out": None, "coords": None}),
+        (point.predict, {"num_samples": 5, "out": None, "coords": None}),
         (laplace.log_predictive, {"x": X[:2], "y": Y[:2], "coords": None}),
         (laplace.cross_validate, {"k": 2, "workers": 1, "progress": False}),
         (laplace.to_idata, {"prior": 5, "predictive": True}),
@@ -168,6 +177,8 @@ values = st.sampled_from(range(len(BAD))).map(BAD.__getitem__)
 def test_settings(fits, method, data):
     names = [p for p in inspect.signature(method.__init__).parameters if p != "self"]
     short = {k: v for k, v in SETTINGS.items() if k in names}
+    if method is probdl.GAN:
+        short = {"discriminator": torch.nn.Linear(1, 1), "steps": 30}
     wrong = data.draw(st.dictionaries(st.sampled_from(names), values, min_size=1, max_size=2))
     made = attempt(method, **(short | wrong))
     count("call", made)
@@ -176,7 +187,8 @@ def test_settings(fits, method, data):
     repr(made)
     if work(made) < 1e4:
         arguments = {"method": made, "seed": 1, "progress": False, "time_limit": 20}
-        attempt(probdl.infer, linear_regression, X, Y, **arguments)
+        data = (generator, POINTS) if method is probdl.GAN else (linear_regression, X, Y)
+        attempt(probdl.infer, *data, **arguments)
 
 
 def work(method):

@@ -29,6 +29,7 @@ from probdl.methods.training.checkpoint import checkpoint_of
 from probdl.methods.training.minibatch import Batches, LoaderBatches, PlateBatches
 from probdl.methods.training.optimizers import ScheduledOptimizer, check_optimizer, check_schedule
 from probdl.methods.training.trainable import Trainable
+from probdl.model.advice import explained
 from probdl.model.program import Program
 from probdl.model.sites import Structure, data_plate, discover
 from probdl.results.adversarial import AdversarialFit
@@ -156,6 +157,7 @@ class GAN(Method, name="gan"):
         self._check_real(learning_rate=(0, math.inf), gradient_penalty=(0, math.inf))
         if not (is_real(self.ema) and 0 <= self.ema < 1):
             self._refuse("ema", "must be at least 0 and below 1")
+        self._make_plain(["ema"])
         if self.discriminator_learning_rate is not None:
             self._check_real(discriminator_learning_rate=(0, math.inf))
         for setting, check in (
@@ -164,8 +166,12 @@ class GAN(Method, name="gan"):
             ("schedule", check_schedule),
         ):
             value = getattr(self, setting)
-            if value is not None and (wrong := check(value)):
+            if value is None and setting == "discriminator_optimizer":
+                continue  # that of the generator
+            if wrong := check(value):
                 self._refuse(setting, wrong)
+        if self.site is not None and not isinstance(self.site, str):
+            self._refuse("site", "must be the name of a deterministic site, or None")
 
     def run(self, program: Program, seed: int, progress: bool | None) -> Fit:
         """Train generator and discriminator."""
@@ -176,7 +182,9 @@ class GAN(Method, name="gan"):
         discriminator = copy.deepcopy(self.discriminator)
         assert discriminator is not None
         discriminator.to(program.dtype).train()
-        if returns_probabilities(discriminator, program.tensors()[index]):
+        with explained("The discriminator, at the data,"):
+            probabilities = returns_probabilities(discriminator, program.tensors()[index])
+        if probabilities:
             self._refuse(
                 "discriminator",
                 "must return logits, but it returns probabilities: remove the sigmoid at its end, "

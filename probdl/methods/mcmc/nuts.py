@@ -28,6 +28,7 @@ __all__ = ["HMC", "NUTS"]
 MASS_MATRICES = ("auto", "diag", "low_rank", "dense")
 INITS = ("auto", "random", "pathfinder")
 # Up to this d, learning the correlations takes less than half a second (`make bench-mass`).
+TRAJECTORY_MAX = 1e3  # 160 periods of a normal posterior
 TREEDEPTH_MAX = 30  # a billion gradients for one draw
 LOW_RANK_DIM_MAX = 50
 
@@ -193,7 +194,7 @@ class HMC(Method, name="hmc"):
 
     def __post_init__(self) -> None:
         self._check_int(draws=1, warmup=0, chains=1)
-        self._check_real(target_accept=(0, 1), trajectory_length=(0, math.inf))
+        self._check_real(target_accept=(0, 1), trajectory_length=(0, TRAJECTORY_MAX))
         self._check_choice(engine=ENGINES, mass_matrix=("diag", "dense"))
         self._check_init(*INITS)
 

@@ -59,6 +59,8 @@ def check_optimizer(optimizer: Any) -> str:
             "must be the class, such as torch.optim.Adam, not an instance; set its options with "
             "learning_rate= or functools.partial"
         )
+    if isinstance(optimizer, type) and not issubclass(optimizer, Optimizer):
+        return "must be a class of torch.optim, its name such as 'Adam', or a PyroOptim"
     if callable(optimizer):
         return ""
     return "must be a class of torch.optim, its name such as 'Adam', or a PyroOptim"
@@ -125,8 +127,9 @@ class ScheduledOptimizer:
         made: Any = getattr(torch.optim, optimizer) if isinstance(optimizer, str) else optimizer
         function = getattr(made, "func", made)
         options: dict[str, Any] = {}
-        if "fused" in inspect.signature(function).parameters:
-            options["fused"] = True
+        with explained("optimizer"):
+            if "fused" in inspect.signature(function).parameters:
+                options["fused"] = True
         of_torch = function.__module__.startswith("torch.optim")
         if flat and of_torch and function.__name__ in ELEMENTWISE:
             self._flat = torch.nn.Parameter(
