@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -85,6 +86,15 @@ def generator(x=None):
     with pyro.plate("rows", 1 if x is None else len(x)):
         z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
         pyro.deterministic("x", net(z), event_dim=1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def elsewhere(tmp_path_factory):
+    """Run in a temporary folder, where settings such as checkpoint="x" write."""
+    before = Path.cwd()
+    os.chdir(tmp_path_factory.mktemp("here"))
+    yield
+    os.chdir(before)
 
 
 def square(x):

@@ -27,9 +27,9 @@ __all__ = ["HMC", "NUTS"]
 
 MASS_MATRICES = ("auto", "diag", "low_rank", "dense")
 INITS = ("auto", "random", "pathfinder")
-# Up to this d, learning the correlations takes less than half a second (`make bench-mass`).
 TRAJECTORY_MAX = 1e3  # 160 periods of a normal posterior
 TREEDEPTH_MAX = 30  # a billion gradients for one draw
+# Up to this d, learning the correlations takes less than half a second (`make bench-mass`).
 LOW_RANK_DIM_MAX = 50
 
 
