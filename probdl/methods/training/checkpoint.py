@@ -118,6 +118,10 @@ class Checkpoint:
         """
         try:
             yield
+        except SettingError as error:
+            if str(self.path) in str(error):
+                raise
+            raise self._unreadable(str(error)) from None
         except ProbdlError:
             raise
         except Exception as error:
