@@ -633,6 +633,17 @@ def test_demo(tmp_path):
 # -- Ctrl-C -------------------------------------------------------------------------------------
 
 
+def test_a_model_that_exits_is_an_error(here):
+    (here / "exits.py").write_text("import sys\n\ndef model(y):\n    sys.exit(7)\n")
+    assert "sys.exit(7)" in refused("infer", "exits.py:model", "--data", "y.json")
+
+
+@pytest.mark.parametrize("value", ["-" * 100_000 + "1", "[" * 100_000, "9" * 10_000, "{1: [}"])
+def test_a_malformed_setting_is_refused(here, value):
+    words = ["infer", "my_models.py:normal", "--data", "y.json", "--method", "map"]
+    assert "starts" in refused(*words, "--set", f"starts={value}")
+
+
 def test_control_c_before_there_are_results(here):
     (here / "slow.py").write_text("raise KeyboardInterrupt")
     result = run("infer", "slow.py:model")

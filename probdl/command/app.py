@@ -49,6 +49,9 @@ class _Command(TyperCommand):
         except KeyboardInterrupt:
             typer.echo("interrupted: no results yet, nothing was saved", err=True)
             raise typer.Exit(130) from None
+        except SystemExit as error:  # typer's own exits are other exceptions
+            typer.echo(f"error: the model ended the program (sys.exit({error.code!r})).", err=True)
+            raise typer.Exit(2) from None
         except (ProbdlError, OSError) as error:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(2) from None
