@@ -20,8 +20,9 @@ from probdl.findings import Finding
 from probdl.io import idata
 from probdl.io.folders import INDEX, folder_path, open_folder
 from probdl.io.packing import Opaque, opaque_parts, unpack
-from probdl.io.saving import ARRAYS, IDATA, source_of
+from probdl.io.saving import ARRAYS, IDATA
 from probdl.io.schema import check_index, check_sites
+from probdl.io.source import source_of
 from probdl.methods import METHODS, Method
 from probdl.model.callables import runnable, signature
 from probdl.model.fingerprint import fingerprint

@@ -316,11 +316,12 @@ X_AND_Y = {"x": [0.5, 1.25, -3.0], "y": [1, 2, 3]}
         ("a.csv", "x,y\n0.5,1\n1.25,2\n-3,3\n", ""),
         ("a.csv", "x;y\n0,5;1\n1,25;2\n-3;3\n", "decimal commas"),
         ("a.csv", "x;y\n0.5;1\n1.25;2\n-3;3\n", "semicolons"),
-        ("a.csv", "sep=;\nx;y\n0,5;1\n1,25;2\n-3,0;3\n", "decimal commas"),
+        ("a.csv", "SEP=;\nx;y\n0,5;1\n1,25;2\n-3,0;3\n", "decimal commas"),
         ("a.tsv", "x\ty\n0.5\t1\n1.25\t2\n-3\t3\n", "tabs"),
         ("a.txt", "x  y\n0.5  1\n1.25 2\n-3  3\n", "blanks"),
         ("a.csv", "x|y\n0.5|1\n1.25|2\n-3|3\n", "bars"),
         ("a.csv", "x, y\n0.5, 1\n1.25, 2\n-3, 3\n", ""),
+        ("a.csv", " x , y \n0.5, 1\n1.25, 2\n-3, 3\n", ""),
         ("a.csv", "# from the lab\n\n# in cm\nx,y\n0.5,1\n1.25,2\n-3,3\n", "2 comment lines"),
         ("a.csv", ",x,y\n0,0.5,1\n1,1.25,2\n2,-3,3\n", "row numbers"),
         ("a.csv", '"","x","y"\n"1",0.5,1\n"2",1.25,2\n"3",-3,3\n', "row numbers"),
@@ -382,6 +383,73 @@ def test_ambiguous_tables_are_refused(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(DataError, match=message):
         read(path)
+
+
+def test_decimal_commas_in_one_column_leave_the_others(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("x;y;note\n1.5;0,5;1,2\n2.5;0,25;none\n")
+    found = read(path, drop=["note"])
+    np.testing.assert_array_equal(found["x"], [1.5, 2.5])
+    np.testing.assert_array_equal(found["y"], [0.5, 0.25])
+
+
+@pytest.mark.parametrize("end", ["csv", "tsv"])
+def test_commas_that_may_separate_thousands_are_refused(tmp_path, end):
+    path = tmp_path / f"a.{end}"
+    path.write_text("x;y\n1,234;2\n12,500;3\n".replace(";", "\t" if end == "tsv" else ";"))
+    with pytest.raises(DataError, match="may be a decimal comma or separate thousands"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "x,y,x\n1,2,5\n"),
+        ("a.csv", "x, y ,y\n1,2,5\n"),
+        ("a.json", '{"x": [1], "x": [2]}'),
+        ("a.jsonl", '{"x": 1, "x": 2}\n'),
+    ],
+)
+def test_a_name_that_occurs_twice_is_refused(tmp_path, name, text):
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(DataError, match=r"two columns named|twice"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    "header", ["x_1,x_3", "x.1,x.2", "x1,x2", "X_1,X_2", "x_obs,other", "x_1,x[1]"]
+)
+def test_a_column_that_may_be_meant_for_an_argument_is_not_ignored(here, header):
+    (here / "optional.py").write_text(MODEL + "\n\ndef model(x=None, y=None):\n    normal(y)\n")
+    (here / "a.csv").write_text(f"{header},y\n1,2,2.5\n2,3,3.5\n")
+    assert "no argument" in refused("infer", "optional.py:model", "--data", "a.csv")
+
+
+def test_a_link_to_a_data_file_has_its_own_name(tmp_path):
+    np.save(tmp_path / "blob", np.ones(3))
+    (tmp_path / "x.npy").symlink_to(tmp_path / "blob.npy")
+    assert list(read(tmp_path / "x.npy")) == ["x"]
+
+
+def test_malformed_files_are_refused(tmp_path):
+    (tmp_path / "f.csv.xz").write_bytes(b"abc")
+    np.savez(tmp_path / "a.npz", x=np.ones(2))
+    (tmp_path / "a.npz").rename(tmp_path / "d.npy")
+    with zipfile.ZipFile(tmp_path / "b.npz", "w") as archive:
+        archive.writestr("x", b"abc")
+    for name in ("f.csv.xz", "d.npy", "b.npz"):
+        with pytest.raises(DataError):
+            read(tmp_path / name)
+
+
+def test_names_that_two_files_share_matter_only_if_they_are_used(here):
+    (here / "a.csv").write_text("id,x\n1,1\n2,2\n")
+    (here / "b.csv").write_text("id,y\n1,2.5\n2,3.5\n")
+    words = ["infer", "my_models.py:line", "--data", "a.csv", "--data", "b.csv"]
+    good(*words, "--method", "mle")
+    (here / "b.csv").write_text("x,y\n1,2.5\n2,3.5\n")
+    assert "another file contains too" in refused(*words)
 
 
 def test_unused_columns_are_ignored_with_a_line(here):

@@ -243,7 +243,7 @@ def test_draws_that_exceed_the_memory(name):
     assert "GiB of memory. Request fewer draws." in message
 
 
-@pytest.mark.parametrize("name", ["chain", "draw", "", "a\0b"])
+@pytest.mark.parametrize("name", ["chain", "draw", "", ".", "a\0b", "\ud800"])
 def test_invalid_site_names(name):
     def latent(y):
         pyro.sample("y", dist.Normal(pyro.sample(name, dist.Normal(0.0, 1.0)), 1.0), obs=y)

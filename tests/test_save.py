@@ -386,3 +386,46 @@ def test_files_have_the_permissions_of_other_new_files(saved):
     (saved / "other").write_text("")
     modes = {path.name: path.stat().st_mode for path in saved.iterdir()}
     assert len(set(modes.values())) == 1, modes
+
+
+def scoped(y):
+    mu = pyro.sample("part/mu", dist.Normal(0.0, 10.0))
+    with pyro.plate("rows", len(y)):
+        pyro.sample("part/y", dist.Normal(mu, 1.0), obs=y)
+
+
+def test_saved_fits_with_slashes_in_names_are_compared(tmp_path):
+    y = torch.tensor([1.0, 2.0, 4.0])
+    fits = {str(seed): probdl.infer(scoped, y, method="laplace", seed=seed) for seed in (1, 2)}
+    saved = {name: probdl.load(fit.save(tmp_path / name)) for name, fit in fits.items()}
+    expected, found = (probdl.compare(each, refit=False) for each in (fits, saved))
+    assert found["elpd"].tolist() == pytest.approx(expected["elpd"].tolist())
+
+
+@pytest.mark.parametrize("name", ["fit.json", "idata.nc", "arrays.safetensors"])
+def test_a_folder_in_the_place_of_a_file_is_refused_before_the_save(saved, name):
+    (saved / name).unlink()
+    (saved / name).mkdir()
+    fit = probdl.infer(normal_normal, np.ones(2), np.ones(2), method="map", seed=1)
+    with pytest.raises(probdl.SettingError, match=f"{name} in it is a folder"):
+        fit.save(saved)
+    assert not list(saved.glob("*.new"))
+
+
+@pytest.mark.parametrize("name", ["a\ud800", "q" * 300])
+def test_a_path_that_the_system_does_not_take_is_refused(tmp_path, name):
+    fit = probdl.infer(normal_normal, np.ones(2), np.ones(2), method="map", seed=1)
+    with pytest.raises(probdl.SettingError):
+        fit.save(f"{tmp_path}/{name}")
+    with pytest.raises(probdl.ProbdlError):
+        probdl.load(f"{tmp_path}/{name}")
+
+
+def test_text_that_is_no_unicode_is_saved(tmp_path):
+    def model(y, label):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    fit = probdl.infer(model, np.ones(2), "\ud800", method="map", seed=1)
+    assert probdl.load(fit.save(tmp_path)).program.arguments["label"] == "\ud800"

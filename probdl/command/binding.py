@@ -17,7 +17,7 @@ __all__ = ["bind", "unused_names"]
 
 Values = dict[str, Any]
 
-_NUMBERED_COLUMN = re.compile(r"(.+?)(?:\[(\d+)\]|_(\d+))")
+_NUMBERED_COLUMN = re.compile(r"(.+?)(?:\[(\d{1,9})\]|_(\d{1,9}))")
 
 
 def unused_names(model: Callable[..., Any], names: Collection[str]) -> list[str]:
@@ -37,13 +37,15 @@ def unused_names(model: Callable[..., Any], names: Collection[str]) -> list[str]
     numbered = _numbered(names, wanted)
     used = {*wanted, *(column for columns in numbered.values() for column in columns)}
     free = [n for n in wanted if n not in names and n not in numbered]
-    return [
-        name
-        for name in names
-        if name not in used
-        and name.lower() not in {n.lower() for n in free}
-        and not (len(name) > 2 and nearest(name, free))
-    ]
+    return [n for n in names if n not in used and not any(_is_almost(n, arg) for arg in free)]
+
+
+def _is_almost(name: str, argument: str) -> bool:
+    """Return whether a column may be meant for an argument: ``Y``, ``y_obs``, ``y.1`` or ``y2``."""
+    words = re.split(r"[\W_]+", name.lower())
+    numbered = re.fullmatch(re.escape(argument.lower()) + r"\W*\d+.*", name.lower())
+    typo = len(name) > 2 and nearest(name, [argument])
+    return argument.lower() in words or numbered is not None or bool(typo)
 
 
 def bind(
@@ -107,6 +109,12 @@ def bind(
 def _with_matrices(values: Values, wanted: Iterable[str]) -> Values:
     """Join numbered columns into matrices, for arguments without a column of the same name."""
     for name, columns in _numbered(values, wanted).items():
+        shapes = {np.shape(values[column]) for column in columns}
+        if len(shapes) > 1 or len(next(iter(shapes))) != 1:
+            raise DataError(
+                f"The columns {', '.join(columns)} cannot be joined into {name!r}: each must be a "
+                "list of numbers, all of the same length."
+            )
         values[name] = np.column_stack([values.pop(column) for column in columns])
     return values
 
@@ -118,11 +126,15 @@ def _numbered(names: Collection[str], wanted: Iterable[str]) -> dict[str, list[s
     for name in wanted:
         if name in names:
             continue
-        columns = {}
+        columns: dict[int, str] = {}
+        count = 0
         for column in names:
             match = _NUMBERED_COLUMN.fullmatch(column)
             if match and match[1] == name and column not in wanted:
                 columns[int(match[2] or match[3])] = column
+                count += 1
+        if len(columns) < count:  # x_1 and x[1], for example
+            continue
         first = min(columns, default=0)
         if columns and first in (0, 1) and sorted(columns) == [*range(first, first + len(columns))]:
             found[name] = [columns[i] for i in sorted(columns)]

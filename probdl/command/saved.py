@@ -15,7 +15,7 @@ from probdl.command.locate import locate_model
 from probdl.command.trusted import recorded_place, trusted_model
 from probdl.errors import ModelError
 from probdl.io.folders import read_index
-from probdl.io.idata import unclashed
+from probdl.io.idata import escaped, unclashed
 from probdl.results.fit import Fit
 from probdl.util.lazy import xarray as xr
 
@@ -67,11 +67,12 @@ def to_dataset(fit: Fit, draws: dict[str, Any]) -> xr.Dataset:
         axes = range(array.ndim - 2)
         dims = [(*named[name], *[None] * array.ndim)[i] or f"{name}_dim_{i}" for i in axes]
         labels = {
-            dim: list(fit.coords[dim])
+            escaped(dim): list(fit.coords[dim])
             for dim, size in zip(dims, array.shape[2:], strict=True)
             if len(fit.coords.get(dim, ())) == size
         }
-        arrays[name] = xr.DataArray(array, dims=("chain", "draw", *dims), coords=labels)
+        dims = [escaped(dim) for dim in dims]  # netCDF has other uses for slashes
+        arrays[escaped(name)] = xr.DataArray(array, dims=("chain", "draw", *dims), coords=labels)
     return xr.Dataset(arrays, attrs={"inference_library": f"probdl {probdl.__version__}"})
 
 

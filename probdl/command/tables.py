@@ -28,13 +28,17 @@ COMPRESSED: dict[str, Callable[..., IO[bytes]]] = {
     ".bz2": bz2.open,  # type: ignore[dict-item]
     ".xz": lzma.open,  # type: ignore[dict-item]
 }
-SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+BLANKS = r"\s+"
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars", BLANKS: "blanks"}
+SNIFFED_LINES = 20
 BYTE_ORDER_MARKS = {
     b"\xef\xbb\xbf": "utf-8-sig",
     b"\xff\xfe": "utf-16",
     b"\xfe\xff": "utf-16",
 }
 _DECIMAL_COMMA = re.compile(r"\s*[+-]?\d*,\d+([eE][+-]?\d+)?\s*")
+_THOUSANDS = re.compile(r"\s*[+-]?\d{1,3}(,\d{3})+\s*")
+_STATED = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)  # the first line, as Excel writes it
 _INTEGER = re.compile(r"\s*[+-]?\d+\s*")
 
 
@@ -63,7 +67,7 @@ def read_table(path: Path) -> Table:
     first = 0
     while first < len(lines) and (not lines[first].strip() or lines[first].lstrip()[0] == "#"):
         first += 1
-    stated = re.fullmatch(r'"?sep=(.)"?', lines[first].strip(" ")) if first < len(lines) else None
+    stated = _STATED.fullmatch(lines[first]) if first < len(lines) else None
     if stated is not None:  # as Excel writes it
         first += 1
     skipped = [line for line in lines[:first] if line.lstrip().startswith("#")]
@@ -71,14 +75,20 @@ def read_table(path: Path) -> Table:
         notes.append(f"{len(skipped)} comment line{'s' * (len(skipped) > 1)} skipped")
     if first == len(lines):
         raise DataError(f"{path} cannot be read as csv: it is empty.")
-    separator = stated[1] if stated is not None else _separator(lines[first], path)
+    separator = stated[1] if stated is not None else _separator(lines[first:], path)
     if separator != ",":
-        notes.append(f"separated by {SEPARATORS.get(separator, 'blanks')}")
-    body = "\n".join(lines[first:])
-    columns = _parse(body, separator, ".", path)
-    if separator != "," and _has_decimal_commas(columns):
-        columns = _parse(body, separator, ",", path)
-        notes.append("decimal commas")
+        notes.append(f"separated by {SEPARATORS.get(separator, repr(separator))}")
+    _check_header(lines[first], separator, path)
+    columns = _parse("\n".join(lines[first:]), separator, path)
+    columns.columns = [str(name).strip() for name in columns.columns]
+    if separator != ",":
+        commas = [
+            name for name in columns if _has_decimal_commas(columns[name], f"{path}: {name!r}")
+        ]
+        for name in commas:
+            columns[name] = pd.to_numeric(columns[name].astype(str).str.replace(",", "."))
+        if commas:
+            notes.append(f"decimal commas in {', '.join(commas)}")
     return without_index(Table(columns, notes))
 
 
@@ -97,7 +107,7 @@ def without_index(table: Table) -> Table:
 
 def _text(path: Path, notes: list[str]) -> str:
     limit = machine_memory(unknown=2**36) / 8  # text takes several times its size as a table
-    with open_plain(path) as file:
+    with open_plain(path.resolve()) as file:  # a link is the user's own here
         opener = COMPRESSED.get(path.suffix.lower())
         source: IO[bytes] = file if opener is None else opener(file)
         data = source.read(int(limit) + 1)
@@ -116,25 +126,42 @@ def _text(path: Path, notes: list[str]) -> str:
     return data.decode("cp1252", errors="replace")
 
 
-def _separator(header: str, path: Path) -> str:
-    cells = {c: len(next(csv.reader([header], delimiter=c))) for c in SEPARATORS}
-    best = max(cells, key=lambda c: (cells[c], c == "\t" and ".tsv" in path.suffixes))
-    if cells[best] == 1 and len(header.split()) > 1 and '"' not in header:
-        return r"\s+"
-    return best
+def _separator(lines: list[str], path: Path) -> str:
+    """Return the separator that splits the first lines into the same number of cells, the most."""
+    sample = [line for line in lines[:SNIFFED_LINES] if line.strip()]
+    best, most = ",", 1
+    preferred = "\t" if ".tsv" in path.suffixes else ","
+    for separator in sorted(SEPARATORS, key=lambda each: each != preferred):
+        counts = [len(_cells(line, separator)) for line in sample]
+        if counts[0] > most and all(count == counts[0] for count in counts):
+            best, most = separator, counts[0]
+    if most > 1:
+        return best
+    # Rows of different lengths, or a single column: the header decides.
+    candidates = [each for each in SEPARATORS if each != BLANKS]
+    found = max(candidates, key=lambda each: (len(_cells(sample[0], each)), each == preferred))
+    return found if len(_cells(sample[0], found)) > 1 else ","
 
 
-def _parse(body: str, separator: str, decimal: str, path: Path) -> Any:
+def _cells(line: str, separator: str) -> list[str]:
+    if separator == BLANKS:
+        return line.split()
+    return next(csv.reader([line], delimiter=separator, skipinitialspace=True), [])
+
+
+def _check_header(line: str, separator: str, path: Path) -> None:
+    names = [name.strip() for name in _cells(line, separator)]
+    if twice := [name for name in names if name and names.count(name) > 1]:
+        raise DataError(f"{path} has two columns named {twice[0]!r}. Rename one of them.")
+
+
+def _parse(body: str, separator: str, path: Path) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)
         try:
             # By default, pandas uses columns without a name as row labels.
             return pd.read_csv(
-                io.StringIO(body),
-                sep=separator,
-                decimal=decimal,
-                index_col=False,
-                skipinitialspace=True,
+                io.StringIO(body), sep=separator, index_col=False, skipinitialspace=True
             )
         except pd.errors.ParserWarning:
             raise DataError(
@@ -144,15 +171,21 @@ def _parse(body: str, separator: str, decimal: str, path: Path) -> Any:
             ) from None
 
 
-def _has_decimal_commas(columns: Any) -> bool:
-    """Return whether a column of text holds numbers with decimal commas, at least one of them."""
-    for _, column in columns.items():
-        if column.dtype.kind in "biuf":
-            continue
-        cells = [str(cell) for cell in column.dropna()]
-        commas = [bool(_DECIMAL_COMMA.fullmatch(cell)) for cell in cells]
-        if any(commas) and all(
-            comma or _INTEGER.fullmatch(cell) for cell, comma in zip(cells, commas, strict=True)
-        ):
-            return True
-    return False
+def _has_decimal_commas(column: Any, what: str) -> bool:
+    """Return whether a column holds numbers with decimal commas.
+
+    Raises:
+        DataError: the commas may as well separate thousands.
+    """
+    if column.dtype.kind in "biuf":
+        return False
+    cells = [str(cell) for cell in column.dropna()]
+    commas = [cell for cell in cells if _DECIMAL_COMMA.fullmatch(cell)]
+    if not commas or not all("," in cell or _INTEGER.fullmatch(cell) for cell in cells):
+        return False
+    if all(_THOUSANDS.fullmatch(cell) for cell in cells if "," in cell):
+        raise DataError(
+            f"{what} contains {commas[0].strip()}, whose comma may be a decimal comma or separate "
+            "thousands. Write numbers with a decimal point, without separators."
+        )
+    return len(commas) == sum("," in cell for cell in cells)

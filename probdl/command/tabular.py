@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 import re
 import zipfile
 import zlib
@@ -37,6 +38,7 @@ _READ_ERRORS = (  # raised by the readers for damaged files and for files of ano
     RecursionError,
     zipfile.BadZipFile,
     zlib.error,
+    lzma.LZMAError,
 )
 
 
@@ -47,6 +49,7 @@ class Contents:
     values: Values = field(default_factory=dict)
     sources: dict[str, Path] = field(default_factory=dict)  # by name
     lines: list[str] = field(default_factory=list)
+    twice: dict[str, Path] = field(default_factory=dict)  # names that an earlier file contains too
 
 
 def read(path: str | Path, *, drop: Collection[str] = ()) -> Values:
@@ -101,6 +104,13 @@ def checked(contents: Contents, names: Iterable[str]) -> Values:
     Raises:
         DataError: a cell is empty, or a value is no number.
     """
+    names = list(names)
+    for name in names:
+        if name in contents.twice:
+            raise DataError(
+                f"{contents.twice[name]} contains {name!r}, which another file contains too. "
+                "Rename it in one of them."
+            )
     return {
         name: _check_value(contents.values[name], f"{contents.sources[name]}: {name!r}")
         for name in names
@@ -123,11 +133,7 @@ def read_raw(
         values, notes = _read_file(path, coordinates)
         names += [name for name in values if name not in names]
         kept = {n: v for n, v in values.items() if n not in drop}
-        if duplicates := [name for name in kept if name in whole.values]:
-            raise DataError(
-                f"{path} contains {duplicates[0]!r}, which another file contains too. Rename it "
-                "in one of them."
-            )
+        whole.twice |= {name: path for name in kept if name in whole.values}
         whole.values |= kept
         whole.sources |= dict.fromkeys(kept, path)
         whole.lines.append(_line(path, kept, notes, [n for n in values if n in drop]))
@@ -166,7 +172,6 @@ def _read_file(path: Path, coordinates: Collection[str]) -> tuple[Values, list[s
         raise DataError(f"The data file {path} does not exist.")
     if not path.is_file():
         raise DataError(f"{path} is not a plain file.")
-    path = path.resolve()  # a link is the user's own here
     try:
         return reader(path, coordinates)
     except DataError:
@@ -185,8 +190,8 @@ def _read_table(path: Path, _coordinates: Collection[str]) -> tuple[Values, list
 
 
 def _read_json(path: Path, _coordinates: Collection[str]) -> tuple[Values, list[str]]:
-    with open_plain(path) as file:
-        values = json.loads(file.read().decode("utf-8-sig"))
+    with open_plain(path.resolve()) as file:
+        values = json.loads(file.read().decode("utf-8-sig"), object_pairs_hook=_once)
     if isinstance(values, list) and values and all(isinstance(row, dict) for row in values):
         return _columns(Table(pd.DataFrame.from_records(values)))
     if not isinstance(values, dict):
@@ -198,8 +203,9 @@ def _read_json(path: Path, _coordinates: Collection[str]) -> tuple[Values, list[
 
 
 def _read_json_lines(path: Path, _coordinates: Collection[str]) -> tuple[Values, list[str]]:
-    with open_plain(path) as file:
-        rows = [json.loads(line) for line in file.read().decode("utf-8-sig").splitlines() if line]
+    with open_plain(path.resolve()) as file:
+        lines = file.read().decode("utf-8-sig").split("\n")
+    rows = [json.loads(line, object_pairs_hook=_once) for line in lines if line.strip()]
     if not rows or not all(isinstance(row, dict) for row in rows):
         raise DataError(f'{path} must contain an object in each line, such as {{"x": 1.0}}.')
     return _columns(Table(pd.DataFrame.from_records(rows)))
@@ -220,10 +226,21 @@ def _read_parquet(path: Path, _coordinates: Collection[str]) -> tuple[Values, li
     return _columns(without_index(Table(table)))
 
 
+def _once(pairs: list[tuple[str, Any]]) -> Values:
+    """Return an object of JSON, none of whose names may occur twice."""
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"it contains {twice!r} twice")
+    return dict(pairs)
+
+
 def _read_npz(path: Path, _coordinates: Collection[str]) -> tuple[Values, list[str]]:
-    with open_plain(path) as file:
+    with open_plain(path.resolve()) as file:
         with zipfile.ZipFile(file) as archive:
-            size = sum(member.file_size for member in archive.infolist())
+            members = archive.infolist()
+        size = sum(member.file_size for member in members)
+        _once([(member.filename, None) for member in members])
         if size > machine_memory(unknown=2**36):
             raise DataError(f"{path} needs {size / 2**30:.4g} GiB of memory.")
         file.seek(0)
@@ -232,15 +249,17 @@ def _read_npz(path: Path, _coordinates: Collection[str]) -> tuple[Values, list[s
 
 
 def _read_npy(path: Path, _coordinates: Collection[str]) -> tuple[Values, list[str]]:
-    with open_plain(path) as file:
+    with open_plain(path.resolve()) as file:
         array = np.load(file, allow_pickle=False)
+    if not isinstance(array, np.ndarray):
+        raise DataError(f"{path} holds several arrays. Rename it to .npz.")
     if array.dtype.names:
         return {name: array[name] for name in array.dtype.names}, []
     return {path.stem: array}, []
 
 
 def _read_netcdf(path: Path, coordinates: Collection[str]) -> tuple[Values, list[str]]:
-    with open_plain(path) as file:
+    with open_plain(path.resolve()) as file:
         start = file.read(4)
         file.seek(0)
         if start == b"\x89HDF":  # not the classic format
@@ -272,6 +291,8 @@ def _check_value(value: Any, what: str) -> Any:
         return _from_column(value, what)
     if isinstance(value, (list, dict)):
         value = _from_json(value, what)
+    if isinstance(value, bytes):
+        raise DataError(f"{what} is no array.")
     if not isinstance(value, np.ndarray):
         _check_integer_range([value], what)
         return value

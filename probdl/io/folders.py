@@ -24,6 +24,7 @@ from typing import IO, Any
 
 from probdl.errors import DataError, SettingError
 from probdl.io.files import create_file, open_plain
+from probdl.util.settings import is_path
 
 try:
     import fcntl
@@ -52,7 +53,7 @@ def folder_path(name: Any) -> Path:
         path = os.fspath(name)
     except TypeError:
         path = ""
-    if not isinstance(path, str) or not path or "\0" in path:
+    if not is_path(path):
         raise SettingError(f"{name!r} is not a path. Pass a path, such as 'fits/first'.")
     return Path(path)
 
@@ -86,6 +87,9 @@ def _replace(
 ) -> None:
     new: list[Path] = []
     try:
+        for name in (*writers, INDEX):
+            if os.path.isdir(folder / name):
+                raise _save_failed(folder, f"{name} in it is a folder")
         _complete_commit(folder, writers)
         files = {}
         for name, write in writers.items():
@@ -95,7 +99,7 @@ def _replace(
                 files[name] = {"bytes": os.fstat(file.fileno()).st_size, "sha256": _checksum(file)}
         new.append(path := folder / (INDEX + _NEW_SUFFIX))
         whole = {"format": FORMAT, "files": files, **index}
-        text = json.dumps(whole | {"sha256": _digest(whole)}, indent=1, ensure_ascii=False)
+        text = json.dumps(whole | {"sha256": _digest(whole)}, indent=1)
         encoded = (text + "\n").encode()
         if len(encoded) > MAX_INDEX_BYTES:
             raise _save_failed(
@@ -125,7 +129,7 @@ def _write(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
 
 
 def _save_failed(folder: Path, reason: str) -> SettingError:
-    kept = " The previous fit is unchanged." if (folder / INDEX).exists() else ""
+    kept = " The previous fit is unchanged." if os.path.exists(folder / INDEX) else ""
     return SettingError(
         f"The fit could not be saved in {folder}: {reason}.{kept} Free disk space, or save it in "
         "another folder."
@@ -200,7 +204,7 @@ def _open_one_fit(
 ) -> tuple[dict[str, Any], dict[str, BufferedReader]]:
     for attempts_left in reversed(range(READ_ATTEMPTS)):
         with ExitStack() as opened, ExitStack() as lock:
-            if folder.is_dir():
+            if os.path.isdir(folder):
                 with suppress(OSError):
                     lock.enter_context(_locked(folder, READ_WAIT_S, shared=True))
             index, pending = _open_index(folder)
@@ -223,8 +227,8 @@ def _open_index(folder: Path) -> tuple[dict[str, Any], bool]:
     for name in (INDEX + _COMMIT_SUFFIX, INDEX):
         with suppress(FileNotFoundError):
             return _read_index(folder, name), name != INDEX
-    what = "is not a folder" if folder.is_file() else f"contains no {INDEX}"
-    what = what if folder.exists() else "does not exist"
+    what = "is not a folder" if os.path.isfile(folder) else f"contains no {INDEX}"
+    what = what if os.path.exists(folder) else "does not exist, or cannot be entered"
     raise DataError(
         f"There is no saved fit at {folder}: it {what}. Pass the folder that fit.save() wrote."
     )

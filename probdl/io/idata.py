@@ -33,6 +33,7 @@ __all__ = [
     "chain_rhat",
     "compare",
     "ecdf_band",
+    "escaped",
     "ess",
     "good_k",
     "groups",
@@ -118,13 +119,13 @@ def to_idata(
         for name, rank in variables.items()
     }
     if ARVIZ_1:
-        escaped = {g: {_escape(n): a for n, a in arrays.items()} for g, arrays in filled.items()}
-        names = {_escape(n): [_escape(dim) for dim in of] for n, of in named.items()}
-        labelled = {_escape(dim): values for dim, values in labels.items()}
-        prior = escaped.pop("log_prior", {})
+        by_group = {g: {escaped(n): a for n, a in arrays.items()} for g, arrays in filled.items()}
+        names = {escaped(n): [escaped(dim) for dim in of] for n, of in named.items()}
+        labelled = {escaped(dim): values for dim, values in labels.items()}
+        prior = by_group.pop("log_prior", {})
         short = {n: names[n][: np.ndim(array) - 2] for n, array in prior.items()}
         with _silent():  # ArviZ warns if there are more chains than draws
-            tree = az.from_dict(escaped, dims=names, coords=labelled)
+            tree = az.from_dict(by_group, dims=names, coords=labelled)
             if prior:  # from_dict accepts arrays without event dimensions in log_likelihood only
                 part = az.from_dict({"log_prior": prior}, dims=short, coords=labelled)
                 tree["log_prior"] = part["log_prior"]
@@ -269,6 +270,9 @@ def ecdf_band(
 
 def loo(idata: Any, name: str) -> Any:
     """Return ArviZ's leave-one-out cross-validation of a variable, with pointwise values."""
+    held = _dataset(idata, "log_likelihood")
+    if held is not None and name not in held:  # a container that was saved
+        name = escaped(name)
     with _silent():
         return az.loo(idata, pointwise=True, var_name=name)
 
@@ -385,7 +389,7 @@ def plot_ppc(idata: Any, **options: Any) -> Any:
     return plot(idata, **options)
 
 
-def _escape(name: str) -> str:
+def escaped(name: str) -> str:
     """Replace slashes, as in the names of Pyro's scopes."""
     return name.replace("/", _SLASH_IN_NAMES)
 
@@ -407,7 +411,7 @@ def write(idata: Any, file: IO[bytes]) -> None:
 
 def _escaped_names(idata: Any, group: str) -> dict[Any, str]:
     names = [*_dataset(idata, group).variables, *_dataset(idata, group).dims]
-    return {name: _escape(name) for name in names if "/" in str(name)}
+    return {name: escaped(name) for name in names if "/" in str(name)}
 
 
 def read(file: BufferedReader) -> Any:
@@ -475,7 +479,7 @@ def plot(idata: Any, kind: str, names: Sequence[str] | None = None) -> Any:
     options: dict[str, Any] = {}
     if names is not None and kind != "energy":
         held = _dataset(idata, PLOTS[kind])
-        options["var_names"] = [name if name in held else _escape(name) for name in names]
+        options["var_names"] = [name if name in held else escaped(name) for name in names]
     if kind == "ppc":
         result = plot_ppc(idata, num_pp_samples=100, **options)
     else:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
-import inspect
 import math
 import os
 import platform
@@ -20,12 +18,13 @@ from probdl.errors import SettingError, warn
 from probdl.io import idata
 from probdl.io.folders import folder_path, replace_folder
 from probdl.io.packing import pack
+from probdl.io.source import source_of
 from probdl.model.fingerprint import fingerprint
 from probdl.model.program import Program
 from probdl.model.sites import Structure
 from probdl.model.without_model import WithoutModel
 
-__all__ = ["ARRAYS", "IDATA", "save", "source_of"]
+__all__ = ["ARRAYS", "IDATA", "save"]
 
 IDATA = "idata.nc"
 ARRAYS = "arrays.safetensors"
@@ -36,7 +35,7 @@ MAX_PREDICTIVE_VALUES = 2**28  # of the log likelihood or the predictions: 2 GiB
 def save(fit: Any, folder: str | os.PathLike[str]) -> Path:
     """Save a fit to a folder; see ``Fit.save``."""
     path = folder_path(folder)
-    if path.exists() and not path.is_dir():
+    if os.path.isfile(path):
         raise SettingError(f"{path} is a file; a fit is saved as a folder. Choose another name.")
     arrays: dict[str, Tensor] = {}
     index = describe(fit, arrays)
@@ -105,22 +104,6 @@ def describe(fit: Any, arrays: dict[str, Tensor]) -> dict[str, Any]:
         "findings": [asdict(finding) for finding in fit.findings],
         "coords": list(fit.coords),
         "dims": pack({k: list(v) for k, v in fit.dims.items()}, arrays, "dims"),
-    }
-
-
-def source_of(model: Any) -> dict[str, str | None]:
-    """Return the qualified name and the file of a model, and a hash of its source."""
-    owner = getattr(model, "__self__", model)
-    what = owner if inspect.isfunction(owner) or inspect.isclass(owner) else type(owner)
-    try:
-        file: str | None = inspect.getsourcefile(what)
-        digest: str | None = hashlib.sha256(inspect.getsource(what).encode()).hexdigest()
-    except (OSError, TypeError):  # defined in a shell, or generated
-        file = digest = None
-    return {
-        "qualname": f"{what.__module__}.{what.__qualname__}",
-        "file": str(Path(file).resolve()) if file and Path(file).exists() else None,
-        "source_sha256": digest,
     }
 
 

@@ -32,6 +32,8 @@ INDEX = {
     "model": {
         "name": str,
         "qualname?": (str, None),
+        "object?": (str, None),
+        "whole?": bool,
         "file?": (str, None),
         "source_sha256?": (str, None),
     },

@@ -111,7 +111,7 @@ def _check_name(name: str) -> None:
         raise ModelError(
             f"A site is named '{name}', which is the name of a dimension in ArviZ. Rename the site."
         )
-    if not name or "\0" in name:
+    if name in ("", ".") or "\0" in name or name != name.encode(errors="replace").decode():
         raise ModelError(f"The name of a site is {name!r}. Use a name of printable characters.")
 
 

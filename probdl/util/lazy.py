@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import tempfile
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -66,13 +70,30 @@ else:
         with GLOBAL_LOCK, warnings.catch_warnings():  # ArviZ 0.23 warns about version 1.0 on import
             warnings.filterwarnings("ignore", r"\s*ArviZ", FutureWarning)
             try:
-                return importlib.import_module(name)
+                with _interrupts_wait():
+                    return importlib.import_module(name)
             except ModuleNotFoundError:
                 if not alternatives:
                     raise
             except OSError:  # ArviZ 0.23 writes to the cache folder, which may be read-only
                 return _import_with_temporary_cache(name)
         return _import(*alternatives)
+
+    @contextmanager
+    def _interrupts_wait() -> Iterator[None]:
+        """Let Ctrl-C wait for the end of the context: a half-imported library stays broken."""
+        before = signal.getsignal(signal.SIGINT)
+        if threading.current_thread() is not threading.main_thread() or not callable(before):
+            yield
+            return
+        came: list[Any] = []
+        signal.signal(signal.SIGINT, lambda *args: came.append(args))
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+            if came:
+                before(*came[0])
 
     def _import_with_temporary_cache(name: str) -> ModuleType:
         before = os.environ.get("XDG_CACHE_HOME")

@@ -28,6 +28,7 @@ __all__ = [
     "check_seed",
     "check_workers",
     "is_int",
+    "is_path",
     "is_real",
     "plain",
     "setting_error",
@@ -68,6 +69,17 @@ def is_int(value: Any) -> bool:
 def is_real(value: Any) -> bool:
     """Return whether a value is a real number, from Python or NumPy, and not a boolean."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def is_path(value: Any) -> bool:
+    """Return whether a value is a text that the file system takes as a path."""
+    if not isinstance(value, str) or not value or "\0" in value:
+        return False
+    try:
+        os.fsencode(value)
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+    return True
 
 
 def plain(value: Any) -> Any:
@@ -128,8 +140,7 @@ def check_path(owner: str, **settings: Any) -> None:
     for setting, value in settings.items():
         if value is None:
             continue
-        text = os.fspath(value) if isinstance(value, (str, os.PathLike)) else ""
-        if not isinstance(text, str) or not text or "\0" in text:
+        if not is_path(os.fspath(value) if isinstance(value, (str, os.PathLike)) else None):
             raise setting_error(owner, setting, value, "must be a path, such as 'runs/first'")
 
 

@@ -176,3 +176,45 @@ def test_a_full_disk_does_not_end_the_training(tmp_path, monkeypatch):
 def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path):
     (tmp_path / "file").write_text("")
     assert isinstance(attempt(train, tmp_path / "file", "svi", 100), probdl.SettingError)
+
+
+def line(x, y, power=1):
+    slope = pyro.sample("slope", dist.Normal(0.0, 10.0))
+    with pyro.plate("obs", len(x)):
+        pyro.sample("y", dist.Normal(slope * x**power, 1.0), obs=y)
+
+
+def narrow(x, y, power=1):
+    slope = pyro.sample("slope", dist.Normal(0.0, 0.1))
+    with pyro.plate("obs", len(x)):
+        pyro.sample("y", dist.Normal(slope * x**power, 1.0), obs=y)
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments", "part"),
+    [(narrow, {}, "model's source"), (line, {"power": 3}, "arguments")],
+)
+def test_a_checkpoint_of_another_model_is_refused(tmp_path, model, arguments, part):
+    method = probdl.SVI(steps=200, draws=30, checkpoint=tmp_path)
+    x = np.array([1.0, 2.0])
+    probdl.infer(line, x, 2 * x, method=method, seed=1)
+    with pytest.raises(probdl.SettingError, match=part):
+        probdl.infer(model, x, 2 * x, method=method, seed=1, **arguments)
+
+
+def test_a_checkpoint_of_another_guide_is_refused(tmp_path):
+    def guide(x, y, power=1):
+        pyro.sample("slope", dist.Normal(pyro.param("m", torch.tensor(1.0)), 0.1))
+
+    def mirrored(x, y, power=1):
+        pyro.sample("slope", dist.Normal(-pyro.param("m", torch.tensor(1.0)), 0.1))
+
+    x = np.array([1.0, 2.0])
+
+    def fit(own):
+        method = probdl.SVI(guide=own, steps=200, draws=30, checkpoint=tmp_path)
+        return probdl.infer(line, x, 2 * x, method=method, seed=1)
+
+    fit(guide)
+    with pytest.raises(probdl.SettingError, match="of another run"):
+        fit(mirrored)

@@ -1,11 +1,19 @@
 """A folder of a fit makes no code run, unless the user trusts it; then only what was fitted."""
 
+import functools
+import hashlib
+import inspect
 import os
 import shutil
 import sys
+import warnings
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
+from pyro import poutine
+from pyro.infer import config_enumerate
 from typer.testing import CliRunner
 
 import probdl
@@ -95,7 +103,7 @@ def test_another_function_is_never_called(folder, which, trust, monkeypatch):
     monkeypatch.setattr(os, "system", called.append)
 
     def change(index):
-        index["model"] |= {"file": file, "qualname": name}
+        index["model"] |= {"file": file, "qualname": name, "object": name.partition(".")[2]}
         index["data"]["arguments"] = {"dict": [["command", "echo"]]}
 
     rewrite(folder, change)
@@ -128,3 +136,107 @@ def test_a_loaded_method_writes_no_checkpoint(folder, tmp_path):
     assert fit.method.checkpoint is None
     assert not (tmp_path / "elsewhere").exists()
     assert np.isfinite(fit.draws["slope"]).all()
+
+
+LIBRARIES = {
+    "the standard library": (shutil.__file__, "move", shutil.move),
+    "an installed package": (np.lib.format.__file__, "open_memmap", np.lib.format.open_memmap),
+}
+
+
+@pytest.mark.parametrize("which", LIBRARIES)
+def test_the_right_checksum_of_a_function_of_a_library_is_no_trust(folder, which):
+    file, name, function = LIBRARIES[which]
+    (folder.parent / "victim").write_text("precious")
+
+    def change(index):
+        source = inspect.getsource(inspect.unwrap(function))
+        digest = hashlib.sha256(source.encode()).hexdigest()
+        index["model"] |= {"file": file, "object": name, "source_sha256": digest, "whole": True}
+        index["data"]["arguments"] = {"dict": [["src", "victim"], ["dst", "stolen"]]}
+
+    rewrite(folder, change)
+    result = run("predict", "fit", "--out", "p.npz", "--trust")
+    assert result.exit_code == 2, result.output
+    assert "library" in result.output
+    assert (folder.parent / "victim").exists()
+
+
+SOURCES = {
+    "windows": MODEL.replace("\n", "\r\n").encode(),
+    "byte order mark": b"\xef\xbb\xbf" + MODEL.encode(),
+    "latin-1": ("# -*- coding: latin-1 -*-\n# größe" + MODEL).encode("latin-1"),
+    "form feed": MODEL.replace("def model", "\f\ndef model").encode(),
+    "comment inside at the end": (MODEL + "    # the end\n").encode(),
+    "under an if": b"if True:\n" + b"".join(
+        b"    " + line + b"\n" for line in MODEL.encode().split(b"\n")
+    ),
+    "decorated": MODEL.replace("def model", "import functools\n@functools.cache\ndef f(): ...\n"
+        "\ndef same(f): return f\n\n@same\ndef model").encode(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("which", SOURCES)
+def test_an_unchanged_model_is_trusted_however_it_is_written(tmp_path, monkeypatch, which):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    package = tmp_path / "v1.2"
+    package.mkdir()
+    (package / "model.v2.py").write_bytes(SOURCES[which])
+    (tmp_path / "xy.csv").write_text("x,y\n1,2.5\n2,3.5\n3,6.5\n4,7.5\n")
+    words = ["--data", "xy.csv", "--method", "laplace", "--out", "fit"]
+    result = run("infer", "v1.2/model.v2.py:model", *words)
+    assert result.exit_code == 0, result.output
+    result = run("predict", "fit", "--out", "p.npz", "--trust")
+    assert result.exit_code == 0, result.output
+
+
+def test_a_model_in_a_package_is_imported_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    package = tmp_path / "trusted_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "parts.py").write_text("SCALE = 10.0\n")
+    text = MODEL.replace("10.0", "SCALE")
+    (package / "inner.py").write_text("from .parts import SCALE\n" + text)
+    (tmp_path / "xy.csv").write_text("x,y\n1,2.5\n2,3.5\n3,6.5\n4,7.5\n")
+    words = ["--data", "xy.csv", "--method", "laplace", "--out", "fit"]
+    assert run("infer", "trusted_package.inner:model", *words).exit_code == 0
+    result = run("predict", "fit", "--out", "p.npz", "--trust")
+    assert result.exit_code == 0, result.output
+
+
+def base(x, y=None, k=1.0):
+    slope = pyro.sample("slope", dist.Normal(0.0, 10.0))
+    with pyro.plate("obs", len(x)):
+        pyro.sample("y", dist.Normal(k * slope * x, 1.0), obs=y)
+
+
+def other(x, y=None, k=1.0):
+    slope = pyro.sample("slope", dist.Normal(0.0, 0.5))
+    with pyro.plate("obs", len(x)):
+        pyro.sample("y", dist.Normal(k * slope * x, 1.0), obs=y)
+
+
+WRAPPERS = {
+    "partial": lambda f: functools.partial(f, k=2.0),
+    "scale": lambda f: poutine.scale(f, scale=0.5),
+    "enumerated": config_enumerate,
+    "both": lambda f: functools.partial(config_enumerate(f), k=2.0),
+}
+
+
+@pytest.mark.parametrize("which", WRAPPERS)
+def test_a_wrapped_model_is_known_by_what_is_inside(tmp_path, which):
+    wrap = WRAPPERS[which]
+    x = np.arange(4.0)
+    probdl.infer(wrap(base), x, 2 * x, method="map", seed=1).save(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        probdl.load(tmp_path, model=wrap(base))
+    with pytest.warns(UserWarning, match="has changed"):
+        probdl.load(tmp_path, model=wrap(other))
+    result = run("predict", tmp_path, "--out", tmp_path / "p.npz", "--trust")
+    assert result.exit_code == 2
+    assert "--model" in result.output

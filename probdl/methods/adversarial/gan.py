@@ -252,7 +252,7 @@ class GAN(Method, name="gan"):
             (for_discriminator, for_generator),
             "eager" if self.engine == "eager" else "graph",
             seed,
-            checkpoint_of(self, seed, names, program.tensors()),
+            checkpoint_of(self, seed, names, program),
         )
 
     def _optimizer(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import tempfile
 import zipfile
@@ -19,7 +20,10 @@ from torch import Tensor
 from probdl.compile.step import BLOCK
 from probdl.errors import DataError, ProbdlError, SettingError
 from probdl.io.files import open_plain
+from probdl.io.packing import pack
+from probdl.io.source import source_of
 from probdl.model.fingerprint import fingerprint
+from probdl.model.program import Program
 from probdl.util.memory import machine_memory
 
 try:
@@ -30,6 +34,7 @@ except ImportError:  # on Windows
 __all__ = ["Checkpoint", "checkpoint_of", "copy_saved"]
 
 FILE = "checkpoint.pt"
+CHECKSUMS = ("model's source", "guide's source", "arguments", "data")  # or long texts
 PART = ".part"  # the end of the names of unfinished files
 _VERSION = 1
 
@@ -96,11 +101,13 @@ class Checkpoint:
                 f"version {_VERSION}. Delete it to start from the beginning."
             )
         for name, value in self.identity.items():
-            if identity.get(name) != value:
+            if (saved_value := identity.get(name)) != value:
+                what = f"its {name} is {saved_value}, and now it is {value}"
+                if name in CHECKSUMS:
+                    what = f"its {name} differed"
                 raise SettingError(
-                    f"The checkpoint {self.path} is of another run: its {name} is "
-                    f"{identity.get(name)}, and now it is {value}. Use another folder, or delete "
-                    "the checkpoint to start from the beginning."
+                    f"The checkpoint {self.path} is of another run: {what}. "
+                    "Use another folder, or delete the checkpoint to start from the beginning."
                 )
         if done > steps:
             raise SettingError(
@@ -223,20 +230,25 @@ def _check_size(file: BufferedReader) -> None:
     file.seek(0)
 
 
+def _source(function: Any) -> str:
+    """Return a checksum of the source of a model or guide; '' if there is none."""
+    return (source_of(function)["source_sha256"] or "") if callable(function) else ""
+
+
 def checkpoint_of(
-    method: Any, seed: int, parameters: Sequence[Any], data: Sequence[Tensor]
+    method: Any, seed: int, parameters: Sequence[Any], program: Program
 ) -> Checkpoint | None:
     """Make the checkpoint of a method; None if the method saves none.
 
-    A run resumes only with the same settings, seed, parameters and data. Exempt are the settings
-    of the checkpoint itself and the number of draws. The number of steps may grow as well if the
-    learning rate is constant; other schedules depend on it.
+    A run resumes only with the same settings, seed, parameters and data, and the same source of
+    model and guide. Exempt are the settings of the checkpoint itself and the number of draws. The
+    number of steps may grow as well if the learning rate is constant; other schedules depend on it.
 
     Args:
         method: the method, with the settings ``checkpoint``, ``every`` and ``schedule``.
         seed: the seed of the run.
         parameters: names, or names and shapes, of the parameters.
-        data: the model's tensors.
+        program: the model with its data.
     """
     if method.checkpoint is None:
         return None
@@ -251,6 +263,9 @@ def checkpoint_of(
             if f.name not in may_change
         },
         "parameters": str(list(parameters)),
-        "data": fingerprint(data),
+        "model's source": _source(program.original),
+        "guide's source": _source(getattr(method, "guide", None)),
+        "arguments": json.dumps(pack(program.arguments, {}, "")),
+        "data": fingerprint(program.tensors()),
     }
     return Checkpoint(method.checkpoint, -(-method.every // BLOCK) * BLOCK, identity)

@@ -365,7 +365,7 @@ class SVI(Method, name="svi"):
             self,
             seed,
             list(zip(objective.names, map(tuple, parameters.shapes), strict=True)),
-            program.tensors(),
+            program,
         )
         rates = None
         if self.optimizer in ("Adam", torch.optim.Adam) and isinstance(self.schedule, str):
