@@ -19,7 +19,7 @@ from typer.core import TyperCommand
 
 from probdl import __version__
 from probdl.command.catalogue import catalogue, find_method
-from probdl.command.console import print_result
+from probdl.command.console import print_result, printable
 from probdl.command.locate import locate_model
 from probdl.command.outputs import check_file, check_folder, check_picture
 from probdl.command.settings import parse
@@ -53,10 +53,10 @@ class _Command(TyperCommand):
             typer.echo(f"error: the model ended the program (sys.exit({error.code!r})).", err=True)
             raise typer.Exit(2) from None
         except (ProbdlError, OSError) as error:
-            typer.echo(f"error: {error}", err=True)
+            typer.echo(printable(f"error: {error}"), err=True)
             raise typer.Exit(2) from None
         except Exception as error:
-            typer.echo(f"error: {type(error).__name__}: {error}", err=True)
+            typer.echo(printable(f"error: {type(error).__name__}: {error}"), err=True)
             if ctx.parent.params["traceback"]:
                 tracebacks.print_exc()
             else:

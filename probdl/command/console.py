@@ -23,6 +23,7 @@ __all__ = [
     "log",
     "output_to_stderr",
     "print_result",
+    "printable",
     "records",
     "table_text",
 ]
@@ -33,7 +34,16 @@ MAX_TABLE_ROWS = 40  # printed as text; JSON holds all rows
 def log(line: str, quiet: bool) -> None:
     """Write a line to standard error, unless ``quiet``."""
     if not quiet:
-        print(line, file=sys.stderr, flush=True)  # noqa: T201
+        print(printable(line), file=sys.stderr, flush=True)  # noqa: T201
+
+
+def printable(text: str) -> str:
+    r"""Return a text without control characters, which may come from a file and command terminals.
+
+    >>> printable("a\x1b[31mb")
+    'a\\x1b[31mb'
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
 
 @contextlib.contextmanager
