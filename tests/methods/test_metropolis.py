@@ -13,6 +13,9 @@ import torch
 
 import probdl
 from probdl.io import idata
+from probdl.methods.mcmc import metropolis
+from probdl.models import normal_normal
+from tests.attack.hostile import no_hang
 from tests.reference.files import read, scalars
 from tests.reference.posteriors import POSTERIORS
 
@@ -124,6 +127,19 @@ def test_rejected_moves_are_reported():
 
     with pytest.warns(probdl.FindingWarning, match=r"\(acceptance\).*barely moved"):
         probdl.infer(narrow, torch.tensor(0.0), method=method, seed=1)
+
+
+def test_ctrl_c_while_the_chains_start_ends_them(monkeypatch):
+    class Interrupted(metropolis.ThreadPoolExecutor):
+        def submit(self, *args):
+            super().submit(*args)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(metropolis, "ThreadPoolExecutor", Interrupted)
+    with no_hang(), pytest.raises(KeyboardInterrupt):
+        probdl.infer(
+            normal_normal, np.ones(3), np.zeros(3), method=probdl.Metropolis(warmup=10**8), seed=1
+        )
 
 
 @pytest.mark.filterwarnings("ignore::probdl.FindingWarning")

@@ -132,17 +132,20 @@ class Metropolis(Method, name="metropolis"):
             lock_suspended(),
             ThreadPoolExecutor(len(groups)) as pool,
         ):
-            running = [pool.submit(advance, group, wake) for group in groups]
             try:
-                while not all(r.done() for r in running):
-                    check_time_limit()
-                    wake.wait(0.02)
-                    shown.update(sum(c.done for c in chains) - shown.n)
-            except KeyboardInterrupt as error:
-                interruption = error
-                wake.set()
-            for r in running:
-                r.result()
+                running = [pool.submit(advance, group, wake) for group in groups]
+                try:
+                    while not all(r.done() for r in running):
+                        check_time_limit()
+                        wake.wait(0.02)
+                        shown.update(sum(c.done for c in chains) - shown.n)
+                except KeyboardInterrupt as error:
+                    interruption = error
+                    wake.set()
+                for r in running:
+                    r.result()
+            finally:
+                wake.set()  # else the pool waits for chains that nothing stops
         found = gather([chain.result() for chain in chains], self.draws, interruption)
         if (failure := chains[0].walk.failure) is not None:
             findings.append(
