@@ -13,6 +13,7 @@ from probdl.compile import choose
 from probdl.methods.approximate import comparison
 from probdl.methods.approximate.pathfinder import Normal
 from probdl.methods.approximate.reference import find_reference
+from probdl.methods.mcmc import chains
 from probdl.methods.variational import svi
 from probdl.model.density import LogDensity
 from probdl.util.clock import TimeUp
@@ -451,6 +452,17 @@ def test_an_interrupted_comparison_leaves_the_draws(method, stop, told, monkeypa
     fit = infer(prior_only(dist.Normal(0.0, 1.0)), method=method)
     assert fit.draws["x"].shape == (1, 1000)
     assert told in checks(fit)
+
+
+@pytest.mark.parametrize("method", ["nuts", "metropolis"])
+def test_interrupted_checks_of_chains_leave_the_draws(method, monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(chains, "check_covered", interrupt)
+    fit = infer(prior_only(dist.Normal(0.0, 1.0)), method=method)
+    assert fit.draws["x"].shape == (4, 1000)
+    assert "interrupted" in checks(fit)
 
 
 def test_an_interrupted_weighting_leaves_the_guide(monkeypatch):

@@ -19,7 +19,7 @@ from probdl.methods.fixed_params import held_params
 from probdl.methods.modes import Mode, check_covered
 from probdl.methods.tails import check_tails
 from probdl.model.density import LogDensity
-from probdl.results.diagnostics import check_stuck, interrupted, stuck_chains
+from probdl.results.diagnostics import check_stuck, interrupted, stuck_chains, unchecked
 from probdl.results.fit import Fit
 
 __all__ = ["Chain", "Chains", "Starts", "gather", "posterior_fit", "random_start"]
@@ -161,14 +161,14 @@ def posterior_fit(
     """Make the fit of chains, and check it against modes that were found without them."""
     z = unwound(density, evaluator, chains.z)
     values = density.constrain(torch.from_numpy(z), deterministic=True)
-    findings = [
-        *findings,
-        *chains.findings,
-        *check_stuck(z, chains.stats["lp"]),
-        *check_covered(density, evaluator, z, modes),
-        *check_tails(density, evaluator, z),
-        *held_params(density.structure),
-    ]
+    findings = [*findings, *chains.findings, *held_params(density.structure)]
+    try:
+        findings += check_stuck(z, chains.stats["lp"])
+        findings += check_covered(density, evaluator, z, modes)
+        findings += check_tails(density, evaluator, z)
+    except KeyboardInterrupt as stop:
+        kept = "a chain that stands still or a missed mode may not be reported"
+        findings.append(unchecked(stop, kept, "make all checks"))
     draws = {name: value.numpy() for name, value in values.items()}
     stats = {**chains.stats, "engine": evaluator.engine}
     return Fit(method, density.program, density.structure, draws, stats, seed, findings)
