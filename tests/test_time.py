@@ -30,7 +30,7 @@ ENDLESS = {
     "map": probdl.MAP(starts=MANY),
     "mle": probdl.MLE(starts=MANY),
     "laplace": probdl.Laplace(starts=MANY, draws=50),
-    "pathfinder": probdl.Pathfinder(paths=MANY, draws=50),
+    "pathfinder": probdl.Pathfinder(paths=1_000_000, draws=50),
     "importance": probdl.Importance(num_samples=MANY * 30, draws=50),
 }
 

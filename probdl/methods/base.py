@@ -220,7 +220,7 @@ class Method(metaclass=_CheckedSettings):
         runs = getattr(self, "chains", getattr(self, "paths", 1))
         scalars = structure.count_values("latent")
         count = max(sizes["draws"], sizes["num_samples"]) + sizes["warmup"]
-        needed = runs * (COPIES * 8 * scalars * count + CHAIN_BYTES)
+        needed = COPIES * 8 * scalars * runs * count + CHAIN_BYTES * getattr(self, "chains", 0)
         if needed > (available := machine_memory(unknown=2**36)):
             shown = sizes | {"chains": getattr(self, "chains", 0)}
             settings = ", ".join(f"{name}={value}" for name, value in shown.items() if value)
