@@ -5,10 +5,7 @@ statements, settings or labels. Harmless corruptions (a Series instead of an arr
 give the fit of the clean data.
 """
 
-import faulthandler
-import signal
 import warnings
-from contextlib import contextmanager
 
 import numpy as np
 import pandas as pd
@@ -21,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import probdl
+from tests.attack.hostile import no_hang
 
 CASE_TIMEOUT = 300  # seconds; a case takes a few, and more on a busy machine
 X = np.array([-1.5, -0.5, 0.0, 0.5, 1.0, 2.0])
@@ -343,27 +341,10 @@ SETTINGS = [
 BAD = [-1, 0.0, float("nan"), float("inf"), "many", None, [], {}, True, 1j, object(), torch.ones(2)]
 
 
-@contextmanager
-def limited(seconds):
-    """Fail a case that hangs, with a traceback."""
-
-    def stop(*_):
-        faulthandler.dump_traceback()
-        raise TimeoutError(f"more than {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
 def attempt(model, args, kwargs):
     """Return the fit, or None if `infer` raises a ProbdlError."""
     options = {"seed": 0, "progress": False} | kwargs
-    with limited(CASE_TIMEOUT), warnings.catch_warnings():
+    with no_hang(CASE_TIMEOUT), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             fit = probdl.infer(model, *args, **options)

@@ -1,5 +1,6 @@
 """What the attacks share: a time limit, the verdict on an action, and edits of an index."""
 
+import faulthandler
 import hashlib
 import json
 import os
@@ -20,10 +21,11 @@ class Hang(BaseException):
 
 @contextmanager
 def no_hang(seconds=LIMIT_S):
-    """Raise Hang in the context after some seconds of waiting or work."""
+    """Raise Hang in the context after some seconds of waiting or work, with a traceback."""
 
     def stop(*_):
-        raise Hang
+        faulthandler.dump_traceback()
+        raise Hang(f"more than {seconds} s")
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.alarm(seconds)

@@ -145,7 +145,7 @@ def test_unfinished_files_of_killed_runs_are_removed(tmp_path):
 
 
 def test_ctrl_c_while_a_checkpoint_is_written_returns_the_fit(tmp_path, monkeypatch):
-    """torch's writer hides the KeyboardInterrupt by an error of its own."""
+    """Simulate torch, which raises another error instead of KeyboardInterrupt."""
 
     def save(state, file):
         if state["state"]["done"] < 300:

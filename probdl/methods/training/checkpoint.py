@@ -213,7 +213,7 @@ def _lock(descriptor: int) -> bool:
 
 
 def _interrupted(error: BaseException | None) -> bool:
-    """Return whether Ctrl-C caused an error; torch's writer hides it by an error of its own."""
+    """Return whether Ctrl-C caused an error: torch raises another error instead of it."""
     while error is not None:
         if isinstance(error, KeyboardInterrupt):
             return True
