@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,12 +23,11 @@ from probdl.util.clock import Clock, TimeUp, clock
 from probdl.util.isolation import isolated
 from probdl.util.progress import print_line
 from probdl.util.seeds import stream
-from probdl.util.settings import check_progress
+from probdl.util.settings import check_progress, check_seed, is_real
 
 __all__ = ["infer"]
 
 _METHOD_SETTINGS = {f.name for kind in METHODS.values() for f in fields(kind)} | set(PYRO_NAMES)
-_SEED_LIMIT = 2**63  # the seeds of torch's generators are below this
 _RESERVED_NAMES = ("method", "seed", "coords", "dims", "progress", "time_limit")
 
 
@@ -92,14 +90,8 @@ def infer(
     chosen = resolve(method)
     if seed is None:
         seed = secrets.randbits(32)
-    elif (
-        isinstance(seed, bool)
-        or not isinstance(seed, numbers.Integral)
-        or not 0 <= seed < _SEED_LIMIT
-    ):
-        raise SettingError(
-            f"seed={seed!r}: seed must be an integer of at least 0 and below 2**63, or None."
-        )
+    else:
+        check_seed("infer", seed)
     clash = [name for name in _RESERVED_NAMES if name in signature(runnable(model)).parameters]
     if clash:
         raise ModelError(
@@ -107,8 +99,7 @@ def infer(
             "Rename the model's argument."
         )
     seed = int(seed)
-    real = isinstance(time_limit, numbers.Real) and not isinstance(time_limit, bool)
-    if time_limit is not None and not (real and time_limit > 0):
+    if time_limit is not None and not (is_real(time_limit) and time_limit > 0):
         raise SettingError(
             f"time_limit={time_limit!r}: time_limit must be a number of seconds above 0, or None."
         )

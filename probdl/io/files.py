@@ -17,7 +17,12 @@ from typing import IO
 from probdl.errors import DataError
 from probdl.util.memory import machine_memory
 
-__all__ = ["create_file", "open_plain"]
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["create_file", "open_plain", "try_lock"]
 
 # Not all systems have all of them. Without O_NONBLOCK, opening a pipe waits for its other end.
 _SAFE = (
@@ -74,6 +79,24 @@ def create_file(path: Path) -> IO[bytes]:
     path.unlink(missing_ok=True)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _SAFE
     return os.fdopen(os.open(path, flags, 0o666), "wb")
+
+
+def try_lock(descriptor: int, *, shared: bool = False) -> bool | None:
+    """Lock an open file or folder without waiting, until it is closed or the process ends.
+
+    Returns:
+        Whether it could be locked; None where there are no such locks (Windows, some disks).
+    """
+    if fcntl is None:
+        return None
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
 
 
 def _not_plain(path: Path, kind: str) -> DataError:

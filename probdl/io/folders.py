@@ -23,13 +23,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from probdl.errors import DataError, SettingError
-from probdl.io.files import create_file, open_plain
+from probdl.io.files import create_file, open_plain, try_lock
 from probdl.util.settings import is_path
-
-try:
-    import fcntl
-except ImportError:  # on Windows
-    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["FORMAT", "INDEX", "folder_path", "open_folder", "read_index", "replace_folder"]
 
@@ -138,35 +133,23 @@ def _save_failed(folder: Path, reason: str) -> SettingError:
 
 @contextmanager
 def _locked(folder: Path, wait_s: float, *, shared: bool = False) -> Iterator[bool]:
-    """Hold a lock on a folder, exclusive or shared; yield whether it was got in time.
+    """Hold a lock on a folder, exclusive or shared; yield False if others held it for too long.
 
     The operating system locks the folder itself: no lock file is left behind, and the lock ends
     with the process. Systems without such locks (Windows, some network disks) do not protect
     against two writers at the same time.
     """
-    if fcntl is None:
+    if os.name == "nt":  # where folders cannot be opened
         yield True
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        yield _lock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, wait_s)
+        end = time.monotonic() + wait_s
+        while (locked := try_lock(descriptor, shared=shared)) is False and time.monotonic() < end:
+            time.sleep(0.01)
+        yield locked is not False
     finally:
         os.close(descriptor)
-
-
-def _lock(descriptor: int, kind: int, wait_s: float) -> bool:
-    end = time.monotonic() + wait_s
-    while True:
-        try:
-            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > end:
-                return False
-            time.sleep(0.01)
-        except OSError:  # there are no locks here
-            return True
-        else:
-            return True
 
 
 @contextmanager

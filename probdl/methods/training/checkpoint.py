@@ -19,17 +19,12 @@ from torch import Tensor
 
 from probdl.compile.step import BLOCK
 from probdl.errors import DataError, ProbdlError, SettingError
-from probdl.io.files import open_plain
+from probdl.io.files import open_plain, try_lock
 from probdl.io.packing import pack
 from probdl.io.source import source_of
 from probdl.model.fingerprint import fingerprint
 from probdl.model.program import Program
 from probdl.util.memory import machine_memory
-
-try:
-    import fcntl
-except ImportError:  # on Windows
-    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["Checkpoint", "checkpoint_of", "copy_saved"]
 
@@ -154,7 +149,7 @@ class Checkpoint:
             raise self._not_written(error) from None
         try:
             with os.fdopen(handle, "wb") as file:
-                _lock(file.fileno())  # for as long as it is being written
+                try_lock(file.fileno())  # for as long as it is being written
                 torch.save({"version": _VERSION, "identity": self.identity, "state": state}, file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -186,7 +181,7 @@ class Checkpoint:
         """Remove unfinished files of runs that were killed while they wrote them."""
         for orphan in self.path.parent.glob(f"{FILE}*{PART}"):
             with suppress(OSError, DataError), open_plain(orphan) as file:
-                if _lock(file.fileno()):
+                if try_lock(file.fileno()):
                     orphan.unlink()
 
 
@@ -199,17 +194,6 @@ def copy_saved(to: Tensor, saved: Any) -> None:
     if not isinstance(saved, Tensor) or (saved.shape, saved.dtype) != (to.shape, to.dtype):
         raise ValueError(f"a tensor of shape {tuple(to.shape)} is missing")
     to.copy_(saved)
-
-
-def _lock(descriptor: int) -> bool:
-    """Return whether a file could be locked: no other process is writing it."""
-    if fcntl is None:  # on Windows
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
 
 
 def _interrupted(error: BaseException | None) -> bool:
