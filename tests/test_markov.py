@@ -169,7 +169,7 @@ def test_an_autoregression_equals_least_squares():
         (lambda: stationary([[1.5, -0.5], [0.5, 0.5]]), "Row 0"),
         (lambda: stationary(np.eye(2)), "stationary distribution is not unique"),
         (lambda: mixing_time([[0.0, 1.0], [1.0, 0.0]]), "does not converge"),
-        (lambda: mixing_time(P, 2.0), "above 0 and below 1"),
+        (lambda: mixing_time(P, 2.0), "above 1e-12 and below 1"),
         (lambda: simulate_chain(P, 0), "at least 1"),
         (lambda: markov_property(np.array([0.5, 0.2, 0.1])), "integers"),
     ],

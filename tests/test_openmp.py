@@ -240,7 +240,7 @@ def test_one_thread_is_an_option_only_where_it_gives_the_same_bits(depends, para
 
 @pytest.mark.parametrize(
     ("optimizer", "clip_norm", "elementwise"),
-    [("Adam", None, True), ("Adam", 1.0, False), ("LBFGS", None, False)],
+    [("Adam", None, True), ("Adam", 1.0, False), ("ASGD", None, False)],
 )
 def test_a_clipped_gradient_depends_on_the_sum_over_all(optimizer, clip_norm, elementwise):
     parameters = Parameters([torch.zeros(3)])
