@@ -316,6 +316,7 @@ X_AND_Y = {"x": [0.5, 1.25, -3.0], "y": [1, 2, 3]}
         ("a.csv", "x,y\n0.5,1\n1.25,2\n-3,3\n", ""),
         ("a.csv", "x;y\n0,5;1\n1,25;2\n-3;3\n", "decimal commas"),
         ("a.csv", "x;y\n0.5;1\n1.25;2\n-3;3\n", "semicolons"),
+        ("a.csv", "x;y\n0,5;1\n1,25;2\n-3,0;3\n", "decimal commas"),
         ("a.csv", "SEP=;\nx;y\n0,5;1\n1,25;2\n-3,0;3\n", "decimal commas"),
         ("a.tsv", "x\ty\n0.5\t1\n1.25\t2\n-3\t3\n", "tabs"),
         ("a.txt", "x  y\n0.5  1\n1.25 2\n-3  3\n", "blanks"),
@@ -325,6 +326,12 @@ X_AND_Y = {"x": [0.5, 1.25, -3.0], "y": [1, 2, 3]}
         ("a.csv", "# from the lab\n\n# in cm\nx,y\n0.5,1\n1.25,2\n-3,3\n", "2 comment lines"),
         ("a.csv", ",x,y\n0,0.5,1\n1,1.25,2\n2,-3,3\n", "row numbers"),
         ("a.csv", '"","x","y"\n"1",0.5,1\n"2",1.25,2\n"3",-3,3\n', "row numbers"),
+        ("a.txt", '"x" "y"\n"1" 0.5 1\n"2" 1.25 2\n"3" -3 3\n', "row names"),
+        ("a.txt", '"x" "y"\n"Mazda RX4" 0.5 1\n"Fiat" 1.25 2\n"3" -3 3\n', "row names"),
+        ("a.tsv", "x\ty\n1\t0.5\t1\n2\t1.25\t2\n3\t-3\t3\n", "row names"),
+        ("a.csv", "x,y\nmine,0.5,1\nyours,1.25,2\nours,-3,3\n", "row names"),
+        ("a.txt", "# x y\n5e-1 1\n1.25 2\n-3 3\n", "blanks"),
+        ("a.csv", "# by NumPy\n# x,y\n0.5,1\n1.25,2\n-3,3\n", "1 comment line skipped"),
         ("a.csv", "\ufeffx,y\r\n0.5,1\r\n1.25,2\r\n-3,3\r\n", ""),
         ("a.json", '[{"x": 0.5, "y": 1}, {"x": 1.25, "y": 2}, {"x": -3, "y": 3}]', ""),
         ("a.jsonl", '{"x": 0.5, "y": 1}\n{"x": 1.25, "y": 2}\n\n{"x": -3, "y": 3}\n', ""),
@@ -376,6 +383,11 @@ def test_arrays_and_tables_in_binary(tmp_path):
         ('x,y\n"1,234",1\n"2,500",2\n', "'x' contains text"),
         ("x,y\n0,5,1\n1,25,2\n", "more cells"),
         ("# only a comment\n", "is empty"),
+        ("0.5,1\n1.25,2\n", "no column names"),
+        ("# in cm\n0.5,1\n1.25,2\n", "no column names"),
+        ("x,y\n1,0.5,1\n2,1.25,2\n", "more cells"),  # may be decimal commas
+        ("y\n1,5\n2,5\n", "more cells"),
+        ("x;y\n1.234;0,5\n2.500;0,7\n", "may be a decimal point or separate thousands"),
     ],
 )
 def test_ambiguous_tables_are_refused(tmp_path, text, message):

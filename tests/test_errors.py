@@ -52,6 +52,13 @@ def test_data_in_a_dict_are_named_by_their_key():
     assert "Argument 'data['y']'" in message
 
 
+def test_arguments_that_contain_themselves():
+    endless: list = [1.0]
+    endless.append(endless)
+    message = message_of(probdl.DataError, linear_regression, endless, y=[1.0])
+    assert "Argument 'x' of the model is nested too deeply, or contains itself" in message
+
+
 def test_data_in_a_closure_are_named_by_their_site():
     data = torch.tensor([1.0, float("nan")])
 

@@ -37,9 +37,12 @@ BYTE_ORDER_MARKS = {
     b"\xfe\xff": "utf-16",
 }
 _DECIMAL_COMMA = re.compile(r"\s*[+-]?\d*,\d+([eE][+-]?\d+)?\s*")
+_NUMBER = re.compile(r"\s*[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?\s*")
 _THOUSANDS = re.compile(r"\s*[+-]?\d{1,3}(,\d{3})+\s*")
 _STATED = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)  # the first line, as Excel writes it
 _INTEGER = re.compile(r"\s*[+-]?\d+\s*")
+_POINTED_THOUSANDS = re.compile(r"\s*[+-]?\d{1,3}(\.\d{3})+\s*")
+_WORD = re.compile(r'"[^"]*"|\S+')  # of a line whose cells are separated by blanks
 
 
 @dataclass
@@ -54,12 +57,14 @@ def read_table(path: Path) -> Table:
     """Read a table of text with column names in its first line.
 
     Columns may be separated by commas, semicolons, tabs, bars or blanks. Comment lines (``#``) at
-    the top are skipped. Decimal commas are read unless commas separate the columns. The text is
-    UTF-8, UTF-16 with a byte order mark, or else Windows-1252, which contains Latin-1. An index
-    that pandas or R wrote as a first column without a name is dropped.
+    the top are skipped; the last one holds the names where the first row is numbers, as
+    ``numpy.savetxt`` writes them. Decimal commas are read unless commas separate the columns. The
+    text is UTF-8, UTF-16 with a byte order mark, or else Windows-1252, which contains Latin-1. An
+    index that pandas or R wrote as a first column without a name is dropped.
 
     Raises:
-        DataError: rows have more cells than there are names, or the text is no table.
+        DataError: rows have more cells than there are names, there are no names, or the text is no
+            table.
     """
     notes: list[str] = []
     text = _text(path, notes)
@@ -71,16 +76,25 @@ def read_table(path: Path) -> Table:
     if stated is not None:  # as Excel writes it
         first += 1
     skipped = [line for line in lines[:first] if line.lstrip().startswith("#")]
-    if skipped:
-        notes.append(f"{len(skipped)} comment line{'s' * (len(skipped) > 1)} skipped")
     if first == len(lines):
         raise DataError(f"{path} cannot be read as csv: it is empty.")
     separator = stated[1] if stated is not None else _separator(lines[first:], path)
     if separator != ",":
         notes.append(f"separated by {SEPARATORS.get(separator, repr(separator))}")
-    _check_header(lines[first], separator, path)
-    columns = _parse("\n".join(lines[first:]), separator, path)
+    rows = lines[first:]
+    if all(_NUMBER.fullmatch(cell) for cell in _cells(rows[0], separator)):
+        rows = [_commented_names(skipped, rows[0], separator, path), *rows]
+        skipped.pop()
+    if skipped:
+        notes.append(f"{len(skipped)} comment line{'s' * (len(skipped) > 1)} skipped")
+    _check_header(rows[0], separator, path)
+    if has_labels := _have_row_names(rows, separator):
+        rows[0] = f'""{" " if separator == BLANKS else separator}{rows[0]}'
+        notes.append("the row names dropped")
+    columns = _parse("\n".join(rows), separator, path)
     columns.columns = [str(name).strip() for name in columns.columns]
+    if has_labels:
+        columns = columns.iloc[:, 1:].copy()
     if separator != ",":
         commas = [
             name for name in columns if _has_decimal_commas(columns[name], f"{path}: {name!r}")
@@ -88,6 +102,7 @@ def read_table(path: Path) -> Table:
         for name in commas:
             columns[name] = pd.to_numeric(columns[name].astype(str).str.replace(",", "."))
         if commas:
+            _check_points(rows, separator, path)
             notes.append(f"decimal commas in {', '.join(commas)}")
     return without_index(Table(columns, notes))
 
@@ -137,6 +152,8 @@ def _separator(lines: list[str], path: Path) -> str:
             best, most = separator, counts[0]
     if most > 1:
         return best
+    if labelled := [each for each in SEPARATORS if _have_row_names(sample, each)]:
+        return max(labelled, key=lambda each: len(_cells(sample[0], each)))
     # Rows of different lengths, or a single column: the header decides.
     candidates = [each for each in SEPARATORS if each != BLANKS]
     found = max(candidates, key=lambda each: (len(_cells(sample[0], each)), each == preferred))
@@ -145,7 +162,7 @@ def _separator(lines: list[str], path: Path) -> str:
 
 def _cells(line: str, separator: str) -> list[str]:
     if separator == BLANKS:
-        return line.split()
+        return [word.strip('"') for word in _WORD.findall(line)]
     return next(csv.reader([line], delimiter=separator, skipinitialspace=True), [])
 
 
@@ -153,6 +170,40 @@ def _check_header(line: str, separator: str, path: Path) -> None:
     names = [name.strip() for name in _cells(line, separator)]
     if twice := [name for name in names if name and names.count(name) > 1]:
         raise DataError(f"{path} has two columns named {twice[0]!r}. Rename one of them.")
+
+
+def _commented_names(comments: list[str], first_row: str, separator: str, path: Path) -> str:
+    """Return the names of the columns from the last comment above a first row of numbers."""
+    line = comments[-1].strip().lstrip("#").strip() if comments else ""
+    if len(_cells(line, separator)) != len(_cells(first_row, separator)):
+        raise DataError(
+            f"{path} has no column names: its first line is {first_row.strip()[:60]!r}. Write the "
+            "names of the columns, separated like the numbers, into a first line."
+        )
+    return line
+
+
+def _have_row_names(lines: list[str], separator: str) -> bool:
+    """Return whether rows begin with a label that has no name above it, as R writes tables."""
+    names, *rows = [_cells(line, separator) for line in lines[:SNIFFED_LINES] if line.strip()]
+    if not rows or any(len(row) != len(names) + 1 for row in rows):
+        return False
+    quoted = all(line.lstrip().startswith('"') for line in lines[1:SNIFFED_LINES] if line.strip())
+    counted = [row[0] for row in rows] == [str(i + 1) for i in range(len(rows))]
+    text = not any(_NUMBER.fullmatch(row[0]) for row in rows)
+    return quoted or text or (counted and separator in ("\t", BLANKS))
+
+
+def _check_points(lines: list[str], separator: str, path: Path) -> None:
+    """Raise DataError if points may separate thousands in a table with decimal commas."""
+    for name, *column in zip(*(_cells(line, separator) for line in lines if line), strict=False):
+        pointed = [cell for cell in column if "." in cell]
+        if pointed and all(_POINTED_THOUSANDS.fullmatch(cell) for cell in pointed):
+            raise DataError(
+                f"{path}: {name.strip()!r} contains {pointed[0].strip()}, whose point may be a "
+                "decimal point or separate thousands, since other columns have decimal commas. "
+                "Write numbers with a decimal point, without separators."
+            )
 
 
 def _parse(body: str, separator: str, path: Path) -> Any:

@@ -134,7 +134,13 @@ class Program:
             cast = functools.partial(
                 cast_argument, dtype=self.dtype, what=f"Argument '{name}' of the model"
             )
-            bound.arguments[name] = tree_map(cast, value)
+            try:
+                bound.arguments[name] = tree_map(cast, value)
+            except RecursionError:
+                raise DataError(
+                    f"Argument '{name}' of the model is nested too deeply, or contains itself. "
+                    "Pass flat lists or dicts of tensors."
+                ) from None
         self.args, self.kwargs = bound.args, bound.kwargs
         self.arguments: dict[str, Any] = dict(bound.arguments)
 
