@@ -37,6 +37,11 @@ from probdl.util.isolation import isolated, sheltered
 
 __all__ = ["load"]
 
+_PARTS_OF_MODELS = {
+    "source_sha256": "The source of",
+    "captured_sha256": "A value captured by",
+}
+
 
 @dataclass(frozen=True, repr=False)
 class _IncompleteMethod(Method):
@@ -273,15 +278,15 @@ class _SavedFit:
         program = self.program(model, args, kwargs)
         structure = discover(program)
         self.compare_sites(program, structure, fit.structure)
-        saved_hash = index["model"].get("source_sha256")
-        if saved_hash is not None:
-            current_hash = source_of(program.original)["source_sha256"]
-            if current_hash not in (saved_hash, None):
+        current = source_of(program.original)
+        for part, what in _PARTS_OF_MODELS.items():
+            saved_hash = index["model"].get(part)
+            if saved_hash is not None and current[part] not in (saved_hash, None):
                 warn(
-                    f"The source of the model '{program.name}' has changed since {self.path} was "
-                    "saved. Its sites are the same, but its density may differ; if it does, fit "
-                    "it again."
+                    f"{what} the model '{program.name}' has changed since {self.path} was saved. "
+                    "Its sites are the same, but its density may differ; if it does, fit it again."
                 )
+                break
         _restore(program.modules, unpack(index["modules"], self.arrays) or ())
         values = {s.name: s.value for s in fit.structure.of("param")}
         structure = structure.with_values(values)

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import textwrap
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import arviz as az
@@ -233,6 +234,35 @@ def test_a_changed_source_leads_to_a_warning(tmp_path):
 
     with pytest.warns(UserWarning, match="The source of the model 'changed' has changed since"):
         probdl.load(folder, model=changed)
+
+
+def scaled_by(scale, values=None):
+    def model(x, y=None):
+        slope = pyro.sample("slope", dist.Normal(0.0, scale))
+        pyro.sample(
+            "y", dist.Normal(slope * x, 1.0).to_event(1), obs=y if values is None else values
+        )
+
+    return model
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (scaled_by(1.0), scaled_by(2.0)),
+        (scaled_by(torch.ones(())), scaled_by(torch.ones(()) * 2)),
+        (scaled_by(1.0, torch.zeros(20)), scaled_by(1.0, torch.ones(20))),
+    ],
+)
+def test_a_changed_value_in_a_closure_leads_to_a_warning(tmp_path, before, after):
+    x = torch.linspace(0.0, 1.0, 20)
+    fit = probdl.infer(before, x, x, method="map", seed=1)
+    folder = fit.save(tmp_path / "fit")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        probdl.load(folder, model=before)
+    with pytest.warns(UserWarning, match="A value captured by the model 'model' has changed since"):
+        probdl.load(folder, model=after)
 
 
 def test_names_with_a_slash_and_nested_data(tmp_path):

@@ -36,6 +36,7 @@ INDEX = {
         "whole?": bool,
         "file?": (str, None),
         "source_sha256?": (str, None),
+        "captured_sha256?": str,
     },
     "method": {"name": str, "shown": str, "settings": {}},
     "seed": int,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 __all__ = ["fingerprint"]
@@ -14,6 +15,7 @@ def fingerprint(tensors: Sequence[Tensor]) -> str:
     """Return a hash of the shapes, dtypes and values of tensors, 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for tensor in tensors:
+        values = tensor.detach().cpu().resolve_conj().flatten()
         digest.update(str((tuple(tensor.shape), tensor.dtype)).encode())
-        digest.update(tensor.detach().contiguous().numpy().tobytes())
+        digest.update(values.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -202,6 +202,23 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path, model, arguments, pa
         probdl.infer(model, x, 2 * x, method=method, seed=1, **arguments)
 
 
+def test_a_checkpoint_of_other_captured_values_is_refused(tmp_path):
+    def line_with(scale):
+        def model(x, y):
+            slope = pyro.sample("slope", dist.Normal(0.0, scale))
+            pyro.sample("y", dist.Normal(slope * x, 1.0).to_event(1), obs=y)
+
+        return model
+
+    method = probdl.SVI(steps=200, draws=30, checkpoint=tmp_path)
+    x = np.array([1.0, 2.0])
+    first = probdl.infer(line_with(1.0), x, 2 * x, method=method, seed=1)
+    again = probdl.infer(line_with(1.0), x, 2 * x, method=method, seed=1)
+    np.testing.assert_array_equal(again.draws["slope"], first.draws["slope"])
+    with pytest.raises(probdl.SettingError, match="model's captured values"):
+        probdl.infer(line_with(2.0), x, 2 * x, method=method, seed=1)
+
+
 def test_a_checkpoint_of_another_guide_is_refused(tmp_path):
     def guide(x, y, power=1):
         pyro.sample("slope", dist.Normal(pyro.param("m", torch.tensor(1.0)), 0.1))

@@ -214,9 +214,9 @@ def _check_size(file: BufferedReader) -> None:
     file.seek(0)
 
 
-def _source(function: Any) -> str:
+def _source(function: Any, which: str) -> str:
     """Return a checksum of the source of a model or guide; '' if there is none."""
-    return (source_of(function)["source_sha256"] or "") if callable(function) else ""
+    return (source_of(function)[which] or "") if callable(function) else ""
 
 
 def checkpoint_of(
@@ -239,6 +239,7 @@ def checkpoint_of(
     may_change = ["checkpoint", "every", "draws"]
     if method.schedule == "constant":
         may_change += ["steps", "epochs"]
+    guide = getattr(method, "guide", None)
     identity = {
         "seed": str(seed),
         **{
@@ -247,8 +248,10 @@ def checkpoint_of(
             if f.name not in may_change
         },
         "parameters": str(list(parameters)),
-        "model's source": _source(program.original),
-        "guide's source": _source(getattr(method, "guide", None)),
+        "model's source": _source(program.original, "source_sha256"),
+        "model's captured values": _source(program.original, "captured_sha256"),
+        "guide's source": _source(guide, "source_sha256"),
+        "guide's captured values": _source(guide, "captured_sha256"),
         "arguments": json.dumps(pack(program.arguments, {}, "")),
         "data": fingerprint(program.tensors()),
     }
