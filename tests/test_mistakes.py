@@ -11,7 +11,6 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer.autoguide import AutoNormal
 from torch import nn
 
 import probdl
@@ -433,13 +432,6 @@ def _():
         pyro.sample("y", dist.Normal(0.0, 1.0).expand([len(y)]).to_event(1), obs=y)
 
     infer(normal, Y, method=svi(guide=guide))
-
-
-@mistake(
-    "an autoguide instance instead of its class", "guide=AutoNormal(model) is bound to the original"
-)
-def _():
-    infer(normal, Y, method=svi(guide=AutoNormal(normal)))
 
 
 @mistake("a guide that takes other arguments", "guide(): too many positional arguments")

@@ -8,7 +8,8 @@ import pyro.distributions as dist
 import torch
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
-from torch.distributions import biject_to
+from torch import Tensor, nn
+from torch.distributions import TransformedDistribution, biject_to
 
 from probdl.errors import ModelError
 from probdl.model.distributions import base_distribution, is_deterministic
@@ -64,17 +65,35 @@ def _in_support(node: Any, site: Site) -> bool:
     x = node["value"].detach()
     if not isinstance(base_distribution(node["fn"]), dist.Delta):
         try:
-            transform = biject_to(node["fn"].support)
+            x = _possible_values(node["fn"], x.dtype)
         except NotImplementedError:
             return True
-        shape = (SUPPORT_CHECK_POINTS, *transform.inverse_shape(node["fn"].shape()))
-        generator = torch.Generator().manual_seed(0)
-        bound = SUPPORT_CHECK_RADIUS
-        points = torch.empty(shape, dtype=x.dtype).uniform_(-bound, bound, generator=generator)
-        x = transform(points)
     # A value in the support survives the way to R^n and back.
     round_trip = site.transform(site.transform.inv(x))
     return bool(((round_trip - x).abs() <= 1e-3 * (1 + x.abs())).all())
+
+
+def _possible_values(fn: Any, dtype: torch.dtype) -> Tensor:
+    """Return values all over the support of a distribution.
+
+    Raises:
+        NotImplementedError: torch has no bijection to the support.
+    """
+    inner = base_distribution(fn)
+    if isinstance(inner, TransformedDistribution) and not any(
+        isinstance(t, nn.Module) for t in inner.transforms
+    ):
+        # Its `support` is that of the last transform, which may be wider: a positive value times 2.
+        x = _possible_values(inner.base_dist, dtype)
+        for transform in inner.transforms:
+            x = transform(x)
+        return x
+    transform = biject_to(fn.support)
+    shape = transform.inverse_shape(fn.batch_shape + fn.event_shape)
+    generator = torch.Generator().manual_seed(0)
+    bound = SUPPORT_CHECK_RADIUS
+    points = torch.empty((SUPPORT_CHECK_POINTS, *shape), dtype=dtype)
+    return transform(points.uniform_(-bound, bound, generator=generator))
 
 
 def compare_sites(

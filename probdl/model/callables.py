@@ -41,7 +41,11 @@ def signature(model: Any) -> inspect.Signature:
             "with pyro.sample statements or an nn.Module."
         )
     try:
-        return inspect.signature(model.forward if isinstance(model, nn.Module) else model)
+        called = model
+        if isinstance(model, nn.Module):
+            has_forward = type(model).forward is not nn.Module.forward
+            called = model.forward if has_forward else model.__call__
+        return inspect.signature(called)
     except (TypeError, ValueError):
         raise ModelError(
             f"The arguments of {model!r} cannot be inspected. Pass a Python function with "

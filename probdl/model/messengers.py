@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pyro.distributions as dist
@@ -10,6 +11,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.distributions import TransformedDistribution
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
@@ -17,7 +19,7 @@ from probdl.errors import DataError
 from probdl.model.arguments import check_dense
 from probdl.model.distributions import base_distribution
 
-__all__ = ["CastObservations", "MinibatchPlates", "ReplaceTensors", "Substitute"]
+__all__ = ["CastObservations", "FreshTransforms", "MinibatchPlates", "Substitute", "replaced"]
 
 _REQUIRES_GRAD = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
 
@@ -88,6 +90,28 @@ class CastObservations(Messenger):
         msg["value"] = value
 
 
+class FreshTransforms(Messenger):
+    """Let the transforms of a distribution forget the values of earlier runs.
+
+    A transform keeps its last value and the point that it maps to it. With data, which are the same
+    in every run, it would return the point of other parameters.
+    """
+
+    def _pyro_sample(self, msg: Any) -> None:
+        fn = base_distribution(msg["fn"])
+        for transform in fn.transforms if isinstance(fn, TransformedDistribution) else ():
+            _forget(transform)
+
+
+def _forget(transform: Any) -> None:
+    if transform._cache_size:
+        transform._cached_x_y = None, None
+    for part in getattr(transform, "parts", ()):
+        _forget(part)
+    if (base := getattr(transform, "base_transform", None)) is not None:
+        _forget(base)
+
+
 class MinibatchPlates(Messenger):
     """Let a plate of all rows hold those of a minibatch.
 
@@ -105,7 +129,7 @@ class MinibatchPlates(Messenger):
                 msg["scale"] = msg["scale"] * (frame.size / frame.full_size)
 
 
-class ReplaceTensors(TorchFunctionMode):
+class _ReplaceTensors(TorchFunctionMode):
     """Replace tensors, such as a module's parameters, wherever torch functions receive them.
 
     A network reads its parameters as attributes, not through Pyro, so new values can only be
@@ -113,24 +137,21 @@ class ReplaceTensors(TorchFunctionMode):
 
     Args:
         values: the replacement by the ``id`` of the original tensor.
-        promote: if given, floating-point tensors of another dtype (data in a closure) are cast
-            to this one as well.
     """
 
-    def __init__(self, values: Mapping[int, Tensor], promote: torch.dtype | None) -> None:
+    def __init__(self, values: Mapping[int, Tensor]) -> None:
         super().__init__()
         self.values = values
-        self.promote = promote
 
     def _replace(self, x: Any) -> Any:
-        if not isinstance(x, Tensor):
-            return x
-        x = self.values.get(id(x), x)
-        if self.promote and x.is_floating_point() and x.dtype != self.promote:
-            x = x.to(self.promote)
-        return x
+        return self.values.get(id(x), x) if isinstance(x, Tensor) else x
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         if func == _REQUIRES_GRAD:  # Pyro reads it to recognise the original parameter
             return func(*args)
         return func(*tree_map(self._replace, args), **tree_map(self._replace, kwargs or {}))
+
+
+def replaced(values: Mapping[int, Tensor]) -> AbstractContextManager[Any]:
+    """Replace the tensors with these ids in all calls of torch, within a context."""
+    return _ReplaceTensors(values) if values else nullcontext()

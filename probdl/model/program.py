@@ -6,11 +6,11 @@ import copy
 import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
 from pyro import poutine
+from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
@@ -29,14 +29,13 @@ from probdl.model.callables import (
     signature,
 )
 from probdl.model.loader import LoaderRows
-from probdl.model.messengers import CastObservations, MinibatchPlates, ReplaceTensors
+from probdl.model.messengers import CastObservations, FreshTransforms, MinibatchPlates, replaced
+from probdl.model.precision import Precision
 from probdl.util.isolation import evaluation
 
 __all__ = ["Program"]
 
 T = TypeVar("T")
-
-_DTYPE_ERRORS = ("dtype", "scalar type")  # parts of torch's messages about mixed dtypes
 
 
 class Program:
@@ -75,7 +74,7 @@ class Program:
         self.dtype = dtype
         self._copies: dict[int, Any] = {}
         self.model = cast_modules(model, dtype, self._copies)
-        self.promote = False
+        self.precision = Precision(dtype)
         self._bind(args, kwargs or {})
 
     def to(self, dtype: torch.dtype) -> Program:
@@ -90,6 +89,10 @@ class Program:
         other.minibatch = True
         return other
 
+    def own(self, other: Any) -> Any:
+        """Return a module or callable whose modules are this program's copies, on the CPU."""
+        return cast_modules(other, self.dtype, self._copies)
+
     def companion(self, guide: Callable[..., Any], *, copied: bool = True) -> Program:
         """Return a program of another callable on the same arguments.
 
@@ -100,7 +103,8 @@ class Program:
         other.signature = signature(guide)
         other.name = callable_name(guide)
         other.original = guide
-        other.model = cast_modules(guide, self.dtype, self._copies) if copied else guide
+        other.model = self.own(guide) if copied else guide
+        other.precision = Precision(self.dtype)
         other._bind(self.args, self.kwargs)
         return other
 
@@ -216,13 +220,11 @@ class Program:
         try:
             with evaluation(dtype=self.dtype, validate=validate):
                 try:
-                    return read(self._trace(model, replacements))
+                    return self._read(read, model, replacements)
                 except RuntimeError as error:
-                    # A float32 tensor in a closure meets float64 in a matrix product.
-                    if self.promote or not any(part in str(error) for part in _DTYPE_ERRORS):
+                    if not self.precision.explains(error):
                         raise
-                    self.promote = True
-                    return read(self._trace(model, replacements))
+                    return self._read(read, model, replacements)
         except LinAlgError:
             raise
         except ProbdlError as error:  # Pyro has appended the shapes of its trace to the message
@@ -233,22 +235,21 @@ class Program:
 
     def handled(self, *messengers: Messenger | Callable[..., Any]) -> Callable[..., Any]:
         """Return the model under effect handlers, the first one innermost."""
-        model: Callable[..., Any] = CastObservations(self.dtype)(self.model)
+        model: Callable[..., Any] = self.model
+        if isinstance(model, GuideMessenger):  # a guide that runs the model, with its data
+            model = poutine.block(model, hide_fn=lambda msg: bool(msg.get("is_observed")))
+        model = CastObservations(self.dtype)(FreshTransforms()(model))
         if self.minibatch:
             model = MinibatchPlates()(model)
         for messenger in messengers:
             model = messenger(model)
         return model
 
-    def replaced(self, values: Mapping[int, Tensor]) -> AbstractContextManager[Any]:
-        """Replace the tensors with these ids in all calls of torch, within a context."""
-        if not (values or self.promote):
-            return nullcontext()
-        return ReplaceTensors(values, self.dtype if self.promote else None)
-
-    def _trace(self, model: Any, values: Mapping[int, Tensor]) -> Trace:
-        with self.replaced(values):
-            return model.get_trace(*self.args, **self.kwargs)
+    def _read(self, read: Callable[[Trace], T], model: Any, values: Mapping[int, Tensor]) -> T:
+        with self.precision.enforced():
+            with replaced(values):
+                trace = model.get_trace(*self.args, **self.kwargs)
+            return read(trace)
 
     def explain(self, error: Exception) -> ModelError:
         """Return an error that says where the model failed, on which data, and what to try."""

@@ -29,7 +29,6 @@ class WithoutModel(Program):
         self.dtype = dtype
         self.loader = None
         self.minibatch = False
-        self.promote = False
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # looked up by copy.copy()

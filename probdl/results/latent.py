@@ -35,6 +35,7 @@ from probdl.model import streaming
 from probdl.model.density import LogDensity
 from probdl.model.distributions import distribution_name
 from probdl.model.messengers import Substitute
+from probdl.model.precision import Precision
 from probdl.model.predictive import log_prior
 from probdl.model.program import Program
 from probdl.model.sites import Site, Structure, data_plate, data_plates, discover
@@ -167,7 +168,8 @@ class Proposal:
 def _scored(model: Program, of_guide: Trace, of_model: Trace) -> tuple[Trace, Trace]:
     """Compute all log probabilities of two traces."""
     try:
-        with evaluation(dtype=model.dtype):  # draws outside the support have density zero
+        # Draws outside the support have density zero.
+        with evaluation(dtype=model.dtype), Precision(model.dtype).enforced():
             of_guide.compute_log_prob()
             of_model.compute_log_prob()
     except (ProbdlError, LinAlgError):
@@ -337,7 +339,7 @@ def draw_guide(
 
     def draw(_: Tensor) -> dict[str, Tensor]:
         of_guide = proposal.sample(program)
-        with evaluation(dtype=program.dtype):
+        with evaluation(dtype=program.dtype), Precision(program.dtype).enforced():
             of_guide.compute_log_prob()
         nodes: Any = of_guide.nodes
         log_q = torch.zeros((), dtype=program.dtype)

@@ -152,7 +152,7 @@ class AdversarialTraining(TrainingLoop):
     def draw(self, weights: Sequence[Tensor], tensors: Sequence[Tensor]) -> Tensor:
         """Draw x from the generator with these weights."""
         program = self.trainable.program.with_tensors(tensors)
-        with self.trainable.program.replaced(self.trainable.swap(weights)):
+        with self.trainable.replaced(self.trainable.swap(weights)):
             trace = poutine.trace(program.handled()).get_trace(*program.args, **program.kwargs)
         nodes: Any = trace.nodes
         return nodes[self.site]["value"]

@@ -6,7 +6,8 @@ replaced by other tensors, so the caller's parameters never change.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 
 from probdl.errors import ProbdlError
 from probdl.methods.guide_sites import check_values
+from probdl.model.messengers import replaced
+from probdl.model.precision import Precision
 from probdl.model.program import Program
 from probdl.model.sites import Structure, own_parameter
 
@@ -40,6 +43,7 @@ class Trainable:
         self.program = program
         self.guide = guide
         self.structure = structure
+        self.precision = Precision(program.dtype)
         self.leaves: list[Tensor] = []
         self.aliases: dict[int, int] = {}  # from ids of tensors in the store to those in modules
         self.parameters: dict[str, nn.Parameter] = {}
@@ -57,7 +61,12 @@ class Trainable:
     def _find_parameters(self) -> list[str]:
         """Run both programs once; list the parameters that they use, and those of their modules."""
         try:
-            self.traces(())  # automatic guides create their parameters in their first run
+            try:
+                self.traces(())  # automatic guides create their parameters in their first run
+            except RuntimeError as error:
+                if not self.precision.explains(error):
+                    raise
+                self.traces(())
         except ProbdlError:
             raise
         except Exception as error:
@@ -90,12 +99,18 @@ class Trainable:
         swap = {id(leaf): v for leaf, v in zip(self.leaves, values, strict=bool(values))}
         return swap | {self.aliases[i]: v for i, v in swap.items() if i in self.aliases}
 
+    @contextmanager
+    def replaced(self, swap: Mapping[int, Tensor]) -> Iterator[None]:
+        """Replace tensors by their ids in both programs, which compute in one dtype."""
+        with self.precision.enforced(), replaced(swap):
+            yield
+
     def traces(self, values: Sequence[Tensor], data: Sequence[Tensor] | None = None) -> Any:
         """Run guide and model at values of the parameters, and return their traces."""
         program = self.program if data is None else self.program.with_tensors(data)
         model, guide = self.callables()
         swap = self.swap(values)
-        with self.program.replaced(swap):
+        with self.replaced(swap):
             of_guide = poutine.trace(guide).get_trace(*program.args, **program.kwargs)
             if data is None:  # minibatches have other shapes
                 check_values(self.guide, self.structure, of_guide)
@@ -119,7 +134,7 @@ class Trainable:
                 params[name] = value.detach().clone()
                 if id(leaf) in own:
                     leaf.copy_(value)
-            with self.program.replaced(self.swap(values)):
+            with self.replaced(self.swap(values)):
                 with poutine.trace(param_only=True) as capture:
                     self.traces(values)
                 nodes: Mapping[str, Any] = capture.trace.nodes

@@ -1,4 +1,4 @@
-"""Guides: Pyro's automatic guides by name, functions, and guides that belong to a model."""
+"""Guides: Pyro's automatic guides, functions, and guides that belong to a model."""
 
 from __future__ import annotations
 
@@ -8,19 +8,26 @@ from typing import Any
 from pyro import poutine
 from pyro.infer import autoguide
 from pyro.infer.autoguide import AutoGuide
-from torch import Tensor
+from torch import Tensor, nn
 
-from probdl.errors import SettingError
 from probdl.methods.guide_sites import no_guide
+from probdl.methods.variational.copies import (
+    AUTOMATIC,
+    copied_guide,
+    has_own_start,
+    takes_start,
+)
+from probdl.model.callables import signature
 from probdl.model.program import Program
 from probdl.model.sites import Structure
+from probdl.util.isolation import isolated
 from probdl.util.suggestions import did_you_mean
 
 __all__ = [
     "GUIDES",
     "check_guide",
     "make_guide",
-    "own_guide",
+    "starts_itself",
 ]
 
 GUIDES: dict[str, type[AutoGuide]] = {
@@ -46,7 +53,7 @@ def check_guide(guide: Guide) -> str:
         return f"must be one of {', '.join(map(repr, GUIDES))}, or a function{hint}"
     if isinstance(guide, str) or guide is None or callable(guide):
         return ""
-    return "must be a name, a function, a module, or one of Pyro's autoguide classes"
+    return "must be a name, a function, a module, or an automatic guide of Pyro or its class"
 
 
 def own_guide(program: Program) -> Callable[..., Any] | None:
@@ -70,13 +77,11 @@ def make_guide(
     Args:
         program: the model.
         structure: its sites.
-        guide: a name, an autoguide class, a function or a module. None means the guide of the
-            model; without one, ``"multivariate_normal"`` for 2 to 100 latent scalars, which
-            has their correlations, and ``"normal"`` for other models.
+        guide: a name, one of Pyro's automatic guides or their classes, a function that makes one
+            of a model, or a guide as a function or module. None means the guide of the model;
+            without one, ``"multivariate_normal"`` for 2 to 100 latent scalars, which has their
+            correlations, and ``"normal"`` for other models.
         start: values of the latent sites, from which an automatic guide is initialised.
-
-    Raises:
-        SettingError: the guide is an instance of an autoguide, which is bound to its own model.
     """
     if guide is None:
         guide = own_guide(program) or _default_guide(program, structure)
@@ -84,21 +89,58 @@ def make_guide(
         return program.companion(no_guide, copied=False)
     if isinstance(guide, str):
         guide = GUIDES[guide]
-    if isinstance(guide, AutoGuide):  # it uses the caller's model, not the copy trained here
-        raise SettingError(
-            f"guide={type(guide).__name__}(model) is bound to the original model, but training "
-            f"uses a copy. Pass the class, guide={type(guide).__name__}, or the class with "
-            f"options, functools.partial({type(guide).__name__}, init_scale=0.1)."
-        )
-    factory = getattr(guide, "func", guide)  # the class in a functools.partial
-    if not (isinstance(factory, type) and issubclass(factory, AutoGuide)):
-        return program.companion(guide)
     discrete = [s.name for s in structure.of("discrete")]
+    if isinstance(guide, AUTOMATIC):
+        return program.companion(copied_guide(guide, program, discrete, start), copied=False)
+    factory = _factory(guide)
+    if factory is None and not _makes_guides(guide, program):
+        return program.companion(guide)
     model = program.handled()
-    if discrete:
-        model = poutine.block(model, hide=discrete)
     options: dict[str, Any] = {}
-    given = getattr(guide, "keywords", {})
-    if start and "init_loc_fn" not in given and factory is not autoguide.AutoIAFNormal:
-        options["init_loc_fn"] = autoguide.init_to_value(values=dict(start))
-    return program.companion(guide(model, **options), copied=False)
+    if factory is not None:
+        if discrete and factory is not autoguide.AutoDiscreteParallel:
+            model = poutine.block(model, hide=discrete)
+        if start and "init_loc_fn" not in getattr(guide, "keywords", {}) and takes_start(factory):
+            options["init_loc_fn"] = autoguide.init_to_value(values=dict(start))
+    made: Any = guide(model, **options)
+    if isinstance(made, nn.Module):
+        made = made.to("cpu", program.dtype)
+    return program.companion(made, copied=False)
+
+
+def starts_itself(guide: Guide, program: Program) -> bool:
+    """Return whether a guide sets where it starts: no automatic guide, or one with a start."""
+    if guide is None:
+        return own_guide(program) is not None
+    if isinstance(guide, AUTOMATIC):
+        return has_own_start(guide)
+    return not isinstance(guide, str) and _factory(guide) is None
+
+
+def _factory(guide: Any) -> type | None:
+    """Return the class of automatic guides that makes a guide, also in a functools.partial."""
+    factory = getattr(guide, "func", guide)
+    return factory if isinstance(factory, type) and issubclass(factory, AUTOMATIC) else None
+
+
+def _makes_guides(guide: Callable[..., Any], program: Program) -> bool:
+    """Return whether a function makes a guide of a model, instead of being one.
+
+    It takes a single argument, of another name than the first one of the model.
+    """
+    if isinstance(guide, nn.Module) or isinstance(getattr(guide, "__self__", None), nn.Module):
+        return False
+    required = [
+        p.name
+        for p in signature(guide).parameters.values()
+        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    of_model = list(program.signature.parameters)
+    if len(required) != 1 or required == of_model[:1]:
+        return False
+    with isolated(0):  # a guide that runs by mistake leaves no parameters
+        try:
+            made = guide(program.handled())
+        except Exception:
+            return False
+    return callable(made)

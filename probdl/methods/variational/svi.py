@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from pyro.infer import ELBO
-from pyro.infer.autoguide import AutoDelta, AutoGuide
+from pyro.infer.autoguide import AutoDelta
 from torch import Tensor
 
 from probdl.compile import ENGINES, choose
@@ -39,7 +39,8 @@ from probdl.methods.training.optimizers import (
 )
 from probdl.methods.training.trainable import Trainable
 from probdl.methods.variational.checks import check_annealing, check_collapse
-from probdl.methods.variational.guides import check_guide, make_guide, own_guide
+from probdl.methods.variational.copies import AUTOMATIC
+from probdl.methods.variational.guides import check_guide, make_guide, starts_itself
 from probdl.methods.variational.objective import ELBOS, Objective, resolve_elbo
 from probdl.methods.variational.starting import Start, find_start, place_guide
 from probdl.methods.variational.training import Plan, train
@@ -93,9 +94,11 @@ class SVI(Method, name="svi"):
 
     Args:
         guide: a name (``"normal"``, ``"diagonal_normal"``, ``"multivariate_normal"``,
-            ``"lowrank"``, ``"delta"``, ``"iaf"``, ``"structured"``, ``"gaussian"``), one of
-            Pyro's autoguide classes, or a function or module that samples the latent sites.
-            None means the method ``guide`` of the model; without one, ``"multivariate_normal"``
+            ``"lowrank"``, ``"delta"``, ``"iaf"``, ``"structured"``, ``"gaussian"``), a guide as
+            Pyro's users write it (``AutoNormal(model)``, an ``AutoGuideList``, a class of
+            automatic guides, a function that makes a guide of a model), or a function or module
+            that samples the latent sites. The fit trains its own copy of a guide, which goes on
+            from where the guide is. None means the method ``guide`` of the model; without one, ``"multivariate_normal"``
             for 2 to 100 latent scalars (without networks), and ``"normal"`` for other models.
         steps: number of steps. None means 10,000, or the number that follows from ``epochs``.
         epochs: number of passes through the data, instead of ``steps``.
@@ -205,7 +208,7 @@ class SVI(Method, name="svi"):
         with evaluation(dtype=dtype):
             start = self._start(program, structure, batches, seed)
             guide = make_guide(program, structure, self.guide, start.values)
-            automatic = isinstance(guide.model, AutoGuide)
+            automatic = isinstance(guide.model, AUTOMATIC)
             self._check_local(structure, batches, automatic)
             self._check_estimator(automatic)
             objective = Objective(
@@ -298,9 +301,7 @@ class SVI(Method, name="svi"):
 
     def _start(self, program: Program, structure: Structure, batches: Batches, seed: int) -> Start:
         """Find where an automatic guide starts."""
-        guide = own_guide(program) if self.guide is None else self.guide
-        automatic = guide is None or isinstance(guide, (str, type))
-        if not automatic or not structure.of("latent"):
+        if starts_itself(self.guide, program) or not structure.of("latent"):
             if self.init is not None:
                 self._refuse("init", "applies to automatic guides; set the start in your guide")
             return Start()

@@ -1,0 +1,112 @@
+"""Let a program compute in one floating-point dtype, whatever its code asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
+
+__all__ = ["Precision"]
+
+_CASTS = {
+    Tensor.float: torch.float32,
+    Tensor.half: torch.float16,
+    Tensor.bfloat16: torch.bfloat16,
+    Tensor.double: torch.float64,
+}
+_DTYPE = Tensor.dtype.__get__  # type: ignore[attr-defined]
+_VIEWS = {Tensor.T.__get__, Tensor.mT.__get__, Tensor.H.__get__, Tensor.mH.__get__}  # type: ignore[attr-defined]
+_DTYPE_ERRORS = ("dtype", "scalar type")  # parts of torch's messages about mixed dtypes
+
+
+class Precision:
+    """The dtype that one or several programs compute in.
+
+    Most programs use a single dtype anyway. The first run shows whether one does; the others are
+    then run under a mode of torch, which costs some microseconds for each operation.
+
+    A float32 program may compute in float64 where it says so, for precision, as long as it works.
+
+    Args:
+        dtype: the dtype.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self._mixed: bool | None = None if dtype == torch.float64 else False
+
+    @contextmanager
+    def enforced(self) -> Iterator[None]:
+        """Compute in the one dtype within a context."""
+        if self._mixed is False:
+            yield
+            return
+        mode = _OneDtype(self.dtype)
+        with mode:
+            yield
+        self._mixed = bool(self._mixed) or mode.needed
+
+    def explains(self, error: RuntimeError) -> bool:
+        """Return whether a program failed since it mixes dtypes; then it no longer does."""
+        if self._mixed or not any(part in str(error) for part in _DTYPE_ERRORS):
+            return False
+        self._mixed = True
+        return True
+
+
+class _OneDtype(TorchFunctionMode):
+    """Compute in one floating-point dtype, whatever the program asks for.
+
+    Tensors of another dtype (data or networks in a closure, priors made before the run) are cast
+    where torch functions receive them, and ``x.float()`` or ``dtype=torch.float32`` gives the one
+    dtype: otherwise a matrix product of two dtypes is an error in torch, and a value that was
+    rounded to float32 limits the precision of all that follows.
+
+    Args:
+        dtype: the dtype.
+
+    Attributes:
+        needed: whether anything was cast so far.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.needed = False
+
+    def _is_other(self, x: Any) -> bool:
+        if isinstance(x, Tensor):
+            return x.is_floating_point() and x.dtype != self.dtype
+        return isinstance(x, torch.dtype) and x.is_floating_point and x != self.dtype
+
+    def _cast(self, x: Any) -> Any:
+        if not self._is_other(x):
+            return x
+        self.needed = True
+        return x.to(self.dtype) if isinstance(x, Tensor) else self.dtype
+
+    def _cast_all(self, x: Any) -> Any:
+        return (
+            tree_map(self._cast, x) if isinstance(x, (list, tuple, dict)) and x else self._cast(x)
+        )
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name == "__get__" and func is not _DTYPE:
+            result = func(*args)
+            return self._cast(result) if func in _VIEWS else result
+        if func in _CASTS:
+            self.needed |= _CASTS[func] != self.dtype
+            func, kwargs = Tensor.to, {**kwargs, "dtype": self.dtype}
+        written = ()
+        if name.endswith("_") and (name == "__setitem__" or not name.endswith("__")):
+            written, args = args[:1], args[1:]  # must stay the same tensor
+        result = func(*written, *map(self._cast_all, args), **self._cast_all(kwargs))
+        # Made of an array of another dtype, or cast by a name such as "torch.FloatTensor".
+        return result if written else self._cast(result)
