@@ -98,8 +98,9 @@ class SVI(Method, name="svi"):
             Pyro's users write it (``AutoNormal(model)``, an ``AutoGuideList``, a class of
             automatic guides, a function that makes a guide of a model), or a function or module
             that samples the latent sites. The fit trains its own copy of a guide, which goes on
-            from where the guide is. None means the method ``guide`` of the model; without one, ``"multivariate_normal"``
-            for 2 to 100 latent scalars (without networks), and ``"normal"`` for other models.
+            from where the guide is. None means the method ``guide`` of the model; without one,
+            ``"multivariate_normal"`` for 2 to 100 latent scalars (without networks), and
+            ``"normal"`` for other models.
         steps: number of steps. None means 10,000, or the number that follows from ``epochs``.
         epochs: number of passes through the data, instead of ``steps``.
         batch_size: number of rows of the data plate in each step; None uses all rows. Arguments
