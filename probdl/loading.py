@@ -19,6 +19,7 @@ from probdl.errors import DataError, ModelError, ProbdlError, SettingError, warn
 from probdl.findings import Finding
 from probdl.io import idata
 from probdl.io.folders import INDEX, folder_path, open_folder
+from probdl.io.identity import digest_of
 from probdl.io.packing import Opaque, opaque_parts, unpack
 from probdl.io.saving import ARRAYS, IDATA
 from probdl.io.schema import check_index, check_sites
@@ -126,6 +127,7 @@ def load(
         check_index(index, INDEX)
         arrays = safetensors.torch.load(files[ARRAYS].read())
         container = idata.read(files[IDATA])
+        idata.check_texts(container, path)
         saved = _SavedFit(path, index, arrays, container)
         fit = saved.without_model(method)
     if model is None:
@@ -187,6 +189,10 @@ class _SavedFit:
             )
             for s in index["sites"]
         }
+        for site in sites.values():
+            held = site.value, *(() if site.mask is None else (site.mask,))
+            if not all(isinstance(each, Tensor) for each in held):
+                raise ValueError(f"the value or the mask of the site '{site.name}' is no array")
         fit = self.fit_type()(
             self.method(method),
             self.without_program(),
@@ -319,9 +325,12 @@ class _SavedFit:
         """Return the model as a program, on the saved data or on the data passed to ``load``."""
         if args or kwargs:
             program = Program(model, args, kwargs, dtype=self.dtype)
-            if fingerprint(program.tensors()) != self.index["data"]["fingerprint"]:
+            saved = self.index["data"]
+            digest = digest_of(program.all_arguments)
+            same = fingerprint(program.tensors()) == saved["fingerprint"]
+            if not same or digest != saved.get("arguments_sha256", digest):
                 raise DataError(
-                    f"The data differ from those of the fit in {self.path}. Pass the arguments "
+                    f"The arguments differ from those of the fit in {self.path}. Pass those "
                     "that were passed to infer(); to predict at new data, use fit.predict()."
                 )
             return program

@@ -52,6 +52,85 @@ def test_data_in_a_dict_are_named_by_their_key():
     assert "Argument 'data['y']'" in message
 
 
+def line(x, y=None):
+    slope = pyro.sample("slope", dist.Normal(0.0, 10.0))
+    with pyro.plate("obs", len(x)):
+        pyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
+
+
+@pytest.mark.parametrize("method", ["nuts", "laplace", "svi", "importance", "map"])
+def test_a_predictor_that_is_a_column(method):
+    x = np.linspace(0.0, 1.0, 8)
+    with pytest.raises(probdl.DataError, match=r"would be used 8 times.*pass x\[:, 0\]"):
+        probdl.infer(line, x[:, None], 3 * x, method=method, seed=1)
+
+
+def test_shapes_other_than_those_of_the_fit():
+    x = np.linspace(0.0, 1.0, 8)
+    fit = probdl.infer(line, x, 3 * x, method="laplace", seed=1)
+    with pytest.raises(probdl.DataError, match=r"shape \(5, 5\).*shape \(8,\) in the fit"):
+        fit.predict(x[:5, None])
+    with pytest.raises(probdl.DataError, match="would be used 5 times"):
+        fit.log_predictive(x[:5, None], x[:5])
+
+
+@pytest.mark.parametrize("y", [np.ones(1), np.array(1.0)])
+def test_a_single_value_for_many_rows(y):
+    with pytest.raises(probdl.DataError, match="a single value"):
+        probdl.infer(line, np.ones(8), y, method="laplace", seed=1)
+
+
+def test_data_may_be_broadcast_along_plates_and_constants_everywhere():
+    def several(y):
+        with pyro.plate("model", 3, dim=-2):
+            mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+            with pyro.plate("obs", len(y), dim=-1):
+                pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+        with pyro.plate("model_again", 3):
+            pyro.sample("zero", dist.Normal(mu[:, 0], 1.0), obs=torch.tensor(0.0))
+
+    fit = probdl.infer(several, torch.tensor([1.0, 2.0]), method="laplace", seed=1)
+    mean = fit.draws["mu"].mean((0, 1)).reshape(-1)  # N(3/4, 1/4) each
+    np.testing.assert_allclose(mean, 0.75, atol=5 * 0.5 / 1000**0.5)
+    assert fit.predict()["y"].shape == (1, 1000, 3, 2)
+
+
+def test_a_table_in_minibatches():
+    def model(table, y):
+        slope = pyro.sample("slope", dist.Normal(0.0, 10.0))
+        with pyro.plate("obs", len(y)):
+            x = torch.as_tensor(table["x"].to_numpy())
+            pyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
+
+    table = pd.DataFrame({"x": np.ones(8)})
+    method = probdl.SVI(batch_size=4, steps=10)
+    with pytest.raises(probdl.SettingError, match=r"'table' is a DataFrame.*to_numpy"):
+        probdl.infer(model, table, np.ones(8), method=method, seed=1)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        pd.date_range("2020", periods=2, tz="UTC"),
+        pd.period_range("2020", periods=2, freq="M"),
+        [2**70, 1],
+        ["a\0b", "c"],
+        ["\ud800", "c"],
+        ["\x1b[2J", "c"],
+        pd.to_timedelta([1, 2], unit="s"),
+        [None, "a"],
+    ],
+)
+def test_labels_that_cannot_be_saved(labels):
+    with pytest.raises(probdl.SettingError, match=r"Labels are texts|Use labels of printable"):
+        probdl.infer(line, np.ones(2), np.ones(2), method="map", coords={"obs": labels})
+
+
+def test_networks_of_a_vae():
+    with pytest.raises(probdl.SettingError, match="encoder"):
+        probdl.models.VAE(None, torch.nn.Linear(1, 1), 1)
+
+
 def test_arguments_that_contain_themselves():
     endless: list = [1.0]
     endless.append(endless)

@@ -137,7 +137,7 @@ def test_arguments_that_cannot_be_saved_must_be_passed(tmp_path):
         probdl.load(folder, model=network_model)
     loaded = probdl.load(folder, X, net, Y, model=network_model)
     np.testing.assert_array_equal(loaded.predict(NEW, net)["y"], fit.predict(NEW, net)["y"])
-    with pytest.raises(probdl.DataError, match="The data differ from those of the fit"):
+    with pytest.raises(probdl.DataError, match="The arguments differ from those of the fit"):
         probdl.load(folder, X + 1, net, Y, model=network_model)
 
 

@@ -24,6 +24,7 @@ from probdl.command.console import (
     print_result,
     records,
 )
+from probdl.command.outputs import written
 from probdl.command.saved import (
     load_with_model,
     observed_arguments,
@@ -87,25 +88,32 @@ def infer(
             **bound.kwargs,
         )
         findings = fit.diagnose()
+        unsaved: Exception | None = None
         if out is not None:
-            fit.save(out)
+            try:
+                fit.save(out)
+            except Exception as error:  # its results are shown in any case
+                unsaved = error
     seconds = time.perf_counter() - start
     log(f"done in {seconds:.1f} s, seed {fit.seed}; {count_findings(findings)}", quiet)
     for finding in findings:
         log(str(finding), quiet)
-    if out is not None:
-        log(f"saved to {out}", quiet)
+    saved = out if unsaved is None else None
+    if saved is not None:
+        log(f"saved to {saved}", quiet)
     table = fit.summary()
     print_result(
         as_json,
         table,
-        fit=None if out is None else str(out),
+        fit=None if saved is None else str(saved),
         method=repr(chosen),
         seed=fit.seed,
         seconds=seconds,
         summary=records(table),
         findings=finding_records(findings),
     )
+    if unsaved is not None:
+        raise unsaved
     return _has_error(findings)
 
 
@@ -144,10 +152,11 @@ def predict(
         else:
             draws = fit.predict()
     predictions = to_dataset(fit, draws)
-    if out.suffix == ".nc":
-        predictions.to_netcdf(out, engine="h5netcdf")
-    else:
-        write_npz(out, draws)
+    with written(out) as part:
+        if out.suffix == ".nc":
+            predictions.to_netcdf(part, engine="h5netcdf")
+        else:
+            write_npz(part, draws)
     variables = {n: dict(array.sizes) for n, array in predictions.items()}
     print_result(
         as_json,
@@ -196,7 +205,8 @@ def plot(
         fit = probdl.load(folder)
     with output_to_stderr(quiet=True):  # without matplotlib's warnings
         figure = plot_fit(fit, kind, site)
-    figure.savefig(out, dpi=120, bbox_inches="tight")
+    with written(out) as part:
+        figure.savefig(part, dpi=120, bbox_inches="tight")
     print_result(as_json, f"wrote {out}", plot=str(out))
 
 
@@ -217,7 +227,8 @@ def demo(out: Path | None, quiet: bool, as_json: bool) -> None:
             log(f"{name}: {fit.diagnose()}", quiet)
     if out is not None:
         demonstration.plot_methods(fits, demonstration.EFFECT, demonstration.LABELS)
-        plt.gcf().savefig(out, dpi=120)
+        with written(out) as part:
+            plt.gcf().savefig(part, dpi=120)
     table = demonstration.side_by_side(fits, "mu", "tau", "theta")
     print_result(
         as_json,

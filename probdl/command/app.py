@@ -190,7 +190,7 @@ def predict(
     The new data may omit the observed arguments. Predictions have the dimensions (chain, draw,
     *shape of the site at the new data). They run the model: name it by --model, or pass --trust.
     """
-    check_file(out, "predictions", (".nc", ".npz"))
+    check_file(out, "predictions", (".nc", ".npz"), data)
     _actions().predict(folder, out, data, model, trust, drop, quiet, as_json)
 
 

@@ -75,7 +75,8 @@ def print_result(as_json: bool, text: Any, **result: Any) -> None:
     if as_json:
         print(json.dumps(_to_json(result), indent=2, ensure_ascii=False))  # noqa: T201
     else:
-        print(table_text(text) if hasattr(text, "to_string") else text)  # noqa: T201
+        shown = table_text(text) if hasattr(text, "to_string") else str(text)
+        print(printable(shown))  # noqa: T201
 
 
 def table_text(table: pd.DataFrame) -> str:
@@ -122,4 +123,6 @@ def _to_json(value: Any) -> Any:
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)
+    if isinstance(value, str):  # half characters cannot be encoded
+        return value.encode(errors="backslashreplace").decode()
+    return value if value is None or isinstance(value, (bool, int, float)) else repr(value)

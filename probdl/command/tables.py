@@ -91,6 +91,8 @@ def read_table(path: Path) -> Table:
     if has_labels := _have_row_names(rows, separator):
         rows[0] = f'""{" " if separator == BLANKS else separator}{rows[0]}'
         notes.append("the row names dropped")
+    while rows and not rows[-1].strip():
+        rows.pop()
     columns = _parse("\n".join(rows), separator, path)
     columns.columns = [str(name).strip() for name in columns.columns]
     if has_labels:
@@ -163,6 +165,8 @@ def _separator(lines: list[str], path: Path) -> str:
 def _cells(line: str, separator: str) -> list[str]:
     if separator == BLANKS:
         return [word.strip('"') for word in _WORD.findall(line)]
+    if len(line) > csv.field_size_limit():
+        return [cell.strip().strip('"') for cell in line.split(separator)]
     return next(csv.reader([line], delimiter=separator, skipinitialspace=True), [])
 
 
@@ -212,7 +216,12 @@ def _parse(body: str, separator: str, path: Path) -> Any:
         try:
             # By default, pandas uses columns without a name as row labels.
             return pd.read_csv(
-                io.StringIO(body), sep=separator, index_col=False, skipinitialspace=True
+                io.StringIO(body),
+                sep=separator,
+                index_col=False,
+                skipinitialspace=True,
+                # In a single column, an empty line is a missing value.
+                skip_blank_lines=len(_cells(body.partition("\n")[0], separator)) > 1,
             )
         except pd.errors.ParserWarning:
             raise DataError(

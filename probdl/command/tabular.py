@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import lzma
 import re
@@ -34,6 +35,8 @@ _READ_ERRORS = (  # raised by the readers for damaged files and for files of ano
     KeyError,
     TypeError,
     EOFError,
+    OverflowError,
+    csv.Error,
     MemoryError,
     RecursionError,
     zipfile.BadZipFile,
@@ -228,11 +231,12 @@ def _read_parquet(path: Path, _coordinates: Collection[str]) -> tuple[Values, li
 
 def _once(pairs: list[tuple[str, Any]]) -> Values:
     """Return an object of JSON, none of whose names may occur twice."""
-    names = [name for name, _ in pairs]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"it contains {twice!r} twice")
-    return dict(pairs)
+    found: Values = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"it contains {name!r} twice")
+        found[name] = value
+    return found
 
 
 def _read_npz(path: Path, _coordinates: Collection[str]) -> tuple[Values, list[str]]:
@@ -240,7 +244,7 @@ def _read_npz(path: Path, _coordinates: Collection[str]) -> tuple[Values, list[s
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
         size = sum(member.file_size for member in members)
-        _once([(member.filename, None) for member in members])
+        _once([(member.filename.removesuffix(".npy"), None) for member in members])
         if size > machine_memory(unknown=2**36):
             raise DataError(f"{path} needs {size / 2**30:.4g} GiB of memory.")
         file.seek(0)
@@ -264,9 +268,14 @@ def _read_netcdf(path: Path, coordinates: Collection[str]) -> tuple[Values, list
         file.seek(0)
         if start == b"\x89HDF":  # not the classic format
             check_netcdf(file)
-        with xr.open_dataset(file) as dataset:
-            names = [*dataset.data_vars, *(name for name in dataset.coords if name in coordinates)]
-            return {str(name): dataset[name].to_numpy() for name in names}, []
+        try:
+            with xr.open_dataset(file) as dataset:
+                read = [name for name in dataset.coords if name in coordinates]
+                return {str(n): dataset[n].to_numpy() for n in (*dataset.data_vars, *read)}, []
+        except _READ_ERRORS:
+            raise
+        except Exception as error:  # the libraries below have many of their own
+            raise DataError(f"{path} cannot be read as netCDF: {error}") from None
 
 
 _TABLES = (".csv", ".tsv", ".txt")

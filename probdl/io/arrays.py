@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from probdl.errors import SettingError
+from probdl.io.files import create_file
 
 __all__ = ["write_arrays"]
 
@@ -22,6 +23,8 @@ def write_arrays(
     folder: str | os.PathLike[str], parts: Iterable[Mapping[str, Tensor]], lead: tuple[int, ...]
 ) -> dict[str, NDArray[Any]]:
     """Write arrays part by part to ``.npy`` files, and return them memory-mapped.
+
+    Earlier files of the same names are replaced; arrays that are mapped to them stay as they are.
 
     Args:
         folder: the folder of the files ``<name>.npy``; it is created if it does not exist.
@@ -42,7 +45,7 @@ def write_arrays(
                     array = np.ascontiguousarray(rows.numpy())
                     if name not in files:
                         paths[name] = path / f"{quote(name, safe=' []')}.npy"
-                        files[name] = stack.enter_context(paths[name].open("wb"))
+                        files[name] = stack.enter_context(create_file(paths[name]))
                         _write_header(files[name], array, lead)
                     files[name].write(array.data)
     except OSError as error:

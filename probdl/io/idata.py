@@ -19,12 +19,14 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from probdl.errors import DataError
 from probdl.findings import PARETO_K_MAX
 from probdl.io.netcdf import check_netcdf
 from probdl.util.lazy import arviz as az
 from probdl.util.lazy import arviz_stats_base, ecdf_utils, h5netcdf, stats
 from probdl.util.lazy import xarray as xr
 from probdl.util.lock import GLOBAL_LOCK
+from probdl.util.text import has_controls
 
 __all__ = [
     "ARVIZ_1",
@@ -268,11 +270,56 @@ def ecdf_band(
     return points, np.asarray(low), np.asarray(high)
 
 
+def check_texts(container: Any, path: Any) -> None:
+    """Check the names and labels of a container that was read.
+
+    Raises:
+        DataError: one has control characters, which command terminals.
+    """
+    for group in groups(container):
+        dataset = _dataset(container, group)
+        names = [group, *dataset.variables, *dataset.dims]
+        texts = [v for v in dataset.coords.values() if v.dtype.kind in "OUT"]
+        labels = [label for v in texts for label in v.to_numpy().ravel().tolist()]
+        if any(isinstance(text, str) and has_controls(text) for text in (*names, *labels)):
+            raise DataError(
+                f"{path} is refused, because its group '{group}' contains control characters."
+            )
+
+
+def _check_log_likelihood(idata: Any, name: str) -> None:
+    """Check that a container holds log likelihoods, for each draw of its posterior.
+
+    Raises:
+        DataError: it does not.
+    """
+    held, posterior = (_dataset(idata, group) for group in ("log_likelihood", "posterior"))
+    found = None if held is None else held.get(name)
+    if posterior is None or found is None:
+        raise DataError(f"The container of the fit has no log likelihood of '{name}'.")
+    draws = [posterior.sizes.get(dim) for dim in ("chain", "draw")]
+    if (
+        found.dtype.kind != "f"
+        or found.dims[:2] != ("chain", "draw")
+        or [*found.shape[:2]] != draws
+        or found.size == 0
+    ):
+        raise DataError(
+            f"The log likelihood of '{name}' in the container of the fit is damaged: it has dtype "
+            f"{found.dtype} and dimensions {dict(found.sizes)}. Save the fit again."
+        )
+
+
 def loo(idata: Any, name: str) -> Any:
-    """Return ArviZ's leave-one-out cross-validation of a variable, with pointwise values."""
+    """Return ArviZ's leave-one-out cross-validation of a variable, with pointwise values.
+
+    Raises:
+        DataError: the container, which may be of any origin, does not hold its log likelihoods.
+    """
     held = _dataset(idata, "log_likelihood")
     if held is not None and name not in held:  # a container that was saved
         name = escaped(name)
+    _check_log_likelihood(idata, name)
     with _silent():
         return az.loo(idata, pointwise=True, var_name=name)
 

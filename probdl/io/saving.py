@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from probdl.errors import SettingError, warn
 from probdl.io import idata
 from probdl.io.folders import folder_path, replace_folder
+from probdl.io.identity import digest_of
 from probdl.io.packing import pack
 from probdl.io.source import source_of
 from probdl.model.fingerprint import fingerprint
@@ -80,7 +81,8 @@ def describe(fit: Any, arrays: dict[str, Tensor]) -> dict[str, Any]:
             "minibatch": program.loader is not None,
             "dtype": str(program.dtype).removeprefix("torch."),
             "arguments": pack(program.arguments, arrays, "data"),
-        },
+        }
+        | ({} if loaded else {"arguments_sha256": digest_of(program.all_arguments)}),
         "draws": list(fit.draws),
         "sites": _sites(fit.structure, arrays),
         "plate_depth": fit.structure.plate_depth,

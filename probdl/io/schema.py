@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from probdl.errors import DataError
+from probdl.util.text import has_controls
 
 __all__ = ["check_index", "check_sites"]
 
@@ -43,6 +44,7 @@ INDEX = {
     "timings": {},
     "data": {
         "fingerprint": str,
+        "arguments_sha256?": str,
         "minibatch?": bool,
         "dtype": ("float64", "float32", "float16", "bfloat16"),
     },
@@ -59,6 +61,10 @@ Objects may have further keys, which a later version adds. A tuple lists alterna
 """
 
 
+SHOWN = ("model", "method", "sites", "draws", "dims", "coords", "findings")
+"""The parts of an index with texts that are printed."""
+
+
 def check_index(index: Any, file: str) -> None:
     """Check an index.
 
@@ -69,6 +75,8 @@ def check_index(index: Any, file: str) -> None:
     Raises:
         DataError: a value is missing or has another type; the message names it.
     """
+    if isinstance(index, dict) and _has_controls([index.get(part) for part in SHOWN]):
+        raise DataError(f"The index {file} is refused, because it contains control characters.")
     where = _mismatch(index, INDEX, "")
     if where is None and not 0 <= index["seed"] < 2**63:
         where = "seed"
@@ -81,6 +89,15 @@ def check_index(index: Any, file: str) -> None:
             f"The index {file} is not that of a fit: '{where}' is missing or of the wrong type. "
             "Another program or an early version of probdl wrote it; save the fit again."
         )
+
+
+def _has_controls(tree: Any) -> bool:
+    """Return whether a text in JSON values has control characters, which command terminals."""
+    if isinstance(tree, dict):
+        return any(map(_has_controls, (*tree, *tree.values())))
+    if isinstance(tree, list):
+        return any(map(_has_controls, tree))
+    return isinstance(tree, str) and has_controls(tree)
 
 
 def check_sites(sites: Sequence[Mapping[str, Any]], dims: Any) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from probdl.errors import SettingError, warn
 from probdl.model.distributions import base_distribution
 from probdl.model.sites import Site, Structure
+from probdl.util.text import has_controls
 
 __all__ = ["Elements", "check_labels"]
 
@@ -43,6 +44,27 @@ def check_labels(owner: str, coords: Any) -> None:
         if not listed or any(isinstance(one, (tuple, list, np.ndarray)) for one in labels):
             raise SettingError(
                 f"coords[{dim!r}] = {labels!r} must be a list of labels, one for each index."
+            )
+        _check_storable(dim, labels)
+
+
+def _check_storable(dim: str, labels: Any) -> None:
+    """Check that a file can hold labels, so that a fit with them can be saved."""
+    array = np.asarray(labels)
+    if array.dtype.kind in "bifM":
+        return
+    if array.dtype.kind == "u" and (array <= np.iinfo(np.int64).max).all():
+        return
+    for label in array.tolist():
+        if not isinstance(label, str):
+            raise SettingError(
+                f"coords[{dim!r}] has the label {label!r} of type {type(label).__name__}. Labels "
+                "are texts, numbers below 2**63 or dates without a time zone; convert others, for "
+                "example by [str(label) for label in labels]."
+            )
+        if has_controls(label):
+            raise SettingError(
+                f"coords[{dim!r}] has the label {label!r}. Use labels of printable characters."
             )
 
 

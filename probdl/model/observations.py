@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -44,6 +46,7 @@ def check_observed(program: Program, node: Any, other: Any) -> None:
             "Common causes are a column of shape (n, 1) instead of (n,), and a plate of a "
             "different size."
         )
+    _check_repeated(program, node, batch, both, hint)
     _check_totals(name, base_distribution(fn), value, hint)
     supports = [_elementwise(node["fn"].support) for node in (node, other)]
     try:
@@ -71,6 +74,34 @@ def check_observed(program: Program, node: Any, other: Any) -> None:
         f"Site '{name}': {int(outside.sum())} of {outside.numel()} values are outside the support "
         f"of {distribution_name(fn)} (first: {at}). {hint}"
     )
+
+
+def _check_repeated(
+    program: Program, node: Any, batch: Sequence[int], both: Sequence[int], hint: str
+) -> None:
+    """Check that broadcasting does not observe the same data several times by mistake."""
+    if tuple(batch) == tuple(both):
+        return
+    name, value = node["name"], node["value"]
+    planned = {frame.dim for frame in vectorized_plates(node)}
+    padded = (1,) * (len(both) - len(batch)) + tuple(batch)
+    repeated = [i - len(both) for i in range(len(both)) if padded[i] != both[i]]
+    outside = [dim for dim in repeated if dim not in planned]
+    if outside and math.prod(batch) > 1:
+        raise DataError(
+            f"Site '{name}': the observed data of shape {tuple(value.shape)} would be used "
+            f"{both[outside[0]]} times, because the distribution has batch shape {tuple(both)}, "
+            f"whose dimension {outside[0]} belongs to no plate. A predictor of shape (n, 1) "
+            "instead of (n,) is the usual cause: pass x[:, 0], or df['x'] instead of df[['x']]. "
+            f"{hint}"
+        )
+    given = [t for _, t in program.named_data() if t.data_ptr() == value.data_ptr()]
+    if math.prod(batch) == 1 and math.prod(both) > 1 and given:
+        raise DataError(
+            f"Site '{name}': the observed data are a single value of shape {tuple(value.shape)}, "
+            f"and the distribution has batch shape {tuple(both)}. {hint} If the value is meant for "
+            "all of them, expand it."
+        )
 
 
 def _check_totals(name: str, fn: Any, value: Tensor, hint: str) -> None:

@@ -20,7 +20,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
-from probdl.errors import ModelError
+from probdl.errors import DataError, ModelError
 from probdl.model.discrete import (
     Plan,
     Pooled,
@@ -109,14 +109,32 @@ def _predictive(
     wanted = {s.name for s in structure.of("observed", "deterministic")}
 
     def run(draw: dict[str, Tensor]) -> dict[str, Tensor]:
-        return program.run(
+        values = program.run(
             lambda trace: _values(trace, wanted),
             Unobserve(),
             Substitute(draw, elements.draw),
             parameters=_parameters(structure, draw),
         )
+        _check_dimensions(structure, values)
+        return values
 
     return run
+
+
+def _check_dimensions(structure: Structure, values: Mapping[str, Tensor]) -> None:
+    """Check that predictions have as many dimensions as the data of the fit."""
+    for site in structure.of("observed"):
+        batch = math.prod(site.shape[: len(site.shape) - site.event_dim])
+        value = values.get(site.name)
+        if value is None or site.count > batch:  # one value was observed several times
+            continue
+        if value.ndim != len(site.shape):
+            raise DataError(
+                f"The predictions of site '{site.name}' have shape {tuple(value.shape)} at these "
+                f"arguments, and its data had shape {site.shape} in the fit. Pass arguments with "
+                "as many dimensions as those of the fit; x of shape (n, 1) instead of (n,) is the "
+                "usual mistake."
+            )
 
 
 def sample_prior(program: Program, structure: Structure, count: int) -> dict[str, Tensor]:

@@ -166,6 +166,13 @@ class Program:
         _check_batch(self.arguments, other.arguments)
         return other
 
+    @property
+    def all_arguments(self) -> dict[str, Any]:
+        """The arguments by name, with the defaults of those that were not passed."""
+        parameters = self.signature.parameters.items()
+        defaults = {name: p.default for name, p in parameters if p.default is not p.empty}
+        return defaults | self.arguments
+
     def tensors(self) -> list[Tensor]:
         """List the tensors among the arguments, in a fixed order."""
         return [leaf for leaf in tree_leaves(self.arguments) if isinstance(leaf, Tensor)]

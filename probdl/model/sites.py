@@ -26,6 +26,7 @@ from probdl.model.distributions import base_distribution, distribution_name, is_
 from probdl.model.observations import check_observed, scored_elements, vectorized_plates
 from probdl.model.program import Program
 from probdl.util.isolation import isolated
+from probdl.util.text import has_controls
 
 __all__ = [
     "Site",
@@ -111,7 +112,7 @@ def _check_name(name: str) -> None:
         raise ModelError(
             f"A site is named '{name}', which is the name of a dimension in ArviZ. Rename the site."
         )
-    if name in ("", ".") or "\0" in name or name != name.encode(errors="replace").decode():
+    if name in ("", ".") or has_controls(name):
         raise ModelError(f"The name of a site is {name!r}. Use a name of printable characters.")
 
 

@@ -18,7 +18,7 @@ from probdl.errors import DataError
 from probdl.model.advice import explained
 from probdl.model.recorder import ControlFlowError
 from probdl.nn import MLP, ConvNet, TransposedConvNet, initialize
-from probdl.util.settings import check_choice, check_int
+from probdl.util.settings import check_choice, check_int, setting_error
 
 __all__ = ["VAE"]
 
@@ -79,7 +79,9 @@ class VAE(PyroModule):
         check_int("VAE", latent_dim=(latent_dim, 1))
         if num_classes is not None:
             check_int("VAE", num_classes=(num_classes, 1))
-        for module in (encoder, decoder):
+        for role, module in (("encoder", encoder), ("decoder", decoder)):
+            if not isinstance(module, nn.Module):
+                raise setting_error("VAE", role, module, "must be a torch.nn.Module")
             to_pyro_module_(module)  # makes each weight a named param site
         self.encoder = encoder
         self.decoder = decoder

@@ -31,7 +31,14 @@ from probdl.util.lazy import stats
 from probdl.util.lazy import xarray as xr
 from probdl.util.parallel import parallel_map
 from probdl.util.seeds import stream
-from probdl.util.settings import check_int, check_progress, check_seed, check_workers
+from probdl.util.settings import (
+    check_choice,
+    check_int,
+    check_progress,
+    check_seed,
+    check_workers,
+    setting_error,
+)
 
 __all__ = ["Calibration", "calibrate"]
 
@@ -73,7 +80,16 @@ class Calibration:
         Args:
             parameter: the label of the scalar, such as ``theta[0]``.
             points: the points, shape (n,).
+
+        Raises:
+            SettingError: there is no such scalar, or the points are no numbers.
         """
+        known = [str(label) for label in self.ranks["parameter"].values]
+        check_choice("ecdf", parameter=(parameter, known))
+        try:
+            points = np.asarray(points, float).reshape(-1)
+        except (TypeError, ValueError):
+            raise setting_error("ecdf", "points", points, "must be numbers from 0 to 1") from None
         return _ecdf(self.ranks.sel(parameter=parameter).values, self.num_draws, points)
 
     @property

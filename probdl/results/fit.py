@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from probdl.errors import CapabilityError, ModelError, ProbdlError, SettingError, warn
+from probdl.errors import CapabilityError, DataError, ModelError, ProbdlError, SettingError, warn
 from probdl.findings import Finding, Findings
 from probdl.io.arrays import write_arrays
 from probdl.io.folders import folder_path
@@ -648,7 +648,16 @@ class Fit:
         missing = isinstance(self.program.loader, MissingLoader)
         if not (missing or isinstance(self.program, WithoutModel)):
             return {}
-        return variables(self.idata, group)
+        stored = variables(self.idata, group)
+        for name, array in stored.items():
+            of_draws = array.shape[:2] == (self.num_chains, self.num_draws)
+            if array.dtype.kind not in "biuf" or not of_draws or not array.size:
+                raise DataError(
+                    f"'{name}' in the group {group} of the fit's container has dtype "
+                    f"{array.dtype} and shape {array.shape}, which are not those of "
+                    f"{self.num_chains} chains of {self.num_draws} draws. Save the fit again."
+                )
+        return stored
 
     def _put_back(
         self, stored: dict[str, Array], fill: float, *, event: bool = True
@@ -657,7 +666,13 @@ class Fit:
         if self.program.loader is not None:
             return stored
         sites = self.structure.sites if event else self.observations
-        return {n: put_back(sites[n], v, 2, fill, event=event) for n, v in stored.items()}
+        try:
+            return {n: put_back(sites[n], v, 2, fill, event=event) for n, v in stored.items()}
+        except (KeyError, IndexError, ValueError) as error:  # it may be of any origin
+            raise DataError(
+                f"The container of the fit does not match its sites ({type(error).__name__}: "
+                f"{error}). Save the fit again."
+            ) from None
 
     def _elements(
         self, coords: Mapping[str, Any] | None = None, *, fresh: Sequence[str] = ()
@@ -802,6 +817,8 @@ class Fit:
         if moment_match:
             check_moment_matching(self.program)
         points = self._scores_without_masked(self.log_likelihood(), 2)
+        if not points:
+            raise DataError("The fit has no log likelihood of single observations.")
         groups: dict[str, Mapping[str, Array]] = {"posterior": self.draws}
         if len(points) == 1:
             ((name, _),) = points.items()

@@ -27,6 +27,7 @@ __all__ = ["TwoSample", "classifier_test", "mmd_test"]
 
 MIN_ROWS = 20  # of each sample
 MAX_ROWS = 20_000  # whose distances take 13 GB
+PERMUTATIONS_AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
@@ -116,17 +117,23 @@ def mmd_test(
         kernel = distances.div_(h).square_().mul_(-0.5).exp_()
         kernel.fill_diagonal_(0.0)
         n, m = len(a), len(b)
-        labels = torch.zeros(n + m, permutations + 1, dtype=kernel.dtype)
-        labels[:n, 0] = 1
-        for i in range(1, permutations + 1):
-            labels[torch.randperm(n + m)[:n], i] = 1
-        # A column of labels has 1 for rows of x and 0 for rows of y, so one product gives the sums
-        # of the kernel for all permutations.
-        product = kernel @ labels
-        within_x = (labels * product).sum(0)
-        between = product.sum(0) - within_x
-        within_y = kernel.sum() - within_x - 2 * between
-        values = within_x / (n * (n - 1)) + within_y / (m * (m - 1)) - 2 * between / (n * m)
+        total = kernel.sum()
+        parts = []
+        for first in range(0, permutations + 1, PERMUTATIONS_AT_ONCE):
+            count = min(PERMUTATIONS_AT_ONCE, permutations + 1 - first)
+            labels = torch.zeros(n + m, count, dtype=kernel.dtype)
+            for i in range(count):
+                rows = torch.randperm(n + m)[:n] if first + i else torch.arange(n)
+                labels[rows, i] = 1
+            # A column of labels has 1 for rows of x and 0 for rows of y, so one product gives the
+            # sums of the kernel for all permutations.
+            product = kernel @ labels
+            within_x = (labels * product).sum(0)
+            between = product.sum(0) - within_x
+            within_y = total - within_x - 2 * between
+            part = within_x / (n * (n - 1)) + within_y / (m * (m - 1)) - 2 * between / (n * m)
+            parts.append(part)
+        values = torch.cat(parts)
     statistic = float(values[0])
     larger = int((values[1:] >= statistic - 1e-12).sum())
     return TwoSample("MMD²", statistic, 0.0, (1 + larger) / (1 + permutations), min(n, m), h)

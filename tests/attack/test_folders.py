@@ -55,7 +55,7 @@ def use(folder, *, predict=False):
     if isinstance(fit, probdl.ProbdlError):
         assert isinstance(fit, probdl.DataError), fit
         return fit
-    for action in (fit.__repr__, fit.diagnose, fit.summary, fit._repr_html_):
+    for action in (fit.__repr__, fit.diagnose, fit.summary, fit._repr_html_, fit.loo):
         attempt(action)
     if predict:
         again = attempt(probdl.load, folder, model=linear_regression)
@@ -341,7 +341,41 @@ def has_many_groups(file):
         group = group.create_group(f"g{i}")
 
 
+def has_groups_side_by_side(file):
+    for i in range(300):
+        file.create_group(f"g{i}")
+
+
+def has_a_chunk_for_each_byte(file):
+    file["posterior"].create_dataset("big", (3 * 10**5,), "i1", chunks=(1,))
+
+
+def has_one_text_many_times(file):
+    texts = file["posterior"].create_dataset("big", (3000,), h5py.string_dtype())
+    texts[...] = "x" * 2**20  # HDF5 writes it once for each
+
+
+def widens_numbers(file):
+    big = file["posterior"].create_dataset(
+        "big", (2 * 10**7,), "i1", chunks=(10**6,), compression="gzip"
+    )
+    big.attrs["scale_factor"] = 0.5
+
+
+def commands_the_terminal(file):
+    name = next(iter(file["posterior"]))
+    file["posterior"].move(name, "\x1b[2J")
+
+
+def has_labels_that_command(file):
+    labels = np.array(["\x1b]0;title\x07"], object)
+    file["posterior"].create_dataset("label", data=labels, dtype=h5py.string_dtype())
+    file["posterior"]["label"].make_scale("label")
+
+
 EDITS = [
+    *(has_groups_side_by_side, has_a_chunk_for_each_byte, widens_numbers),
+    *(commands_the_terminal, has_labels_that_command),
     *(claims_much, claims_much_uncompressed, is_stored_elsewhere, is_virtual),
     *(links_to_another_file, links_softly, contains_itself, has_no_posterior),
     *(has_complex_numbers, has_text, has_times, has_fill_values, has_a_type_of_its_own),
@@ -350,6 +384,8 @@ EDITS = [
 REFUSED = {
     *(claims_much, claims_much_uncompressed, is_stored_elsewhere, is_virtual),
     *(links_to_another_file, links_softly, contains_itself, has_no_posterior, has_text),
+    *(has_many_groups, has_groups_side_by_side, has_a_chunk_for_each_byte, widens_numbers),
+    *(commands_the_terminal, has_labels_that_command),
 }
 
 
@@ -360,6 +396,50 @@ def test_a_container_stands_for_itself(folder, edit, monkeypatch):
     replace_file(folder, "idata.nc", edited(folder, edit))
     refused = use(folder, predict=True)
     assert refused or edit not in REFUSED
+
+
+@pytest.mark.parametrize("change", [bytes, complex, bool, "scalar", "chains", "rows", "missing"])
+def test_an_altered_log_likelihood_is_no_raw_error(folder, change):
+    def edit(file):
+        group = file["log_likelihood"]
+        name = next(n for n in group if group[n].ndim == 3)
+        old = group[name][...]
+        del group[name]
+        if change == "missing":
+            return
+        new = {
+            bytes: lambda: old.astype("S8"),
+            complex: lambda: old.astype(complex),
+            bool: lambda: old > 0,
+            "scalar": lambda: 1.0,
+            "chains": lambda: np.concatenate([old, old]),
+            "rows": lambda: old[..., :0],
+        }[change]()
+        group[name] = new
+
+    replace_file(folder, "idata.nc", edited(folder, edit))
+    use(folder)
+    fit = attempt(probdl.load, folder)
+    if not isinstance(fit, probdl.ProbdlError):
+        assert isinstance(attempt(fit.loo), probdl.ProbdlError)
+        assert isinstance(attempt(probdl.compare, {"a": fit, "b": fit}), probdl.ProbdlError)
+
+
+@pytest.mark.parametrize("text", ["\x1b[2J", "\x1b]0;title\x07", "a\x00b", "\x9b2J", "\ud800"])
+@pytest.mark.parametrize("place", ["finding", "name", "shown"])
+def test_an_index_does_not_command_the_terminal(folder, text, place):
+    def change(index):
+        if place == "finding":
+            index["findings"] = [
+                {"severity": "info", "check": "ess", "message": text, "remedy": "", "sites": []}
+            ]
+        elif place == "name":
+            index["model"]["name"] = text
+        else:
+            index["method"]["shown"] = text
+
+    rewrite(folder, change)
+    assert "control characters" in str(use(folder))
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import json
 import os
 import tempfile
 import zipfile
@@ -20,7 +18,7 @@ from torch import Tensor
 from probdl.compile.step import BLOCK
 from probdl.errors import DataError, ProbdlError, SettingError
 from probdl.io.files import open_plain, try_lock
-from probdl.io.packing import pack
+from probdl.io.identity import identify
 from probdl.io.source import source_of
 from probdl.model.fingerprint import fingerprint
 from probdl.model.program import Program
@@ -32,20 +30,7 @@ FILE = "checkpoint.pt"
 CHECKSUMS = ("model's source", "guide's source", "arguments", "data")  # or long texts
 PART = ".part"  # the end of the names of unfinished files
 _VERSION = 1
-
-
-def describe(setting: Any) -> str:
-    """Describe a setting by a text that is the same in another process.
-
-    >>> describe(0.01), describe(torch.optim.Adam)
-    ('0.01', 'torch.optim.adam.Adam')
-    """
-    if setting is None or isinstance(setting, (str, int, float)):
-        return repr(setting)
-    if isinstance(setting, functools.partial):
-        return f"{describe(setting.func)}{setting.args}{sorted(setting.keywords.items())}"
-    kind = setting if hasattr(setting, "__qualname__") else type(setting)
-    return f"{kind.__module__}.{kind.__qualname__}"
+SHOWN_MAX = 60  # characters of a value in a message
 
 
 class Checkpoint:
@@ -98,7 +83,7 @@ class Checkpoint:
         for name, value in self.identity.items():
             if (saved_value := identity.get(name)) != value:
                 what = f"its {name} is {saved_value}, and now it is {value}"
-                if name in CHECKSUMS:
+                if name in CHECKSUMS or len(value) > SHOWN_MAX:
                     what = f"its {name} differed"
                 raise SettingError(
                     f"The checkpoint {self.path} is of another run: {what}. "
@@ -214,11 +199,6 @@ def _check_size(file: BufferedReader) -> None:
     file.seek(0)
 
 
-def _source(function: Any, which: str) -> str:
-    """Return a checksum of the source of a model or guide; '' if there is none."""
-    return (source_of(function)[which] or "") if callable(function) else ""
-
-
 def checkpoint_of(
     method: Any, seed: int, parameters: Sequence[Any], program: Program
 ) -> Checkpoint | None:
@@ -243,16 +223,15 @@ def checkpoint_of(
     identity = {
         "seed": str(seed),
         **{
-            f.name: describe(getattr(method, f.name))
+            f.name: identify(getattr(method, f.name))
             for f in fields(method)
             if f.name not in may_change
         },
         "parameters": str(list(parameters)),
-        "model's source": _source(program.original, "source_sha256"),
-        "model's captured values": _source(program.original, "captured_sha256"),
-        "guide's source": _source(guide, "source_sha256"),
-        "guide's captured values": _source(guide, "captured_sha256"),
-        "arguments": json.dumps(pack(program.arguments, {}, "")),
+        "model's source": str(source_of(program.original)["source_sha256"]),
+        "model's captured values": identify(program.original),
+        "guide's source": str(source_of(guide)["source_sha256"]) if callable(guide) else "",
+        "arguments": identify(program.all_arguments),
         "data": fingerprint(program.tensors()),
     }
     return Checkpoint(method.checkpoint, -(-method.every // BLOCK) * BLOCK, identity)

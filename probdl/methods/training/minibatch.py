@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -75,6 +75,18 @@ class PlateBatches:
         self.per_epoch = -(-self.size // batch_size) if last else self.size // batch_size
         self._data = program.tensors()
         self._has_rows = [t.ndim > 0 and len(t) == self.size for t in self._data]
+        whole = [
+            name
+            for name, value in program.arguments.items()
+            if not isinstance(value, Tensor) and _length(value) == self.size
+        ]
+        if whole:
+            kind = type(program.arguments[whole[0]]).__name__
+            raise SettingError(
+                f"batch_size={batch_size}: argument '{whole[0]}' is a {kind} with a row for each "
+                f"element of plate '{self.plate}', and minibatches are rows of tensors and arrays. "
+                "Pass its columns as arrays, such as df['x'].to_numpy()."
+            )
         if not any(self._has_rows):
             raise ModelError(
                 f"No argument of the model '{program.name}' has {self.size} rows, the size of "
@@ -93,6 +105,16 @@ class PlateBatches:
         """Select rows of the arguments along the plate; return other arguments whole."""
         pairs = zip(self._data, self._has_rows, strict=True)
         return [t[rows] if has_rows else t for t, has_rows in pairs]
+
+
+def _length(value: Any) -> int | None:
+    """Return the number of rows of a table or list; None for other objects."""
+    if isinstance(value, (str, bytes, Mapping, torch.nn.Module)):
+        return None
+    try:
+        return len(value)
+    except TypeError:
+        return None
 
 
 class LoaderBatches:
