@@ -387,6 +387,8 @@ def test_arrays_and_tables_in_binary(tmp_path):
         ("# in cm\n0.5,1\n1.25,2\n", "no column names"),
         ("x,y\n1,0.5,1\n2,1.25,2\n", "more cells"),  # may be decimal commas
         ("y\n1,5\n2,5\n", "more cells"),
+        ("y\n1\n\n3\n", "'y' is empty in 1 of 3 rows, first in row 2"),
+        (f"x,y\n{'a' * 200_000},1\n", "contains text"),
         ("x;y\n1.234;0,5\n2.500;0,7\n", "may be a decimal point or separate thousands"),
     ],
 )
@@ -395,6 +397,53 @@ def test_ambiguous_tables_are_refused(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(DataError, match=message):
         read(path)
+
+
+def test_rows_whose_last_cell_is_missing(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('"x","y"\n"1",0.5,\n"2",1.5,\n')
+    with pytest.raises(DataError, match="'y' is empty in 2 of 2 rows"):
+        read(path)
+    np.testing.assert_array_equal(read(path, drop=["y"])["x"], [0.5, 1.5])
+
+
+def test_an_array_twice_in_an_archive(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        for name, value in (("x.npy", 1.0), ("x", 2.0)):
+            with archive.open(name, "w") as file:
+                np.lib.format.write_array(file, np.array(value))
+    with pytest.raises(DataError, match="'x' twice"):
+        read(tmp_path / "a.npz")
+
+
+def test_many_names_in_json_are_read_in_time(tmp_path):
+    path = tmp_path / "a.json"
+    names = [f'"a{i}": 1' for i in range(100_000)]
+    path.write_text(f"{{{', '.join([*names, names[-1]])}}}")
+    with pytest.raises(DataError, match="twice"):
+        read(path)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_damaged_netcdf(tmp_path, seed):
+    path = tmp_path / "a.nc"
+    engine = "scipy" if seed % 2 else "h5netcdf"
+    xr.Dataset({"x": ("obs", np.arange(50.0))}).to_netcdf(path, engine=engine)
+    rng = np.random.default_rng(seed)
+    data = bytearray(path.read_bytes())
+    for position in rng.integers(0, len(data), 1 + 10 * (seed % 3)):
+        data[position] ^= 1 << int(rng.integers(8))
+    path.write_bytes(bytes(data))
+    with contextlib.suppress(DataError):
+        read(path)
+
+
+def test_an_array_of_impossible_shape(tmp_path):
+    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (%d,), }" % 10**30
+    data = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+    (tmp_path / "a.npy").write_bytes(data)
+    with pytest.raises(DataError):
+        read(tmp_path / "a.npy")
 
 
 def test_decimal_commas_in_one_column_leave_the_others(tmp_path):
@@ -618,6 +667,44 @@ def test_output_files_are_checked_before_the_work(saved):
     good("predict", "fits/line", "--out", "new/folder/p.npz", "--trust")
     good("plot", "fits/line", "forest", "--out", "new/folder/too/a.pdf", "--quiet")
     assert (here / "new/folder/too/a.pdf").exists()
+
+
+def test_outputs_replace_no_inputs_and_follow_no_links(saved):
+    here, _ = saved
+    (here / "new.nc").write_bytes(b"")
+    xr.Dataset({"x": ("obs", [0.0, 10.0])}).to_netcdf("new.nc", engine="h5netcdf")
+    before = (here / "new.nc").read_bytes()
+    predict = ["predict", "fits/line", "--data", "new.nc", "--trust", "--out"]
+    assert "one of the files of --data" in refused(*predict, "new.nc")
+    assert (here / "new.nc").read_bytes() == before
+    assert "in the folder of a fit" in refused(*predict, "fits/line/idata.nc")
+    assert "in the folder of a fit" in refused(
+        "plot", "fits/line", "trace", "--out", "fits/line/a.png"
+    )
+    (here / "victim.nc").write_text("important")
+    (here / "link.nc").symlink_to("victim.nc")
+    good(*predict, "link.nc")
+    assert (here / "victim.nc").read_text() == "important"
+    assert not (here / "link.nc").is_symlink()
+    assert not list(here.glob(".*link*"))
+
+
+@pytest.mark.usefixtures("here")
+def test_a_folder_that_cannot_be_created_is_refused_before_the_fit():
+    words = ["infer", "my_models.py:line", "--data", "xy.csv"]
+    assert "cannot be created" in refused(*words, "--out", "/proc/fit")
+
+
+@pytest.mark.usefixtures("here")
+def test_results_are_shown_if_they_cannot_be_saved(monkeypatch):
+    def save(fit, folder):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(probdl.Fit, "save", save)
+    result = run("infer", "my_models.py:line", "--data", "xy.csv", "--method", "map", "--out", "f")
+    assert result.exit_code != 0
+    assert "slope" in result.stdout
+    assert "No space left" in result.stderr
 
 
 def test_every_command_can_be_quiet(saved):

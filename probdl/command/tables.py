@@ -42,7 +42,7 @@ _THOUSANDS = re.compile(r"\s*[+-]?\d{1,3}(,\d{3})+\s*")
 _STATED = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)  # the first line, as Excel writes it
 _INTEGER = re.compile(r"\s*[+-]?\d+\s*")
 _POINTED_THOUSANDS = re.compile(r"\s*[+-]?\d{1,3}(\.\d{3})+\s*")
-_WORD = re.compile(r'"[^"]*"|\S+')  # of a line whose cells are separated by blanks
+_WORD = re.compile(r'"[^"]*"(?=\s|$)|\S+')  # of a line whose cells are separated by blanks
 
 
 @dataclass

@@ -28,6 +28,7 @@ __all__ = ["Contents", "checked", "read", "read_all", "read_raw"]
 
 Values = dict[str, Any]
 
+MAX_SHOWN = 60  # characters of a cell in a message
 _INTEGER = re.compile(r"\s*[+-]?\d{1,4000}\s*")  # int() refuses more than 4300 digits
 _READ_ERRORS = (  # raised by the readers for damaged files and for files of another format
     OSError,
@@ -327,10 +328,15 @@ def _from_column(column: pd.Series, what: str) -> NDArray[Any]:
         text = np.flatnonzero(pd.to_numeric(column, errors="coerce").isna())
         row = text[0] if len(text) else 0
         raise DataError(
-            f"{what} contains text (row {row + 1}: {column.iloc[row]!r}). Encode categories as "
-            "integers, or drop the column."
+            f"{what} contains text (row {row + 1}: {_shortened(column.iloc[row])}). Encode "
+            "categories as integers, leave cells without a value empty, or drop the column."
         )
     return column.to_numpy()
+
+
+def _shortened(cell: Any) -> str:
+    shown = repr(cell)
+    return shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]}…"
 
 
 def _from_json(value: Any, what: str) -> NDArray[Any]:

@@ -1,11 +1,13 @@
 """Damaged checkpoints are refused with an error that says what to do; a write loses nothing."""
 
+import functools
 import io
 import os
 import random
 import zipfile
 
 import numpy as np
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -217,6 +219,65 @@ def test_a_checkpoint_of_other_captured_values_is_refused(tmp_path):
     np.testing.assert_array_equal(again.draws["slope"], first.draws["slope"])
     with pytest.raises(probdl.SettingError, match="model's captured values"):
         probdl.infer(line_with(2.0), x, 2 * x, method=method, seed=1)
+
+
+class Scaled:
+    def __init__(self, scale):
+        self.scale = scale
+
+    def __call__(self, x, y):
+        slope = pyro.sample("slope", dist.Normal(0.0, self.scale))
+        pyro.sample("y", dist.Normal(slope * x, 1.0).to_event(1), obs=y)
+
+    def method(self, x, y):
+        self(x, y)
+
+
+def of_table(table, y):
+    Scaled(1.0)(torch.as_tensor(table["x"].to_numpy()), y)
+
+
+def of_function(function, y):
+    Scaled(1.0)(function(torch.ones(2)), y)
+
+
+X = np.array([1.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ((Scaled(1.0), X), (Scaled(2.0), X)),
+        ((Scaled(1.0).method, X), (Scaled(2.0).method, X)),
+        ((functools.partial(line, power=1), X), (functools.partial(line, power=2), X)),
+        (
+            (of_table, pd.DataFrame({"x": [1.0, 2.0]})),
+            (of_table, pd.DataFrame({"x": [2.0, 1.0]})),
+        ),
+        ((of_function, lambda x: x), (of_function, lambda x: -x)),
+    ],
+)
+def test_a_checkpoint_of_another_object_is_refused(tmp_path, before, after):
+    method = probdl.SVI(steps=200, draws=30, checkpoint=tmp_path)
+    first, again = (probdl.infer(*before, 2 * X, method=method, seed=1) for _ in range(2))
+    np.testing.assert_array_equal(first.draws["slope"], again.draws["slope"])
+    with pytest.raises(probdl.SettingError, match="of another run"):
+        probdl.infer(*after, 2 * X, method=method, seed=1)
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.02])
+def test_a_checkpoint_of_another_optimizer_is_refused(tmp_path, rate):
+    def method(own):
+        sgd = lambda p, lr: torch.optim.SGD(p, lr=own)  # noqa: E731
+        return probdl.SVI(steps=200, draws=30, checkpoint=tmp_path, optimizer=sgd)
+
+    x = np.array([1.0, 2.0])
+    probdl.infer(line, x, 2 * x, method=method(0.01), seed=1)
+    if rate == 0.01:
+        probdl.infer(line, x, 2 * x, method=method(rate), seed=1)
+    else:
+        with pytest.raises(probdl.SettingError, match="its optimizer"):
+            probdl.infer(line, x, 2 * x, method=method(rate), seed=1)
 
 
 def test_a_checkpoint_of_another_guide_is_refused(tmp_path):

@@ -227,7 +227,6 @@ REFUSED = {
     "bytes": lambda x: ((x > 0).byte() - 1) * x,
     "strides over a view": lambda x: (x * 1)[2:].as_strided((2,), (1,), 3) * x[:2],
     "bits": lambda x: (x.detach().view(torch.int64) > 2**62).double() + x,
-    "single precision": lambda x: x.mean(dtype=torch.float32).double() * x,
     "random numbers": _random,
 }
 
