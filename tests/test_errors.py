@@ -356,15 +356,6 @@ def test_an_error_inside_the_model_reports_its_line_and_the_shapes():
     assert "x (6, 2) float64, y (6,) float64" in message
 
 
-def test_a_subsampling_plate():
-    def model(y):
-        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
-        with pyro.plate("obs", len(y), subsample_size=2) as i:
-            pyro.sample("y", dist.Normal(mu, 1.0), obs=y[i])
-
-    assert "subsample" in message_of(probdl.ModelError, model, Y)
-
-
 def test_invalid_coords_or_dims_are_reported_before_the_fit():
     message = message_of(probdl.SettingError, linear_regression, X, Y, dims={"betta": ["p"]})
     assert "dims= names 'betta'" in message

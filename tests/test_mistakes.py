@@ -456,12 +456,12 @@ def _():
     return infer(normal, Y, method=probdl.SVI(steps=200, learning_rate=1e4))
 
 
-@mistake("subsample_size in a plate", "takes a random subsample of 2 of 6", "SVI(batch_size=...)")
+@mistake("a minibatch in a plate of all rows", "all 60 rows of plate 'obs'", "a DataLoader")
 def _():
     def model(y):
         mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
-        with pyro.plate("obs", len(y), subsample_size=2) as rows:
-            pyro.sample("y", dist.Normal(mu, 1.0), obs=y[rows])
+        with pyro.plate("obs", 60, subsample_size=len(y)):
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
 
     infer(model, Y)
 

@@ -7,7 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer.autoguide import AutoNormal
+from pyro.infer.autoguide import AutoNormal, init_to_median
 
 import probdl
 from probdl.methods.adversarial.checks import check_game
@@ -51,7 +51,7 @@ def test_an_optimiser_with_too_few_steps_has_not_converged():
 
 
 def test_a_training_that_ends_early_has_not_converged():
-    guide = functools.partial(AutoNormal, init_scale=0.1)  # with options, it starts as Pyro's does
+    guide = functools.partial(AutoNormal, init_loc_fn=init_to_median)  # starts as Pyro's does
     slow = probdl.SVI(guide=guide, steps=1000, learning_rate=0.003, schedule="constant")
     assert "not_converged" in fitted(linear_regression, X, Y, method=slow)
     enough = probdl.SVI(steps=4000, learning_rate=0.05)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from probdl.model.callables import inside_handler
 from probdl.model.fingerprint import fingerprint
 
 __all__ = ["captured_values", "digest_of", "identify", "layers", "source_digest"]
@@ -78,7 +79,7 @@ def layers(function: Any) -> Iterator[Any]:
     """Yield a function in wrappers, from the outermost to the innermost."""
     for _ in range(UNWRAP_MAX):
         yield function
-        inside = getattr(function, "__wrapped__", None)
+        inside = getattr(function, "__wrapped__", None) or inside_handler(function)
         if inside is None and isinstance(function, functools.partial):
             inside = function.func
         if not callable(inside):

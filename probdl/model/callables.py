@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import types
 from typing import Any
 
 import torch
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.reparam_messenger import ReparamHandler
 from torch import nn
 
 from probdl.errors import ModelError
@@ -16,7 +19,9 @@ __all__ = [
     "accepts_argument",
     "callable_name",
     "cast_modules",
+    "inside_handler",
     "owner_module",
+    "rehandled",
     "runnable",
     "signature",
 ]
@@ -40,6 +45,8 @@ def signature(model: Any) -> inspect.Signature:
             f"The model is a {type(model).__name__}, which cannot be called. Pass a function "
             "with pyro.sample statements or an nn.Module."
         )
+    if (inside := inside_handler(model)) is not None:
+        return signature(inside)
     try:
         called = model
         if isinstance(model, nn.Module):
@@ -53,6 +60,28 @@ def signature(model: Any) -> inspect.Signature:
         ) from None
 
 
+def inside_handler(model: Any) -> Any:
+    """Return the callable inside one of Pyro's effect handlers; None if there is no handler.
+
+    >>> import pyro
+    >>> inside_handler(pyro.poutine.scale(scale=2.0)(print))
+    <built-in function print>
+    """
+    if isinstance(model, ReparamHandler):
+        return model.fn
+    if not (isinstance(model, functools.partial) and len(model.args) > 1):
+        return None
+    handler, inside = model.args[:2]
+    return inside if isinstance(handler, Messenger) else None
+
+
+def rehandled(model: Any, inside: Any) -> Any:
+    """Return another callable in a copy of the effect handler of a model."""
+    if isinstance(model, ReparamHandler):
+        return ReparamHandler(copy.copy(model.msngr), inside)
+    return copy.copy(model.args[0])(inside)
+
+
 def accepts_argument(model: Any, name: str) -> bool:
     """Return whether a model accepts a keyword argument of this name."""
     parameters = signature(model).parameters
@@ -61,6 +90,8 @@ def accepts_argument(model: Any, name: str) -> bool:
 
 def owner_module(model: Any) -> nn.Module | None:
     """Return the module that a model is, or is a method of."""
+    if (inside := inside_handler(model)) is not None:
+        return owner_module(inside)
     owner = getattr(model, "__self__", model)
     return owner if isinstance(owner, nn.Module) else None
 
@@ -70,6 +101,8 @@ def callable_name(model: Any) -> str:
     owner = owner_module(model)
     if owner is not None:
         return type(owner).__name__
+    if (inside := inside_handler(model)) is not None:
+        return callable_name(inside)
     return getattr(model, "__name__", type(model).__name__)
 
 
@@ -81,6 +114,9 @@ def cast_modules(model: Any, dtype: torch.dtype, copies: dict[int, Any]) -> Any:
         dtype: the floating-point dtype of the copy.
         copies: the memo of ``copy.deepcopy``, by which several models share their copies.
     """
+    inside = inside_handler(model)
+    if inside is not None and owner_module(inside) is not None:
+        return rehandled(model, cast_modules(inside, dtype, copies))
     owner = getattr(model, "__self__", None)
     if isinstance(model, nn.Module):
         return copy.deepcopy(model, copies).to("cpu", dtype)

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map
 
 from probdl.errors import DataError
 from probdl.model.arguments import check_dense
-from probdl.model.distributions import base_distribution
+from probdl.model.distributions import base_distribution, combined_mask
 
 __all__ = ["CastObservations", "FreshTransforms", "MinibatchPlates", "Substitute", "replaced"]
 
@@ -61,11 +61,17 @@ class Substitute(Messenger):
 
 
 class CastObservations(Messenger):
-    """Convert observed values to tensors of the program's dtype."""
+    """Convert observed values to tensors of the program's dtype.
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    Args:
+        dtype: the dtype.
+        fills: by site, an event that takes the place of masked ones, which may be NaN.
+    """
+
+    def __init__(self, dtype: torch.dtype, fills: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.dtype = dtype
+        self.fills = fills
 
     def _pyro_sample(self, msg: Any) -> None:
         value = msg["value"]
@@ -87,6 +93,8 @@ class CastObservations(Messenger):
         )
         if value.is_floating_point() or is_binary:
             value = value.to(self.dtype)
+        if (fill := self.fills.get(msg["name"])) is not None:
+            value = torch.where(combined_mask(msg), value, fill)
         msg["value"] = value
 
 

@@ -15,10 +15,12 @@ from torch.distributions import constraints
 
 from probdl.errors import DataError
 from probdl.model.arguments import check_finite, format_index
-from probdl.model.distributions import base_distribution, distribution_name
+from probdl.model.distributions import base_distribution, combined_mask, distribution_name
 from probdl.model.program import Program
 
-__all__ = ["check_observed", "scored_elements", "vectorized_plates"]
+__all__ = ["check_observed", "fill_of", "scored_elements", "vectorized_plates"]
+
+NAN_MASKED = (dist.NanMaskedNormal, dist.NanMaskedMultivariateNormal)
 
 
 def check_observed(program: Program, node: Any, other: Any) -> None:
@@ -26,7 +28,9 @@ def check_observed(program: Program, node: Any, other: Any) -> None:
     name, fn, value = node["name"], node["fn"], node["value"]
     if isinstance(base_distribution(fn), dist.Unit):
         return
-    check_finite(value, f"Site '{name}', the observed data")
+    marginal = isinstance(base_distribution(fn), NAN_MASKED)  # it leaves out what is NaN
+    checked = value.nan_to_num(posinf=math.inf, neginf=-math.inf) if marginal else value
+    check_finite(checked, f"Site '{name}', the observed data")
     source = next((n for n, t in program.named_data() if _shares_data(t, value)), None)
     hint = f"Check the observed data{f' passed as {source!r}' if source else ''}."
     batch = value.shape[: value.ndim - fn.event_dim]
@@ -44,20 +48,23 @@ def check_observed(program: Program, node: Any, other: Any) -> None:
             f"distribution {distribution_name(fn)} of batch shape {tuple(fn.batch_shape)} and "
             f"event shape {tuple(fn.event_shape)} ({', '.join(plates) or 'no plate'}). {hint} "
             "Common causes are a column of shape (n, 1) instead of (n,), and a plate of a "
-            "different size."
+            f"different size.{program.row_advice}"
         )
     _check_repeated(program, node, batch, both, hint)
     _check_totals(name, base_distribution(fn), value, hint)
     supports = [_elementwise(node["fn"].support) for node in (node, other)]
     try:
-        inside, again = (support.check(value) for support, _ in supports)
+        inside, again = (_check(support, value) for support, _ in supports)
     except NotImplementedError:  # the distribution does not define its support
         return
-    mask = _combined_mask(node)
+    mask = combined_mask(node)
     for _ in range(fn.event_dim - supports[0][1]):  # the support is checked per event there
         mask = mask.any(-1) if mask.ndim else mask
     # A support that depends on latent sites, as in Uniform(0, theta), may hold the data elsewhere.
     outside = ~inside & ~again & mask
+    if marginal:
+        missing = value.isnan()
+        outside = outside & ~(missing.any(-1) if missing.ndim > outside.ndim else missing)
     if not outside.any() or not _same_support(fn.support, other["fn"].support):
         return
     if isinstance(base_distribution(fn), dist.Bernoulli):
@@ -74,6 +81,29 @@ def check_observed(program: Program, node: Any, other: Any) -> None:
         f"Site '{name}': {int(outside.sum())} of {outside.numel()} values are outside the support "
         f"of {distribution_name(fn)} (first: {at}). {hint}"
     )
+
+
+def fill_of(node: Any, *, always: bool = False) -> Tensor | None:
+    """Return an observed event that may stand for masked ones that are NaN; None if none is NaN.
+
+    Where the log density of NaN is masked, its gradient would still be NaN.
+
+    Args:
+        node: an observed site.
+        always: whether to return one if no value is NaN, but some are masked.
+    """
+    fn, value = node["fn"], node["value"]
+    if not value.is_floating_point() or isinstance(base_distribution(fn), NAN_MASKED):
+        return None
+    missing = value.isnan()
+    events = (missing.flatten(-fn.event_dim).any(-1) if fn.event_dim else missing).reshape(-1)
+    if not (events.any() or always) or missing.all() or combined_mask(node).all():
+        return None
+    if events.all():
+        elementwise = base_distribution(fn).event_dim == 0  # in to_event()
+        return value[~missing][0].detach().clone() if elementwise else None
+    rows = value.reshape(len(events), *value.shape[value.ndim - fn.event_dim :])
+    return rows[~events][0].detach().clone()
 
 
 def _check_repeated(
@@ -125,6 +155,18 @@ def _elementwise(support: Any) -> tuple[Any, int]:
     return support, removed
 
 
+def _check(support: Any, value: Tensor) -> Tensor:
+    """Return which values are in a support.
+
+    Vectors and matrices with an equation, such as unit vectors, often come from float32, where they
+    satisfy it only to that precision.
+    """
+    inside: Tensor = support.check(value)
+    if support.event_dim and value.dtype == torch.float64 and not inside.all():
+        inside = inside | support.check(value.float())
+    return inside
+
+
 def _shares_data(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and (a.data_ptr() == b.data_ptr() or torch.equal(a, b.to(a.dtype)))
 
@@ -147,25 +189,6 @@ def vectorized_plates(node: Any) -> list[Any]:
     return [f for f in node.get("cond_indep_stack", ()) if f.vectorized]
 
 
-def _combined_mask(node: Any) -> Tensor:
-    """Return the mask of a site, from ``poutine.mask`` and from its distribution.
-
-    It broadcasts with the value, event dimensions included: ``Normal(mu, 1).mask(m).to_event(1)``
-    masks single elements of an event.
-    """
-    fn = node["fn"]
-    masks = [(node["mask"], fn.event_dim)]
-    while hasattr(fn, "base_dist"):
-        masks.append((getattr(fn, "_mask", None), fn.event_dim))
-        fn = fn.base_dist
-    result = torch.tensor(True)
-    for mask, event_dim in masks:
-        if mask is not None:
-            mask = torch.as_tensor(mask).detach()
-            result = result & (mask.reshape(mask.shape + (1,) * event_dim) if mask.ndim else mask)
-    return result
-
-
 def scored_elements(node: Any) -> Tensor:
     """Return which elements of an observed site count in the density, (*batch shape, *event shape).
 
@@ -174,7 +197,9 @@ def scored_elements(node: Any) -> Tensor:
     Raises:
         ValueError, RuntimeError: the shapes of the site do not match.
     """
-    fn, value, mask = node["fn"], node["value"], _combined_mask(node)
+    fn, value, mask = node["fn"], node["value"], combined_mask(node)
+    if isinstance(base_distribution(fn), NAN_MASKED):
+        mask = mask & ~value.isnan()
     event = value.shape[value.ndim - fn.event_dim :]
     if isinstance(base_distribution(fn), dist.Unit):  # the event has no elements
         mask = mask[..., 0] if mask.ndim else mask

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -31,6 +32,7 @@ from probdl.model.callables import (
 from probdl.model.loader import LoaderRows
 from probdl.model.messengers import CastObservations, FreshTransforms, MinibatchPlates, replaced
 from probdl.model.precision import Precision
+from probdl.model.subsampling import all_rows
 from probdl.util.isolation import evaluation
 
 __all__ = ["Program"]
@@ -75,12 +77,15 @@ class Program:
         self._copies: dict[int, Any] = {}
         self.model = cast_modules(model, dtype, self._copies)
         self.precision = Precision(dtype)
+        self.fills: dict[str, Tensor] = {}
+        self.subsampled: dict[str, int] = {}  # plates of which the model takes a random part
         self._bind(args, kwargs or {})
 
     def to(self, dtype: torch.dtype) -> Program:
         """Return the same program in another dtype, made from the caller's own objects."""
         other = Program(self.original, self.args, self.kwargs, dtype=dtype)
         other.loader, other.minibatch = self.loader, self.minibatch
+        other.fills = {name: fill.to(dtype) for name, fill in self.fills.items()}
         return other
 
     def in_minibatches(self) -> Program:
@@ -152,6 +157,7 @@ class Program:
         """Return the same program on other arguments."""
         other = copy.copy(self)
         other.loader = None
+        other.fills = {}
         other._bind(args, kwargs)
         return other
 
@@ -163,6 +169,7 @@ class Program:
                 replaces.
         """
         other = self.with_arguments(*batch_arguments(batch, self.signature))
+        other.fills = self.fills
         _check_batch(self.arguments, other.arguments)
         return other
 
@@ -198,10 +205,15 @@ class Program:
             if isinstance(leaf, Tensor)
         ]
 
-    def check_finite(self) -> None:
-        """Raise DataError if an argument holds NaN or infinite values."""
+    def check_finite(self, exempt: Collection[str] = ()) -> None:
+        """Raise DataError if an argument, except some, holds NaN or infinite values."""
         for name, tensor in self.named_data():
-            check_finite(tensor, f"Argument '{name}'")
+            if name not in exempt:
+                check_finite(tensor, f"Argument '{name}'")
+
+    def not_finite(self) -> list[str]:
+        """List the arguments that hold NaN or infinite values."""
+        return [name for name, tensor in self.named_data() if not torch.isfinite(tensor).all()]
 
     def run(
         self,
@@ -245,22 +257,38 @@ class Program:
         model: Callable[..., Any] = self.model
         if isinstance(model, GuideMessenger):  # a guide that runs the model, with its data
             model = poutine.block(model, hide_fn=lambda msg: bool(msg.get("is_observed")))
-        model = CastObservations(self.dtype)(FreshTransforms()(model))
+        model = CastObservations(self.dtype, self.fills)(FreshTransforms()(model))
         if self.minibatch:
             model = MinibatchPlates()(model)
         for messenger in messengers:
             model = messenger(model)
         return model
 
+    def all_rows(self) -> AbstractContextManager[None]:
+        """Let plates with ``subsample_size`` hold all rows, unless the rows are a minibatch."""
+        return nullcontext() if self.minibatch else all_rows(self.subsampled)
+
     def _read(self, read: Callable[[Trace], T], model: Any, values: Mapping[int, Tensor]) -> T:
-        with self.precision.enforced():
+        with self.precision.enforced(), self.all_rows():
             with replaced(values):
                 trace = model.get_trace(*self.args, **self.kwargs)
             return read(trace)
 
     def explain(self, error: Exception) -> ModelError:
         """Return an error that says where the model failed, on which data, and what to try."""
-        return explain_failure(error, self.name, self.arguments, self.named_data())
+        explained = explain_failure(error, self.name, self.arguments, self.named_data())
+        return ModelError(f"{explained}{self.row_advice}") if "plate" in str(error) else explained
+
+    @property
+    def row_advice(self) -> str:
+        """How to write a plate with ``subsample_size``, as a part of a message; '' without one."""
+        if not self.subsampled:
+            return ""
+        plate, size = next(iter(self.subsampled.items()))
+        return (
+            f" The model ran with all {size} rows of plate '{plate}', which has subsample_size: "
+            "index the data by the plate, or pass a DataLoader of minibatches with method='svi'."
+        )
 
 
 def _check_batch(first: Any, other: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -21,11 +22,17 @@ from torch.distributions import Transform, biject_to, constraints, transform_to
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from probdl.errors import ModelError
+from probdl.model.callables import owner_module
 from probdl.model.dependence import Dependence
 from probdl.model.distributions import base_distribution, distribution_name, is_deterministic
-from probdl.model.observations import check_observed, scored_elements, vectorized_plates
+from probdl.model.observations import (
+    check_observed,
+    fill_of,
+    scored_elements,
+    vectorized_plates,
+)
 from probdl.model.program import Program
-from probdl.util.isolation import isolated
+from probdl.util.isolation import evaluation, isolated
 from probdl.util.text import has_controls
 
 __all__ = [
@@ -211,8 +218,7 @@ def discover(program: Program) -> Structure:
 
 
 def _discover(program: Program) -> Structure:
-    program.check_finite()
-    traces = list(itertools.islice(_traces(program), 2))
+    traces = _two_traces(program)
     first, second = ({s.name: s for s in _sites(program, trace)} for trace in traces)
     _check_same(program, first, second)
     for site in first.values():
@@ -236,6 +242,37 @@ def _discover(program: Program) -> Structure:
             if f.full_size is not None and f.full_size != f.size
         },
     )
+
+
+def _two_traces(program: Program) -> list[Trace]:
+    """Return traces at two random points, without NaN that the model masks.
+
+    Raises:
+        DataError: the log density is not finite, and an argument holds NaN or infinite values.
+    """
+    traces = list(itertools.islice(_traces(program), 2))
+    observed = [node for node in traces[0].nodes.values() if node.get("is_observed")]
+    several = program.loader is not None  # other batches may have NaN where the first has none
+    found = {
+        str(node["name"]): fill_of(node, always=several)
+        for node in observed
+        if not site_is_subsample(node)
+    }
+    if fills := {name: fill for name, fill in found.items() if fill is not None}:
+        program.fills.update(fills)
+        traces = list(itertools.islice(_traces(program), 2))
+    if program.not_finite() and not any(_is_possible(program, trace) for trace in traces):
+        program.check_finite()
+    return traces
+
+
+def _is_possible(program: Program, trace: Trace) -> bool:
+    """Return whether the log density of a run is finite; True if it cannot be computed."""
+    with evaluation(dtype=program.dtype), program.precision.enforced(), torch.no_grad():
+        try:
+            return math.isfinite(float(trace.log_prob_sum()))
+        except (RuntimeError, ValueError):  # shapes do not match, which is reported later
+            return True
 
 
 def _masked_in_both(site: Site, other: Site) -> Tensor | None:
@@ -326,8 +363,9 @@ def _sites(program: Program, trace: Trace) -> Iterable[Site]:
         elif node["type"] == "sample":
             yield _sample_site(name, node)
     # A plain nn.Module makes no param statements, but its trainable parameters are sites as well.
-    if isinstance(program.model, nn.Module) and not isinstance(program.model, PyroModule):
-        for name, parameter in program.model.named_parameters():
+    module = None if isinstance(program.model, types.MethodType) else owner_module(program.model)
+    if module is not None and not isinstance(module, PyroModule):
+        for name, parameter in module.named_parameters():
             if parameter.requires_grad and id(parameter) not in covered:
                 yield _param_site(name, parameter, None, program.dtype, parameter)
 

@@ -569,7 +569,7 @@ class Fit:
         program = self.program
         if args or kwargs:
             program = self.program.with_arguments(args, kwargs)
-            program.check_finite()
+            program.check_finite(exempt=self.program.not_finite())
         return self._sample(program, out, self._elements(coords))
 
     @sheltered()

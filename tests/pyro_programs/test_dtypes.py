@@ -144,11 +144,14 @@ def exact_evidence(y):
 
 
 def test_a_flow_whose_shapes_depend_on_the_data_is_trained():
+    torch.manual_seed(0)
     guide = flow_guide(transforms.Spline(2))
-    method = probdl.SVI(guide=guide, steps=60, draws=100, learning_rate=0.01)
+    method = probdl.SVI(guide=guide, steps=150, draws=100, learning_rate=0.05)
     fit = probdl.infer(sum_of_two, torch.ones(5), method=method, seed=1)
     assert fit.stats["engine"] == "eager"
-    assert fit.stats["elbo"][-10:].mean() > fit.stats["elbo"][:10].mean()
+    first, last = fit.stats["elbo"][:30], fit.stats["elbo"][-30:]
+    error = ((first.var() + last.var()) / 30) ** 0.5
+    assert last.mean() - first.mean() > 3 * error
 
 
 def test_a_flow_in_the_likelihood():

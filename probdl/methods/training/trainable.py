@@ -7,7 +7,7 @@ replaced by other tensors, so the caller's parameters never change.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -61,12 +61,15 @@ class Trainable:
     def _find_parameters(self) -> list[str]:
         """Run both programs once; list the parameters that they use, and those of their modules."""
         try:
+            # Automatic guides create their parameters in their first run, in which they notice the
+            # plates that take a part of the rows.
+            partial = bool(self.program.subsampled)
             try:
-                self.traces(())  # automatic guides create their parameters in their first run
+                self.traces((), subsampled=partial)
             except RuntimeError as error:
                 if not self.precision.explains(error):
                     raise
-                self.traces(())
+                self.traces((), subsampled=partial)
         except ProbdlError:
             raise
         except Exception as error:
@@ -100,19 +103,31 @@ class Trainable:
         return swap | {self.aliases[i]: v for i, v in swap.items() if i in self.aliases}
 
     @contextmanager
-    def replaced(self, swap: Mapping[int, Tensor]) -> Iterator[None]:
-        """Replace tensors by their ids in both programs, which compute in one dtype."""
-        with self.precision.enforced(), replaced(swap):
+    def replaced(self, swap: Mapping[int, Tensor], *, subsampled: bool = False) -> Iterator[None]:
+        """Replace tensors by their ids in both programs, which compute in one dtype.
+
+        Args:
+            swap: the replacements.
+            subsampled: whether plates with ``subsample_size`` take a random part of the rows.
+        """
+        rows = nullcontext() if subsampled else self.program.all_rows()
+        with self.precision.enforced(), rows, replaced(swap):
             yield
 
-    def traces(self, values: Sequence[Tensor], data: Sequence[Tensor] | None = None) -> Any:
+    def traces(
+        self,
+        values: Sequence[Tensor],
+        data: Sequence[Tensor] | None = None,
+        *,
+        subsampled: bool = False,
+    ) -> Any:
         """Run guide and model at values of the parameters, and return their traces."""
         program = self.program if data is None else self.program.with_tensors(data)
         model, guide = self.callables()
         swap = self.swap(values)
-        with self.replaced(swap):
+        with self.replaced(swap, subsampled=subsampled):
             of_guide = poutine.trace(guide).get_trace(*program.args, **program.kwargs)
-            if data is None:  # minibatches have other shapes
+            if data is None and not subsampled:  # minibatches have other shapes
                 check_values(self.guide, self.structure, of_guide)
             replayed: Any = poutine.replay(model, trace=of_guide)
             if self.structure.of("discrete"):

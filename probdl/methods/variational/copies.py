@@ -5,7 +5,6 @@ This is the only file that knows how Pyro's guides hold their model.
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 from collections.abc import Callable, Collection, Mapping
@@ -16,9 +15,9 @@ from pyro.infer import autoguide
 from pyro.infer.autoguide import AutoGuide, AutoGuideList
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.poutine.guide import GuideMessenger
-from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
+from probdl.model.callables import inside_handler, rehandled
 from probdl.model.program import Program
 
 __all__ = ["AUTOMATIC", "copied_guide", "has_own_start", "takes_start"]
@@ -75,14 +74,17 @@ def _rebound(
     model: Any, program: Program, hidden: Collection[str], init: Callable[..., Any] | None
 ) -> Any:
     """Return a model in Pyro's effect handlers, with its modules replaced by the program's."""
-    handled = isinstance(model, functools.partial) and model.args
-    if not (handled and isinstance(model.args[0], Messenger)):
+    if (inside := inside_handler(model)) is None:
         own = program.own(model)
         return poutine.block(own, hide=list(hidden)) if hidden else own
-    handler, inside = model.args
-    if init is not None and isinstance(handler, InitMessenger):
-        handler = InitMessenger(init)
-    return copy.copy(handler)(_rebound(inside, program, hidden, init))
+    own = _rebound(inside, program, hidden, init)
+    if init is not None and isinstance(_handler(model), InitMessenger):
+        return InitMessenger(init)(own)
+    return rehandled(model, own)
+
+
+def _handler(model: Any) -> Any:
+    return model.args[0] if isinstance(model, functools.partial) and model.args else None
 
 
 def has_own_start(guide: Any) -> bool:
@@ -92,9 +94,8 @@ def has_own_start(guide: Any) -> bool:
     if getattr(guide, "prototype_trace", None) is not None or dict(guide.named_parameters()):
         return True
     given = getattr(guide, "init_loc_fn", None)
-    model = guide.model
-    if given is None and isinstance(model, functools.partial) and model.args:
-        given = getattr(model.args[0], "init_fn", None)
+    if given is None:
+        given = getattr(_handler(guide.model), "init_fn", None)
     return given is not None and given is not _default_start(type(guide))
 
 

@@ -65,7 +65,8 @@ def own_guide(program: Program) -> Callable[..., Any] | None:
 
 def _default_guide(program: Program, structure: Structure) -> str:
     scalars = structure.count_values("latent")
-    full_rank = 1 < scalars <= FULL_RANK_MAX and not program.modules
+    local = any({*site.dims} & {*program.subsampled} for site in structure.of("latent"))
+    full_rank = 1 < scalars <= FULL_RANK_MAX and not program.modules and not local
     return "multivariate_normal" if full_rank else "normal"
 
 
@@ -89,6 +90,9 @@ def make_guide(
         return program.companion(no_guide, copied=False)
     if isinstance(guide, str):
         guide = GUIDES[guide]
+    # The first run of a guide holds a part of the rows of a plate with `subsample_size`.
+    partial = {s.name for s in structure.of("latent") if {*s.dims} & {*program.subsampled}}
+    start = {name: value for name, value in start.items() if name not in partial}
     discrete = [s.name for s in structure.of("discrete")]
     if isinstance(guide, AUTOMATIC):
         return program.companion(copied_guide(guide, program, discrete, start), copied=False)
@@ -100,7 +104,7 @@ def make_guide(
     if factory is not None:
         if discrete and factory is not autoguide.AutoDiscreteParallel:
             model = poutine.block(model, hide=discrete)
-        if start and "init_loc_fn" not in getattr(guide, "keywords", {}) and takes_start(factory):
+        if start and takes_start(factory):
             options["init_loc_fn"] = autoguide.init_to_value(values=dict(start))
     made: Any = guide(model, **options)
     if isinstance(made, nn.Module):
@@ -114,6 +118,8 @@ def starts_itself(guide: Guide, program: Program) -> bool:
         return own_guide(program) is not None
     if isinstance(guide, AUTOMATIC):
         return has_own_start(guide)
+    if "init_loc_fn" in getattr(guide, "keywords", {}):
+        return True
     return not isinstance(guide, str) and _factory(guide) is None
 
 

@@ -125,7 +125,7 @@ class Objective(Trainable):
         swap = self.swap(values)
         estimator: Any = self.elbo
         items = _ItemAsTensor() if traced else nullcontext()
-        with self.replaced(swap), _without_nan_checks(), items:
+        with self.replaced(swap, subsampled=True), _without_nan_checks(), items:
             declared = self._declared(guide)
             return estimator.loss_and_grads(model, declared, *program.args, **program.kwargs)
 

@@ -199,7 +199,9 @@ def _parameters(guide: AutoGuide, density: LogDensity, normal: Normal) -> dict[s
         for name, block in density.blocks.items():
             scale = block.of(conditional)
             if isinstance(guide, autoguide.AutoNormal):
-                placed[f"locs.{name}"] = (None, scale)
+                partial = {*block.site.dims} & {*density.program.subsampled}
+                mean = block.of(torch.from_numpy(normal.mean)) if partial else None
+                placed[f"locs.{name}"] = (mean, scale)
                 placed[f"scales.{name}"] = _scale(scale, guide.scale_constraint)
             elif block.of(density.unconstrained_mask).all():  # the guide has its own transforms
                 placed[name] = (None, scale)

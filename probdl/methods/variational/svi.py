@@ -260,7 +260,7 @@ class SVI(Method, name="svi"):
         # Seeded again, so that a resumed run makes the same draws.
         torch.default_generator.manual_seed(stream(seed, "draws"))
         draws, weight_stats, findings = self._draws(
-            program, structure, proposal, guide, batches, seed, progress
+            program, structure, proposal, guide, batches, outcome.engine, seed, progress
         )
         if start.findings:  # these report several modes already
             findings = [finding for finding in findings if finding.check != "multimodal"]
@@ -298,6 +298,12 @@ class SVI(Method, name="svi"):
             return LoaderBatches(program, structure)
         if self.batch_size is None:
             return FullData(program)
+        if program.subsampled:
+            self._refuse(
+                "batch_size",
+                f"cannot be combined with subsample_size= of plate {min(program.subsampled)!r}, by "
+                "which the model forms its own minibatches; leave one of them out",
+            )
         return PlateBatches(program, structure, self.batch_size)
 
     def _start(self, program: Program, structure: Structure, batches: Batches, seed: int) -> Start:
@@ -395,6 +401,7 @@ class SVI(Method, name="svi"):
         proposal: Proposal,
         guide: Program,
         batches: Batches,
+        engine: str,
         seed: int,
         progress: bool | None,
     ) -> tuple[dict[str, Any], dict[str, Any], list[Finding]]:
@@ -418,7 +425,9 @@ class SVI(Method, name="svi"):
             if program.loader is not None:  # the structure is that of one batch
                 elements = elements * batches.size // data_plate(program, structure)[1]
             held = structure.count_values("latent", "deterministic")  # by each draw of the fit
-            if CHECK_DRAWS * max(elements, held) <= COMPILE_WORK_MIN:
+            # Where values decide what the programs do, each draw is a run of its own.
+            small = CHECK_DRAWS * max(elements, held) <= COMPILE_WORK_MIN
+            if small and engine != "eager":
                 count = max(wanted, CHECK_DRAWS)
             work = WORK_MAX
             try:
