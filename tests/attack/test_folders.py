@@ -14,6 +14,7 @@ import torch
 import probdl
 from probdl.models import linear_regression
 from tests.attack.hostile import (
+    FULL,
     attempt,
     count,
     paths_in,
@@ -28,7 +29,7 @@ FILES = ("fit.json", "idata.nc", "arrays.safetensors")
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
 
 
-@pytest.fixture(scope="module", params=["laplace", "svi", "nuts"])
+@pytest.fixture(scope="module", params=["laplace", "svi", "nuts"] if FULL else ["svi"])
 def sound(request, tmp_path_factory):
     rng = np.random.default_rng(1)
     x = rng.normal(size=(10, 2))
