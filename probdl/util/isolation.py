@@ -21,6 +21,7 @@ from pyro.nn.module import _Context
 from pyro.poutine import runtime
 from torch.distributions import Distribution
 
+from probdl.util.interrupts import interrupts_kept
 from probdl.util.lock import GLOBAL_LOCK
 
 __all__ = [
@@ -165,6 +166,7 @@ def _plain_modes() -> Iterator[None]:
         torch.autocast("cpu", enabled=False),
         torch.autograd.set_detect_anomaly(False),  # a sampler handles NaN itself
         _on_cpu(),
+        interrupts_kept(),
     ):
         yield
 

@@ -1,0 +1,64 @@
+"""Ctrl-C that Python would lose."""
+
+import signal
+import sys
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+import probdl
+from probdl import montecarlo
+
+runs = []
+
+
+class InterruptsWhenFreed:
+    """Its finalizer is interrupted, where Python ignores exceptions."""
+
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+
+def interrupted(y):
+    runs.append(1)
+    if len(runs) == 3:
+        InterruptsWhenFreed()
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: probdl.infer(interrupted, torch.tensor(0.0), seed=1),
+        lambda: montecarlo.calibrate(
+            interrupted, "laplace", (torch.tensor(0.0),), simulations=20, workers=1, seed=1
+        ),
+    ],
+)
+def test_an_interrupt_in_a_finalizer_is_not_lost(call):
+    runs.clear()
+    before = sys.unraisablehook
+    with pytest.raises(KeyboardInterrupt):
+        call()
+    assert sys.unraisablehook is before
+
+
+def test_other_ignored_errors_are_reported_as_before(monkeypatch):
+    seen = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: seen.append(unraisable.exc_type))
+
+    class Fails:
+        def __del__(self):
+            raise ValueError
+
+    def model(y):
+        Fails()
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    probdl.infer(model, torch.tensor(0.0), method="map", seed=1)
+    assert set(seen) == {ValueError}
