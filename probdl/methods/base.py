@@ -90,6 +90,7 @@ class Method(metaclass=_CheckedSettings):
     name: ClassVar[str]
     takes_loader: ClassVar[bool] = False  # whether the model's data may be a DataLoader
     uses_prior: ClassVar[bool] = True  # whether the priors of latent sites enter the fit
+    sums_out: ClassVar[bool] = True  # whether all discrete sites are summed out
     fit_type: ClassVar[type[Fit]] = Fit  # the class of the fits that run() returns
 
     def __init_subclass__(cls, name: str = "", **kwargs: Any) -> None:
@@ -216,6 +217,8 @@ class Method(metaclass=_CheckedSettings):
             SettingError: the draws need more than the memory of the machine.
         """
         structure = discover(program)
+        if self.sums_out:
+            structure.check_summable()
         sizes = {name: getattr(self, name, 0) for name in ("draws", "num_samples", "warmup")}
         runs = getattr(self, "chains", getattr(self, "paths", 1))
         scalars = structure.count_values("latent")

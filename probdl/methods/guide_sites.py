@@ -16,14 +16,27 @@ from probdl.model.distributions import base_distribution, is_deterministic
 from probdl.model.program import Program
 from probdl.model.sites import Site, Structure
 
-__all__ = ["check_values", "compare_sites", "no_guide"]
+__all__ = ["check_values", "compare_sites", "is_scored", "no_guide", "sampled_by"]
 
 SUPPORT_CHECK_RADIUS = 10.0  # on R^n: values of a guide are checked from -10 to 10
 SUPPORT_CHECK_POINTS = 20
 
 
-def check_values(guide: Program, structure: Structure, of_guide: Trace) -> None:
+def is_scored(node: Any) -> bool:
+    """Return whether an observed site of a guide has a log likelihood."""
+    return not (isinstance(base_distribution(node["fn"]), dist.Unit) or is_deterministic(node))
+
+
+def check_values(
+    guide: Program, structure: Structure, of_guide: Trace, *, observing: bool = False
+) -> None:
     """Check that the values of a guide's sites are possible values of the model's sites.
+
+    Args:
+        guide: the guide.
+        structure: the sites of the model.
+        of_guide: the trace of a run of the guide.
+        observing: whether the guide may have observed sites.
 
     Raises:
         ModelError: a site has another shape or a wider support than in the model, or is observed.
@@ -33,12 +46,19 @@ def check_values(guide: Program, structure: Structure, of_guide: Trace) -> None:
         if node["type"] != "sample" or site_is_subsample(node):
             continue
         if node["is_observed"]:
-            unscored = isinstance(base_distribution(node["fn"]), dist.Unit)
-            if unscored or is_deterministic(node):
+            own = name not in structure.sites or node["infer"].get("is_auxiliary")
+            if not is_scored(node) or (observing and own):
                 continue
+            if observing:
+                raise ModelError(
+                    f"The guide '{guide.name}' observes the site '{name}', as the model does. "
+                    "Remove the site from the guide; if the guide is to learn to predict it, mark "
+                    "it with infer={'is_auxiliary': True}."
+                )
             raise ModelError(
-                f"The guide '{guide.name}' observes the site '{name}'. A guide samples only latent "
-                "sites: remove the observed site from the guide."
+                f"The guide '{guide.name}' observes the site '{name}', and this ELBO would train "
+                "it to predict the site badly. Remove the observed site from the guide, or use "
+                "elbo='auto', which adds its log likelihood."
             )
         site = structure.sites.get(name)
         if site is None or site.kind != "latent":
@@ -96,15 +116,34 @@ def _possible_values(fn: Any, dtype: torch.dtype) -> Tensor:
     return transform(points.uniform_(-bound, bound, generator=generator))
 
 
+def sampled_by(guide: Program, structure: Structure) -> set[str]:
+    """Return the discrete sites without a finite support that a guide samples."""
+    wanted = {s.name for s in structure.of("discrete") if s.unsummable}
+    if not wanted:
+        return set()
+    nodes: dict[str, Any] = guide.run(lambda trace: trace).nodes  # type: ignore[assignment]
+    return {
+        name
+        for name in wanted & nodes.keys()
+        if nodes[name]["type"] == "sample" and not nodes[name]["is_observed"]
+    }
+
+
 def compare_sites(
-    program: Program, guide: Program, structure: Structure, of_guide: Trace, of_model: Trace
+    program: Program,
+    guide: Program,
+    structure: Structure,
+    of_guide: Trace,
+    of_model: Trace,
+    *,
+    observing: bool = False,
 ) -> None:
     """Check that a guide samples exactly the latent sites of the model.
 
     Raises:
         ModelError: the sites differ; the message names both sets.
     """
-    check_values(guide, structure, of_guide)
+    check_values(guide, structure, of_guide, observing=observing)
     in_model, in_guide = _latent(of_model), _latent(of_guide)
     summed = {s.name for s in structure.of("discrete")} - in_guide
     if in_model - summed == in_guide:

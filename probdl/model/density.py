@@ -172,6 +172,9 @@ class LogDensity:
         jacobian: bool = True,
         params: bool = False,
     ) -> None:
+        structure.check_summable()
+        if drawn := [s.name for s in structure.of("latent") if s.is_discrete]:
+            raise ModelError(f"Site '{drawn[0]}' is discrete, so there is no density on R^d.")
         self.program = program
         self.structure = structure
         self.prior = prior
@@ -267,7 +270,15 @@ class LogDensity:
             with pyro.validation_enabled(True):  # reports a missing plate
                 return TraceEinsumEvaluator(trace, True, self.structure.plate_depth)
 
-        self._evaluator = self.run(evaluator, _AtPoint(self, torch.zeros(self.dim).double()))
+        try:
+            self._evaluator = self.run(evaluator, _AtPoint(self, torch.zeros(self.dim).double()))
+        except ModelError as error:
+            names = ", ".join(f"'{site.name}'" for site in self.structure.of("discrete"))
+            raise ModelError(
+                f"{error} The discrete sites {names} are summed out by parallel enumeration: their "
+                "values get further dimensions on the left. Write the model so that it broadcasts "
+                "there: (x * z).sum(-1) instead of torch.dot(x, z), and x[..., i] instead of x[i]."
+            ) from None
 
     def changed(self, name: str) -> None:
         """Raise ModelError: a site differs from the first run of the model."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+from pyro.contrib.mue.missingdatahmm import MissingDataDiscreteHMM
 from pyro.distributions.hmm import HiddenMarkovModel
 from pyro.distributions.util import broadcast_shape
 from torch import Tensor
@@ -20,6 +21,7 @@ from probdl.model.program import Program
 
 __all__ = ["check_observed", "fill_of", "scored_elements", "vectorized_plates"]
 
+SERIES = (HiddenMarkovModel, MissingDataDiscreteHMM)
 NAN_MASKED = (dist.NanMaskedNormal, dist.NanMaskedMultivariateNormal)
 
 
@@ -38,8 +40,8 @@ def check_observed(program: Program, node: Any, other: Any) -> None:
     try:
         both = broadcast_shape(batch, fn.batch_shape)
         event_fits = value.shape[value.ndim - fn.event_dim :] == fn.event_shape or isinstance(
-            base_distribution(fn), HiddenMarkovModel
-        )  # which accepts series of any length if its parameters are constant in time
+            base_distribution(fn), SERIES
+        )  # which accept any length if their parameters are constant in time
     except ValueError:
         both, event_fits = None, True
     if both is None or both not in (batch, fn.batch_shape) or not event_fits:

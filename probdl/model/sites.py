@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -74,6 +74,8 @@ class Site:
     plated: bool = False  # whether it is in a plate
     event_dim: int = 0
     mask: Tensor | None = None  # (*batch, *event) of an observed site; None if no element is masked
+    unsummable: str = ""  # why a discrete site cannot be summed out, and what to do instead
+    is_discrete: bool = False  # a latent site whose values a guide draws from a discrete support
 
     @property
     def is_scored(self) -> Tensor | None:
@@ -102,6 +104,21 @@ class Structure:
     def terms(self, *terms: Term) -> list[Site]:
         """List the sites that are terms of the likelihood; all, or those of these types."""
         return [s for s in self.sites.values() if s.term and s.term in (terms or (s.term,))]
+
+    def check_summable(self) -> None:
+        """Raise ModelError for a discrete site that cannot be summed out."""
+        for site in self.of("discrete"):
+            if site.unsummable:
+                raise ModelError(site.unsummable)
+
+    def with_sampled(self, names: Collection[str]) -> Structure:
+        """Return the same sites, with discrete ones as latent sites that a guide samples."""
+        sampled = {
+            site.name: replace(site, kind="latent", is_discrete=True)
+            for site in self.of("discrete")
+            if site.name in names
+        }
+        return replace(self, sites=self.sites | sampled)
 
     def with_values(self, params: Mapping[str, Tensor]) -> Structure:
         """Return the same sites with new values of param sites."""
@@ -414,13 +431,6 @@ def _sample_site(name: str, node: Any) -> Site:
         kind = "factor" if isinstance(base_distribution(fn), dist.Unit) else "observed"
     elif is_discrete(fn):
         kind = "discrete"
-        if not fn.has_enumerate_support:
-            raise ModelError(
-                f"Site '{name}': {distribution_name(fn)} is discrete without a finite support, so "
-                "it cannot be summed out exactly. Marginalise it analytically (a Poisson with a "
-                "gamma rate is a negative binomial), use a distribution with finite support "
-                "(Categorical, Binomial), or a continuous one."
-            )
     else:
         kind, transform = "latent", bijection(fn, name)
     shape = tuple(value.shape)
@@ -453,7 +463,27 @@ def _sample_site(name: str, node: Any) -> Site:
         flat=isinstance(base_distribution(fn), dist.ImproperUniform),
         plated=bool(node["cond_indep_stack"]),
         event_dim=event,
+        unsummable=_why_not_summed(name, fn) if kind == "discrete" else "",
         mask=None if mask is None or mask.all() else mask.clone(),
+    )
+
+
+def _why_not_summed(name: str, fn: Any) -> str:
+    """Return why the values of a discrete site cannot be listed, or '' if they can."""
+    if fn.has_enumerate_support:
+        return ""
+    kind = distribution_name(fn)
+    if base_distribution(fn).has_enumerate_support:
+        return (
+            f"Site '{name}': several {kind} values in one event, as by to_event(1), cannot be "
+            "summed out one by one. Put them in a pyro.plate instead, or pass a guide that samples "
+            "the site, with method='svi'."
+        )
+    return (
+        f"Site '{name}': {kind} is discrete without a finite support, so it cannot be summed out "
+        "exactly. Marginalise it analytically (a Poisson with a gamma rate is a negative "
+        "binomial), use a distribution with finite support (Categorical, Binomial), or a "
+        "continuous one, or pass a guide that samples the site, with method='svi'."
     )
 
 

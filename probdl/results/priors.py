@@ -144,7 +144,10 @@ def _conflicts(name: str, data: Array, drawn: Array) -> list[_Conflict]:
         drawn: draws of the data, (draws, *shape).
     """
     rows = drawn.reshape(len(drawn), -1).astype(np.float64)
-    observed = np.broadcast_to(data, drawn.shape[1:]).ravel().astype(np.float64)
+    try:
+        observed = np.broadcast_to(data, drawn.shape[1:]).ravel().astype(np.float64)
+    except ValueError:  # a series whose draws have another length
+        return []
     rows, observed = rows[:, ~np.isnan(observed)], observed[~np.isnan(observed)]
     if not len(observed):
         return []

@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.contrib.mue.models import ProfileHMM
 from pyro.distributions import transforms
 from pyro.infer import autoguide
 from pyro.infer.autoguide import (
@@ -217,6 +218,76 @@ def test_a_list_with_discrete_sites():
     # Without the second guide, the discrete site is summed out.
     fit = probdl.infer(mixture, X, y, method=probdl.SVI(guide=AutoNormal(mixture)), seed=1)
     assert abs(fit.draws["share"].mean() - exact_mean) < 0.3 * exact_sd
+
+
+def test_a_guide_samples_a_site_without_finite_support():
+    def model(y):
+        n = pyro.sample("n", dist.Poisson(3.0))
+        pyro.sample("y", dist.Normal(n, 1.0), obs=y)
+
+    def guide(y):
+        pyro.sample("n", dist.Poisson(pyro.param("log_rate", torch.tensor(1.0)).exp()))
+
+    method = probdl.SVI(guide=guide, steps=200, learning_rate=0.02, draws=2000)
+    fit = probdl.infer(model, torch.tensor(4.0), method=method, seed=1)
+    n = torch.arange(60.0)
+    joint = dist.Poisson(3.0).log_prob(n) + dist.Normal(n, 1.0).log_prob(torch.tensor(4.0))
+    weights = np.exp(fit.stats["log_weights"][0])
+    mean = float((joint.softmax(0) * n).sum())
+    assert abs((weights * fit.draws["n"][0]).sum() / weights.sum() - mean) < 0.15
+    assert abs(fit.stats["log_evidence"] - float(joint.logsumexp(0))) < 0.1
+    assert (fit.draws["n"] == fit.draws["n"].round()).all()
+    assert fit.predict()["y"].shape == (1, 2000)
+    with pytest.raises(probdl.ModelError, match="pass a guide that samples the site"):
+        probdl.infer(model, torch.tensor(4.0), seed=1)
+
+
+def test_a_guide_samples_several_values_with_a_baseline():
+    def model(y):
+        z = pyro.sample("z", dist.Bernoulli(torch.tensor([0.5, 0.2])).to_event(1))
+        pyro.sample("y", dist.Normal(2 * z, 1.0).to_event(1), obs=y)
+
+    def guide(y):
+        p = pyro.param("p", torch.tensor([0.5, 0.5]), constraint=constraints.unit_interval)
+        baseline = {"use_decaying_avg_baseline": True, "baseline_beta": 0.9}
+        pyro.sample("z", dist.Bernoulli(p).to_event(1), infer={"baseline": baseline})
+
+    y = torch.tensor([1.5, 1.0])
+    method = probdl.SVI(guide=guide, steps=600, learning_rate=0.05)
+    fit = probdl.infer(model, y, method=method, seed=1)
+    odds = torch.tensor([1.0, 0.25]) * (2 * y - 2).exp()
+    exact = (odds / (1 + odds)).numpy()
+    np.testing.assert_allclose(fit.stats["params"]["p"], exact, atol=0.1)
+    with pytest.raises(probdl.ModelError, match="in one event, as by to_event"):
+        probdl.infer(model, y, seed=1)
+
+
+def test_a_guide_with_data_of_its_own():
+    """As in pyro.contrib.cevae, a guide may learn to predict what the model does not need."""
+
+    def guide(x, y):
+        weight = pyro.param("weight", torch.tensor(0.0))
+        with pyro.plate("n", len(x)):
+            pyro.sample("again", dist.Normal(weight * x, NOISE), obs=y - y.mean())
+        for name in EXACT:
+            loc = pyro.param(f"{name}_loc", torch.tensor(0.0))
+            scale = pyro.param(f"{name}_scale", torch.tensor(0.1), constraint=constraints.positive)
+            pyro.sample(name, dist.Normal(loc, scale))
+
+    fit = fitted(guide, steps=4000)
+    check(fit)
+    assert abs(float(fit.stats["params"]["weight"]) - float((X * Y).sum() / (X**2).sum())) < 0.05
+    with pytest.raises(probdl.ModelError, match="train it to predict the site badly"):
+        fitted(guide, elbo="trace")
+
+
+def test_a_profile_hmm():
+    mue = ProfileHMM(6, 4, prior_scale=1.0, indel_prior_bias=10.0)
+    letters = torch.randint(0, 4, (5, 6), generator=torch.Generator().manual_seed(0))
+    data = torch.eye(4)[letters]
+    method = probdl.SVI(guide=mue.guide, steps=60, draws=20)
+    fit = probdl.infer(mue.model, data, torch.tensor(1.0), method=method, seed=1)
+    assert fit.stats["elbo"][-20:].mean() > fit.stats["elbo"][:20].mean()
 
 
 def test_two_fits_of_one_guide_do_not_share_it():

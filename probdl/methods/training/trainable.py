@@ -33,11 +33,15 @@ def first_not_finite(names: Sequence[str], values: Sequence[Tensor]) -> str | No
 class Trainable:
     """A model, with or without a guide, that runs with given values of its parameters.
 
+    ``observing`` is whether the guide may have observed sites.
+
     Attributes:
         names: names of the parameters, by Pyro's rules.
         leaves: the parameters of the programs themselves, unconstrained.
         parameters: those that are parameters of modules, by name.
     """
+
+    observing = False
 
     def __init__(self, program: Program, guide: Program, structure: Structure) -> None:
         self.program = program
@@ -128,7 +132,7 @@ class Trainable:
         with self.replaced(swap, subsampled=subsampled):
             of_guide = poutine.trace(guide).get_trace(*program.args, **program.kwargs)
             if data is None and not subsampled:  # minibatches have other shapes
-                check_values(self.guide, self.structure, of_guide)
+                check_values(self.guide, self.structure, of_guide, observing=self.observing)
             replayed: Any = poutine.replay(model, trace=of_guide)
             if self.structure.of("discrete"):
                 first = -1 - self.structure.plate_depth

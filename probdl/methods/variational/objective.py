@@ -16,11 +16,13 @@ from unittest.mock import patch
 import pyro
 import pyro.util
 import torch
+from pyro.contrib.cevae import TraceCausalEffect_ELBO
 from pyro.infer import (
     ELBO,
     RenyiELBO,
     Trace_ELBO,
     TraceEnum_ELBO,
+    TraceGraph_ELBO,
     TraceMeanField_ELBO,
     config_enumerate,
 )
@@ -29,7 +31,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from probdl.methods.guide_sites import compare_sites
+from probdl.methods.guide_sites import compare_sites, is_scored
 from probdl.methods.training.trainable import Trainable, first_not_finite
 from probdl.model.program import Program
 from probdl.model.sites import Structure
@@ -50,6 +52,9 @@ def resolve_elbo(elbo: str | ELBO, num_particles: int, structure: Structure) -> 
         return elbo
     if elbo == "auto":
         elbo = "enum" if structure.of("discrete") else "trace"
+    if elbo == "trace" and any(site.is_discrete for site in structure.of("latent")):
+        # Score-function gradients, of a variance that the structure of the model reduces.
+        return TraceGraph_ELBO(num_particles=num_particles)
     depth = structure.plate_depth if elbo == "enum" else math.inf
     return ELBOS[elbo](num_particles=num_particles, max_plate_nesting=depth)
 
@@ -105,12 +110,23 @@ class Objective(Trainable):
         plate: str | None = None,
         size: int = 0,
         annealed: bool = False,
+        automatic: bool = False,
     ) -> None:
         self.elbo = elbo
+        self.observing = automatic or not isinstance(elbo, tuple(ELBOS.values()))
         self.plate = plate
         self.size = size
         self.annealed = annealed
         super().__init__(program, guide, structure)
+        if automatic and self._guide_observes():
+            self.elbo = TraceCausalEffect_ELBO(num_particles=elbo.num_particles)
+
+    def _guide_observes(self) -> bool:
+        of_guide, _ = self.traces(())
+        return any(
+            node["type"] == "sample" and node["is_observed"] and is_scored(node)
+            for node in of_guide.nodes.values()
+        )
 
     def __call__(
         self, values: Sequence[Tensor], data: Sequence[Tensor], *, traced: bool = False
@@ -163,7 +179,14 @@ class Objective(Trainable):
             of_guide, of_model = self.traces(())
         except Exception as error:
             raise self.guide.explain(error) from None
-        compare_sites(self.program, self.guide, self.structure, of_guide, of_model)
+        compare_sites(
+            self.program,
+            self.guide,
+            self.structure,
+            of_guide,
+            of_model,
+            observing=self.observing,
+        )
 
     def blame(self, values: Sequence[Tensor], data: Sequence[Tensor]) -> str:
         """Describe the first cause of a loss that is not finite."""

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from pyro.infer import ELBO
+from pyro.infer import ELBO, TraceGraph_ELBO
 from pyro.infer.autoguide import AutoDelta
 from torch import Tensor
 
@@ -28,6 +28,7 @@ from probdl.methods.approximate.weighting import (
     draw_weighted,
 )
 from probdl.methods.base import Method
+from probdl.methods.guide_sites import sampled_by
 from probdl.methods.tails import check_tails
 from probdl.methods.training.checkpoint import checkpoint_of
 from probdl.methods.training.minibatch import Batches, FullData, LoaderBatches, PlateBatches
@@ -151,6 +152,7 @@ class SVI(Method, name="svi"):
     """
 
     takes_loader: ClassVar[bool] = True
+    sums_out: ClassVar[bool] = False  # a guide may sample them
     fit_type: ClassVar[type[Fit]] = GuidedFit
 
     guide: str | Callable[..., Any] | None = None
@@ -210,6 +212,8 @@ class SVI(Method, name="svi"):
             start = self._start(program, structure, batches, seed)
             guide = make_guide(program, structure, self.guide, start.values)
             automatic = isinstance(guide.model, AUTOMATIC)
+            structure = structure.with_sampled(sampled_by(guide, structure))
+            structure.check_summable()
             self._check_local(structure, batches, automatic)
             self._check_estimator(automatic)
             objective = Objective(
@@ -217,6 +221,7 @@ class SVI(Method, name="svi"):
                 guide,
                 structure,
                 resolve_elbo(self.elbo, self.num_particles, structure),
+                automatic=self.elbo == "auto",
                 plate=batches.plate,
                 size=batches.size,
                 annealed=bool(self.kl_annealing),
@@ -379,10 +384,12 @@ class SVI(Method, name="svi"):
         if self.optimizer in ("Adam", torch.optim.Adam) and isinstance(self.schedule, str):
             factor, rate = SCHEDULES[self.schedule], self.learning_rate
             rates = lambda done: rate * np.array([factor(share) for share in done])  # noqa: E731
+        # The averages that reduce the variance of score-function gradients change in each step.
+        eager = isinstance(objective.elbo, TraceGraph_ELBO)
         return Plan(
             self._steps(batches),
             make_optimizer,
-            self.engine,
+            "eager" if eager else self.engine,
             seed,
             progress,
             rates,
@@ -431,7 +438,8 @@ class SVI(Method, name="svi"):
                 count = max(wanted, CHECK_DRAWS)
             work = WORK_MAX
             try:
-                if count * elements > COMPILE_WORK_MIN and program.loader is None:
+                large = count * elements > COMPILE_WORK_MIN
+                if large and program.loader is None and not _draws_discrete(structure):
                     scorer = compiled_scorer(program, structure, self.engine, seed, progress)
             except KeyboardInterrupt as stop:
                 return draw_unweighted(program, structure, proposal, wanted, stop)
@@ -479,7 +487,7 @@ class SVI(Method, name="svi"):
 
         Reports moments that do not exist, and modes that the guide does not cover.
         """
-        if program.loader is not None:
+        if program.loader is not None or _draws_discrete(structure):
             return None
         density = LogDensity(program, structure)
         z = density.unconstrain({name: weighted.draws[name] for name in density.blocks}).numpy()
@@ -494,6 +502,10 @@ class SVI(Method, name="svi"):
 
 def _latent(structure: Structure) -> dict[str, Site]:
     return {site.name: site for site in structure.of("latent")}
+
+
+def _draws_discrete(structure: Structure) -> bool:
+    return any(site.is_discrete for site in structure.of("latent"))
 
 
 def _fewer_draws(count: int, wanted: int, elements: int) -> Finding:
