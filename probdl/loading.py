@@ -18,10 +18,9 @@ from torch import Tensor
 from probdl.errors import DataError, ModelError, ProbdlError, SettingError, warn
 from probdl.findings import Finding
 from probdl.io import idata
-from probdl.io.folders import INDEX, folder_path, open_folder
+from probdl.io.folders import ARRAYS, IDATA, INDEX, folder_path, open_folder
 from probdl.io.identity import digest_of
 from probdl.io.packing import Opaque, opaque_parts, unpack
-from probdl.io.saving import ARRAYS, IDATA
 from probdl.io.schema import check_index, check_sites
 from probdl.io.source import source_of
 from probdl.methods import METHODS, Method

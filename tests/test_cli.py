@@ -677,10 +677,7 @@ def test_outputs_replace_no_inputs_and_follow_no_links(saved):
     predict = ["predict", "fits/line", "--data", "new.nc", "--trust", "--out"]
     assert "one of the files of --data" in refused(*predict, "new.nc")
     assert (here / "new.nc").read_bytes() == before
-    assert "in the folder of a fit" in refused(*predict, "fits/line/idata.nc")
-    assert "in the folder of a fit" in refused(
-        "plot", "fits/line", "trace", "--out", "fits/line/a.png"
-    )
+    assert "is a file of a fit" in refused(*predict, "fits/line/idata.nc")
     (here / "victim.nc").write_text("important")
     (here / "link.nc").symlink_to("victim.nc")
     good(*predict, "link.nc")

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from probdl.errors import SettingError
+from probdl.io.folders import ARRAYS, IDATA, INDEX
 from probdl.util.lazy import backend_bases
 
 __all__ = ["check_file", "check_folder", "check_picture", "written"]
@@ -44,8 +45,9 @@ def check_file(
         raise SettingError(f"--out {out} is a folder; pass the name of a file.")
     if any(out.resolve() == path.resolve() for path in inputs or ()):
         raise SettingError(f"--out {out} is one of the files of --data. Pass another name.")
-    if (out.parent / "fit.json").exists() or (out.resolve().parent / "fit.json").exists():
-        raise SettingError(f"--out {out} is in the folder of a fit. Pass another folder.")
+    in_fit = any((folder / INDEX).exists() for folder in (out.parent, out.resolve().parent))
+    if in_fit and out.name in (INDEX, IDATA, ARRAYS):
+        raise SettingError(f"--out {out} is a file of a fit. Pass another name.")
     _make_parent(out)
 
 

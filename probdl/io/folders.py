@@ -26,9 +26,20 @@ from probdl.errors import DataError, SettingError
 from probdl.io.files import create_file, open_plain, try_lock
 from probdl.util.settings import is_path
 
-__all__ = ["FORMAT", "INDEX", "folder_path", "open_folder", "read_index", "replace_folder"]
+__all__ = [
+    "ARRAYS",
+    "FORMAT",
+    "IDATA",
+    "INDEX",
+    "folder_path",
+    "open_folder",
+    "read_index",
+    "replace_folder",
+]
 
 INDEX = "fit.json"
+IDATA = "idata.nc"
+ARRAYS = "arrays.safetensors"
 FORMAT = 1  # version of the folder's format; later versions are refused
 MAX_INDEX_BYTES = 2**26  # of 100,000 sites and more
 READ_WAIT_S = 10.0  # for a writer; a reader then goes on, and notices a mixture

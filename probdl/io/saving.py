@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from probdl.errors import SettingError, warn
 from probdl.io import idata
-from probdl.io.folders import folder_path, replace_folder
+from probdl.io.folders import ARRAYS, IDATA, folder_path, replace_folder
 from probdl.io.identity import digest_of
 from probdl.io.packing import pack
 from probdl.io.source import source_of
@@ -25,10 +25,8 @@ from probdl.model.program import Program
 from probdl.model.sites import Structure
 from probdl.model.without_model import WithoutModel
 
-__all__ = ["ARRAYS", "IDATA", "save"]
+__all__ = ["save"]
 
-IDATA = "idata.nc"
-ARRAYS = "arrays.safetensors"
 _PACKAGES = ("probdl", "torch", "pyro-ppl", "arviz", "numpy", "nutpie")
 MAX_PREDICTIVE_VALUES = 2**28  # of the log likelihood or the predictions: 2 GiB in float64
 
