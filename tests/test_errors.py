@@ -95,6 +95,16 @@ def test_data_may_be_broadcast_along_plates_and_constants_everywhere():
     assert fit.predict()["y"].shape == (1, 1000, 3, 2)
 
 
+def test_integers_in_a_matrix_product():
+    def model(x, y):
+        b = pyro.sample("b", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        with pyro.plate("obs", len(y)):
+            pyro.sample("y", dist.Normal(x @ b, 1.0), obs=y)
+
+    message = message_of(probdl.ModelError, model, np.ones((3, 2), int), np.ones(3))
+    assert "convert it in the model, as in x.double() @ b" in message
+
+
 def test_a_table_in_minibatches():
     def model(table, y):
         slope = pyro.sample("slope", dist.Normal(0.0, 10.0))

@@ -40,6 +40,11 @@ _ADVICE = {  # by a part of the message from Pyro or torch
     "Can't call numpy() on Tensor that requires grad": "NumPy does not compute gradients: use the "
     "torch function of the same name on the values of sites.",
 }
+# A matrix product of integers and other numbers.
+_ADVICE |= dict.fromkeys(
+    ("Double, Long", "Long, Double", "Double and Long", "Long and Double", "Long, and Double"),
+    "An integer tensor meets a floating-point one: convert it in the model, as in x.double() @ b.",
+)
 _UNCONVERTED_ADVICE = (
     " Lists, data frames and iterators are passed to the model unconverted: use np.asarray() or "
     ".to_numpy() to pass an array, which becomes a tensor."
