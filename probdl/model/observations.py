@@ -16,7 +16,12 @@ from torch.distributions import constraints
 
 from probdl.errors import DataError
 from probdl.model.arguments import check_finite, format_index
-from probdl.model.distributions import base_distribution, combined_mask, distribution_name
+from probdl.model.distributions import (
+    base_distribution,
+    combined_mask,
+    distribution_name,
+    is_deterministic,
+)
 from probdl.model.program import Program
 
 __all__ = ["check_observed", "fill_of", "scored_elements", "vectorized_plates"]
@@ -95,7 +100,8 @@ def fill_of(node: Any, *, always: bool = False) -> Tensor | None:
         always: whether to return one if no value is NaN, but some are masked.
     """
     fn, value = node["fn"], node["value"]
-    if not value.is_floating_point() or isinstance(base_distribution(fn), NAN_MASKED):
+    unscored = is_deterministic(node) or isinstance(base_distribution(fn), dist.Unit)
+    if unscored or not value.is_floating_point() or isinstance(base_distribution(fn), NAN_MASKED):
         return None
     missing = value.isnan()
     events = (missing.flatten(-fn.event_dim).any(-1) if fn.event_dim else missing).reshape(-1)

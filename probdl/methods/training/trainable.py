@@ -133,10 +133,10 @@ class Trainable:
             of_guide = poutine.trace(guide).get_trace(*program.args, **program.kwargs)
             if data is None and not subsampled:  # minibatches have other shapes
                 check_values(self.guide, self.structure, of_guide, observing=self.observing)
-            replayed: Any = poutine.replay(model, trace=of_guide)
-            if self.structure.of("discrete"):
+            if self.structure.of("discrete"):  # within the replay, as in Pyro's estimators
                 first = -1 - self.structure.plate_depth
-                replayed = poutine.enum(replayed, first_available_dim=first)
+                model = poutine.enum(model, first_available_dim=first)
+            replayed: Any = poutine.replay(model, trace=of_guide)
             of_model = poutine.trace(replayed).get_trace(*program.args, **program.kwargs)
         return of_guide, of_model
 
