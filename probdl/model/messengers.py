@@ -19,7 +19,14 @@ from probdl.errors import DataError
 from probdl.model.arguments import check_dense
 from probdl.model.distributions import base_distribution, combined_mask
 
-__all__ = ["CastObservations", "FreshTransforms", "MinibatchPlates", "Substitute", "replaced"]
+__all__ = [
+    "CastObservations",
+    "FreshTransforms",
+    "MinibatchPlates",
+    "ParallelEnumeration",
+    "Substitute",
+    "replaced",
+]
 
 _REQUIRES_GRAD = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
 
@@ -96,6 +103,14 @@ class CastObservations(Messenger):
         if (fill := self.fills.get(msg["name"])) is not None:
             value = torch.where(combined_mask(msg), value, fill)
         msg["value"] = value
+
+
+class ParallelEnumeration(Messenger):
+    """Sum out sites that ask for sequential enumeration in one run instead of several."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["infer"].get("enumerate") == "sequential":
+            msg["infer"] = msg["infer"] | {"enumerate": "parallel"}
 
 
 class FreshTransforms(Messenger):

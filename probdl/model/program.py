@@ -30,7 +30,13 @@ from probdl.model.callables import (
     signature,
 )
 from probdl.model.loader import LoaderRows
-from probdl.model.messengers import CastObservations, FreshTransforms, MinibatchPlates, replaced
+from probdl.model.messengers import (
+    CastObservations,
+    FreshTransforms,
+    MinibatchPlates,
+    ParallelEnumeration,
+    replaced,
+)
 from probdl.model.precision import Precision
 from probdl.model.subsampling import all_rows
 from probdl.util.isolation import evaluation
@@ -257,7 +263,8 @@ class Program:
         model: Callable[..., Any] = self.model
         if isinstance(model, GuideMessenger):  # a guide that runs the model, with its data
             model = poutine.block(model, hide_fn=lambda msg: bool(msg.get("is_observed")))
-        model = CastObservations(self.dtype, self.fills)(FreshTransforms()(model))
+        model = FreshTransforms()(ParallelEnumeration()(model))
+        model = CastObservations(self.dtype, self.fills)(model)
         if self.minibatch:
             model = MinibatchPlates()(model)
         for messenger in messengers:

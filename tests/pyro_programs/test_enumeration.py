@@ -55,6 +55,31 @@ def test_latent_sites_beside_enumerated_ones_in_a_loop(guide):
     assert fit.stats["engine"] == "native"
 
 
+@pytest.mark.parametrize("how", ["sequential", "parallel", None])
+@pytest.mark.parametrize("method", ["nuts", "svi", "map"])
+def test_the_kind_of_enumeration(how, method):
+    def model(y):
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        z = pyro.sample("z", dist.Bernoulli(0.3), infer={"enumerate": how} if how else None)
+        pyro.sample("y", dist.Normal(a + 2 * z, 1.0), obs=y)
+
+    fit = probdl.infer(model, torch.tensor(1.0), method=method, seed=1)
+    # Given z, y ~ N(2 z, 2): both values of z are 1 away, so its probability stays 0.3.
+    if method != "map":
+        assert abs(fit.draws["a"].mean() - (0.7 * 0.5 - 0.3 * 0.5)) < 0.1
+    assert fit.stats["engine"] == "native"
+
+
+def test_an_if_on_an_enumerated_site():
+    def model(y):
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        z = pyro.sample("z", dist.Bernoulli(0.3), infer={"enumerate": "sequential"})
+        pyro.sample("y", dist.Normal(a + 3 if z else a, 1.0), obs=y)
+
+    with pytest.raises(probdl.ModelError, match="parallel enumeration"):
+        probdl.infer(model, torch.tensor(1.0), seed=1)
+
+
 def test_a_sum_that_does_not_broadcast():
     def model(x, y):
         with pyro.plate("k", 3):

@@ -80,6 +80,18 @@ def test_the_network_in_a_handler_is_a_copy():
     assert network.level.item() == 0.0
 
 
+def test_a_random_start_of_a_parameter():
+    def model(y):
+        w = pyro.param("w", torch.rand(2))
+        pyro.sample("y", dist.Normal(w, 1.0).to_event(1), obs=y)
+
+    y = torch.tensor([1.0, 2.0])
+    for method in ("mle", "map"):
+        fit = probdl.infer(model, y, method=method, seed=1)
+        assert fit.stats["engine"] == "native"
+        assert abs(torch.from_numpy(fit.draws["w"]).reshape(2) - y).max() < 1e-6
+
+
 def test_unit_vectors_of_single_precision():
     y = dist.ProjectedNormal(torch.tensor([3.0, 0.0])).sample([5])
 

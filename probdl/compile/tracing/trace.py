@@ -120,12 +120,25 @@ def trace_function(
 
 def _record(fn: Callable[..., Any], inputs: Sequence[Tensor], random: bool) -> Recording:
     recording = record(fn, inputs, decompositions())
+    if not recording.has_mutation:
+        _erase_unused(recording.graph)
     drawn = [node.target for node in recording.graph.nodes if is_random(node)]
     if drawn and not random:
         raise UntraceableError(f"its log density draws random numbers ({drawn[0]})")
     if recording.has_mutation:
         recording = record(functionalize(recording.function()), inputs, decompositions())
     return recording
+
+
+def _erase_unused(graph: fx.Graph) -> None:
+    """Erase what the result does not depend on, such as the random start of a parameter.
+
+    ``eliminate_dead_code`` keeps random numbers.
+    """
+    for node in reversed(graph.nodes):
+        checks = node.target is aten._linalg_check_errors.default
+        if node.op == "call_function" and not node.users and not checks:
+            graph.erase_node(node)
 
 
 def _catch_failures(graph: fx.Graph) -> None:
