@@ -108,6 +108,7 @@ FUNCTIONS = {
         (WIDE.T[:, :3] @ x[:3]).exp() * WIDE.T[:, 4] + (WIDE.T[:, :3] * x[3]).sum(1)
         + WIDE.T[:, :3].contiguous().reshape(-1)[:40] * x[5]
     ),
+    "a number where a mask is": lambda x: _masked(x).exp() * x,
     "orders of memory": lambda x: (
         (x[:, None] * x[:2].exp()) * torch.outer(x[:2], x).T + MATRIX.T[:, :2]
     ),
@@ -139,6 +140,12 @@ FUNCTIONS = {
     "scattered, a slice": lambda x: (x * 2).index_add(0, torch.tensor([0, 3]), x[:2] ** 2),
     "distances": lambda x: torch.exp(-((x[:, None] - x) ** 2) / (1 + x[0] ** 2)),
 }  # fmt: skip
+
+
+def _masked(x):
+    y = x * 2
+    y[(x > 0.1) & MASK] = 0.5
+    return y
 
 
 def _written_slices(x):

@@ -92,6 +92,21 @@ def test_a_random_start_of_a_parameter():
         assert abs(torch.from_numpy(fit.draws["w"]).reshape(2) - y).max() < 1e-6
 
 
+def test_counts_of_categories():
+    def model(y):
+        p = pyro.sample("p", dist.Dirichlet(torch.ones(3)))
+        with pyro.plate("n", len(y)):
+            pyro.sample("y", dist.Multinomial(10, p), obs=y)
+
+    y = torch.tensor([[3.0, 2.0, 5.0], [1.0, 4.0, 5.0]])
+    fit = probdl.infer(model, y, seed=1)
+    assert fit.stats["engine"] == "native"
+    a = 1 + y.sum(0)  # the posterior is Dirichlet
+    mean = a / a.sum()
+    sd = (mean * (1 - mean) / (a.sum() + 1)).sqrt()
+    assert ((torch.from_numpy(fit.draws["p"]).mean((0, 1)) - mean).abs() < 0.1 * sd).all()
+
+
 def test_unit_vectors_of_single_precision():
     y = dist.ProjectedNormal(torch.tensor([3.0, 0.0])).sample([5])
 

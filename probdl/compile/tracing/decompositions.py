@@ -42,6 +42,7 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         aten.hardtanh.default: lambda x, low=-1.0, high=1.0: x.clamp(low, high),
         aten.index.Tensor: _index,
         aten.index_put.default: _index_put,
+        aten.index_put_.default: _index_put_in_place,
         aten.index_select.default: _index_select,
         aten.leaky_relu.default: lambda x, slope=0.01: torch.where(x > 0, x, x * slope),
         aten.linalg_vector_norm.default: _norm,
@@ -154,10 +155,29 @@ def _index(x: Tensor, indices: Sequence[Tensor | None]) -> Any:
 def _index_put(
     x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False
 ) -> Any:
+    if (mask := _mask_of_elements(x, indices, values, accumulate)) is not None:
+        return torch.where(mask, values, x)
     positions = _masks_as_positions(indices)
     if positions is None:
         return NotImplemented
     return aten.index_put.default(x, positions, values, accumulate)
+
+
+def _index_put_in_place(
+    x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False
+) -> Any:
+    mask = _mask_of_elements(x, indices, values, accumulate)
+    return NotImplemented if mask is None else x.copy_(torch.where(mask, values, x))
+
+
+def _mask_of_elements(
+    x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool
+) -> Tensor | None:
+    """Return the mask in ``x[mask] = number``, whose shape does not depend on values."""
+    index = indices[0] if len(indices) == 1 else None
+    if accumulate or values.ndim or index is None or index.dtype != torch.bool:
+        return None
+    return index if index.shape == x.shape else None
 
 
 def _var(

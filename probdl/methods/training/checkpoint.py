@@ -231,7 +231,7 @@ def checkpoint_of(
         "model's source": str(source_of(program.original)["source_sha256"]),
         "model's captured values": identify(program.original),
         "guide's source": str(source_of(guide)["source_sha256"]) if callable(guide) else "",
-        "arguments": identify(program.all_arguments),
         "data": fingerprint(program.tensors()),
+        "arguments": identify(program.all_arguments),
     }
     return Checkpoint(method.checkpoint, -(-method.every // BLOCK) * BLOCK, identity)
