@@ -59,7 +59,8 @@ class Unobserve(Messenger):
     """Sample new values of the observed sites, each in the shape of its data.
 
     Without a plate, ``pyro.sample("y", Normal(mu, 1), obs=y)`` scores every element of ``y``
-    with the same scalar distribution; the new value then has as many independent elements.
+    with the same scalar distribution; the new value then has as many independent elements. Data
+    of another size than that of the distribution are those of a conditioned model.
     """
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -68,7 +69,10 @@ class Unobserve(Messenger):
             return
         if isinstance(base_distribution(fn), dist.Unit):
             return
-        batch = broadcast_shape(value.shape[: value.ndim - fn.event_dim], fn.batch_shape)
+        try:
+            batch = broadcast_shape(value.shape[: value.ndim - fn.event_dim], fn.batch_shape)
+        except ValueError:  # pyro.condition() gives the data of the fit at other arguments
+            batch = fn.batch_shape
         msg["fn"] = fn if batch == fn.batch_shape else fn.expand(batch)
         msg["is_observed"], msg["value"], msg["done"] = False, None, False
 

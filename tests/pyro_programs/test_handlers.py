@@ -107,6 +107,19 @@ def test_counts_of_categories():
     assert ((torch.from_numpy(fit.draws["p"]).mean((0, 1)) - mean).abs() < 0.1 * sd).all()
 
 
+def test_a_conditioned_model_at_arguments_of_another_size():
+    def model(x):
+        a = pyro.sample("a", dist.Normal(0.0, 5.0))
+        with pyro.plate("n", len(x)):
+            return pyro.sample("y", dist.Normal(a * x, 0.1))
+
+    x = torch.linspace(1.0, 2.0, 30)
+    fit = probdl.infer(pyro.condition(model, data={"y": 3 * x}), x, method="laplace", seed=1)
+    new = fit.predict(torch.tensor([1.0, 10.0]))["y"]
+    assert new.shape == (1, 1000, 2)
+    assert abs(new[..., 1].mean() - 30) < 0.2
+
+
 def test_unit_vectors_of_single_precision():
     y = dist.ProjectedNormal(torch.tensor([3.0, 0.0])).sample([5])
 
