@@ -118,6 +118,15 @@ def test_invalid_time_limits(limit):
         probdl.infer(normal_normal, SIGMA, Y, seed=1, time_limit=limit)
 
 
+def test_an_interrupt_after_the_last_draw_is_reported():
+    chains = [chain(10), chain(10)]
+    found = gather(chains, 10, KeyboardInterrupt())
+    assert [f.check for f in found.findings] == ["interrupted"]
+    assert found.z.shape == (2, 10, 1)
+    assert not gather(chains, 10, TimeUp(1.0)).findings
+    assert not gather(chains, 10, None).findings
+
+
 def chain(length, failure=None):
     return Chain(np.arange(float(length))[:, None], {"lp": np.arange(float(length))}, failure)
 

@@ -27,6 +27,9 @@ def interrupts_kept() -> Iterator[None]:
     These are the finalizers of objects, which run at any time; tracing a model frees thousands.
     """
     before = sys.unraisablehook
+    if getattr(before, "keeps_interrupts", False):
+        yield
+        return
 
     def hook(unraisable: Any) -> None:
         if issubclass(unraisable.exc_type, KeyboardInterrupt):
@@ -34,6 +37,7 @@ def interrupts_kept() -> Iterator[None]:
         else:
             before(unraisable)
 
+    hook.keeps_interrupts = True  # type: ignore[attr-defined]
     sys.unraisablehook = hook
     try:
         yield

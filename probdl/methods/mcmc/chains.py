@@ -21,6 +21,7 @@ from probdl.methods.tails import check_tails
 from probdl.model.density import LogDensity
 from probdl.results.diagnostics import check_stuck, interrupted, stuck_chains, unchecked
 from probdl.results.fit import Fit
+from probdl.util.clock import TimeUp
 
 __all__ = ["Chain", "Chains", "Starts", "gather", "posterior_fit", "random_start"]
 
@@ -90,7 +91,9 @@ def gather(chains: Sequence[Chain], draws: int, stop: KeyboardInterrupt | None) 
     if count < 1:
         raise stop if stop is not None else ModelError("The sampler returned no draws.")
     kept = [chain for chain in intact if len(chain.z) >= count]
-    if stop is not None and (count < draws or len(kept) < len(intact)):
+    incomplete = count < draws or len(kept) < len(intact)
+    # Ctrl-C in the last moment is reported, too, since it may be meant for a series of fits.
+    if stop is not None and (incomplete or not isinstance(stop, TimeUp)):
         chosen = f"{len(kept)} of the {len(chains)}" if len(kept) < len(chains) else "all"
         of, returned = f"{draws} draws per chain", f"these draws from {chosen} chains are returned"
         findings.append(interrupted(stop, count, of, returned, "get all draws"))

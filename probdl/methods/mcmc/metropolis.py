@@ -25,6 +25,7 @@ from probdl.methods.mcmc.chains import Chain, Chains, Starts, gather, posterior_
 from probdl.methods.modes import Mode
 from probdl.model.density import LogDensity
 from probdl.model.program import Program
+from probdl.results.diagnostics import unchecked
 from probdl.results.fit import Fit
 from probdl.util.clock import check_time_limit
 from probdl.util.isolation import isolated, lock_suspended
@@ -157,14 +158,20 @@ class Metropolis(Method, name="metropolis"):
                 )
             )
         findings += [*starts.findings(), *_check_acceptance(found, self.chains)]
-        modes = [] if interruption is not None else self._modes(density, evaluator, seed)
+        modes: list[Mode] = []
+        if interruption is None:
+            try:
+                modes = self._modes(density, evaluator, seed)
+            except KeyboardInterrupt as stop:
+                kept = "a missed mode may not be reported"
+                findings.append(unchecked(stop, kept, "make all checks"))
         return posterior_fit(self, density, evaluator, found, seed, findings, modes)
 
     def _modes(self, density: LogDensity, evaluator: Evaluator, seed: int) -> list[Mode]:
         """Find modes by gradients, which are fast only in native code."""
         if evaluator.engine != "native":
             return []
-        with suppress(ModelError, KeyboardInterrupt):  # the draws are there
+        with suppress(ModelError):  # the draws are there
             return find_modes(density, choose(density, self.engine, seed)[0], seed)
         return []
 
