@@ -166,8 +166,9 @@ def _index_put(
 def _index_put_in_place(
     x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False
 ) -> Any:
-    mask = _mask_of_elements(x, indices, values, accumulate)
-    return NotImplemented if mask is None else x.copy_(torch.where(mask, values, x))
+    if not any(index is not None and index.dtype == torch.bool for index in indices):
+        return NotImplemented
+    return x.copy_(aten.index_put.default(x, indices, values, accumulate))
 
 
 def _mask_of_elements(
