@@ -275,7 +275,7 @@ def _read_netcdf(path: Path, coordinates: Collection[str]) -> tuple[Values, list
                 return {str(n): dataset[n].to_numpy() for n in (*dataset.data_vars, *read)}, []
         except _READ_ERRORS:
             raise
-        except Exception as error:  # the libraries below have many of their own
+        except Exception as error:  # the netCDF libraries define further errors
             raise DataError(f"{path} cannot be read as netCDF: {error}") from None
 
 

@@ -90,7 +90,7 @@ def layers(function: Any) -> Iterator[Any]:
 def captured_values(function: Any, depth: int = MAX_DEPTH) -> dict[str, str]:
     """Identify what a function takes from its surroundings, by name.
 
-    These are numbers, texts, arrays and tensors, tuples of them, and functions of its own module;
+    These are numbers, texts, arrays and tensors, tuples of them, and functions of the same module;
     what may change from call to call, such as lists, is left out.
     """
     found: dict[str, str] = {}

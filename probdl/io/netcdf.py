@@ -38,7 +38,6 @@ def check_netcdf(file: BufferedReader) -> None:
     size = os.fstat(file.fileno()).st_size
     limit = min(DEFLATE_MAX * size + SMALL_BYTES, machine_memory(unknown=2**36))
     claimed = 0
-    count = 0
     with h5py.File(file, "r") as opened:
         seen: set[int] = set()
         groups = [opened["/"]]
@@ -47,7 +46,7 @@ def check_netcdf(file: BufferedReader) -> None:
             if (address := h5py.h5o.get_info(group.id).addr) in seen:
                 raise DataError(f"{name} is damaged: a group of it contains itself.")
             seen.add(address)
-            if (count := count + 1) > GROUPS_MAX:
+            if len(seen) > GROUPS_MAX:
                 raise DataError(f"{name} is refused: it has more than {GROUPS_MAX} groups.")
             for key in group:
                 link = group.get(key, getlink=True)

@@ -269,7 +269,7 @@ def _two_traces(program: Program) -> list[Trace]:
     """
     traces = list(itertools.islice(_traces(program), 2))
     observed = [node for node in traces[0].nodes.values() if node.get("is_observed")]
-    several = program.loader is not None  # other batches may have NaN where the first has none
+    several = program.loader is not None  # later batches may contain NaN if the first does not
     found = {
         str(node["name"]): fill_of(node, always=several)
         for node in observed

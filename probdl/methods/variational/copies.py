@@ -26,7 +26,7 @@ AUTOMATIC = (AutoGuide, GuideMessenger)
 """The base classes of guides that Pyro makes of a model."""
 
 _MODELS = ("_model", "_original_model")  # tuples of one model
-# Guides that hold no distribution of their own, or one of the discrete sites.
+# Guides without a continuous distribution: containers, functions, and guides of discrete sites.
 _WITHOUT_START = (AutoGuideList, autoguide.AutoCallable, autoguide.AutoDiscreteParallel)
 
 

@@ -432,7 +432,7 @@ class SVI(Method, name="svi"):
             if program.loader is not None:  # the structure is that of one batch
                 elements = elements * batches.size // data_plate(program, structure)[1]
             held = structure.count_values("latent", "deterministic")  # by each draw of the fit
-            # Where values decide what the programs do, each draw is a run of its own.
+            # If control flow depends on values, each draw needs a separate run.
             small = CHECK_DRAWS * max(elements, held) <= COMPILE_WORK_MIN
             if small and engine != "eager":
                 count = max(wanted, CHECK_DRAWS)
