@@ -227,7 +227,9 @@ def _key(density: LogDensity) -> Any:
             types.append((type(leaf), leaf))
         else:
             return None
-    options = (density.prior, density.jacobian, tuple(density.blocks))
+    constants = [*density.program.used.items(), *density.program.fills.items()]
+    values = tuple((name, tuple(x.reshape(-1).tolist())) for name, x in constants)
+    options = (density.prior, density.jacobian, tuple(density.blocks), values)
     return (str(structure), tuple(types), options)
 
 

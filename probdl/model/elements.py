@@ -117,6 +117,15 @@ class Elements:
         ] = {}  # what has which sizes, in the fit and now
         self.unmatched: set[str] = set()  # sites whose draws cannot be used
 
+    def _without_enumerated(self, fn: Any, ndim: int) -> torch.Size:
+        """Return the shape of a distribution without the dimensions of discrete sites."""
+        shape = fn.shape()
+        if len(fn.batch_shape) > self.structure.plate_depth:
+            shape = shape[len(fn.batch_shape) - self.structure.plate_depth :]
+            while len(shape) > ndim and shape[0] == 1:
+                shape = shape[1:]
+        return shape
+
     def draw(self, name: str, value: Tensor, fn: Any) -> Tensor | None:
         """Return a draw of a site at the new arguments, or None if the fit's cannot be used.
 
@@ -125,7 +134,7 @@ class Elements:
             value: a draw of the fit.
             fn: the distribution of the site at the new arguments, given the other sites.
         """
-        shape = fn.shape()
+        shape = self._without_enumerated(fn, value.ndim)
         separate = value.ndim - base_distribution(fn).event_dim  # axes of independent elements
         known = torch.ones((), dtype=torch.bool)
         if value.ndim != len(shape):

@@ -57,9 +57,12 @@ class Substitute(Messenger):
         value = self.values.get(msg["name"])
         if value is None or msg["is_observed"] or msg["done"]:
             return
+        shape = msg["fn"].shape()
         if self.fit_value is not None:
             value = self.fit_value(msg["name"], value, msg["fn"])
-        if value is not None and value.shape == msg["fn"].shape():
+            if value is not None:  # discrete sites may add dimensions to the distribution
+                shape = shape[len(shape) - value.ndim :]
+        if value is not None and value.shape == shape:
             msg["value"] = value
 
     def _pyro_param(self, msg: Any) -> None:

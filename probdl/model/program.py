@@ -37,6 +37,7 @@ from probdl.model.messengers import (
     ParallelEnumeration,
     replaced,
 )
+from probdl.model.obs_mask import ObsMask
 from probdl.model.precision import Precision
 from probdl.model.subsampling import all_rows
 from probdl.util.isolation import evaluation
@@ -84,6 +85,7 @@ class Program:
         self.model = cast_modules(model, dtype, self._copies)
         self.precision = Precision(dtype)
         self.fills: dict[str, Tensor] = {}
+        self.used: dict[str, Tensor] = {}  # elements of the latent sites that obs_mask makes
         self.subsampled: dict[str, int] = {}  # plates of which the model takes a random part
         self._bind(args, kwargs or {})
 
@@ -92,12 +94,13 @@ class Program:
         other = Program(self.original, self.args, self.kwargs, dtype=dtype)
         other.loader, other.minibatch = self.loader, self.minibatch
         other.fills = {name: fill.to(dtype) for name, fill in self.fills.items()}
+        other.used = self.used
         return other
 
     def in_minibatches(self) -> Program:
         """Return the same program, to be run on parts of its rows."""
         other = copy.copy(self)
-        other.minibatch = True
+        other.minibatch, other.used = True, {}
         return other
 
     def own(self, other: Any) -> Any:
@@ -163,8 +166,14 @@ class Program:
         """Return the same program on other arguments."""
         other = copy.copy(self)
         other.loader = None
-        other.fills = {}
+        other.fills, other.used = {}, {}
         other._bind(args, kwargs)
+        return other
+
+    def alongside(self, model: Program) -> Program:
+        """Return this program, a guide, on the arguments of a model."""
+        other = self.with_arguments(model.args, model.kwargs)
+        other.used = model.used
         return other
 
     def on_batch(self, batch: Any) -> Program:
@@ -264,12 +273,18 @@ class Program:
         if isinstance(model, GuideMessenger):  # a guide that runs the model, with its data
             model = poutine.block(model, hide_fn=lambda msg: bool(msg.get("is_observed")))
         model = FreshTransforms()(ParallelEnumeration()(model))
+        model = self.reduced(model)
         model = CastObservations(self.dtype, self.fills)(model)
         if self.minibatch:
             model = MinibatchPlates()(model)
         for messenger in messengers:
             model = messenger(model)
         return model
+
+    def reduced(self, model: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a model whose latent sites made by ``obs_mask`` have used elements only."""
+        reduced: Callable[..., Any] = ObsMask(self.used, minibatch=self.minibatch)(model)
+        return reduced
 
     def all_rows(self) -> AbstractContextManager[None]:
         """Let plates with ``subsample_size`` hold all rows, unless the rows are a minibatch."""

@@ -25,6 +25,7 @@ from probdl.errors import ModelError
 from probdl.model.callables import owner_module
 from probdl.model.dependence import Dependence
 from probdl.model.distributions import base_distribution, distribution_name, is_deterministic
+from probdl.model.obs_mask import used_elements
 from probdl.model.observations import (
     check_observed,
     fill_of,
@@ -278,6 +279,13 @@ def _two_traces(program: Program) -> list[Trace]:
     if fills := {name: fill for name, fill in found.items() if fill is not None}:
         program.fills.update(fills)
         traces = list(itertools.islice(_traces(program), 2))
+    if not (program.used or program.minibatch):
+        used, again = (used_elements(trace) for trace in traces)
+        program.used.update(
+            {n: used[n] for n in used if n in again and torch.equal(used[n], again[n])}
+        )
+        if program.used:
+            traces = list(itertools.islice(_traces(program), 2))
     if program.not_finite() and not any(_is_possible(program, trace) for trace in traces):
         program.check_finite()
     return traces

@@ -40,6 +40,7 @@ Array = NDArray[Any]
 
 HEAVY_DRAWS_MIN = 400  # from which on a heavy tail can be told from a light one
 LONG_TAIL_MIN = 2.0  # of the 99% quantile, that the most extreme draw of a heavy tail exceeds
+ROUNDING = 1e-14  # relative size of deviations that are rounding errors
 
 
 def check_draws(posterior: Any, chains: int) -> list[Finding]:
@@ -190,10 +191,11 @@ def _check_mcse(posterior: Any, low_ess: set[str], limit: float) -> list[Finding
         limit: the largest acceptable share: 1 / sqrt(n), where n is the least acceptable ESS.
     """
     shares: dict[str, float] = {}
-    sds = {n: v.std((0, 1)) for n, v in idata.variables(posterior, "posterior").items()}
+    arrays = idata.variables(posterior, "posterior")
     for name, error in idata.mcse(posterior).items():
-        with np.errstate(all="ignore"):
-            ratio = error / sds[name]
+        sd, size = arrays[name].std((0, 1)), np.abs(arrays[name]).max((0, 1))
+        with np.errstate(all="ignore"):  # a constant has an error and a deviation by rounding only
+            ratio = np.where(sd > ROUNDING * size, error / sd, np.nan)
         if name not in low_ess and np.isfinite(ratio).any():
             shares[name] = float(np.nanmax(ratio))
     bad = {n: s for n, s in shares.items() if s > limit}

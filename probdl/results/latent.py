@@ -107,7 +107,7 @@ class Proposal:
         """Sample the latent sites at the arguments of a model; return the trace of the guide."""
         guide = model
         if self.program is not None:
-            guide = self.program.with_arguments(model.args, model.kwargs)
+            guide = self.program.alongside(model)
         return guide.run(_identity, Substitute(self.values), parameters=self.swap(model))
 
     def trace(self, model: Program) -> tuple[Trace, Trace]:
@@ -141,7 +141,7 @@ class Proposal:
         values, swap = Substitute(self.values), self.swap(model)
         guide = model
         if self.program is not None:
-            guide = self.program.with_arguments(model.args, model.kwargs)
+            guide = self.program.alongside(model)
         enumerate_guide: Callable[[Any], Any] = lambda function: enumerate_marked(  # noqa: E731
             function, first_dim, enabled=marked
         )

@@ -75,7 +75,7 @@ def _rebound(
 ) -> Any:
     """Return a model in Pyro's effect handlers, with its modules replaced by the program's."""
     if (inside := inside_handler(model)) is None:
-        own = program.own(model)
+        own = program.reduced(program.own(model)) if program.used else program.own(model)
         return poutine.block(own, hide=list(hidden)) if hidden else own
     own = _rebound(inside, program, hidden, init)
     if init is not None and isinstance(_handler(model), InitMessenger):

@@ -207,7 +207,10 @@ class SVI(Method, name="svi"):
         structure = self._discover(program)
         batches = self._batches(program, structure)
         if batches.plate is not None:
+            masked = bool(program.used)
             program = program.in_minibatches()
+            if masked:  # other batches may have other unused elements
+                structure = self._discover(program)
         with evaluation(dtype=dtype):
             start = self._start(program, structure, batches, seed)
             guide = make_guide(program, structure, self.guide, start.values)
