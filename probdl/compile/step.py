@@ -11,6 +11,7 @@ operations that draw.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ from probdl.compile.verify import MismatchError
 from probdl.compile.workload import Workload
 from probdl.errors import ModelError, ProbdlError
 from probdl.findings import Finding
+from probdl.model.advice import where
 from probdl.model.recorder import ControlFlowError, record
 from probdl.util.openmp import Threads
 
@@ -155,20 +157,30 @@ class GraphStep:
     threads = Threads.ALL
     writes = False  # whether it writes to the buffers of the loss
 
-    def __init__(self, loss: Loss, parameters: Parameters, data: Sequence[Tensor]) -> None:
+    def __init__(
+        self, loss: Loss, parameters: Parameters, data: Sequence[Tensor], held: int = 0
+    ) -> None:
         count = len(parameters.values)
 
-        def loss_and_grads(*inputs: Tensor) -> tuple[Any, ...]:
+        def loss_and_grads(*inputs: Tensor, held: Sequence[Tensor] = ()) -> tuple[Any, ...]:
             leaves = [v.detach().requires_grad_() for v in inputs[:count]]
             with torch.enable_grad():
-                value = loss(leaves, inputs[count:], traced=True)
+                value = loss(leaves, [*held, *inputs[count:]], traced=True)
             return (
                 torch.as_tensor(value).detach(),
                 *[torch.zeros_like(x) if x.grad is None else x.grad for x in leaves],
             )
 
-        inputs = [*(v.detach() for v in parameters.values), *data]
-        recording = record(loss_and_grads, inputs)
+        values = [v.detach() for v in parameters.values]
+        self._held = 0
+        try:
+            recording = record(loss_and_grads, [*values, *data])
+        except ControlFlowError:
+            if not held:
+                raise
+            fixed = functools.partial(loss_and_grads, held=data[:held])
+            recording = record(fixed, [*values, *data[held:]])
+            self._held = held
         for node in recording.graph.nodes:
             for written in _written_tensors(node):
                 own = written.op == "get_attr" and any(
@@ -192,7 +204,7 @@ class GraphStep:
         values = self._parameters.values
         self._parameters.flat_grad = None
         with torch.no_grad():
-            loss, *grads = self._graph(*values, *data)
+            loss, *grads = self._graph(*values, *data[self._held :])
         for value, grad in zip(values, grads, strict=True):
             value.grad = grad
         return loss.tolist()
@@ -203,8 +215,10 @@ class FusedStep(GraphStep):
 
     engine = "inductor"
 
-    def __init__(self, loss: Loss, parameters: Parameters, data: Sequence[Tensor]) -> None:
-        super().__init__(loss, parameters, data)
+    def __init__(
+        self, loss: Loss, parameters: Parameters, data: Sequence[Tensor], held: int = 0
+    ) -> None:
+        super().__init__(loss, parameters, data, held)
         if self.writes:
             raise UntraceableError("it updates running statistics")
         self._graph = torch.compile(self._graph, backend="inductor", dynamic=False, fullgraph=True)
@@ -238,19 +252,29 @@ class NativeStep:
     engine = "native"
     threads = Threads.ALL
 
-    def __init__(self, loss: Loss, parameters: Parameters, data: Sequence[Tensor]) -> None:
+    def __init__(
+        self, loss: Loss, parameters: Parameters, data: Sequence[Tensor], held: int = 0
+    ) -> None:
         def value_and_grad(z: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
             with torch.enable_grad():
                 z = z.detach().requires_grad_()
-                value = loss(parameters.split(z), inputs or data, traced=True)
+                given = [*data[: len(data) - len(inputs)], *inputs]
+                value = loss(parameters.split(z), given, traced=True)
             assert z.grad is not None
             return z.grad, torch.as_tensor(value).detach()
 
-        if loss.buffers:
+        if _writes_buffers(loss, parameters, data):
             raise UnsupportedError("it updates running statistics")
         if parameters.flat.dtype != torch.float64:
             raise UnsupportedError(f"it trains in {parameters.flat.dtype}, but C code is float64")
         traced = trace_function(value_and_grad, parameters.flat, data, random=True)
+        self._held = 0 if traced.reads_data else held
+        if not (traced.reads_data or held):
+            raise UntraceableError(
+                "its control flow in Python depends on the values of a minibatch"
+            )
+        if self._held and data[held:]:  # some data differ between steps, such as the KL weight
+            traced = trace_function(value_and_grad, parameters.flat, data[held:], random=True)
         if _matrix_multiplications(traced.density) > _MAX_NATIVE_MULTIPLICATIONS:
             raise UnsupportedError(
                 "its matrix products are large, so the native engine would be slower than torch"
@@ -258,12 +282,13 @@ class NativeStep:
         source = emit(traced.density, len(parameters.flat))
         if source.statements > MAX_STATEMENTS:
             raise UnsupportedError(f"its graph has {source.statements} operations")
-        arrays = traced.arrays(data)
+        arrays = traced.arrays(data[self._held :])
         assert arrays is not None
         self._traced = traced
         self._data: Sequence[Tensor] | None = data
         self._arrays = [laid_out(a.to(torch.float64)).clone() for a in arrays]
-        self._draw = _NoiseGenerator(traced.draw) if traced.draw is not None else None
+        # Until the step is verified, with all draws of the loss, so that it has the same noise.
+        self._draw = _NoiseGenerator(traced.draw_all) if traced.draw_all is not None else None
         self._noise = (
             [laid_out(x[0]).clone() for x in self._draw(1)] if self._draw is not None else []
         )
@@ -275,6 +300,11 @@ class NativeStep:
         self._value = np.zeros(())
         self._grad = torch.zeros_like(parameters.flat)
         self._grads = parameters.split(self._grad)
+
+    def skip_unused_noise(self) -> None:
+        """Draw only the random numbers that the loss uses."""
+        if self._traced.draw is not None:
+            self._draw = _NoiseGenerator(self._traced.draw)
 
     def begin_block(self, size: int = BLOCK) -> None:
         """Make the next call draw the noise of ``size`` steps at once."""
@@ -297,7 +327,7 @@ class NativeStep:
     def __call__(self, data: Sequence[Tensor]) -> float:
         """Return the loss at a minibatch."""
         if data is not self._data:
-            arrays = self._traced.arrays(data)
+            arrays = self._traced.arrays(data[self._held :])
             if arrays is None or not self._traced.reads_data:
                 raise ModelError(
                     "the graph of the model differs between minibatches, so the compiled step "
@@ -317,6 +347,16 @@ class NativeStep:
         for value, grad in zip(self._parameters.values, self._grads, strict=True):
             value.grad = grad
         return float(self._value)
+
+
+def _writes_buffers(loss: Loss, parameters: Parameters, data: Sequence[Tensor]) -> bool:
+    """Return whether a loss changes the buffers of its networks, such as running statistics."""
+    if not loss.buffers:
+        return False
+    before = [buffer.clone() for buffer in loss.buffers]
+    with torch.random.fork_rng(devices=[]):
+        EagerStep(loss, parameters)(data)
+    return not all(map(torch.equal, before, loss.buffers))
 
 
 def _matrix_multiplications(graph: fx.Graph) -> int:
@@ -387,6 +427,7 @@ def choose_step(
     engine: str,
     seed: int,
     steps: int = 0,
+    held: int = 0,
 ) -> tuple[Step, list[Finding]]:
     """Return an evaluator of a loss, and a finding if it is slower than necessary.
 
@@ -398,6 +439,8 @@ def choose_step(
             that is available; Inductor only for many steps, since it takes long to compile.
         seed: seed of the random numbers at which the compiled step is verified.
         steps: the number of steps to expect.
+        held: how many of the data, the first ones, are the same in each step. Control flow may
+            depend on their values.
 
     Raises:
         ModelError: the native engine is required but not available.
@@ -416,11 +459,13 @@ def choose_step(
             continue
         try:
             with _buffers_restored(loss.buffers):
-                compiled = kind(loss, parameters, data)
+                compiled = kind(loss, parameters, data, held)
             _verify(compiled, eager, parameters, data, seed, loss.buffers)
         except (ProbdlError, RuntimeError, ImportError, SyntaxError) as error:
             failures.append(error)
         else:
+            if isinstance(compiled, NativeStep):
+                compiled.skip_unused_noise()
             compiled.threads = _threads(compiled, parallel, parameters, data, loss.buffers)
             return compiled, _speed_findings(compiled, failures)
     why = _reason(failures[-1])
@@ -518,7 +563,7 @@ def _speed_findings(step: Step, failures: Sequence[Exception]) -> list[Finding]:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, ControlFlowError):
-        return "its control flow in Python depends on values of tensors"
+        return f"its control flow in Python depends on values of tensors{where(error)}"
     return str(error).splitlines()[0].rstrip(".")
 
 

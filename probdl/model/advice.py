@@ -42,7 +42,11 @@ _ADVICE = {  # by a part of the message from Pyro or torch
 }
 # A matrix product of integers and other numbers.
 _ADVICE |= dict.fromkeys(
-    ("Double, Long", "Long, Double", "Double and Long", "Long and Double", "Long, and Double"),
+    (
+        *("Double, Long", "Long, Double", "Double and Long", "Long and Double", "Long, and Double"),
+        *("Long but found Double", "Double but found Long", "long long != double"),
+        *("double != long long", "int64_t != double", "double != int64_t"),
+    ),
     "An integer tensor meets a floating-point one: convert it in the model, as in x.double() @ b.",
 )
 _UNCONVERTED_ADVICE = (

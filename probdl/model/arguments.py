@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from probdl.errors import DataError
 from probdl.model.callables import cast_modules
@@ -61,7 +62,8 @@ def cast_argument(x: Any, dtype: torch.dtype, what: str) -> Any:
     """Convert one argument of a model to a tensor or a module in a dtype, on the CPU.
 
     Args:
-        x: arrays and tensors become tensors; modules are copied; all else is returned as it is.
+        x: arrays and tensors become tensors; packed sequences are cast; modules are copied; all
+            else is returned as it is.
         dtype: of floating-point values.
         what: the name of the argument in messages.
 
@@ -77,6 +79,8 @@ def cast_argument(x: Any, dtype: torch.dtype, what: str) -> Any:
             f"{what} is a {type(x).__name__}, which is exhausted after one run of the model, and "
             "the model runs many times. Pass np.array(list(...)) instead."
         )
+    if isinstance(x, PackedSequence):
+        return x._replace(data=cast_argument(x.data, dtype, what))
     if isinstance(x, Tensor):
         check_dense(x, what)
         x = x.detach().cpu()

@@ -51,7 +51,7 @@ class Precision:
             yield
         self._mixed = bool(self._mixed) or mode.needed
 
-    def explains(self, error: RuntimeError) -> bool:
+    def explains(self, error: Exception) -> bool:
         """Return whether a program failed since it mixes dtypes; then it no longer does."""
         if self._mixed or not any(part in str(error) for part in _DTYPE_ERRORS):
             return False

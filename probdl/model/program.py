@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 from pyro import poutine
+from pyro.contrib.easyguide import EasyGuide
 from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
@@ -172,7 +173,10 @@ class Program:
 
     def alongside(self, model: Program) -> Program:
         """Return this program, a guide, on the arguments of a model."""
-        other = self.with_arguments(model.args, model.kwargs)
+        other = copy.copy(self)
+        if other.dtype != model.dtype:
+            other.dtype, other.precision = model.dtype, Precision(model.dtype)
+        other = other.with_arguments(model.args, model.kwargs)
         other.used = model.used
         return other
 
@@ -255,7 +259,7 @@ class Program:
             with evaluation(dtype=self.dtype, validate=validate):
                 try:
                     return self._read(read, model, replacements)
-                except RuntimeError as error:
+                except (RuntimeError, ValueError) as error:
                     if not self.precision.explains(error):
                         raise
                     return self._read(read, model, replacements)
@@ -270,6 +274,8 @@ class Program:
     def handled(self, *messengers: Messenger | Callable[..., Any]) -> Callable[..., Any]:
         """Return the model under effect handlers, the first one innermost."""
         model: Callable[..., Any] = self.model
+        if isinstance(model, EasyGuide):
+            model = _with_new_plates(model)
         if isinstance(model, GuideMessenger):  # a guide that runs the model, with its data
             model = poutine.block(model, hide_fn=lambda msg: bool(msg.get("is_observed")))
         model = FreshTransforms()(ParallelEnumeration()(model))
@@ -311,6 +317,16 @@ class Program:
             f" The model ran with all {size} rows of plate '{plate}', which has subsample_size: "
             "index the data by the plate, or pass a DataLoader of minibatches with method='svi'."
         )
+
+
+def _with_new_plates(guide: EasyGuide) -> Callable[..., Any]:
+    """Return a guide that forgets its plates, which it keeps if a run ends with an error."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        guide.plates.clear()
+        return guide(*args, **kwargs)
+
+    return run
 
 
 def _check_batch(first: Any, other: Any) -> None:

@@ -14,7 +14,9 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
+import pyro.util
 import torch
 from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
@@ -24,7 +26,14 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from probdl.errors import ProbdlError
 
-__all__ = ["ControlFlowError", "DispatchMode", "Recording", "is_random", "record"]
+__all__ = [
+    "ControlFlowError",
+    "DispatchMode",
+    "Recording",
+    "is_random",
+    "record",
+    "without_nan_checks",
+]
 
 aten = torch.ops.aten
 
@@ -211,11 +220,48 @@ class _ReadsValues(TorchFunctionMode):
                 self._refuse_changing((read, kwargs))
         elif func in _NONZERO or (func in _WHERE and len(args) + len(kwargs or {}) == 1):
             self._refuse_changing((args, kwargs))
+        elif func is Tensor.__getitem__:
+            args = self._without_numbers(*args)
         return func(*args, **(kwargs or {}))
+
+    def _without_numbers(self, x: Tensor, index: Any) -> tuple[Tensor, Any]:
+        """Return a tensor and an index in which changing numbers are replaced.
+
+        Of ``x[i]`` with a tensor without dimensions, torch reads the value.
+        """
+        items = list(index) if isinstance(index, tuple) else [index]
+        if not all(map(_takes_one_axis, items)):
+            return x, index
+        for position, item in enumerate(items):
+            if not isinstance(item, Tensor) or not self.recorder.depends(item):
+                continue
+            if item.dtype == torch.bool:  # a further axis
+                return x, index
+            rest = len(items) - position
+            dim = x.ndim - rest if Ellipsis in map(_plain, items[:position]) else position
+            x = x[(slice(None),) * dim + (item.reshape(1),)]
+            items[position] = 0
+        return x, tuple(items)
 
     def _refuse_changing(self, values: Any) -> None:
         if any(map(self.recorder.depends, tree_leaves(values))):
             raise ControlFlowError(_CHANGES)
+
+
+def _takes_one_axis(item: Any) -> bool:
+    """Return whether an item of an index is a number, a slice or the ellipsis."""
+    if isinstance(item, Tensor):
+        return not item.ndim
+    return isinstance(item, (int, slice, type(Ellipsis))) and not isinstance(item, bool)
+
+
+def without_nan_checks() -> Any:
+    """Turn off Pyro's checks for NaN, which read the values of tensors."""
+    return patch.object(pyro.util, "torch_isnan", lambda x: False)
+
+
+def _plain(item: Any) -> Any:
+    return None if isinstance(item, Tensor) else item
 
 
 def _is_floating(node: fx.Node) -> bool:
@@ -357,7 +403,7 @@ def record(
     tensor([2., 2.])
     """
     recorder = _Recorder(inputs, decompositions or {})
-    with _ReadsValues(recorder), recorder:
+    with _ReadsValues(recorder), recorder, without_nan_checks():
         result = fn(*inputs)
     recorder.graph.output(tree_map(recorder.node_of, result))
     return Recording(recorder.graph, recorder.constants, recorder.default_dtype)

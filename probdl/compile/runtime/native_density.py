@@ -75,6 +75,16 @@ class NativeDensity:
         self._function(self.dim, point.ctypes.data, grad.ctypes.data, value.ctypes.data, self.user)
         return torch.from_numpy(value), torch.from_numpy(grad)
 
+    def values(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the log densities (n,) at ``points`` (n, d)."""
+        points = np.ascontiguousarray(points, np.float64)
+        found, grad = np.empty(len(points)), np.empty(self.dim)
+        # Addresses cost several times as much as the call.
+        point, value, to = points.ctypes.data, found.ctypes.data, grad.ctypes.data
+        for i in range(len(points)):
+            self._function(self.dim, point + 8 * self.dim * i, to, value + 8 * i, self.user)
+        return found
+
     def evaluate(self, z: Tensor, grad: Tensor, value: NDArray[np.float64]) -> None:
         """Write the gradient at ``z`` (d,) to ``grad`` (d,), and the value to ``value`` ()."""
         self._function(self.dim, z.data_ptr(), grad.data_ptr(), value.ctypes.data, self.user)

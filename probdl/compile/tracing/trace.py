@@ -49,6 +49,8 @@ class Traced:
         reads_data: whether the data are inputs. If Python code of the model branches on them,
             they are constants, and the trace is valid for these data only.
         draw: the graph from () to the noise; None if the function is deterministic.
+        draw_all: the same, with draws that nothing uses, such as the random start of a parameter.
+            Its noise is that of the function itself at the same seed.
     """
 
     prepare: fx.GraphModule
@@ -56,6 +58,7 @@ class Traced:
     shapes: tuple[torch.Size, ...]
     reads_data: bool
     draw: fx.GraphModule | None = None
+    draw_all: fx.GraphModule | None = None
 
     def arrays(self, data: Sequence[Tensor]) -> list[Tensor] | None:
         """Compute the arrays that the density reads; None if their shapes differ from the trace."""
@@ -120,7 +123,8 @@ def trace_function(
 
 def _record(fn: Callable[..., Any], inputs: Sequence[Tensor], random: bool) -> Recording:
     recording = record(fn, inputs, decompositions())
-    if not recording.has_mutation:
+    # Random numbers that a training step draws and does not use keep the others in their order.
+    if not random and not recording.has_mutation:
         _erase_unused(recording.graph)
     drawn = [node.target for node in recording.graph.nodes if is_random(node)]
     if drawn and not random:
@@ -223,6 +227,17 @@ def _dependence(z: fx.Node, inner: Sequence[fx.Node]) -> _Dependence:
     return _Dependence(on_z, on_data, on_noise)
 
 
+_Kept = Callable[[fx.Node], bool]
+
+
+def _is_input(node: fx.Node) -> bool:
+    return node.op == "placeholder"
+
+
+def _is_nothing(node: fx.Node) -> bool:
+    return False
+
+
 def _split(recording: Recording, data: Sequence[Tensor], reads_data: bool) -> Traced:
     """Split a recorded graph into preparation of the data, noise, and the density itself."""
     z, *inner, output = recording.graph.nodes
@@ -235,8 +250,8 @@ def _split(recording: Recording, data: Sequence[Tensor], reads_data: bool) -> Tr
     noise = [same for same in frontier if same[0] in depends.on_noise]
     known = [same for same in frontier if same[0] not in depends.on_noise]
 
-    def part_of_given(nodes: Sequence[fx.Node], *, inputs: bool = True) -> fx.GraphModule:
-        part = _extract(given.graph, [given.of[node] for node in nodes], inputs=inputs)
+    def part_of_given(nodes: Sequence[fx.Node], kept: _Kept = _is_input) -> fx.GraphModule:
+        part = _extract(given.graph, [given.of[node] for node in nodes], kept)
         return fx.GraphModule(recording.constants, part)
 
     with evaluation(), torch.no_grad():
@@ -269,7 +284,10 @@ def _split(recording: Recording, data: Sequence[Tensor], reads_data: bool) -> Tr
         density.graph,
         tuple(arrays.values()),
         reads_data,
-        part_of_given([same[0] for same in noise], inputs=False) if noise else None,
+        *(
+            part_of_given([same[0] for same in noise], kept) if noise else None
+            for kept in (_is_nothing, is_random)
+        ),
     )
 
 
@@ -278,15 +296,15 @@ def _is_constant(value: Tensor) -> bool:
     return bool(value.numel()) and bool((value == value.reshape(-1)[0]).all())
 
 
-def _extract(graph: fx.Graph, results: Sequence[fx.Node], *, inputs: bool = True) -> fx.Graph:
-    """Copy the part of a graph that computes some results; with ``inputs``, all placeholders."""
-    wanted = set(results)
+def _extract(graph: fx.Graph, results: Sequence[fx.Node], kept: _Kept) -> fx.Graph:
+    """Copy the part of a graph that computes some results, and other nodes that are kept."""
+    wanted = {*results, *filter(kept, graph.nodes)}
     for node in reversed(graph.nodes):
         if node in wanted:
             wanted.update(node.all_input_nodes)
     part, of = fx.Graph(), dict[fx.Node, fx.Node]()
     for node in graph.nodes:
-        if node in wanted or (inputs and node.op == "placeholder"):
+        if node in wanted:
             of[node] = part.node_copy(node, of.__getitem__)
     part.output([of[node] for node in results])
     return part

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from probdl.compile import Evaluator
+from probdl.compile.runtime.native_density import NativeDensity
 from probdl.findings import EXPECTATION_K_MAX, PARETO_K_MAX
 from probdl.io.idata import psis
 from probdl.model.density import LogDensity
@@ -50,7 +51,7 @@ def find_reference(
         z: draws (n, d) of an approximation.
         seed: all random numbers derive from it.
     """
-    if evaluator.engine != "native" or not has_reference(density):
+    if not (isinstance(evaluator, NativeDensity) and has_reference(density)):
         return None
     last = min(LAST_ROUND_MAX, int(WORK_MAX / _elements(density)))
     rng = np.random.default_rng(seed)
@@ -62,8 +63,7 @@ def find_reference(
             return None
         z, log_q = _draw(mean, root, count, rng)
         check_time_limit()
-        points = torch.from_numpy(z)
-        ratios = np.array([float(evaluator.value_and_grad(p)[0]) for p in points]) - log_q
+        ratios = evaluator.values(z) - log_q
         ratios = np.where(np.isfinite(ratios), ratios, -np.inf)
         if not np.isfinite(ratios).any():
             return None

@@ -8,13 +8,12 @@ The estimators are Pyro's.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
-from unittest.mock import patch
 
 import pyro
-import pyro.util
 import torch
 from pyro.contrib.cevae import TraceCausalEffect_ELBO
 from pyro.infer import (
@@ -26,14 +25,18 @@ from pyro.infer import (
     TraceMeanField_ELBO,
     config_enumerate,
 )
+from pyro.infer.util import Dice
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from torch.overrides import TorchFunctionMode
 
+from probdl.errors import ProbdlError
 from probdl.methods.guide_sites import compare_sites, is_scored
 from probdl.methods.training.trainable import Trainable, first_not_finite
 from probdl.model.program import Program
+from probdl.model.recorder import without_nan_checks
 from probdl.model.sites import Structure
 
 __all__ = ["ELBOS", "Objective", "Scale", "resolve_elbo"]
@@ -78,18 +81,26 @@ class Scale(Messenger):
             msg["scale"] = msg["scale"] * self.temperature
 
 
-class _ItemAsTensor(TorchFunctionMode):
-    """Make ``tensor.item()`` return a tensor, because values are not known while recording."""
+class _WithoutValues(TorchFunctionMode):
+    """Let Pyro's estimators run while values are not known, since operations are being recorded.
+
+    ``tensor.item()`` returns a tensor. Expectations over enumerated values leave out those of
+    probability 0; here they stay, with a term of 0.
+    """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         if func is Tensor.item:
             return args[0].detach()
+        if func in _SELECT and sys._getframe(1).f_code is _EXPECTATION:
+            if func is Tensor.all:
+                return False
+            values, mask = args
+            return torch.where(mask, values, values.new_zeros(()))
         return func(*args, **(kwargs or {}))
 
 
-def _without_nan_checks() -> Any:
-    """Turn off the NaN checks of Pyro's estimators; the training loop checks once per step."""
-    return patch.object(pyro.util, "torch_isnan", lambda x: False)
+_SELECT = (Tensor.all, Tensor.masked_select)
+_EXPECTATION = Dice.compute_expectation.__code__
 
 
 class Objective(Trainable):
@@ -140,10 +151,16 @@ class Objective(Trainable):
         model, guide = self._scaled(temperature)
         swap = self.swap(values)
         estimator: Any = self.elbo
-        items = _ItemAsTensor() if traced else nullcontext()
-        with self.replaced(swap, subsampled=True), _without_nan_checks(), items:
+        items = _WithoutValues() if traced else nullcontext()
+        # The training loop checks for NaN once per step.
+        with self.replaced(swap, subsampled=True), without_nan_checks(), items:
             declared = self._declared(guide)
-            return estimator.loss_and_grads(model, declared, *program.args, **program.kwargs)
+            try:
+                return estimator.loss_and_grads(model, declared, *program.args, **program.kwargs)
+            except (ProbdlError, LinAlgError):
+                raise
+            except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
+                raise program.explain(error) from error
 
     def _scaled(self, temperature: Tensor | None) -> tuple[Any, Any]:
         scale = Scale(self.plate, self.size, temperature)

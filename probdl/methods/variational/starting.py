@@ -203,7 +203,7 @@ def _parameters(guide: AutoGuide, density: LogDensity, normal: Normal) -> dict[s
                 mean = block.of(torch.from_numpy(normal.mean)) if partial else None
                 placed[f"locs.{name}"] = (mean, scale)
                 placed[f"scales.{name}"] = _scale(scale, guide.scale_constraint)
-            elif block.of(density.unconstrained_mask).all():  # the guide has its own transforms
+            elif block.coordinates == "plain":  # the guide has its own transforms
                 placed[name] = (None, scale)
         return placed
     if not isinstance(guide, AutoContinuous) or guide.latent_dim != density.dim:

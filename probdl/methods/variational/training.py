@@ -141,7 +141,13 @@ class VariationalTraining(TrainingLoop):
         if key not in self.compiled:
             with torch.random.fork_rng(devices=[]):  # it may come in the middle of a block
                 step, findings = choose_step(
-                    self.loss, self.parameters, data, self.wanted_engine, self.seed, self.steps
+                    self.loss,
+                    self.parameters,
+                    data,
+                    self.wanted_engine,
+                    self.seed,
+                    self.steps,
+                    len(self.batches.data) if isinstance(self.batches, FullData) else 0,
                 )
             if not self.compiled:
                 self.findings += findings
