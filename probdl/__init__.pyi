@@ -1,3 +1,4 @@
+from . import distributions as distributions
 from . import models as models
 from . import montecarlo as montecarlo
 from . import nn as nn

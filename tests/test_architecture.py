@@ -12,7 +12,7 @@ PACKAGE = Path(probdl.__file__).parent
 # From the ground up. Packages that share a floor may import one another, in one direction.
 FLOORS = (
     ("errors", "findings", "util"),
-    ("model", "nn"),
+    ("model", "nn", "distributions"),
     ("compile", "io", "models"),
     ("results",),
     ("methods",),

@@ -1,0 +1,135 @@
+"""Logarithms of the probabilities of half-lines and intervals, precise in the tails."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+import torch.distributions as td
+from torch import Tensor
+
+from probdl.errors import ModelError
+from probdl.model.distributions import base_distribution
+
+__all__ = ["check_has_cdf", "log_cdf", "log_interval", "log_ndtr", "log_survival", "ndtr"]
+
+FAR = -5.0  # below, the continued fraction of Mills' ratio
+FRACTIONS = 16
+HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
+
+
+def check_has_cdf(base: Any, of: str) -> None:
+    """Raise ModelError for a distribution without a cumulative distribution function."""
+    inner = base_distribution(base)
+    while isinstance(inner, td.TransformedDistribution):
+        inner = base_distribution(inner.base_dist)
+    name = type(inner).__name__
+    if base.event_shape:
+        raise ModelError(
+            f"{of} needs a distribution of single numbers, not {type(base).__name__} with events "
+            f"of shape {tuple(base.event_shape)}. Apply to_event() to the {of} instead."
+        )
+    if base.support.is_discrete:
+        raise ModelError(f"{of} needs a continuous distribution, and {name} is discrete.")
+    if type(inner).cdf is td.Distribution.cdf:
+        raise ModelError(
+            f"{of} needs the cdf of {name}, which torch does not have. Use a Normal, Logistic, "
+            "Laplace, Cauchy, Exponential, HalfNormal, LogNormal, Weibull or Gumbel."
+        )
+    if isinstance(inner, td.Gamma) and inner.concentration.requires_grad:
+        raise ModelError(
+            f"{of}: torch has no gradient of the cdf of {name} with respect to its concentration. "
+            "Fix the concentration, or use a LogNormal or Weibull."
+        )
+
+
+def ndtr(x: Tensor) -> Tensor:
+    """Compute the standard normal cdf; torch's own is 0 below -8.3."""
+    return 0.5 * torch.erfc(-x / math.sqrt(2))
+
+
+def log_ndtr(x: Tensor) -> Tensor:
+    r"""Compute the log of the standard normal cdf.
+
+    By ``erfc``, and below -5 by the continued fraction of Mills' ratio,
+
+    .. math:: \Phi(-t) / \phi(t) = 1 / (t + 1 / (t + 2 / (t + 3 / (t + \cdots))))
+
+    >>> log_ndtr(torch.tensor([-40.0, 0.0, 9.0], dtype=torch.float64))
+    tensor([-8.0461e+02, -6.9315e-01, -1.1286e-19], dtype=torch.float64)
+    """
+    near, t = x.clamp(min=FAR), -x.clamp(max=FAR)
+    upper = torch.log1p(-0.5 * torch.erfc(near.clamp(min=0.0) / math.sqrt(2)))
+    lower = torch.log(0.5 * torch.erfc(-near.clamp(max=0.0) / math.sqrt(2)))
+    ratio = t
+    for k in range(FRACTIONS, 0, -1):
+        ratio = t + k / ratio
+    far = -0.5 * t**2 - HALF_LOG_2_PI - ratio.log()
+    return torch.where(x > 0, upper, torch.where(x > FAR, lower, far))
+
+
+def log_cdf(base: Any, x: Tensor) -> Tensor:
+    """Compute log P(X <= x)."""
+    return _log_tail(base, x, above=False)
+
+
+def log_survival(base: Any, x: Tensor) -> Tensor:
+    """Compute log P(X > x)."""
+    return _log_tail(base, x, above=True)
+
+
+def log_interval(base: Any, low: Tensor | None, high: Tensor | None) -> Tensor:
+    """Compute log P(low < X < high); None stands for no limit."""
+    if low is None and high is None:
+        return torch.zeros(base.batch_shape)
+    if low is None:
+        assert high is not None
+        return log_cdf(base, high)
+    if high is None:
+        return log_survival(base, low)
+    below, above = log_cdf(base, low), log_survival(base, low)
+    from_below = _log_difference(log_cdf(base, high), below)
+    from_above = _log_difference(above, log_survival(base, high))
+    return torch.where(below > -math.log(2), from_above, from_below)
+
+
+def _log_difference(a: Tensor, b: Tensor) -> Tensor:
+    """Compute log(exp(a) - exp(b)) for a > b."""
+    gap = (b - a).clamp(max=-torch.finfo(a.dtype).tiny)
+    return a + torch.log(-torch.expm1(gap))
+
+
+def _log_tail(base: Any, x: Tensor, *, above: bool) -> Tensor:
+    fn = base_distribution(base)
+    if isinstance(fn, (td.HalfNormal, td.HalfCauchy)):
+        survival = math.log(2) + _log_tail(fn.base_dist, x, above=True)
+        return survival if above else torch.log(-torch.expm1(survival))
+    if isinstance(fn, td.TransformedDistribution):
+        sign = 1
+        for transform in reversed(fn.transforms):
+            x = transform.inv(x)
+            sign = sign * transform.sign
+        if isinstance(sign, Tensor):
+            both = [_log_tail(fn.base_dist, x, above=side) for side in (above, not above)]
+            return torch.where(sign > 0, *both)
+        return _log_tail(fn.base_dist, x, above=above if sign > 0 else not above)
+    if isinstance(fn, td.Normal):
+        z = (x - fn.loc) / fn.scale
+        return log_ndtr(-z if above else z)
+    if isinstance(fn, dist.Logistic):
+        z = (x - fn.loc) / fn.scale
+        return torch.nn.functional.logsigmoid(-z if above else z)
+    if isinstance(fn, td.Exponential) and above:
+        return -fn.rate * x
+    if isinstance(fn, td.Laplace):
+        z = (x - fn.loc) / fn.scale
+        z = -z if above else z
+        near = torch.log1p(-0.5 * torch.exp(-z.clamp(min=0.0)))
+        return torch.where(z < 0, z.clamp(max=0.0) - math.log(2), near)
+    if isinstance(fn, td.Cauchy):
+        z = (x - fn.loc) / fn.scale
+        return torch.log(torch.atan2(torch.ones_like(z), z if above else -z) / math.pi)
+    cdf = fn.cdf(x)
+    return torch.log1p(-cdf) if above else torch.log(cdf)
