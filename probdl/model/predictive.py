@@ -114,7 +114,7 @@ def _predictive(
 
     def run(draw: dict[str, Tensor]) -> dict[str, Tensor]:
         values = program.run(
-            lambda trace: _values(trace, wanted),
+            lambda trace: _values(trace, wanted) | _new_values(trace, structure),
             Unobserve(),
             Substitute(draw, elements.draw),
             parameters=_parameters(structure, draw),
@@ -368,6 +368,16 @@ def log_mean_exp(log_values: Tensor) -> Tensor:
 def _values(trace: Trace, wanted: set[str]) -> dict[str, Tensor]:
     nodes: Any = trace.nodes
     return {name: nodes[name]["value"] for name in nodes if name in wanted}
+
+
+def _new_values(trace: Trace, structure: Structure) -> dict[str, Tensor]:
+    """Return deterministic sites that exist at the new arguments only, such as a forecast."""
+    nodes: Any = trace.nodes
+    return {
+        name: node["value"]
+        for name, node in nodes.items()
+        if name not in structure.sites and node["type"] == "sample" and is_deterministic(node)
+    }
 
 
 def _parameters(structure: Structure, draw: Draws) -> dict[nn.Parameter, Tensor]:

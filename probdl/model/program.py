@@ -9,9 +9,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.contrib.easyguide import EasyGuide
+from pyro.contrib.forecast import ForecastingModel
+from pyro.contrib.forecast.util import PrefixConditionMessenger
 from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
@@ -276,6 +279,8 @@ class Program:
         model: Callable[..., Any] = self.model
         if isinstance(model, EasyGuide):
             model = _with_new_plates(model)
+        if isinstance(model, ForecastingModel):
+            model = _with_forecast(model)
         if isinstance(model, GuideMessenger):  # a guide that runs the model, with its data
             model = poutine.block(model, hide_fn=lambda msg: bool(msg.get("is_observed")))
         model = FreshTransforms()(ParallelEnumeration()(model))
@@ -325,6 +330,22 @@ def _with_new_plates(guide: EasyGuide) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         guide.plates.clear()
         return guide(*args, **kwargs)
+
+    return run
+
+
+def _with_forecast(model: ForecastingModel) -> Callable[..., Any]:
+    """Return a model with a site ``forecast``, if its covariates are longer than its data.
+
+    It conditions the noise on the data, as Pyro's ``Forecaster`` does.
+    """
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with PrefixConditionMessenger(model._prefix_condition_data):
+            forecast = model(*args, **kwargs)
+        if forecast.size(-2):
+            pyro.deterministic("forecast", forecast, event_dim=2)
+        return forecast
 
     return run
 

@@ -18,7 +18,7 @@ from torch._decomp import core_aten_decompositions, decomposition_table
 
 from probdl.compile.codegen import emit
 
-__all__ = ["decompositions"]
+__all__ = ["decompositions", "functional_decompositions"]
 
 aten = torch.ops.aten
 
@@ -60,6 +60,64 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         aten.var.correction: _var,
         aten.zeros.default: lambda size, **options: torch.full(size, 0.0, **_typed(options)),
     }
+
+
+@functools.cache
+def functional_decompositions() -> dict[Any, Callable[..., Any]]:
+    """Return the decompositions of a program without writes in place.
+
+    There, other strides of a tensor's memory, by which autograd differentiates writes to views, are
+    elements at other places.
+    """
+    return decompositions() | {
+        aten.as_strided.default: _as_strided,
+        aten.as_strided_copy.default: _as_strided,
+        aten.as_strided_scatter.default: _as_strided_scatter,
+        aten.new_empty_strided.default: _new_empty_strided,
+    }
+
+
+def _places(size: Sequence[int], stride: Sequence[int], offset: int | None) -> Tensor:
+    """Return the places in memory (*size) of the elements of a strided tensor."""
+    places = torch.full((), offset or 0)
+    for length, step in zip(size, stride, strict=True):
+        places = places[..., None] + step * torch.arange(length)
+    return places
+
+
+def _as_strided(
+    x: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None
+) -> Any:
+    if not _is_whole(x):
+        return NotImplemented
+    return x.reshape(-1)[_places(size, stride, storage_offset).reshape(-1)].reshape(tuple(size))
+
+
+def _as_strided_scatter(
+    x: Tensor,
+    src: Tensor,
+    size: Sequence[int],
+    stride: Sequence[int],
+    storage_offset: int | None = None,
+) -> Any:
+    if not _is_whole(x):
+        return NotImplemented
+    places = _places(size, stride, storage_offset).reshape(-1)
+    source = torch.arange(x.numel())
+    source[places] = x.numel() + torch.arange(len(places))
+    both = torch.cat([x.reshape(-1), src.expand(tuple(size)).reshape(-1)])
+    return both[source].reshape(x.shape)
+
+
+def _new_empty_strided(x: Tensor, size: Sequence[int], stride: Sequence[int], **_: Any) -> Any:
+    contiguous = torch.empty(tuple(size), device="meta").stride()
+    return x.new_zeros(tuple(size)) if tuple(stride) == contiguous else NotImplemented
+
+
+def _is_whole(x: Tensor) -> bool:
+    """Return whether a tensor's elements are its memory, in order."""
+    whole = x.untyped_storage().nbytes() == x.numel() * x.element_size()
+    return x.is_contiguous() and x.storage_offset() == 0 and whole
 
 
 def _all(x: Tensor, dim: Any = None) -> list[int]:

@@ -22,7 +22,7 @@ from torch.func import functionalize
 
 from probdl.compile.codegen import emit
 from probdl.compile.codegen.operations import ALLOCATIONS, CONSTANTS
-from probdl.compile.tracing.decompositions import decompositions
+from probdl.compile.tracing.decompositions import decompositions, functional_decompositions
 from probdl.errors import ProbdlError
 from probdl.model.advice import where
 from probdl.model.density import LogDensity
@@ -130,7 +130,7 @@ def _record(fn: Callable[..., Any], inputs: Sequence[Tensor], random: bool) -> R
     if drawn and not random:
         raise UntraceableError(f"its log density draws random numbers ({drawn[0]})")
     if recording.has_mutation:
-        recording = record(functionalize(recording.function()), inputs, decompositions())
+        recording = record(functionalize(recording.function()), inputs, functional_decompositions())
     return recording
 
 
