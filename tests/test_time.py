@@ -35,7 +35,7 @@ ENDLESS = {
 }
 
 # Many per path, with which SVI starts as well; few per large number of draws.
-CHECKS = {"pathfinder": 300, "importance": 8, "svi": 5000, "svi_eager": 5000}
+CHECKS = {"pathfinder": 300, "importance": 4, "svi": 5000, "svi_eager": 1500}
 
 
 @pytest.fixture

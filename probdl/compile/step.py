@@ -33,7 +33,7 @@ from probdl.compile.workload import Workload
 from probdl.errors import ModelError, ProbdlError
 from probdl.findings import Finding
 from probdl.model.advice import where
-from probdl.model.recorder import ControlFlowError, record
+from probdl.model.recorder import ControlFlowError, erase_unused, record
 from probdl.util.openmp import Threads
 
 __all__ = ["BLOCK", "Loss", "Parameters", "Step", "choose_step"]
@@ -192,7 +192,7 @@ class GraphStep:
                         "running statistics of a network that the model closes over"
                     )
                 self.writes = self.writes or own
-        recording.graph.eliminate_dead_code()
+        erase_unused(recording.graph)
         self._graph: Any = recording.function()
         self._parameters = parameters
 
@@ -377,7 +377,7 @@ class _NoiseGenerator:
         self._draw = draw
         for node in list(draw.graph.nodes):
             _replace_filled_noise(node)
-        draw.graph.eliminate_dead_code()
+        erase_unused(draw.graph)
         draw.recompile()
 
     def __call__(self, count: int) -> list[Tensor]:

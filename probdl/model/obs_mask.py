@@ -87,6 +87,8 @@ class ObsMask(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         name = msg["name"]
+        if not isinstance(name, str):  # which is reported elsewhere
+            return
         if msg["is_observed"]:
             if name.endswith(OBSERVED):
                 self._observed[name.removesuffix(OBSERVED)] = msg

@@ -30,6 +30,7 @@ __all__ = [
     "ControlFlowError",
     "DispatchMode",
     "Recording",
+    "erase_unused",
     "is_random",
     "record",
     "without_nan_checks",
@@ -59,6 +60,8 @@ _SHAPE_OF_VALUES = {
     aten.unique_dim, aten.unique_consecutive, aten.unique_dim_consecutive,
 }  # fmt: skip
 _NONZERO = {torch.nonzero, Tensor.nonzero, torch.argwhere, Tensor.argwhere}
+_EQUAL = {torch.equal, Tensor.equal}
+_ANY = {torch.any, Tensor.any}
 _WHERE = {torch.where, Tensor.where}  # with one argument, the same as nonzero
 
 _CHANGES = "Python control flow depends on the value of a tensor that changes between evaluations"
@@ -123,6 +126,9 @@ class _Recorder(DispatchMode):
             with self:
                 return func.decompose(*args, **kwargs)
         result = func(*args, **kwargs)
+        if any(isinstance(x, torch.UntypedStorage) for x in args):  # copy.deepcopy of a tensor
+            self.nodes.pop(args[0], None)
+            return result
         if func in _IDENTITIES:
             self.nodes[result] = self.node_of(args[0])
             return result
@@ -165,6 +171,40 @@ class _Recorder(DispatchMode):
         if not isinstance(x, Tensor):
             return False
         return bool(self.sources.get(self.nodes.get(x)) or self._written_from(x))
+
+    def computed_alike(self, x: Tensor, y: Tensor) -> bool:
+        """Return whether two tensors are the same computation of the same tensors."""
+        pairs: list[tuple[Any, Any]] = [(self.nodes.get(x), self.nodes.get(y))]
+        seen = set()
+        while pairs:
+            a, b = pairs.pop()
+            if a is b or (a, b) in seen:
+                continue
+            seen.add((a, b))
+            if not (isinstance(a, fx.Node) and isinstance(b, fx.Node)):
+                if isinstance(a, fx.Node) or isinstance(b, fx.Node) or a != b:
+                    return False
+                continue
+            different = a.op != b.op or a.target is not b.target or a.op != "call_function"
+            of_a: tuple[Any, ...] = a.args
+            of_b: tuple[Any, ...] = b.args
+            if different or is_random(a) or len(of_a) != len(of_b) or a.kwargs != b.kwargs:
+                return False
+            each: Any
+            other: Any
+            for each, other in zip(of_a, of_b, strict=True):
+                nested = isinstance(each, (list, tuple)) and isinstance(other, (list, tuple))
+                if nested and len(each) == len(other):
+                    pairs += zip(each, other, strict=True)
+                else:
+                    pairs.append((each, other))
+        return not self.written
+
+    def is_error_code(self, x: Tensor) -> bool:
+        """Return whether a tensor says where a factorisation failed; then the density is 0."""
+        node = self.nodes.get(x)
+        source = node.args[0] if node is not None and node.target is operator.getitem else None
+        return isinstance(source, fx.Node) and source.target is aten.linalg_cholesky_ex.default
 
     def _note_writes(
         self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], sources: frozenset[int]
@@ -222,6 +262,11 @@ class _ReadsValues(TorchFunctionMode):
             self._refuse_changing((args, kwargs))
         elif func is Tensor.__getitem__:
             args = self._without_numbers(*args)
+        elif func in _EQUAL and all(isinstance(x, Tensor) for x in args):
+            if args[0] is args[1] or self.recorder.computed_alike(*args):
+                return True
+        elif func in _ANY and len(args) == 1 and self.recorder.is_error_code(args[0]):
+            return torch.tensor(False)
         return func(*args, **(kwargs or {}))
 
     def _without_numbers(self, x: Tensor, index: Any) -> tuple[Tensor, Any]:
@@ -282,6 +327,18 @@ def _decides_shape(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
 def _draws(func: Any) -> bool:
     """Return whether an operation draws random numbers."""
     return torch.Tag.nondeterministic_seeded in getattr(func, "tags", ())
+
+
+def erase_unused(graph: fx.Graph) -> None:
+    """Erase operations whose result nothing uses, but for random numbers.
+
+    Drawing those as the function does leaves the others in their order; some releases of torch
+    erase them.
+    """
+    for node in reversed(graph.nodes):
+        used = node.users or node.op in ("placeholder", "output") or node.is_impure()
+        if not (used or is_random(node)):
+            graph.erase_node(node)
 
 
 def is_random(node: fx.Node) -> bool:

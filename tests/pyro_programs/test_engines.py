@@ -300,3 +300,50 @@ def test_an_error_in_a_step_names_the_line_of_the_guide():
 
     with pytest.raises(probdl.ModelError, match=r"test_engines\.py:\d+, `loc = torch\.dot"):
         probdl.infer(model, torch.ones(3), method=probdl.SVI(guide=guide, steps=10), seed=1)
+
+
+def test_a_comparison_of_the_same_computation_is_no_control_flow():
+    """GPyTorch asks whether two inputs of a kernel are equal, after scaling both."""
+
+    def model(x, y):
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        a, b = x / scale, x / scale
+        gap = (a[:, None] - b) ** 2
+        if torch.equal(a, b):
+            gap = gap + 0.1 * torch.eye(len(x))
+        root, info = torch.linalg.cholesky_ex(torch.exp(-gap) + torch.eye(len(x)))
+        if torch.any(info):
+            raise ValueError
+        pyro.sample("y", dist.MultivariateNormal(torch.zeros(len(x)), scale_tril=root), obs=y)
+
+    x = torch.linspace(0.0, 3.0, 8)
+    fit = probdl.infer(model, x, torch.sin(2 * x), method="map", seed=1)
+    assert fit.stats["engine"] == "native"
+    eager = probdl.infer(model, x, torch.sin(2 * x), method=probdl.MAP(engine="eager"), seed=1)
+    assert fit.draws["scale"].item() == pytest.approx(eager.draws["scale"].item(), rel=1e-4)
+
+
+def test_a_comparison_of_values_that_differ_is_control_flow():
+    from probdl.model.recorder import ControlFlowError, record
+
+    x = torch.ones(2)
+    with pytest.raises(ControlFlowError):
+        record(lambda x: x if torch.equal(x * 1.0, x + 0.0) else -x, [x])
+    with pytest.raises(ControlFlowError):
+        record(lambda x: x if torch.equal(torch.rand(2) * x, torch.rand(2) * x) else -x, [x])
+
+
+def test_a_copy_of_constants_is_recorded():
+    import copy
+
+    from probdl.model.recorder import record
+
+    held = torch.arange(3.0)
+
+    def fn(x):
+        other = copy.deepcopy(held)
+        other += 1
+        return x * other
+
+    graph = record(fn, [torch.ones(3)]).function()
+    torch.testing.assert_close(graph(torch.full((3,), 2.0)), torch.tensor([2.0, 4.0, 6.0]))

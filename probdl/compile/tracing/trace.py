@@ -26,7 +26,7 @@ from probdl.compile.tracing.decompositions import decompositions, functional_dec
 from probdl.errors import ProbdlError
 from probdl.model.advice import where
 from probdl.model.density import LogDensity
-from probdl.model.recorder import ControlFlowError, Recording, is_random, record
+from probdl.model.recorder import ControlFlowError, Recording, erase_unused, is_random, record
 from probdl.util.isolation import evaluation
 
 __all__ = ["Traced", "UntraceableError", "trace", "trace_function"]
@@ -117,7 +117,7 @@ def trace_function(
     graph = recording.graph
     _catch_failures(graph)
     _fix_shapes(graph)
-    graph.eliminate_dead_code()
+    erase_unused(graph)
     return _split(recording, data if reads_data else [], reads_data)
 
 
