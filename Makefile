@@ -14,7 +14,7 @@ SIMUK := .venv-simuk
 # NumPyro, PyMC and PyStan.
 PEERS := .venv-peers
 
-.PHONY: demo test coverage environment test-matrix docs findings notebooks bench bench-busy bench-peers bench-scaling bench-references bench-mass bench-starts bench-engine bench-loops bench-svi bench-gan bench-studies bench-predict bench-honesty attack lint types check format clean
+.PHONY: demo test coverage environment test-matrix docs findings notebooks bench bench-busy bench-peers bench-scaling bench-references bench-mass bench-starts bench-engine bench-loops bench-svi bench-gan bench-studies bench-predict bench-pyro bench-honesty attack lint types check format clean
 
 demo: $(STAMP)  ## fit eight schools and a logistic regression on real data, by four methods
 	$(BIN)/python examples/demo.py
@@ -85,6 +85,9 @@ bench-studies: $(STAMP)  ## studies and calibration, PyMC and simuk beside; writ
 	test -x $(SIMUK)/bin/python || $(PYTHON) -m venv $(SIMUK)
 	$(SIMUK)/bin/python -m pip install --quiet pymc simuk nutpie || echo "PyMC and simuk are not available"
 	PROBDL_CACHE="$$(mktemp -d)" $(BIN)/python -m benchmarks.studies
+
+bench-pyro: $(STAMP)  ## programs of Pyro users beside Pyro; writes benchmarks/results/
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.pyro_programs
 
 bench-predict: $(STAMP)  ## memory of a large prediction; writes benchmarks/results/
 	$(BIN)/python -m benchmarks.predict
