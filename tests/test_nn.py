@@ -284,3 +284,30 @@ def test_a_module_with_a_likelihood_may_be_made_bayesian():
     model = probdl.nn.bayesian(Regression())
     fit = probdl.infer(model, x, 3 * x[:, 0], method="map", seed=1)
     assert fit.draws["linear.weight"].item() == pytest.approx(3.0, abs=0.02)
+
+
+def test_a_bayesian_network_is_shown_by_layer():
+    net = probdl.nn.bayesian(probdl.nn.MLP([1, 30, 1]))
+
+    def forward(self, x, y=None):
+        mean = self.net(x)[:, 0]
+        with pyro.plate("n", len(x)):
+            pyro.sample("y", dist.Normal(mean, 0.3), obs=y)
+
+    model = type("Model", (torch.nn.Module,), {"forward": forward})()
+    model.net = net
+    x = torch.linspace(-1.0, 1.0, 10)[:, None]
+    method = probdl.NUTS(chains=1, warmup=50, draws=50)
+    with pytest.warns(probdl.FindingWarning):
+        fit = probdl.infer(model, x, torch.sin(3 * x[:, 0]), method=method, seed=1)
+    lines = str(fit).splitlines()
+    assert [line.split()[0] for line in lines[2:6]] == [
+        "2.bias[0]",
+        "0.weight",
+        "0.bias",
+        "2.weight",
+    ]
+    assert lines[3].endswith("(30, 1)")
+    assert "NaN" not in "".join(lines[:6])
+    assert "more rows" not in str(fit)
+    assert len(fit.summary()) == 91

@@ -20,7 +20,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
-__all__ = ["ObsMask", "used_elements"]
+__all__ = ["UNOBSERVED", "ObsMask", "used_elements"]
 
 OBSERVED, UNOBSERVED = "_observed", "_unobserved"
 

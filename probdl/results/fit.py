@@ -236,12 +236,18 @@ class Fit:
         if scalars <= limit:
             return self._full_summary, scalars
         lead = (self.num_chains, self.num_draws)
+        networks = table.random_layers(self.structure, self.draws)
         shown = {
             label: self.draws[name].reshape(*lead, -1)[..., i]
-            for name, labels in self._labels(limit).items()
+            for name, labels in self._labels(limit, set(networks)).items()
             for i, label in enumerate(labels)
         }
-        return summary(to_idata({"posterior": shown})), scalars
+        parts = [summary(to_idata({"posterior": shown}))] if shown else []
+        if networks:
+            some = dict(itertools.islice(networks.items(), max(1, limit - len(shown))))
+            parts.append(table.layer_rows(some, {n: a.shape[2:] for n, a in some.items()}))
+        rows = scalars - sum(math.prod(a.shape[2:]) for a in networks.values()) + len(networks)
+        return (parts[0] if len(parts) == 1 else pd.concat(parts)), rows
 
     def _labels(
         self, limit: int | None = None, without: Collection[str] = ()

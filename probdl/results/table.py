@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from probdl.model.sites import Structure
 from probdl.util.lazy import pandas as pd
 
-__all__ = ["layers", "point_rows", "scalar_names"]
+__all__ = ["layer_rows", "layers", "point_rows", "random_layers", "scalar_names"]
 
 Array = NDArray[Any]
 
@@ -61,6 +61,22 @@ def layers(
     }
 
 
+def random_layers(structure: Structure, draws: Mapping[str, Array]) -> dict[str, Array]:
+    """Return the draws of a Bayesian network's weights, by site name, if there are many."""
+    return {
+        s.name: draws[s.name]
+        for s in structure.of("latent")
+        if "." in s.name and s.name in draws and draws[s.name][0, 0].size > MAX_WEIGHT_ROWS
+    }
+
+
+def layer_rows(networks: Mapping[str, Array], shapes: Mapping[str, Sequence[int]]) -> pd.DataFrame:
+    """Return a table with the shape of each layer, and the mean and sd of its weights."""
+    rows = [(str(tuple(shapes[n])), float(w.mean()), float(w.std())) for n, w in networks.items()]
+    index = [_readable(name) for name in networks]
+    return pd.DataFrame(rows, columns=list(LAYER_COLUMNS), index=index)
+
+
 def point_rows(
     estimates: Mapping[str, Array],
     stats: Mapping[str, Any],
@@ -87,9 +103,7 @@ def point_rows(
         table = {c: np.concatenate(v) if v else np.zeros(0) for c, v in columns.items()}
         parts.append(pd.DataFrame(table, index=index))
     if networks:
-        rows = [(str(w.shape), float(w.mean()), float(w.std())) for w in networks.values()]
-        index = [_readable(name) for name in networks]
-        parts.append(pd.DataFrame(rows, columns=list(LAYER_COLUMNS), index=index))
+        parts.append(layer_rows(networks, {name: w.shape for name, w in networks.items()}))
     return parts[0] if len(parts) == 1 else pd.concat(parts)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from probdl.errors import ModelError
 from probdl.findings import COLLAPSED_KL_MAX, Finding
 from probdl.model.observations import vectorized_plates
+from probdl.model.obs_mask import UNOBSERVED
 from probdl.model.program import Program
 from probdl.model.sites import Structure, data_plate, data_plates, scalar_labels
 from probdl.results.latent import Proposal
@@ -57,7 +58,10 @@ def check_collapse(
         proposal: the trained guide.
         seed: the seed for draws of sites on which others depend.
     """
-    local = [n for n in proposal.local if structure.sites[n].kind == "latent"]
+    # Missing observations, of obs_mask, are drawn from their prior whatever the guide has learnt.
+    missing = {name + UNOBSERVED for name in structure.sites}
+    latent = {s.name for s in structure.of("latent")}
+    local = [n for n in proposal.local if n in latent - missing]
     if not local:
         return []
     with torch.no_grad(), isolated(seed), evaluation(dtype=program.dtype):
