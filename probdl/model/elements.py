@@ -120,7 +120,7 @@ class Elements:
     def _without_enumerated(self, fn: Any, ndim: int) -> torch.Size:
         """Return the shape of a distribution without the dimensions of discrete sites."""
         shape = fn.shape()
-        if len(fn.batch_shape) > self.structure.plate_depth:
+        if len(shape) > ndim and len(fn.batch_shape) > self.structure.plate_depth:
             shape = shape[len(fn.batch_shape) - self.structure.plate_depth :]
             while len(shape) > ndim and shape[0] == 1:
                 shape = shape[1:]

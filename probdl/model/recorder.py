@@ -201,7 +201,7 @@ class _Recorder(DispatchMode):
         return not self.written
 
     def is_error_code(self, x: Tensor) -> bool:
-        """Return whether a tensor says where a factorisation failed; then the density is 0."""
+        """Return whether a tensor says where a factorisation failed."""
         node = self.nodes.get(x)
         source = node.args[0] if node is not None and node.target is operator.getitem else None
         return isinstance(source, fx.Node) and source.target is aten.linalg_cholesky_ex.default
@@ -266,6 +266,9 @@ class _ReadsValues(TorchFunctionMode):
             if args[0] is args[1] or self.recorder.computed_alike(*args):
                 return True
         elif func in _ANY and len(args) == 1 and self.recorder.is_error_code(args[0]):
+            # As in torch.linalg.cholesky, a failure is an error.
+            info = args[0]
+            aten._linalg_check_errors(info, "linalg.cholesky", is_matrix=info.ndim == 0)
             return torch.tensor(False)
         return func(*args, **(kwargs or {}))
 

@@ -210,3 +210,15 @@ def test_latent_values_beside_a_summed_site_keep_their_draws():
     fit = probdl.infer(model, y, seed=1)
     exact = dist.Normal(torch.from_numpy(fit.draws["x"]), 0.5).log_prob(y)
     np.testing.assert_allclose(fit.log_likelihood()["y"], exact, rtol=1e-6)
+
+
+def test_latent_vectors_outside_of_plates_keep_their_draws():
+    def model(y):
+        x = pyro.sample("x", dist.Normal(torch.zeros(3), 1.0))
+        pyro.sample("y", dist.Normal(x, 0.5), obs=y)
+
+    y = torch.tensor([-2.0, 2.5, 2.0])
+    fit = probdl.infer(model, y, method="laplace", seed=1)
+    exact = dist.Normal(torch.from_numpy(fit.draws["x"]), 0.5).log_prob(y)
+    np.testing.assert_allclose(fit.log_likelihood()["y"], exact, rtol=1e-6)
+    np.testing.assert_allclose(fit.predict()["y"].mean((0, 1)), 0.8 * y, atol=0.1)

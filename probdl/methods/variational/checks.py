@@ -11,8 +11,8 @@ from torch import Tensor
 
 from probdl.errors import ModelError
 from probdl.findings import COLLAPSED_KL_MAX, Finding
-from probdl.model.observations import vectorized_plates
 from probdl.model.obs_mask import UNOBSERVED
+from probdl.model.observations import vectorized_plates
 from probdl.model.program import Program
 from probdl.model.sites import Structure, data_plate, data_plates, scalar_labels
 from probdl.results.latent import Proposal
