@@ -51,9 +51,18 @@ def used_elements(trace: Trace) -> dict[str, Tensor]:
         used = value == joined["value"]
         if fn.event_dim:
             used = used.flatten(-fn.event_dim).all(-1)
-        if not used.all():
+        if not used.all() and _is_made_of(joined["value"], node, observed, used):
             found[name] = used
     return found
+
+
+def _is_made_of(joined: Tensor, latent: Any, observed: Any, used: Tensor) -> bool:
+    """Return whether a value has observed elements where the latent ones are masked and unused."""
+    fn = latent["fn"]
+    if not isinstance(fn, _NormalWhere) or bool((fn.chosen & used).any()):
+        return False
+    places = used.reshape(used.shape + (1,) * fn.event_dim)
+    return torch.equal(joined, torch.where(places, latent["value"], observed["value"]))
 
 
 def _has_own_bounds(support: Any) -> bool:
@@ -111,11 +120,14 @@ class ObsMask(Messenger):
         observed = self._observed.get(msg["name"].removesuffix(UNOBSERVED))
         if observed is None or msg["name"] == observed["name"].removesuffix(OBSERVED):
             return
+        if not (isinstance(msg["mask"], Tensor) and isinstance(observed["mask"], Tensor)):
+            return
+        unused = observed["mask"] & ~msg["mask"]
         if not msg["fn"].support.is_discrete:  # the probabilities of a discrete site add up to 1
             if self.minibatch:
                 return
-            msg["fn"] = _NormalWhere(msg["fn"], observed["mask"])
-        msg["mask"] = msg["mask"] | observed["mask"]
+            msg["fn"] = _NormalWhere(msg["fn"], unused)
+        msg["mask"] = msg["mask"] | unused
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if isinstance(msg["fn"], UsedElements):

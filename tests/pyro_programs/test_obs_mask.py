@@ -222,3 +222,15 @@ def test_latent_vectors_outside_of_plates_keep_their_draws():
     exact = dist.Normal(torch.from_numpy(fit.draws["x"]), 0.5).log_prob(y)
     np.testing.assert_allclose(fit.log_likelihood()["y"], exact, rtol=1e-6)
     np.testing.assert_allclose(fit.predict()["y"].mean((0, 1)), 0.8 * y, atol=0.1)
+
+
+def test_sites_of_these_names_that_the_user_wrote_stay_as_they_are():
+    def model(y):
+        pyro.sample("y_observed", dist.Normal(torch.zeros(3), 1.0).to_event(1), obs=y)
+        rest = pyro.sample("y_unobserved", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        total = pyro.deterministic("y", y + rest, event_dim=1)
+        pyro.sample("z", dist.Normal(total, 1.0).to_event(1), obs=torch.ones(3))
+
+    fit = probdl.infer(model, torch.zeros(3), method="laplace", seed=1)
+    assert fit.draws["y_unobserved"].shape[2:] == (3,)
+    np.testing.assert_allclose(fit.draws["y_unobserved"].mean((0, 1)), 0.5, atol=0.1)
