@@ -160,7 +160,7 @@ class Objective(Trainable):
             except (ProbdlError, LinAlgError):
                 raise
             except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
-                raise program.explain(error) from error
+                raise program.explain(error) from None
 
     def _scaled(self, temperature: Tensor | None) -> tuple[Any, Any]:
         scale = Scale(self.plate, self.size, temperature)
