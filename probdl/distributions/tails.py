@@ -60,14 +60,16 @@ def log_ndtr(x: Tensor) -> Tensor:
     >>> log_ndtr(torch.tensor([-40.0, 0.0, 9.0], dtype=torch.float64))
     tensor([-8.0461e+02, -6.9315e-01, -1.1286e-19], dtype=torch.float64)
     """
-    near, t = x.clamp(min=FAR), -x.clamp(max=FAR)
-    upper = torch.log1p(-0.5 * torch.erfc(near.clamp(min=0.0) / math.sqrt(2)))
-    lower = torch.log(0.5 * torch.erfc(-near.clamp(max=0.0) / math.sqrt(2)))
+    # Not by clamp(), whose gradient at the limit differs between releases of torch.
+    is_upper, is_far = x > 0, x <= FAR
+    upper = torch.log1p(-0.5 * torch.erfc(torch.where(is_upper, x, 0.0) / math.sqrt(2)))
+    lower = torch.log(0.5 * torch.erfc(torch.where(is_upper | is_far, 0.0, -x) / math.sqrt(2)))
+    t = torch.where(is_far, -x, -FAR)
     ratio = t
     for k in range(FRACTIONS, 0, -1):
         ratio = t + k / ratio
     far = -0.5 * t**2 - HALF_LOG_2_PI - ratio.log()
-    return torch.where(x > 0, upper, torch.where(x > FAR, lower, far))
+    return torch.where(is_upper, upper, torch.where(is_far, far, lower))
 
 
 def log_cdf(base: Any, x: Tensor) -> Tensor:
@@ -126,8 +128,8 @@ def _log_tail(base: Any, x: Tensor, *, above: bool) -> Tensor:
     if isinstance(fn, td.Laplace):
         z = (x - fn.loc) / fn.scale
         z = -z if above else z
-        near = torch.log1p(-0.5 * torch.exp(-z.clamp(min=0.0)))
-        return torch.where(z < 0, z.clamp(max=0.0) - math.log(2), near)
+        near = torch.log1p(-0.5 * torch.exp(-torch.where(z < 0, 0.0, z)))
+        return torch.where(z < 0, z - math.log(2), near)
     if isinstance(fn, td.Cauchy):
         z = (x - fn.loc) / fn.scale
         return torch.log(torch.atan2(torch.ones_like(z), z if above else -z) / math.pi)
