@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from probdl.compile.codegen.emit import emit, is_view
+from probdl.compile.codegen.emit import emit
 from probdl.compile.codegen.statements import UnsupportedError, laid_out
 from probdl.compile.engine import MAX_STATEMENTS
 from probdl.compile.runtime import cache
 from probdl.compile.runtime.native_density import NativeDensity
 from probdl.compile.runtime.toolchain import CompilerError
-from probdl.compile.tracing.trace import UntraceableError, trace_function
+from probdl.compile.tracing.trace import UntraceableError, trace_function, written_tensors
 from probdl.compile.verify import MismatchError
 from probdl.compile.workload import Workload
 from probdl.errors import ModelError, ProbdlError
@@ -182,7 +182,7 @@ class GraphStep:
             recording = record(fixed, [*values, *data[held:]])
             self._held = held
         for node in recording.graph.nodes:
-            for written in _written_tensors(node):
+            for written in written_tensors(node):
                 own = written.op == "get_attr" and any(
                     recording.constants[str(written.target)] is buffer for buffer in loss.buffers
                 )
@@ -227,23 +227,6 @@ class FusedStep(GraphStep):
         options = {"fallback_random": True, "compile_threads": 1}
         with torch._inductor.config.patch(options):
             self(data)
-
-
-def _written_tensors(node: fx.Node) -> Iterator[fx.Node]:
-    """Yield the tensors whose memory a node writes to, also through views."""
-    if node.target is aten.native_batch_norm.default and node.args[5]:  # not in its schema
-        yield from (arg for arg in node.args[3:5] if isinstance(arg, fx.Node))
-    schema = getattr(node.target, "_schema", None)
-    if schema is None or not schema.is_mutable:
-        return
-    named = [(node.kwargs[a.name], a) for a in schema.arguments if a.name in node.kwargs]
-    for arg, argument in [*zip(node.args, schema.arguments, strict=False), *named]:
-        if argument.alias_info is None or not argument.alias_info.is_write:
-            continue
-        while isinstance(arg, fx.Node) and is_view(arg):
-            arg = arg.args[0]
-        if isinstance(arg, fx.Node):
-            yield arg
 
 
 class NativeStep:

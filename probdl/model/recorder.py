@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import operator
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,6 +61,7 @@ _SHAPE_OF_VALUES = {
     aten.unique_dim, aten.unique_consecutive, aten.unique_dim_consecutive,
 }  # fmt: skip
 _NONZERO = {torch.nonzero, Tensor.nonzero, torch.argwhere, Tensor.argwhere}
+_WITH_JITTER = {"linear_operator.utils.cholesky"}
 _EQUAL = {torch.equal, Tensor.equal}
 _ANY = {torch.any, Tensor.any}
 _WHERE = {torch.where, Tensor.where}  # with one argument, the same as nonzero
@@ -91,6 +93,7 @@ class _Recorder(DispatchMode):
         self.decompositions = decompositions
         self.graph = fx.Graph()
         self.constants: dict[str, Tensor] = {}
+        self.held: dict[int, list[str]] = {}  # the constants in each memory
         self.default_dtype = torch.get_default_dtype()
         self.nodes: Any = WeakIdKeyDictionary()  # by tensor, for the tensors that are alive
         self.sources: dict[fx.Node, frozenset[int]] = {}  # the inputs that a node depends on
@@ -108,6 +111,7 @@ class _Recorder(DispatchMode):
             name = f"constant_{len(self.constants)}"
             # Copy a parameter: it may change after the recording.
             self.constants[name] = x.detach().clone() if x.requires_grad else x
+            self.held.setdefault(x.untyped_storage()._cdata, []).append(name)
             node = self.graph.get_attr(name)
             self._attach(x, node, frozenset())
         return node
@@ -125,6 +129,8 @@ class _Recorder(DispatchMode):
             # Autograd decomposes these, but a decomposition runs below autograd.
             with self:
                 return func.decompose(*args, **kwargs)
+        if func._schema.is_mutable:
+            self._keep_constants(args)
         result = func(*args, **kwargs)
         if any(isinstance(x, torch.UntypedStorage) for x in args):  # copy.deepcopy of a tensor
             self.nodes.pop(args[0], None)
@@ -165,6 +171,16 @@ class _Recorder(DispatchMode):
         if func._schema.is_mutable and sources:
             self._note_writes(func, args, kwargs, sources)
         return result
+
+    def _keep_constants(self, args: Sequence[Any]) -> None:
+        """Copy constants that an operation is about to write to; they are recorded as they were."""
+        if any(isinstance(x, torch.UntypedStorage) for x in args):
+            return
+        for x in args:
+            if isinstance(x, Tensor):
+                self.node_of(x)
+                for name in self.held.pop(x.untyped_storage()._cdata, ()):
+                    self.constants[name] = self.constants[name].detach().clone()
 
     def depends(self, x: Any) -> bool:
         """Return whether a value is a tensor that depends on an input or on random numbers."""
@@ -265,12 +281,16 @@ class _ReadsValues(TorchFunctionMode):
         elif func in _EQUAL and all(isinstance(x, Tensor) for x in args):
             if args[0] is args[1] or self.recorder.computed_alike(*args):
                 return True
-        elif func in _ANY and len(args) == 1 and self.recorder.is_error_code(args[0]):
-            # As in torch.linalg.cholesky, a failure is an error.
-            info = args[0]
+        elif func in _ANY and len(args) == 1 and self._asks_for_failure(args[0]):
+            info = args[0]  # as in torch.linalg.cholesky, a failure is an error
             aten._linalg_check_errors(info, "linalg.cholesky", is_matrix=info.ndim == 0)
             return torch.tensor(False)
         return func(*args, **(kwargs or {}))
+
+    def _asks_for_failure(self, x: Any) -> bool:
+        """Return whether GPyTorch asks if a factorisation failed; it would add jitter then."""
+        caller = sys._getframe(2).f_globals.get("__name__")
+        return caller in _WITH_JITTER and self.recorder.is_error_code(x)
 
     def _without_numbers(self, x: Tensor, index: Any) -> tuple[Tensor, Any]:
         """Return a tensor and an index in which changing numbers are replaced.

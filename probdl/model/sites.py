@@ -279,7 +279,7 @@ def _two_traces(program: Program) -> list[Trace]:
     if fills := {name: fill for name, fill in found.items() if fill is not None}:
         program.fills.update(fills)
         traces = list(itertools.islice(_traces(program), 2))
-    if not (program.used or program.minibatch):
+    if not (program.used or program.minibatch or program.subsampled):
         used, again = (used_elements(trace) for trace in traces)
         program.used.update(
             {n: used[n] for n in used if n in again and torch.equal(used[n], again[n])}

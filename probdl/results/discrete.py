@@ -52,6 +52,12 @@ def draw_discrete(
             f"The latent sites {', '.join(map(repr, local))} lie in the data plate and have no "
             "draws, so the discrete sites cannot be drawn given them."
         )
+    if not draws:
+        raise ModelError(
+            f"The model '{program.name}' has no continuous site, so there are no draws given which "
+            "its discrete sites could be drawn. The parameters of a guide that samples them are in "
+            "fit.stats['params']."
+        )
     available = len(next(iter(draws.values())))
     if count is None:
         count = available if available > 1 else POINT_DRAWS

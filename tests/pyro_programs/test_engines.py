@@ -1,5 +1,7 @@
 """Programs that Pyro's examples contain, and the engine that their steps run on."""
 
+import copy
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -311,9 +313,7 @@ def test_a_comparison_of_the_same_computation_is_no_control_flow():
         gap = (a[:, None] - b) ** 2
         if torch.equal(a, b):
             gap = gap + 0.1 * torch.eye(len(x))
-        root, info = torch.linalg.cholesky_ex(torch.exp(-gap) + torch.eye(len(x)))
-        if torch.any(info):
-            raise ValueError
+        root = torch.linalg.cholesky(torch.exp(-gap) + torch.eye(len(x)))
         pyro.sample("y", dist.MultivariateNormal(torch.zeros(len(x)), scale_tril=root), obs=y)
 
     x = torch.linspace(0.0, 3.0, 8)
@@ -334,8 +334,6 @@ def test_a_comparison_of_values_that_differ_is_control_flow():
 
 
 def test_a_copy_of_constants_is_recorded():
-    import copy
-
     from probdl.model.recorder import record
 
     held = torch.arange(3.0)
@@ -347,3 +345,35 @@ def test_a_copy_of_constants_is_recorded():
 
     graph = record(fn, [torch.ones(3)]).function()
     torch.testing.assert_close(graph(torch.full((3,), 2.0)), torch.tensor([2.0, 4.0, 6.0]))
+
+
+def test_what_a_program_does_if_a_factorisation_fails_is_control_flow():
+    """If the compiled density left the branch out, s would be positive in silence."""
+
+    def model(y):
+        s = pyro.sample("s", dist.Normal(0.0, 1.0))
+        root, info = torch.linalg.cholesky_ex(torch.eye(2) * (torch.tanh(s) + 0.5))
+        if torch.any(info):
+            root = torch.eye(2)
+        pyro.sample("y", dist.MultivariateNormal(torch.zeros(2), scale_tril=root), obs=y)
+
+    method = probdl.Metropolis(init={"s": 1.0}, draws=300, warmup=100, chains=1)
+    with pytest.warns(probdl.FindingWarning, match="eager engine"):
+        fit = probdl.infer(model, torch.tensor([1.0, 0.5]), method=method, seed=1)
+    assert fit.draws["s"].min() < -0.6
+
+
+def test_values_are_written_into_tensors_that_the_model_makes():
+    held = torch.tensor([0.0, 0.0])
+
+    def model(y):
+        s = pyro.sample("s", dist.Normal(0.0, 1.0))
+        made, copied = torch.tensor([0.0, 0.0]), copy.deepcopy(held)
+        made[1], copied[0] = s, s
+        made += 0.5 * s - 0.5 * s
+        pyro.sample("y", dist.Normal((made + copied).sum(), 1.0), obs=y)
+
+    fit = probdl.infer(model, torch.tensor(3.0), method="map", seed=1)
+    assert fit.draws["s"].item() == pytest.approx(6 / 5)  # y ~ N(2 s, 1)
+    assert fit.stats["engine"] == "native"
+    assert not held.any()

@@ -12,7 +12,7 @@ draws, which do not depend on z, are a third part that runs at each evaluation.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,8 +130,46 @@ def _record(fn: Callable[..., Any], inputs: Sequence[Tensor], random: bool) -> R
     if drawn and not random:
         raise UntraceableError(f"its log density draws random numbers ({drawn[0]})")
     if recording.has_mutation:
+        _copy_written_constants(recording.graph)
         recording = record(functionalize(recording.function()), inputs, functional_decompositions())
     return recording
+
+
+def written_tensors(node: fx.Node) -> Iterator[fx.Node]:
+    """Yield the tensors whose memory a node writes to, also through views."""
+    if node.target is aten.native_batch_norm.default and node.args[5]:  # not in its schema
+        yield from (arg for arg in node.args[3:5] if isinstance(arg, fx.Node))
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or not schema.is_mutable:
+        return
+    named = [(node.kwargs[a.name], a) for a in schema.arguments if a.name in node.kwargs]
+    for arg, argument in [*zip(node.args, schema.arguments, strict=False), *named]:
+        if argument.alias_info is None or not argument.alias_info.is_write:
+            continue
+        while isinstance(arg, fx.Node) and emit.is_view(arg):
+            arg = arg.args[0]
+        if isinstance(arg, fx.Node):
+            yield arg
+
+
+def _copy_written_constants(graph: fx.Graph) -> None:
+    """Let a program write to copies of its constants, such as ``torch.tensor([0.0, 0.0])``."""
+    constants = {
+        written
+        for node in graph.nodes
+        for written in written_tensors(node)
+        if written.op == "get_attr"
+    }
+    for node in constants:
+        val = node.meta["val"]
+        with graph.inserting_after(node):
+            new = graph.call_function(aten.full.default, (list(val.shape), 0), {"dtype": val.dtype})
+        with graph.inserting_after(new):  # a copy of a constant alone would be a constant
+            copied = graph.call_function(aten.add.Tensor, (new, node))
+        new.meta["val"] = copied.meta["val"] = val
+        for user in list(node.users):
+            if user is not copied:
+                user.replace_input_with(node, copied)
 
 
 def _erase_unused(graph: fx.Graph) -> None:
