@@ -470,3 +470,46 @@ def test_a_gamma_with_a_free_concentration_is_an_error():
 
     with pytest.raises(probdl.ModelError, match="no gradient of the cdf of Gamma"):
         probdl.infer(model, t([2.0, 3.0]), seed=1)
+
+
+INF, ONE = math.inf, t(1.0)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda r: pdist.Censored(dist.Exponential(r), high=t([INF, 3.0])).log_prob(t([1.0, 3.0])),
+        lambda r: pdist.Censored(dist.LogNormal(r, ONE), t([0.0, 0.5])).log_prob(t([1.0, 0.5])),
+        lambda r: pdist.Truncated(dist.Weibull(r, t(1.5)), 0.0, 2.0).log_prob(t([0.5, 1.5])),
+        lambda r: pdist.Truncated(dist.HalfNormal(r), 0.0, 2.0).log_prob(t([0.5, 1.5])),
+        lambda r: pdist.Truncated(dist.Normal(r, ONE), t([-INF, 0.0]), t([2.0, INF])).log_prob(ONE),
+        lambda r: pdist.IntervalCensored(dist.Exponential(r), t([0.0, 1.0])).log_prob(ONE),
+        lambda r: pdist.IntervalCensored(dist.Normal(r, ONE), t([-INF, 1.0])).log_prob(ONE),
+        lambda r: pdist.GeneralizedPareto(t(0.0), r, t(-0.5)).cdf(t([0.5, 9.0])),
+    ],
+)
+def test_limits_at_the_end_of_the_support_have_gradients(make):
+    assert gradcheck(make, (t(0.8).requires_grad_(),))
+
+
+@pytest.mark.parametrize(
+    ("base", "low", "mean"),
+    [
+        (dist.Exponential(t(1.0)), 40.0, 41.0),
+        (dist.Logistic(t(0.0), t(1.0)), 40.0, 41.0),
+        (dist.Laplace(t(0.0), t(1.0)), 40.0, 41.0),
+        (dist.Gumbel(t(0.0), t(1.0)), 40.0, 41.0),
+        (dist.Gamma(t(1.0), t(1.0)), 40.0, 41.0),
+        (pdist.GeneralizedPareto(t(0.0), t(1.0), t(0.0)), 80.0, 81.0),
+    ],
+)
+def test_draws_far_out(base, low, mean):
+    """All of these have an exponential tail, so the excess over the limit has the mean 1."""
+    torch.manual_seed(0)
+    d = pdist.Truncated(base, low=low)
+    draws = d.sample([2000])
+    assert draws.mean() == pytest.approx(mean, abs=4 / 2000**0.5)
+    assert d.cdf(t(low + math.log(2))) == pytest.approx(0.5, abs=1e-6)
+    assert pdist.Censored(base, high=low + 1).log_prob(t(low + 1)) == pytest.approx(
+        -low - 1, rel=0.02
+    )

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.utils import broadcast_all
 
-from probdl.distributions.tails import log_ndtr, ndtr
+from probdl.distributions.tails import log_difference, log_ndtr, ndtr
 
 __all__ = ["GeneralizedPareto", "InverseGaussian", "SkewNormal"]
 
@@ -97,6 +97,12 @@ class InverseGaussian(_Elementwise):
         first = ndtr(root * (ratio - 1))
         second = 2 * self.concentration / self.loc + log_ndtr(-root * (ratio + 1))
         return first + second.exp()
+
+    def log_survival(self, value: Tensor) -> Tensor:
+        """Compute log P(X > value)."""
+        root, ratio = (self.concentration / value).sqrt(), value / self.loc
+        far = 2 * self.concentration / self.loc + log_ndtr(-root * (ratio + 1))
+        return log_difference(log_ndtr(-root * (ratio - 1)), far)
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
         """Draw by a transformation with two roots."""
@@ -234,8 +240,8 @@ class GeneralizedPareto(_Elementwise):
         finite = self.scale**2 / ((1 - k) ** 2 * (1 - 2 * k))
         return torch.where(k < 0.5, finite, math.inf)
 
-    def _log_survival(self, value: Tensor) -> Tensor:
-        """Compute log P(X > value) = -log(1 + k z) / k."""
+    def log_survival(self, value: Tensor) -> Tensor:
+        """Compute log P(X > value) = -log(1 + k z) / k, for values inside of the support."""
         z, k = (value - self.loc) / self.scale, self.concentration
         small = (k * z).abs() < SERIES_BELOW
         series = z * (1 - 0.5 * k * z + (k * z) ** 2 / 3)
@@ -249,12 +255,16 @@ class GeneralizedPareto(_Elementwise):
         k = self.concentration
         inside = (value >= self.loc) & (1 + k * (value - self.loc) / self.scale > 0)
         near = torch.where(inside, value, self.loc)
-        log_prob = (1 + k) * self._log_survival(near) - self.scale.log()
+        log_prob = (1 + k) * self.log_survival(near) - self.scale.log()
         return torch.where(inside, log_prob, -math.inf)
 
     def cdf(self, value: Tensor) -> Tensor:
         """Compute P(X <= value)."""
-        return -torch.expm1(self._log_survival(torch.maximum(value, self.loc)))
+        inside = (value >= self.loc) & (
+            1 + self.concentration * (value - self.loc) / self.scale > 0
+        )
+        near = -torch.expm1(self.log_survival(torch.where(inside, value, self.loc)))
+        return torch.where(inside, near, torch.where(value < self.loc, 0.0, 1.0))
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
         """Draw by inversion."""

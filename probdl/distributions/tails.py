@@ -13,7 +13,15 @@ from torch import Tensor
 from probdl.errors import ModelError
 from probdl.model.distributions import base_distribution
 
-__all__ = ["check_has_cdf", "log_cdf", "log_interval", "log_ndtr", "log_survival", "ndtr"]
+__all__ = [
+    "check_has_cdf",
+    "log_cdf",
+    "log_difference",
+    "log_interval",
+    "log_ndtr",
+    "log_survival",
+    "ndtr",
+]
 
 FAR = -5.0  # below, the continued fraction of Mills' ratio
 FRACTIONS = 16
@@ -92,39 +100,72 @@ def log_interval(base: Any, low: Tensor | None, high: Tensor | None) -> Tensor:
     if high is None:
         return log_survival(base, low)
     below, above = log_cdf(base, low), log_survival(base, low)
-    from_below = _log_difference(log_cdf(base, high), below)
-    from_above = _log_difference(above, log_survival(base, high))
+    from_below = log_difference(log_cdf(base, high), below)
+    from_above = log_difference(above, log_survival(base, high))
     return torch.where(below > -math.log(2), from_above, from_below)
 
 
-def _log_difference(a: Tensor, b: Tensor) -> Tensor:
-    """Compute log(exp(a) - exp(b)) for a > b."""
-    gap = (b - a).clamp(max=-torch.finfo(a.dtype).tiny)
-    return a + torch.log(-torch.expm1(gap))
+def log_difference(a: Tensor, b: Tensor) -> Tensor:
+    """Compute log(exp(a) - exp(b)) for a > b; b may be -inf, and a as well."""
+    empty = b == -math.inf
+    gap = torch.where(empty, -1.0, b) - torch.where(empty, 0.0, a)
+    gap = torch.where(gap < 0, gap, -torch.finfo(a.dtype).tiny)
+    return torch.where(empty, a, torch.where(empty, 0.0, a) + torch.log(-torch.expm1(gap)))
 
 
 def _log_tail(base: Any, x: Tensor, *, above: bool) -> Tensor:
+    """Compute the log of a tail; a limit at or beyond the end of the support gives 0 or -inf.
+
+    There, formulas for the inside have no gradient.
+    """
+    x = x + torch.zeros(base.batch_shape, dtype=x.dtype)
+    low, high = (getattr(base.support, n, None) for n in ("lower_bound", "upper_bound"))
+    below, beyond = x == -math.inf, x == math.inf
+    if low is not None:
+        below = below | (x <= low)
+    if high is not None:
+        beyond = beyond | (x >= high)
+    inner = 0.0 if low is None else low + 1.0
+    if high is not None:
+        inner = high - 1.0 if low is None else 0.5 * (low + high)
+    inner = torch.as_tensor(inner).detach().to(x.dtype)
+    value = _inside(base, torch.where(below | beyond, inner, x), above=above)
+    return torch.where(
+        below, 0.0 if above else -math.inf, torch.where(beyond, -math.inf if above else 0.0, value)
+    )
+
+
+def _inside(base: Any, x: Tensor, *, above: bool) -> Tensor:
     fn = base_distribution(base)
-    if isinstance(fn, (td.HalfNormal, td.HalfCauchy)):
-        survival = math.log(2) + _log_tail(fn.base_dist, x, above=True)
+    if hasattr(fn, "log_survival"):  # of this package
+        survival: Tensor = fn.log_survival(x)
         return survival if above else torch.log(-torch.expm1(survival))
+    if isinstance(fn, (td.HalfNormal, td.HalfCauchy)):
+        survival = math.log(2) + _inside(fn.base_dist, x, above=True)
+        return survival if above else torch.log(-torch.expm1(survival))
+    if isinstance(fn, td.Gumbel):
+        hazard = torch.exp(-(x - fn.loc) / fn.scale)
+        return torch.log(-torch.expm1(-hazard)) if above else -hazard
     if isinstance(fn, td.TransformedDistribution):
         sign = 1
         for transform in reversed(fn.transforms):
             x = transform.inv(x)
             sign = sign * transform.sign
         if isinstance(sign, Tensor):
-            both = [_log_tail(fn.base_dist, x, above=side) for side in (above, not above)]
+            both = [_inside(fn.base_dist, x, above=side) for side in (above, not above)]
             return torch.where(sign > 0, *both)
-        return _log_tail(fn.base_dist, x, above=above if sign > 0 else not above)
+        return _inside(fn.base_dist, x, above=above if sign > 0 else not above)
+    if isinstance(fn, td.Uniform):
+        part = (fn.high - x) if above else (x - fn.low)
+        return torch.log(part / (fn.high - fn.low))
     if isinstance(fn, td.Normal):
         z = (x - fn.loc) / fn.scale
         return log_ndtr(-z if above else z)
     if isinstance(fn, dist.Logistic):
         z = (x - fn.loc) / fn.scale
         return torch.nn.functional.logsigmoid(-z if above else z)
-    if isinstance(fn, td.Exponential) and above:
-        return -fn.rate * x
+    if isinstance(fn, td.Exponential):
+        return -fn.rate * x if above else torch.log(-torch.expm1(-fn.rate * x))
     if isinstance(fn, td.Laplace):
         z = (x - fn.loc) / fn.scale
         z = -z if above else z
@@ -133,5 +174,8 @@ def _log_tail(base: Any, x: Tensor, *, above: bool) -> Tensor:
     if isinstance(fn, td.Cauchy):
         z = (x - fn.loc) / fn.scale
         return torch.log(torch.atan2(torch.ones_like(z), z if above else -z) / math.pi)
+    if isinstance(fn, td.Gamma):
+        tail = torch.special.gammaincc if above else torch.special.gammainc
+        return torch.log(tail(fn.concentration, fn.rate * x))
     cdf = fn.cdf(x)
     return torch.log1p(-cdf) if above else torch.log(cdf)

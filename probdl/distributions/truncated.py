@@ -19,7 +19,8 @@ from probdl.model.distributions import base_distribution
 __all__ = ["Truncated", "limits"]
 
 Limit = Tensor | float | None
-HALVINGS = 100  # of an interval, which find a quantile to double precision
+ASINH_MAX = 80.0  # numbers up to 1e34
+HALVINGS = 70  # of an interval, which find a quantile to double precision
 
 
 def limits(base: Any, low: Limit, high: Limit, of: str) -> tuple[Any, Tensor | None, Tensor | None]:
@@ -120,25 +121,24 @@ class Truncated(TorchDistribution):
 
     def cdf(self, value: Tensor) -> Tensor:
         """Compute P(X <= value)."""
-        start = 0.0 if self.low is None else self.base.cdf(self.low)
-        end = 1.0 if self.high is None else self.base.cdf(self.high)
-        return ((self.base.cdf(value) - start) / (end - start)).clamp(0.0, 1.0)
+        low, high = self._bounds()
+        below = torch.zeros((), dtype=torch.bool) if low is None else value <= low
+        beyond = torch.zeros((), dtype=torch.bool) if high is None else value >= high
+        near = torch.where(below | beyond, self._inner(), value)
+        part = log_interval(self.base, self.low, near)
+        share = torch.exp(part - log_interval(self.base, self.low, self.high))
+        return torch.where(below, 0.0, torch.where(beyond, 1.0, share))
 
     def icdf(self, value: Tensor) -> Tensor:
         """Compute the quantile of a probability."""
         fn = base_distribution(self.base)
         if isinstance(fn, td.Normal):
             return self._normal_quantile(fn, value)
-        start = torch.zeros(()) if self.low is None else self.base.cdf(self.low)
-        end = torch.ones(()) if self.high is None else self.base.cdf(self.high)
-        p = start + value * (end - start)
-        try:
-            x = self.base.icdf(p)
-        except NotImplementedError:
-            x = self._bisect(p)
-        low, high = self._bounds()
-        x = x if low is None else torch.maximum(*broadcast_all(x, low))
-        return x if high is None else torch.minimum(*broadcast_all(x, high))
+        if isinstance(fn, td.Exponential):  # without memory
+            start = 0.0 if self.low is None else self.low.clamp(min=0.0)
+            lost = -1.0 if self.high is None else torch.expm1(-fn.rate * (self.high - start))
+            return start - torch.log1p(value * lost) / fn.rate
+        return self._bisect(value)
 
     def _normal_quantile(self, fn: Any, value: Tensor) -> Tensor:
         """Compute quantiles of a normal distribution from its smaller tail."""
@@ -153,18 +153,26 @@ class Truncated(TorchDistribution):
         z = torch.minimum(torch.maximum(z, a), b)
         return fn.loc + fn.scale * torch.where(flip, -z, z)
 
+    def _inner(self) -> Tensor:
+        """Return a point between the limits."""
+        low, high = self._bounds()
+        if low is None:
+            return high - 1.0  # type: ignore[no-any-return]
+        return low + 1.0 if high is None else 0.5 * (low + high)  # type: ignore[no-any-return]
+
     def _bisect(self, p: Tensor) -> Tensor:
-        """Find quantiles of a distribution without ``icdf``."""
+        """Find quantiles by halving an interval, in proportion to its size far from 0."""
         low, high = self._bounds()
         with torch.no_grad():
-            # On the scale of tan(), the whole line is an interval.
-            a = torch.full_like(p, -math.pi / 2) if low is None else torch.atan(low).expand_as(p)
-            b = torch.full_like(p, math.pi / 2) if high is None else torch.atan(high).expand_as(p)
+            # On the scale of asinh(), all floating-point numbers are a short interval.
+            end = torch.full_like(p, ASINH_MAX)
+            a = -end if low is None else torch.asinh(low.to(p)).expand_as(p)
+            b = end if high is None else torch.asinh(high.to(p)).expand_as(p)
             for _ in range(HALVINGS):
                 middle = 0.5 * (a + b)
-                above = self.base.cdf(torch.tan(middle)) > p
+                above = self.cdf(torch.sinh(middle)) > p
                 a, b = torch.where(above, a, middle), torch.where(above, middle, b)
-            return torch.tan(0.5 * (a + b))
+            return torch.sinh(0.5 * (a + b))
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
         """Draw by inversion, with gradients with respect to the parameters."""

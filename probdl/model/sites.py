@@ -76,6 +76,7 @@ class Site:
     event_dim: int = 0
     mask: Tensor | None = None  # (*batch, *event) of an observed site; None if no element is masked
     unsummable: str = ""  # why a discrete site cannot be summed out, and what to do instead
+    computed: bool = False  # whether an observed value depends on latent sites
     is_discrete: bool = False  # a latent site whose values a guide draws from a discrete support
 
     @property
@@ -249,6 +250,7 @@ def _discover(program: Program) -> Structure:
                 _without_moving_transform(site, second[name]),
                 term=terms.get(name),
                 mask=_masked_in_both(site, second[name]),
+                computed=site.kind == "observed" and not _same_data(site, second[name]),
             )
             for name, site in first.items()
         },
@@ -298,6 +300,10 @@ def _is_possible(program: Program, trace: Trace) -> bool:
             return math.isfinite(float(trace.log_prob_sum()))
         except (RuntimeError, ValueError):  # shapes do not match, which is reported later
             return True
+
+
+def _same_data(site: Site, other: Site) -> bool:
+    return torch.allclose(site.value, other.value, rtol=0.0, atol=0.0, equal_nan=True)
 
 
 def _masked_in_both(site: Site, other: Site) -> Tensor | None:

@@ -75,7 +75,7 @@ def check_prior(
         with isolated(seed), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             prior = sample_prior(program, structure, PRIOR_DRAWS)
-            observed = whole(program, structure).of("observed")
+            observed = [s for s in whole(program, structure).of("observed") if not s.computed]
     except (ProbdlError, RuntimeError):  # e.g. an invalid covariance at a draw
         return []
     values = {name: np.asarray(value) for name, value in prior.items()}

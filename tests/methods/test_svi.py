@@ -832,3 +832,23 @@ def test_compiled_code_leaves_the_guides_discrete_sites_out_of_the_weights(monke
         assert ("weighting draws" in fit.timings) == (limit == 0)
         # The guide is only an approximation, so the estimate has some noise.
         assert fit.stats["log_evidence"] == pytest.approx(np.logaddexp(*parts), abs=0.2)
+
+
+def test_an_automatic_guide_of_a_support_that_moves_is_an_error():
+    def model(y):
+        a = pyro.sample("a", dist.LogNormal(0.0, 1.0))
+        x = pyro.sample("x", dist.Pareto(a, 3.0))
+        pyro.sample("y", dist.Normal(x, 1.0), obs=y)
+
+    with pytest.raises(probdl.ModelError, match="support of 'x' depends on other sites"):
+        probdl.infer(model, torch.tensor(1.5), method=probdl.SVI(steps=100), seed=1)
+
+
+def test_data_computed_from_latent_sites_are_no_prior_conflict():
+    def model(x):
+        b = pyro.sample("b", dist.Normal(0.0, 1.0))
+        pyro.sample("residual", dist.Normal(0.0, 0.2).expand([15]).to_event(1), obs=x - b)
+
+    x = 1 + 0.2 * torch.randn(15, generator=torch.Generator().manual_seed(0))
+    fit = probdl.infer(model, x, method="laplace", seed=1)
+    assert not [f for f in fit.diagnose() if f.check == "prior_conflict"]

@@ -234,3 +234,18 @@ def test_sites_of_these_names_that_the_user_wrote_stay_as_they_are():
     fit = probdl.infer(model, torch.zeros(3), method="laplace", seed=1)
     assert fit.draws["y_unobserved"].shape[2:] == (3,)
     np.testing.assert_allclose(fit.draws["y_unobserved"].mean((0, 1)), 0.5, atol=0.1)
+
+
+def test_cross_validation_and_random_rows():
+    fit = probdl.infer(line, X, Y, SEEN, method=probdl.Laplace(draws=200), seed=1)
+    result = fit.cross_validate(4, workers=1)
+    assert np.isfinite(result.pointwise[SEEN.numpy()]).all()
+
+    def rows(x, y, seen):
+        a = pyro.sample("a", dist.Normal(0.0, 5.0))
+        with pyro.plate("n", len(x), subsample_size=10) as i:
+            pyro.sample("y", dist.Normal(a * x[i], 0.3), obs=y[i], obs_mask=seen[i])
+
+    method = probdl.SVI(guide="normal", steps=200)
+    fit = probdl.infer(rows, X, Y, SEEN, method=method, seed=1)
+    assert np.isfinite(fit.stats["elbo"]).all()

@@ -218,6 +218,8 @@ class SVI(Method, name="svi"):
             structure = structure.with_sampled(sampled_by(guide, structure))
             structure.check_summable()
             self._check_local(structure, batches, automatic)
+            if automatic:
+                self._check_supports(structure)
             self._check_estimator(automatic)
             objective = Objective(
                 program,
@@ -347,6 +349,17 @@ class SVI(Method, name="svi"):
                 "so an automatic guide has parameters for each row, which cannot be trained on "
                 "minibatches. Leave out batch_size, or pass a guide that computes the parameters "
                 "from the data."
+            )
+
+    def _check_supports(self, structure: Structure) -> None:
+        """Raise ModelError for an automatic guide of a site with a support that moves."""
+        moving = [s.name for s in structure.of("latent") if not s.is_discrete and not s.transform]
+        if moving:
+            raise ModelError(
+                f"The support of {', '.join(map(repr, moving))} depends on other sites, and Pyro's "
+                "automatic guides take the support of their first run for all. Use method='nuts', "
+                "or sample a part of the interval: pyro.sample(..., dist.Beta(1, 1)) times its "
+                "length."
             )
 
     def _check_estimator(self, automatic: bool) -> None:
