@@ -41,6 +41,7 @@ WITHOUT_MODEL = {
     "contrib/oed": "design of experiments, by estimators of its own",
     "rsa": "programs that call inference inside the model",
     "einsum.py": "timing of tensor products",
+    "minipyro.py": "its model is inside of main()",
     "smcfilter.py": "a particle filter, which has no density",
     "vae/vae_comparison.py": "the model of vae.py",
 }

@@ -135,18 +135,6 @@ def banana(module: Any) -> Run:
     return Run(module.model, (1.15, 1.0))
 
 
-@case("minipyro.py")
-def minipyro(module: Any) -> Run:
-    """The file defines its model inside main(); the same lines of the generic interface."""
-
-    def model(data: Any) -> None:
-        loc = pyro.sample("loc", pyro.distributions.Normal(0.0, 1.0))
-        with pyro.plate("data", len(data), dim=-1):
-            pyro.sample("obs", pyro.distributions.Normal(loc, 1.0), obs=data)
-
-    return Run(model, (torch.ones(100) + 2,), svi())
-
-
 # -- discrete latent sites ----------------------------------------------------------------------
 
 
