@@ -353,7 +353,8 @@ class SVI(Method, name="svi"):
 
     def _check_supports(self, structure: Structure) -> None:
         """Raise ModelError for an automatic guide of a site with a support that moves."""
-        moving = [s.name for s in structure.of("latent") if not s.is_discrete and not s.transform]
+        latent = [s for s in structure.of("latent") if not s.is_discrete]
+        moving = [s.name for s in latent if s.transform is None]
         if moving:
             raise ModelError(
                 f"The support of {', '.join(map(repr, moving))} depends on other sites, and Pyro's "
