@@ -49,8 +49,7 @@ def program(
     engine: str = "native",
     **settings: Any,
 ) -> None:
-    """Add a program to the list."""
-    assert name not in PROGRAMS, name
+    """Add a program to the list, also again: pytest imports files anew to look for examples."""
     PROGRAMS[name] = Program(name, model, args, check, method, settings, engine)
 
 
