@@ -9,7 +9,6 @@ Writes benchmarks/results/pyro_programs.md and .json.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import statistics
 import sys
@@ -19,6 +18,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from benchmarks.processes import result_of
 from tests.pyro_programs.programs import PROGRAMS, Program
 
 RESULTS = Path(__file__).parent / "results"
@@ -93,18 +93,8 @@ def _timed(run: Any, program: Program, results: Any) -> None:
 
 
 def measured(run: Any, program: Program) -> tuple[str, float | None]:
-    """Run a fit in a process of its own; return what it says, and seconds."""
-    context = multiprocessing.get_context("fork")
-    results = context.Queue()
-    process = context.Process(target=_timed, args=(run, program, results))
-    process.start()
-    try:
-        return tuple(results.get(timeout=SECONDS))
-    except Exception:
-        return (f"more than {SECONDS} s", None)
-    finally:
-        process.kill()
-        process.join()
+    """Run a fit in a separate process; return what it says, and seconds."""
+    return result_of(_timed, run, program, seconds=SECONDS) or (f"more than {SECONDS} s", None)
 
 
 def main() -> None:

@@ -11,7 +11,6 @@ import contextlib
 import importlib.util
 import io
 import logging
-import multiprocessing
 import sys
 import time
 import types
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from benchmarks.processes import result_of
 from benchmarks.pyro_examples.cases import CASES, Case
 
 PAGE = Path(__file__).parents[1] / "results" / "pyro_examples.md"
@@ -38,7 +38,7 @@ STANDING_IN = (
 )
 WITHOUT_MODEL = {
     "contrib/funsor/hmm.py": "the models of hmm.py for another backend",
-    "contrib/oed": "design of experiments, by estimators of its own",
+    "contrib/oed": "design of experiments, with its own estimators",
     "rsa": "programs that call inference inside the model",
     "einsum.py": "timing of tensor products",
     "minipyro.py": "its model is inside of main()",
@@ -108,18 +108,9 @@ def fit(case: Case, checkout: Path, results: Any) -> None:
 
 
 def measured(case: Case, checkout: Path) -> dict[str, Any]:
-    """Run a case in a process of its own."""
-    context = multiprocessing.get_context("fork")
-    results = context.Queue()
-    process = context.Process(target=fit, args=(case, checkout, results))
-    process.start()
-    try:
-        return dict(results.get(timeout=SECONDS))
-    except Exception:
-        return {"ok": False, "engine": "", "seconds": float(SECONDS), "remark": "no result in time"}
-    finally:
-        process.kill()
-        process.join()
+    """Run a case in a separate process."""
+    late = {"ok": False, "engine": "", "seconds": float(SECONDS), "remark": "no result in time"}
+    return result_of(fit, case, checkout, seconds=SECONDS) or late
 
 
 def main() -> None:

@@ -246,10 +246,10 @@ class NativeStep:
             assert z.grad is not None
             return z.grad, torch.as_tensor(value).detach()
 
-        if _writes_buffers(loss, parameters, data):
-            raise UnsupportedError("it updates running statistics")
         if parameters.flat.dtype != torch.float64:
             raise UnsupportedError(f"it trains in {parameters.flat.dtype}, but C code is float64")
+        if _writes_buffers(loss, parameters, data):
+            raise UnsupportedError("it updates running statistics")
         traced = trace_function(value_and_grad, parameters.flat, data, random=True)
         self._held = 0 if traced.reads_data else held
         if not (traced.reads_data or held):
@@ -422,8 +422,8 @@ def choose_step(
             that is available; Inductor only for many steps, since it takes long to compile.
         seed: seed of the random numbers at which the compiled step is verified.
         steps: the number of steps to expect.
-        held: how many of the data, the first ones, are the same in each step. Control flow may
-            depend on their values.
+        held: the number of tensors at the start of ``data`` that are the same in each step. Control
+            flow may depend on their values.
 
     Raises:
         ModelError: the native engine is required but not available.

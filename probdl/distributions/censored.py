@@ -86,7 +86,7 @@ class IntervalCensored(TorchDistribution):
     .. math:: P(i) = F(e_i) - F(e_{i-1}), \qquad e_{-1} = -\infty, \quad e_k = \infty
 
     The value is the number of edges below the number: 0 is below the first edge, and k, the number
-    of edges, above the last one. For observations with intervals of their own, pass edges (n, 2),
+    of edges, above the last one. If each observation has another interval, pass edges (n, 2),
     and observe the value 1.
 
     Args:

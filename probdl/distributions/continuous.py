@@ -179,11 +179,6 @@ class SkewNormal(_Elementwise):
         z = self._delta * half.abs() + normal / (1 + self.skew**2).sqrt()
         return self.loc + self.scale * z
 
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
-        """Draw without gradients."""
-        with torch.no_grad():
-            return self.rsample(sample_shape)
-
 
 class GeneralizedPareto(_Elementwise):
     r"""The generalised Pareto distribution, of what exceeds a high threshold.
@@ -276,8 +271,3 @@ class GeneralizedPareto(_Elementwise):
         divisor = torch.where(small, torch.ones_like(e), k.expand_as(e))
         z = torch.where(small, series, torch.expm1(k * e) / divisor)
         return self.loc + self.scale * z
-
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
-        """Draw without gradients."""
-        with torch.no_grad():
-            return self.rsample(sample_shape)

@@ -19,7 +19,7 @@ TRIES = 10_000  # draws until a value is positive, for distributions without a d
 
 
 class Hurdle(TorchDistribution):
-    r"""Zero with a probability of its own, and positive values from another distribution.
+    r"""Zero with a separate probability, and positive values from another distribution.
 
     .. math:: P(0) = g, \qquad p(x) = (1 - g) \frac{f(x)}{1 - f(0)} \text{ for } x > 0
 

@@ -152,11 +152,6 @@ class ICAR(TorchDistribution):
         noise = torch.randn((*shape, self.graph.size - 1), dtype=self.scale.dtype)
         return self.scale[..., None] * (noise @ self.root.T.to(noise.dtype))
 
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
-        """Draw without gradients."""
-        with torch.no_grad():
-            return self.rsample(sample_shape)
-
 
 class CAR(TorchDistribution):
     r"""The proper conditional autoregression.
@@ -245,8 +240,3 @@ class CAR(TorchDistribution):
         noise = torch.randn(self._extended_shape(sample_shape), dtype=dtype)
         upper = root.mT.expand((*noise.shape[:-1], *root.shape[-2:]))
         return self.loc + torch.linalg.solve_triangular(upper, noise[..., None], upper=True)[..., 0]
-
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
-        """Draw without gradients."""
-        with torch.no_grad():
-            return self.rsample(sample_shape)

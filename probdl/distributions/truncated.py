@@ -181,8 +181,3 @@ class Truncated(TorchDistribution):
         dtype = torch.promote_types(reference.dtype, self.base.sample().dtype)
         u = torch.rand(self._extended_shape(sample_shape), dtype=dtype)
         return self.icdf(u)
-
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
-        """Draw by inversion."""
-        with torch.no_grad():
-            return self.rsample(sample_shape)

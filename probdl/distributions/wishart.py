@@ -184,8 +184,3 @@ class Wishart(TorchDistribution):
         )
         factor = self.scale_tril @ (lower + torch.diag_embed(squares.sqrt()))
         return factor @ factor.mT
-
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
-        """Draw without gradients."""
-        with torch.no_grad():
-            return self.rsample(sample_shape)

@@ -135,8 +135,3 @@ class ZeroSumNormal(TorchDistribution):
         """Draw as the deviations of normal numbers from their mean."""
         noise = torch.randn(self._extended_shape(sample_shape), dtype=self.scale.dtype)
         return self.scale[..., None] * (noise - noise.mean(-1, keepdim=True))
-
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
-        """Draw without gradients."""
-        with torch.no_grad():
-            return self.rsample(sample_shape)

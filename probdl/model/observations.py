@@ -38,7 +38,7 @@ def check_observed(program: Program, node: Any, other: Any) -> None:
     marginal = isinstance(base_distribution(fn), NAN_MASKED)  # it leaves out what is NaN
     checked = value.nan_to_num(posinf=math.inf, neginf=-math.inf) if marginal else value
     check_finite(checked, f"Site '{name}', the observed data")
-    source = next((n for n, t in program.named_data() if _shares_data(t, value)), None)
+    source = next((n for n, t in program.named_data() if shares_data(t, value)), None)
     hint = f"Check the observed data{f' passed as {source!r}' if source else ''}."
     batch = value.shape[: value.ndim - fn.event_dim]
     plates = [f"plate '{frame.name}' of size {frame.size}" for frame in vectorized_plates(node)]
@@ -175,7 +175,7 @@ def _check(support: Any, value: Tensor) -> Tensor:
     return inside
 
 
-def _shares_data(a: Tensor, b: Tensor) -> bool:
+def shares_data(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and (a.data_ptr() == b.data_ptr() or torch.equal(a, b.to(a.dtype)))
 
 

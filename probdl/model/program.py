@@ -216,8 +216,8 @@ class Program:
         bound = self.signature.bind_partial()
         bound.arguments.update(other.arguments)
         other.args, other.kwargs = bound.args, bound.kwargs
-        if any(a.shape != b.shape for a, b in zip(tensors, self.tensors(), strict=True)):
-            other.used = {}  # those of other rows
+        if self.used and [t.shape for t in tensors] != [t.shape for t in self.tensors()]:
+            other.used = {}  # the known ones are of other rows
         return other
 
     def named_data(self) -> list[tuple[str, Tensor]]:

@@ -30,6 +30,7 @@ from probdl.model.observations import (
     check_observed,
     fill_of,
     scored_elements,
+    shares_data,
     vectorized_plates,
 )
 from probdl.model.program import Program
@@ -250,7 +251,8 @@ def _discover(program: Program) -> Structure:
                 _without_moving_transform(site, second[name]),
                 term=terms.get(name),
                 mask=_masked_in_both(site, second[name]),
-                computed=site.kind == "observed" and not _same_data(site, second[name]),
+                computed=site.kind == "observed"
+                and not shares_data(site.value, second[name].value),
             )
             for name, site in first.items()
         },
@@ -300,10 +302,6 @@ def _is_possible(program: Program, trace: Trace) -> bool:
             return math.isfinite(float(trace.log_prob_sum()))
         except (RuntimeError, ValueError):  # shapes do not match, which is reported later
             return True
-
-
-def _same_data(site: Site, other: Site) -> bool:
-    return torch.allclose(site.value, other.value, rtol=0.0, atol=0.0, equal_nan=True)
 
 
 def _masked_in_both(site: Site, other: Site) -> Tensor | None:

@@ -377,3 +377,29 @@ def test_values_are_written_into_tensors_that_the_model_makes():
     assert fit.draws["s"].item() == pytest.approx(6 / 5)  # y ~ N(2 s, 1)
     assert fit.stats["engine"] == "native"
     assert not held.any()
+
+
+def test_gpytorch_may_ask_whether_a_factorisation_failed():
+    """Its function, which adds jitter then, is known by the name of its module."""
+    library = {"__name__": "linear_operator.utils.cholesky", "torch": torch}
+    exec(
+        "def safe_cholesky(matrix):\n"
+        "    root, info = torch.linalg.cholesky_ex(matrix)\n"
+        "    if torch.any(info):\n"
+        "        raise ValueError('jitter')\n"
+        "    return root\n",
+        library,
+    )
+
+    class Model(pyro.nn.PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.unused = nn.Linear(1, 1)  # parameters are replaced by a further mode of torch
+
+        def forward(self, y):
+            s = pyro.sample("s", dist.LogNormal(0.0, 1.0))
+            root = library["safe_cholesky"](s * torch.eye(2) + 1.0)
+            pyro.sample("y", dist.MultivariateNormal(torch.zeros(2), scale_tril=root), obs=y)
+
+    fit = probdl.infer(Model(), torch.tensor([1.0, 0.5]), method="laplace", seed=1)
+    assert fit.stats["engine"] == "native"

@@ -125,7 +125,7 @@ def _record(fn: Callable[..., Any], inputs: Sequence[Tensor], random: bool) -> R
     recording = record(fn, inputs, decompositions())
     # Random numbers that a training step draws and does not use keep the others in their order.
     if not random and not recording.has_mutation:
-        _erase_unused(recording.graph)
+        _erase_unused_with_random(recording.graph)
     drawn = [node.target for node in recording.graph.nodes if is_random(node)]
     if drawn and not random:
         raise UntraceableError(f"its log density draws random numbers ({drawn[0]})")
@@ -172,7 +172,7 @@ def _copy_written_constants(graph: fx.Graph) -> None:
                 user.replace_input_with(node, copied)
 
 
-def _erase_unused(graph: fx.Graph) -> None:
+def _erase_unused_with_random(graph: fx.Graph) -> None:
     """Erase what the result does not depend on, such as the random start of a parameter.
 
     ``eliminate_dead_code`` keeps random numbers.

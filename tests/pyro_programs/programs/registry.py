@@ -49,7 +49,7 @@ def program(
     engine: str = "native",
     **settings: Any,
 ) -> None:
-    """Add a program to the list, also again: pytest imports files anew to look for examples."""
+    """Add a program to the list; again if pytest imports the file again, to look for examples."""
     PROGRAMS[name] = Program(name, model, args, check, method, settings, engine)
 
 

@@ -50,7 +50,7 @@ def line_guide(x, y):
         pyro.sample(name, dist.Normal(loc, scale))
 
 
-program("line, guide of its own", line, (X, Y), LINE, "svi", guide=line_guide)
+program("line, own guide", line, (X, Y), LINE, "svi", guide=line_guide)
 
 
 class BayesianLinear(PyroModule):

@@ -28,16 +28,20 @@ STATES = _states(60)
 SEEN = 4.0 * STATES + torch.randn(60, generator=seeded(1))
 
 
-def hidden_markov(y):
-    """A hidden Markov model as a loop over time."""
-    stay = pyro.sample("stay", dist.Beta(2.0, 2.0).expand([2]).to_event(1))
-    transition = torch.stack(
+def _transition(stay):
+    return torch.stack(
         [
             torch.stack([stay[..., 0], 1 - stay[..., 0]], -1),
             torch.stack([1 - stay[..., 1], stay[..., 1]], -1),
         ],
         -2,
     )
+
+
+def hidden_markov(y):
+    """A hidden Markov model as a loop over time."""
+    stay = pyro.sample("stay", dist.Beta(2.0, 2.0).expand([2]).to_event(1))
+    transition = _transition(stay)
     loc = pyro.sample("loc", dist.Normal(torch.tensor([0.0, 3.0]), 2.0).to_event(1))
     x = 0
     for t in pyro.markov(range(len(y))):
@@ -51,13 +55,7 @@ program("hidden Markov model, loop", hidden_markov, (SEEN[:20],), about(loc=[0.0
 
 def discrete_hmm(y):
     stay = pyro.sample("stay", dist.Beta(2.0, 2.0).expand([2]).to_event(1))
-    transition = torch.stack(
-        [
-            torch.stack([stay[..., 0], 1 - stay[..., 0]], -1),
-            torch.stack([1 - stay[..., 1], stay[..., 1]], -1),
-        ],
-        -2,
-    )
+    transition = _transition(stay)
     loc = pyro.sample("loc", dist.Normal(torch.tensor([0.0, 3.0]), 2.0).to_event(1))
     start = torch.tensor([0.5, 0.5]).log()
     pyro.sample("y", dist.DiscreteHMM(start, transition.log(), dist.Normal(loc, 1.0)), obs=y)
