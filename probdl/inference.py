@@ -13,11 +13,11 @@ from probdl.findings import Finding, Findings
 from probdl.methods import METHODS, Method, resolve
 from probdl.methods.base import PYRO_NAMES, setting_named
 from probdl.model.callables import accepts_argument, callable_name, runnable, signature
-from probdl.model.elements import check_labels
 from probdl.model.program import Program
 from probdl.model.sites import discover
 from probdl.nn import is_network
 from probdl.results.fit import Fit
+from probdl.results.labels import check_names
 from probdl.results.priors import check_prior
 from probdl.util.clock import Clock, TimeUp, clock
 from probdl.util.isolation import isolated
@@ -142,7 +142,12 @@ def _fit(
             "Pass the data themselves, or use method='svi'."
         )
     if dims is not None or coords is not None:  # a mistake here must not cost a finished fit
-        _check_labels(program, {} if dims is None else dims, {} if coords is None else coords)
+        check_names(
+            discover(program),
+            {name: tuple(value.shape) for name, value in program.named_data()},
+            {} if dims is None else dims,
+            {} if coords is None else coords,
+        )
     with clock(time_limit) as own:
         fit = _run(chosen, program, seed, progress, own)
     findings = [*fit.findings, *_no_data_findings(program, fit), *_factor_findings(fit)]
@@ -253,43 +258,3 @@ def _factor_findings(fit: Fit) -> list[Finding]:
             )
         )
     return findings
-
-
-def _check_labels(
-    program: Program, dims: Mapping[str, Sequence[str]], coords: Mapping[str, Any]
-) -> None:
-    """Check that dims name sites or data of the model, and that coords fit their dimensions.
-
-    Raises:
-        SettingError: they do not.
-    """
-    if not isinstance(dims, Mapping):
-        raise SettingError(
-            f"dims= is a {type(dims).__name__}; it must be a dict, such as dims={{'y': ['time']}}."
-        )
-    check_labels("infer", coords)
-    sites = discover(program).sites
-    data = dict(program.named_data())
-    shapes = {name: tuple(t.shape) for name, t in data.items()}
-    shapes |= {name: site.shape for name, site in sites.items()}
-    for name, axes in dims.items():
-        if name not in shapes:
-            raise SettingError(
-                f"dims= names {name!r}, which is not in the model. Its sites and data are "
-                f"{', '.join(sorted(shapes))}."
-            )
-        listed = isinstance(axes, Sequence) and not isinstance(axes, str)
-        if not listed or len(axes) > len(shapes[name]):
-            raise SettingError(
-                f"dims[{name!r}] = {axes!r} must be a list of at most {len(shapes[name])} names: "
-                f"{name!r} has shape {shapes[name]}."
-            )
-    named: dict[str, Sequence[str | None]] = {n: site.dims for n, site in sites.items()}
-    named.update(dims)
-    for name, names in named.items():
-        for dim, size in zip(names, shapes[name], strict=False):
-            if dim is not None and dim in coords and len(coords[dim]) != size:
-                raise SettingError(
-                    f"coords[{dim!r}] has {len(coords[dim])} labels, but {name!r} has length "
-                    f"{size} along that dimension."
-                )

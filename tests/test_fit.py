@@ -214,14 +214,15 @@ def test_idata_with_draws_from_the_prior(schools_fit):
     assert float(prior["tau"].median()) == pytest.approx(5.0, rel=0.15)  # of a HalfCauchy(5)
 
 
-def test_a_dimension_with_the_name_of_a_variable_is_renamed():
+def test_a_dimension_with_the_name_of_an_argument_keeps_it():
     def model(y):
         with pyro.plate("y", len(y)):
             mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
             pyro.sample("obs", dist.Normal(mu, 1.0), obs=y)
 
     fit = probdl.infer(model, Y, method="laplace", seed=1)
-    assert fit.idata.posterior["mu"].dims == ("chain", "draw", "y_dim")
+    assert fit.idata.posterior["mu"].dims == ("chain", "draw", "y")
+    assert fit.idata.observed_data["obs"].dims == ("y",)
 
 
 def test_dims_and_coords_label_event_dimensions():

@@ -46,6 +46,12 @@ def check_labels(owner: str, coords: Any) -> None:
                 f"coords[{dim!r}] = {labels!r} must be a list of labels, one for each index."
             )
         _check_storable(dim, labels)
+        values, counts = np.unique(np.asarray(labels), return_counts=True)
+        if (counts > 1).any():
+            raise SettingError(
+                f"coords[{dim!r}] has the label {values[counts > 1][0].item()!r} more than once. "
+                "Labels must be unique; number those of the same name."
+            )
 
 
 def _check_storable(dim: str, labels: Any) -> None:

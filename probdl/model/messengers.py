@@ -170,12 +170,17 @@ class _ReplaceTensors(TorchFunctionMode):
         self.values = values
 
     def _replace(self, x: Any) -> Any:
-        return self.values.get(id(x), x) if isinstance(x, Tensor) else x
+        if isinstance(x, (list, tuple, dict)):  # tree_map costs more than most operations
+            return tree_map(self._replace_leaf, x) if x else x
+        return self._replace_leaf(x)
+
+    def _replace_leaf(self, x: Any) -> Any:
+        return self.values.get(id(x), x)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         if func == _REQUIRES_GRAD:  # Pyro reads it to recognise the original parameter
             return func(*args)
-        return func(*tree_map(self._replace, args), **tree_map(self._replace, kwargs or {}))
+        return func(*map(self._replace, args), **self._replace(kwargs or {}))
 
 
 def replaced(values: Mapping[int, Tensor]) -> AbstractContextManager[Any]:

@@ -27,7 +27,6 @@ from probdl.io.idata import (
     pareto_k,
     summary,
     to_idata,
-    unclashed,
     variables,
 )
 from probdl.io.saving import save
@@ -42,8 +41,9 @@ from probdl.results import display, table
 from probdl.results.crossvalidation import CrossValidation, cross_validate
 from probdl.results.diagnostics import check_draws
 from probdl.results.discrete import draw_discrete
+from probdl.results.labels import Labels
 from probdl.results.loo import check_moment_matching, matched, warn_of_high_k
-from probdl.results.masking import kept_labels, put_back, without_masked, zero_masked
+from probdl.results.masking import put_back, without_masked, zero_masked
 from probdl.util.cached import cached
 from probdl.util.isolation import isolated, sheltered
 from probdl.util.lazy import pandas as pd
@@ -218,7 +218,7 @@ class Fit:
     def _point_summary(self, limit: int | None) -> pd.DataFrame:
         """Return the first rows of the table of a point estimate; all with None."""
         networks = table.layers(self.structure, self.draws, self.stats)
-        labels = self._labels(limit, set(networks))
+        labels = self._scalar_names(limit, set(networks))
         left = None if limit is None else max(0, limit - sum(map(len, labels.values())))
         estimates = {name: self.draws[name][0, 0] for name in labels}
         shown = dict(itertools.islice(networks.items(), left))
@@ -239,7 +239,7 @@ class Fit:
         networks = table.random_layers(self.structure, self.draws)
         shown = {
             label: self.draws[name].reshape(*lead, -1)[..., i]
-            for name, labels in self._labels(limit, set(networks)).items()
+            for name, labels in self._scalar_names(limit, set(networks)).items()
             for i, label in enumerate(labels)
         }
         parts = [summary(to_idata({"posterior": shown}))] if shown else []
@@ -249,19 +249,20 @@ class Fit:
         rows = scalars - sum(math.prod(a.shape[2:]) for a in networks.values()) + len(networks)
         return (parts[0] if len(parts) == 1 else pd.concat(parts)), rows
 
-    def _labels(
+    def _scalar_names(
         self, limit: int | None = None, without: Collection[str] = ()
     ) -> dict[str, list[str]]:
         """Return ArviZ's names of the first scalars, or of all, by site."""
-        labels: dict[str, list[str]] = {}
-        left, coords = limit, self._renamed(self.coords)
+        found: dict[str, list[str]] = {}
+        left, coords = limit, self._labels.coords
         for name, array in self.draws.items():
             if name in without or left == 0:
                 continue
-            names = table.scalar_names(name, array.shape[2:], self._dims.get(name, []), coords)
-            labels[name] = list(itertools.islice(names, left))
-            left = None if left is None else left - len(labels[name])
-        return labels
+            dims = self._labels.sites.get(name, [])
+            names = table.scalar_names(name, array.shape[2:], dims, coords)
+            found[name] = list(itertools.islice(names, left))
+            left = None if left is None else left - len(found[name])
+        return found
 
     @cached
     def idata(self) -> Any:
@@ -422,14 +423,23 @@ class Fit:
         return found
 
     def _to_idata(self, groups: Mapping[str, Mapping[str, Array]]) -> Any:
-        coords = self._renamed(self.coords)
+        labels = self._labels
+        coords = labels.coords
+        dims: dict[str, list[str | None]] = dict(labels.sites)
         terms = {s.name: s for s in self.whole.terms()} if {*groups} - {"posterior"} else {}
-        dims = dict(self._dims)
         for name, site in terms.items():
-            dims[name] = self._without_masked_dims(site, dims[name], f"{name}_observed", coords)
+            dims[name] = labels.without_masked(site, dims[name], f"{name}_observed", coords)
         scores = self.observations if groups.get("log_likelihood") else {}
         pooled = {name: site for name, site in scores.items() if site is not terms.get(name)}
-        own = {"log_likelihood": self._pooled_dims(pooled, coords)} if pooled else None
+        own = {}
+        if pooled:
+            own["log_likelihood"] = self._pooled_dims(pooled, coords)
+        if data := groups.get("constant_data"):
+            named = Labels(self.whole, self.dims, self.coords).of_data(
+                {name: array.shape for name, array in data.items()}
+            )
+            own["constant_data"] = dict(named.values())
+            groups = {**groups, "constant_data": {named[n][0]: v for n, v in data.items()}}
         return to_idata(groups, dims=dims, coords=coords, group_dims=own)
 
     def _pooled_dims(
@@ -440,70 +450,11 @@ class Fit:
             names = {dim for site in pooled.values() for dim in site.dims}
             coords |= {n: v for n, v in labels(self.idata).items() if n in names}
             return {name: list(site.dims) for name, site in pooled.items()}
-        changed = self._changed_plates
-        taken = [*self._dims, *(name for name, _ in self.program.named_data())]
-        plates = unclashed({name: site.dims for name, site in pooled.items()}, taken)
-        found = {}
-        for name, site in pooled.items():
-            pairs = zip(site.dims, plates[name], strict=True)
-            named = [changed.get(plate or "", own) for plate, own in pairs]
-            kept = "_".join(f"{dim}" for dim in named) + "_observed"
-            found[name] = self._without_masked_dims(site, named, kept, coords)
-        return found
-
-    def _without_masked_dims(
-        self, site: Site, dims: Sequence[str | None], kept: str, coords: dict[str, Any]
-    ) -> list[str | None]:
-        """Return the dimensions of a site after its masked observations were dropped.
-
-        Args:
-            site: an observed site.
-            dims: its dimensions with the masked observations.
-            kept: a name for the dimension of the others, whose labels are added to ``coords``.
-            coords: labels by dimension.
-        """
-        if site.is_scored is None:
-            return list(dims)
-        batch = site.is_scored.ndim
-        named = [*dims, *(None for _ in range(batch))][:batch]
-        sizes = zip(named, site.is_scored.shape, strict=True)
-        of_kept = kept_labels(site, [coords.get(dim or "", range(n)) for dim, n in sizes])
-        while kept in self.structure.sites or (kept in coords and [*coords[kept]] != of_kept):
-            kept += "_"
-        coords[kept] = of_kept
-        return [kept, *dims[batch:]]
-
-    def _renamed(self, coords: Mapping[str, Any]) -> dict[str, Any]:
-        """Return labels by the names of dimensions; those of plates may have been changed."""
-        changed = self._changed_plates
-        return {changed.get(name, name): labels for name, labels in coords.items()}
-
-    @property
-    def _changed_plates(self) -> dict[str, str]:
-        """The names of the dimensions along the plates, by name of the plate."""
-        return {
-            plate: dim
-            for site in self.structure.sites.values()
-            for plate, dim in zip(site.dims, self._dims.get(site.name, ()), strict=False)
-            if plate is not None and dim is not None
-        }
+        return self._labels.pooled(pooled, coords)
 
     @cached
-    def _dims(self) -> dict[str, list[str | None]]:
-        dims: dict[str, Sequence[str | None]] = {
-            s.name: s.dims for s in self.structure.sites.values()
-        }
-        # An argument with the length of a plate is assumed to run along the plate.
-        plates: dict[int, set[str]] = {}
-        for site in self.structure.of("observed") or self.structure.terms():
-            for dim, size in zip(site.dims, site.shape, strict=True):
-                if dim is not None:
-                    plates.setdefault(size, set()).add(dim)
-        for name, value in self.program.named_data():
-            if name not in dims and value.ndim and len(plates.get(len(value), ())) == 1:
-                dims[name] = (*plates[len(value)],) + (None,) * (value.ndim - 1)
-        names = [*dims, *(name for name, _ in self.program.named_data())]
-        return unclashed(dims, names) | {k: list(v) for k, v in self.dims.items()}
+    def _labels(self) -> Labels:
+        return Labels(self.structure, self.dims, self.coords)
 
     # -- predicting -----------------------------------------------------------------------
 
@@ -686,7 +637,7 @@ class Fit:
         """Return how the elements at other arguments match those of this fit."""
         return Elements(
             self.structure,
-            dims=self._dims,
+            dims=self._labels.sites,
             labels=self.coords,
             new_labels=coords,
             fresh=fresh,
