@@ -27,6 +27,7 @@ from .methods import Method as Method
 from .methods import Metropolis as Metropolis
 from .methods import Pathfinder as Pathfinder
 from .model.density import LogDensity as LogDensity
+from .prior import prior_predictive as prior_predictive
 from .results.adversarial import AdversarialFit as AdversarialFit
 from .results.compare import compare as compare
 from .results.divergence import Divergence as Divergence

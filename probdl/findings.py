@@ -318,6 +318,12 @@ TOPICS: dict[str, dict[str, Check]] = {
             "A DataLoader's rows are not used equally often in training, or figures of all its "
             "rows could not be computed and are left out.",
         ),
+        "missing": Check(_INFO, 'Observations that are NaN were left out, as missing="mask" asks.'),
+        "categories": Check(
+            ("info", "warning"),
+            "Texts among the data became codes, and the model has no group for each of them, so "
+            "the codes may be used as numbers. Of two categories only a note.",
+        ),
         "factor": Check(
             _INFO,
             "A pyro.factor outside all plates is computed from the data, so it is taken as a term "

@@ -8,16 +8,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
+import torch
+
 from probdl.errors import FindingWarning, ModelError, SettingError, TimeLimitError, warn
 from probdl.findings import Finding, Findings
 from probdl.methods import METHODS, Method, resolve
 from probdl.methods.base import PYRO_NAMES, setting_named
 from probdl.model.callables import accepts_argument, callable_name, runnable, signature
 from probdl.model.program import Program
-from probdl.model.sites import discover
+from probdl.model.sites import discover, prepared
 from probdl.nn import is_network
 from probdl.results.fit import Fit
-from probdl.results.labels import check_names
+from probdl.results.labels import checked_labels
 from probdl.results.priors import check_prior
 from probdl.util.clock import Clock, TimeUp, clock
 from probdl.util.isolation import isolated
@@ -28,7 +30,26 @@ from probdl.util.settings import check_progress, check_seed, is_real
 __all__ = ["infer"]
 
 _METHOD_SETTINGS = {f.name for kind in METHODS.values() for f in fields(kind)} | set(PYRO_NAMES)
-_RESERVED_NAMES = ("method", "seed", "coords", "dims", "progress", "time_limit")
+# What other packages call arguments of infer(), and what does not exist here.
+_HABITS = {
+    "random_seed": "Here it is seed=.",
+    "rng_seed": "Here it is seed=.",
+    "rng_key": "Here it is seed=, an integer.",
+    "random_state": "Here it is seed=.",
+    "cores": "The chains of a fit share the cores by themselves; OMP_NUM_THREADS limits them.",
+    "parallel_chains": "The chains of a fit share the cores by themselves.",
+    "chain_method": "The chains of a fit share the cores by themselves.",
+    "progressbar": "Here it is progress=.",
+    "progress_bar": "Here it is progress=.",
+    "disable_progbar": "Here it is progress=False.",
+    "show_progress": "Here it is progress=.",
+    "timeout": "Here it is time_limit=, in seconds.",
+    "idata_kwargs": "fit.idata holds the log likelihood by itself.",
+    "return_inferencedata": "fit.idata is the ArviZ container.",
+    "data": "Pass the data as the model's own arguments: infer(model, x, y).",
+}
+_OF_CODES = ("Bernoulli", "Categorical", "OrderedLogistic")  # distributions of categories
+_RESERVED_NAMES = ("method", "seed", "coords", "dims", "progress", "time_limit", "missing")
 
 
 def infer(
@@ -40,6 +61,7 @@ def infer(
     dims: Mapping[str, Sequence[str]] | None = None,
     progress: bool | None = None,
     time_limit: float | None = None,
+    missing: str | None = None,
     **kwargs: Any,
 ) -> Fit:
     r"""Fit a model to data.
@@ -60,6 +82,8 @@ def infer(
         progress: whether to show progress; None shows it on a terminal and in a notebook.
         time_limit: seconds after which the method stops. The fit then holds the results so far, as
             after Ctrl-C, and a finding reports this. The current step is always completed.
+        missing: ``"mask"`` leaves out observations that are NaN, and a finding reports their
+            number. None regards NaN in the data as a mistake, unless the model itself masks it.
         kwargs: the model's keyword arguments.
 
     Returns:
@@ -112,9 +136,16 @@ def infer(
             f"{name}= is a setting of a method, not an argument of infer(). Pass it to the method: "
             f"method=probdl.{type(chosen).__name__}({setting_named(name)}=...)."
         )
+    for name in kwargs:
+        if name in _HABITS and not accepts_argument(model, name):
+            raise SettingError(f"infer() has no argument {name!r}. {_HABITS[name]}")
+    if missing not in (None, "mask"):
+        raise SettingError(f'missing={missing!r}: missing must be "mask" or None.')
     check_progress("infer", progress)
     with isolated(seed):  # also isolates what Program does with the arguments
-        fit = _fit(chosen, model, args, kwargs, seed, coords, dims, progress, time_limit)
+        _check_likelihood(model, args, kwargs)
+        program = prepared(model, args, kwargs, masks_missing=missing is not None)
+        fit = _fit(chosen, program, seed, coords, dims, progress, time_limit)
     findings = fit.diagnose()
     # All that the call took: the checks after the method, and waiting for other threads, too.
     fit.timings["total"] = time.perf_counter() - started
@@ -124,9 +155,7 @@ def infer(
 
 def _fit(
     chosen: Method,
-    model: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
+    program: Program,
     seed: int,
     coords: Mapping[str, Any] | None,
     dims: Mapping[str, Sequence[str]] | None,
@@ -134,31 +163,25 @@ def _fit(
     time_limit: float | None,
 ) -> Fit:
     """Check the arguments, run the method, and add the findings that do not depend on it."""
-    _check_likelihood(model, args, kwargs)
-    program = Program(model, args, kwargs)
     if program.loader is not None and not chosen.takes_loader:
         raise SettingError(
             f"Method {chosen.name!r} needs all the data at once and cannot use a DataLoader. "
             "Pass the data themselves, or use method='svi'."
         )
-    if dims is not None or coords is not None:  # a mistake here must not cost a finished fit
-        check_names(
-            discover(program),
-            {name: tuple(value.shape) for name, value in program.named_data()},
-            {} if dims is None else dims,
-            {} if coords is None else coords,
-        )
+    # Before the work: a mistake must not cost a finished fit.
+    all_dims, all_coords = checked_labels(program, dims, coords)
     with clock(time_limit) as own:
         fit = _run(chosen, program, seed, progress, own)
     findings = [*fit.findings, *_no_data_findings(program, fit), *_factor_findings(fit)]
+    findings += [*_missing_findings(program, fit), *_category_findings(program, fit, all_coords)]
     if chosen.uses_prior:
         findings += check_prior(fit.program, fit.structure, fit.draws, stream(seed, "prior check"))
     return replace(
         fit,
         findings=findings,
         timings=own.timings,
-        coords=dict(coords or {}),
-        dims=dict(dims or {}),
+        coords=all_coords,
+        dims=all_dims,
     )
 
 
@@ -231,6 +254,58 @@ def _no_data_findings(program: Program, fit: Fit) -> list[Finding]:
             "Pass the data to infer(), after the model.",
         )
     ]
+
+
+def _missing_findings(program: Program, fit: Fit) -> list[Finding]:
+    """Report how many observations ``missing="mask"`` left out."""
+    if not program.masks_missing:
+        return []
+    findings = []
+    for site in fit.whole.of("observed"):
+        if site.mask is not None and not site.mask.all():
+            left, of = int((~site.mask).sum()), site.mask.numel()
+            findings.append(
+                Finding(
+                    "info",
+                    "missing",
+                    f"{left} of {of} observed values of '{site.name}' are missing and left out.",
+                    "To predict them, add a latent site in their place, or pass them to predict().",
+                    (site.name,),
+                )
+            )
+    return findings
+
+
+def _category_findings(program: Program, fit: Fit, coords: Mapping[str, Any]) -> list[Finding]:
+    """Report categories whose codes nothing in the model has elements for.
+
+    Codes are meant as an index of groups, or as the data of a discrete site. Two categories may
+    also be a variable that is 0 or 1.
+    """
+    findings = []
+    for name, encoding in program.encodings.items():
+        labels = [*encoding.labels]
+        codes = program.arguments.get(name)
+        indexed = any([*of] == labels[: len(of)] for of in coords.values())
+        if encoding.kind != "categories" or indexed or codes is None:
+            continue
+        observed = [s for s in fit.structure.of("observed") if s.value.shape == codes.shape]
+        sites = [s for s in observed if torch.equal(s.value.double(), codes.double())]
+        if any(s.distribution in _OF_CODES for s in sites):
+            continue
+        known = ", ".join(f"{label!r} is {code}" for code, label in enumerate(labels[:3]))
+        more = ", …" * (len(labels) > 3)
+        findings.append(
+            Finding(
+                "info" if len(labels) == 2 else "warning",
+                "categories",
+                f"The texts in '{name}' became codes ({known}{more}), but the model has no plate "
+                "with an element for each of them, so they may be used as numbers.",
+                "Use the codes as an index, such as effect[group], in a plate with the name of the "
+                "argument; convert numbers stored as text.",
+            )
+        )
+    return findings
 
 
 def _factor_findings(fit: Fit) -> list[Finding]:

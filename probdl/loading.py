@@ -25,15 +25,17 @@ from probdl.io.schema import check_index, check_sites
 from probdl.io.source import source_of
 from probdl.methods import METHODS, Method
 from probdl.model.callables import runnable, signature
+from probdl.model.encoding import Encoding
 from probdl.model.fingerprint import fingerprint
 from probdl.model.loader import MissingLoader
 from probdl.model.program import Program
-from probdl.model.sites import Site, Structure, discover
+from probdl.model.sites import Site, Structure, discover, prepared
 from probdl.model.without_model import WithoutModel
 from probdl.results.fit import Fit
 from probdl.results.guided import GuidedFit
 from probdl.results.latent import Proposal
 from probdl.util.isolation import isolated, sheltered
+from probdl.util.text import has_controls
 
 __all__ = ["load"]
 
@@ -232,9 +234,25 @@ class _SavedFit:
         """Return the stand-in for the program."""
         index = self.index
         program = WithoutModel(index["model"]["name"], self.arguments, self.dtype)
+        program.encodings = self.encodings()
+        program.masks_missing = index["data"].get("masks_missing", False)
         if index["data"].get("minibatch"):
             program.loader = MissingLoader()
         return program
+
+    def encodings(self) -> dict[str, Encoding]:
+        """Return how categories and tables among the arguments became numbers.
+
+        Raises:
+            ValueError: their labels are not printable.
+        """
+        found = {}
+        for saved in self.index["data"].get("encodings", ()):
+            texts = [saved["argument"], *saved["labels"]]
+            if any(isinstance(text, str) and has_controls(text) for text in texts):
+                raise ValueError("labels of its data have control characters")
+            found[saved["argument"]] = Encoding(saved["kind"], tuple(saved["labels"]))
+        return found
 
     def fit_type(self) -> type[Fit]:
         """Return the class of the fits of the method."""
@@ -323,8 +341,9 @@ class _SavedFit:
     ) -> Program:
         """Return the model as a program, on the saved data or on the data passed to ``load``."""
         if args or kwargs:
-            program = Program(model, args, kwargs, dtype=self.dtype)
             saved = self.index["data"]
+            missing = saved.get("masks_missing", False)
+            program = prepared(model, args, kwargs, dtype=self.dtype, masks_missing=missing)
             digest = digest_of(program.all_arguments)
             same = fingerprint(program.tensors()) == saved["fingerprint"]
             if not same or digest != saved.get("arguments_sha256", digest):
@@ -348,7 +367,9 @@ class _SavedFit:
             )
         bound = wanted.bind_partial()
         bound.arguments.update(self.arguments)
-        program = Program(model, bound.args, bound.kwargs, dtype=self.dtype)
+        missing = self.index["data"].get("masks_missing", False)
+        program = Program(model, bound.args, bound.kwargs, dtype=self.dtype, masks_missing=missing)
+        program.encodings = self.encodings()
         if self.index["data"].get("minibatch"):
             program = program.in_minibatches()
             program.loader = MissingLoader()

@@ -16,7 +16,7 @@ FLOORS = (
     ("compile", "io", "models"),
     ("results",),
     ("methods",),
-    ("inference", "loading", "health", "montecarlo"),
+    ("inference", "prior", "loading", "health", "montecarlo"),
     ("plots",),
     ("command", "__main__"),
 )

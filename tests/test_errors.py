@@ -316,8 +316,10 @@ def test_an_argument_with_a_name_that_infer_uses():
 
 
 def test_text_among_the_data():
-    message = message_of(probdl.DataError, normal_normal, np.array(["a", "b"]))
-    assert "array of dtype <U1" in message
+    message = message_of(probdl.ModelError, normal_normal, np.array(["a", "b"]), np.ones(2))
+    assert "The texts in 'sigma' became codes from 0." in message
+    message = message_of(probdl.DataError, normal_normal, np.array(["1.5", "2"]))
+    assert "array of dtype <U3" in message
 
 
 def test_integers_that_torch_cannot_hold():

@@ -252,14 +252,19 @@ def _():
     infer(line, X, Y.astype(object))
 
 
-@mistake("a data frame", "x a DataFrame", ".to_numpy()")
+@mistake("a data frame", "would be used 6 times", "df['x'] instead of df[['x']]")
 def _():
     infer(line, pd.DataFrame({"x": X}), Y)
 
 
-@mistake("arithmetic with a list of numbers", "x a list", "np.asarray()")
+@mistake("arithmetic with numbers written as text", "dtype <U", ".astype(float)")
 def _():
-    infer(line, list(X), Y)
+    infer(line, X.astype(str), Y)
+
+
+@mistake("arithmetic with texts", "The texts in 'x' became codes", "may be used as numbers")
+def _():
+    return infer(line, np.array(list("abcabc")), Y)
 
 
 @mistake("all data in one list", "x a list", "np.asarray()")

@@ -13,7 +13,7 @@ import probdl
 from probdl import inference
 from probdl.methods import METHODS
 from probdl.methods.mcmc.chains import Chain, gather
-from probdl.model.program import Program
+from probdl.model.sites import prepared
 from probdl.models import normal_normal
 from probdl.util.clock import Clock, TimeUp
 
@@ -198,13 +198,13 @@ def test_a_chain_without_start_uses_the_start_of_another(monkeypatch):
 def test_the_total_is_what_the_call_took(name, monkeypatch):
     def slow_program(*args, **kwargs):
         time.sleep(0.2)
-        return Program(*args, **kwargs)
+        return prepared(*args, **kwargs)
 
     def slow_check(*args):
         time.sleep(0.3)
         return []
 
-    monkeypatch.setattr(inference, "Program", slow_program)  # before the method
+    monkeypatch.setattr(inference, "prepared", slow_program)  # before the method
     monkeypatch.setattr(inference, "_no_data_findings", slow_check)  # after it
     settings, model, data = {}, normal_normal, (SIGMA, Y)
     if name == "gan":

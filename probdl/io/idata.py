@@ -19,7 +19,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from probdl.errors import DataError
+from probdl.errors import DataError, FindingWarning, warn
 from probdl.findings import PARETO_K_MAX
 from probdl.io.netcdf import check_netcdf
 from probdl.util.lazy import arviz as az
@@ -34,6 +34,7 @@ __all__ = [
     "bfmi",
     "chain_rhat",
     "compare",
+    "dataset",
     "ecdf_band",
     "escaped",
     "ess",
@@ -57,10 +58,19 @@ __all__ = [
     "unclashed",
     "variables",
     "with_exact",
+    "with_group",
     "write",
 ]
 
 ARVIZ_1 = int(importlib.metadata.version("arviz").split(".")[0]) >= 1
+
+_CI_PROB = 0.89  # the default of ArviZ 1
+# Its columns before and after those of the interval.
+_MOMENTS = ("mean", "sd", "median", "mad")
+_DIAGNOSTICS = (
+    *("ess_bulk", "ess_median", "ess_tail", "r_hat"),
+    *("mcse_mean", "mcse_sd", "mcse_median"),
+)
 
 # U+2215 replaces "/" in names, which netCDF and DataTree use to separate groups.
 _SLASH_IN_NAMES = "∕"
@@ -89,14 +99,37 @@ def to_idata(
     Returns:
         An ``InferenceData`` (ArviZ 0.x) or a ``DataTree`` (ArviZ 1.x).
 
+    Warns:
+        FindingWarning: ArviZ cannot store the labels, so they are left out.
+
     >>> idata = to_idata({"posterior": {"x": np.zeros((4, 10, 3))}}, dims={"x": ["school"]})
     >>> idata.posterior["x"].dims
     ('chain', 'draw', 'school')
     """
-    for group, own in (group_dims or {}).items():
+    try:
+        return _converted(groups, dims, coords, group_dims or {})
+    except MemoryError:
+        raise
+    except Exception as error:  # of xarray's many kinds; a fit is not lost for its labels
+        warn(
+            "The names and labels of dimensions are left out, because ArviZ cannot store them: "
+            f"{type(error).__name__}: {str(error).partition(chr(10))[0]}",
+            FindingWarning,
+        )
+        return _converted(groups, None, None, {})
+
+
+def _converted(
+    groups: Mapping[str, Arrays],
+    dims: Dims | None,
+    coords: Mapping[str, Any] | None,
+    group_dims: Mapping[str, Dims],
+) -> Any:
+    for group, own in group_dims.items():
         others = {name: arrays for name, arrays in groups.items() if name != group}
-        whole = to_idata(others, dims=dims, coords=coords)
-        part = to_idata({group: groups[group]}, dims={**(dims or {}), **own}, coords=coords)
+        left = {name: of for name, of in group_dims.items() if name != group}
+        whole = _converted(others, dims, coords, left)
+        part = _converted({group: groups[group]}, {**(dims or {}), **own}, coords, {})
         if ARVIZ_1:
             whole[group] = part[group]
         else:
@@ -124,24 +157,28 @@ def to_idata(
         by_group = {g: {escaped(n): a for n, a in arrays.items()} for g, arrays in filled.items()}
         names = {escaped(n): [escaped(dim) for dim in of] for n, of in named.items()}
         labelled = {escaped(dim): values for dim, values in labels.items()}
-        prior = by_group.pop("log_prior", {})
-        short = {n: names[n][: np.ndim(array) - 2] for n, array in prior.items()}
+        # from_dict accepts arrays without event dimensions in log_likelihood only, and takes the
+        # dims of predictions from other arguments.
+        others = {g: by_group.pop(g) for g in ("log_prior", "predictions") if g in by_group}
         with _silent():  # ArviZ warns if there are more chains than draws
             tree = az.from_dict(by_group, dims=names, coords=labelled)
-            if prior:  # from_dict accepts arrays without event dimensions in log_likelihood only
-                part = az.from_dict({"log_prior": prior}, dims=short, coords=labelled)
-                tree["log_prior"] = part["log_prior"]
+            for group, held in others.items():
+                short = {n: names[n][: np.ndim(array) - 2] for n, array in held.items()}
+                part = az.from_dict({"posterior": held}, dims=short, coords=labelled)
+                tree[group] = part["posterior"]
         return tree
     container: Any = None
     for group, arrays in filled.items():
         # One group at a time: 0.x requires that the dims of a call fit the arrays of each group.
         lead = 0 if "data" in group else 2
         fitting = {n: named[n][: np.ndim(array) - lead] for n, array in arrays.items()}
-        one: dict[str, Any] = {"posterior" if group == "log_prior" else group: arrays}
+        # Groups that 0.x does not know, or whose dims it takes from other arguments.
+        other = group in ("log_prior", "predictions")
+        one: dict[str, Any] = {"posterior" if other else group: arrays}
         with _silent():
             part = az.from_dict(**one, dims=fitting, coords=labels)
-            if group == "log_prior":  # a group that 0.x does not know
-                part = az.InferenceData(log_prior=part.posterior)
+            if other:
+                part = az.InferenceData(**{group: part.posterior})
         if container is None:
             container = part
         else:
@@ -166,10 +203,65 @@ def unclashed(dims: Dims, variables: Sequence[str]) -> dict[str, list[str | None
     }
 
 
-def summary(idata: Any, **options: Any) -> Any:
-    """Return ArviZ's summary table; ``options`` are those of ``arviz.summary``."""
+def summary(
+    idata: Any,
+    *,
+    kind: str = "all",
+    ci_prob: float | None = None,
+    ci_kind: str | None = None,
+    **options: Any,
+) -> Any:
+    """Return ArviZ's summary table, with ArviZ 1's arguments and columns under both versions.
+
+    Args:
+        idata: the container.
+        kind: ``"all"``, ``"stats"`` or ``"diagnostics"``, and each with ``_median`` at the end.
+        ci_prob: the probability of the interval; None means 0.89.
+        ci_kind: ``"eti"`` (equal tails) or ``"hdi"`` (highest density); None means ``"eti"``.
+        options: further arguments of ``arviz.summary``. Of ArviZ 0.x, ``hdi_prob=p`` stands for
+            ``ci_prob=p, ci_kind="hdi"``, and ``stat_focus="median"`` for the kind.
+    """
+    if (hdi_prob := options.pop("hdi_prob", None)) is not None:
+        ci_prob, ci_kind = hdi_prob, "hdi"
+    if options.pop("stat_focus", "mean") == "median" and not kind.endswith("_median"):
+        kind += "_median"
+    options = {name: value for name, value in options.items() if value is not None}
+    if ARVIZ_1:
+        by_1: Any = az.summary
+        with _silent():
+            return by_1(idata, kind=kind, ci_prob=ci_prob, ci_kind=ci_kind, **options)
+    return _summary_by_0(idata, kind, ci_prob or _CI_PROB, ci_kind or "eti", options)
+
+
+def _summary_by_0(
+    idata: Any, kind: str, ci_prob: float, ci_kind: str, options: dict[str, Any]
+) -> Any:
+    kinds = [each + of for of in ("", "_median") for each in ("all", "stats", "diagnostics")]
+    if kind not in kinds or ci_kind not in ("eti", "hdi"):
+        raise ValueError(f"kind is one of {', '.join(kinds)}, and ci_kind 'eti' or 'hdi'")
+    plain = kind.removesuffix("_median")
+    tail = (1 - ci_prob) / 2
+    bounds = [f"{ci_kind}{int(100 * ci_prob)}_{end}" for end in ("lb", "ub")]
+    options = {"hdi_prob": ci_prob, "kind": plain, **options}
+    found = [f"hdi_{100 * tail:g}%", f"hdi_{100 * (1 - tail):g}%"]
+    if kind != plain:
+        bounds = [bound.replace("hdi", "eti") for bound in bounds]
+        options["stat_focus"] = "median"
+        found = [name.replace("hdi", "eti") for name in found]
+    elif ci_kind == "eti" and plain != "diagnostics":
+        found = bounds
+        options["stat_funcs"] = dict(options.get("stat_funcs") or {}) | {
+            bounds[0]: lambda x: np.quantile(x, tail),
+            bounds[1]: lambda x: np.quantile(x, 1 - tail),
+        }
     with _silent():
-        return az.summary(idata, **options)
+        table: Any = az.summary(idata, **options)
+    if options.get("fmt", "wide") != "wide":
+        return table
+    table = table.rename(columns=dict(zip(found, bounds, strict=True)))
+    first = [c for c in (*_MOMENTS, *bounds, *_DIAGNOSTICS) if c in table]
+    others = [c for c in table if c not in first and not c.startswith("hdi_")]
+    return table[[*first, *others]]
 
 
 def rhat(idata: Any) -> dict[str, NDArray[np.float64]]:
@@ -277,9 +369,9 @@ def check_texts(container: Any, path: Any) -> None:
         DataError: one has control characters, which command terminals.
     """
     for group in groups(container):
-        dataset = _dataset(container, group)
-        names = [group, *dataset.variables, *dataset.dims]
-        texts = [v for v in dataset.coords.values() if v.dtype.kind in "OUT"]
+        held = dataset(container, group)
+        names = [group, *held.variables, *held.dims]
+        texts = [v for v in held.coords.values() if v.dtype.kind in "OUT"]
         labels = [label for v in texts for label in v.to_numpy().ravel().tolist()]
         if any(isinstance(text, str) and has_controls(text) for text in (*names, *labels)):
             raise DataError(
@@ -293,7 +385,7 @@ def _check_log_likelihood(idata: Any, name: str) -> None:
     Raises:
         DataError: it does not.
     """
-    held, posterior = (_dataset(idata, group) for group in ("log_likelihood", "posterior"))
+    held, posterior = (dataset(idata, group) for group in ("log_likelihood", "posterior"))
     found = None if held is None else held.get(name)
     if posterior is None or found is None:
         raise DataError(f"The container of the fit has no log likelihood of '{name}'.")
@@ -316,7 +408,7 @@ def loo(idata: Any, name: str) -> Any:
     Raises:
         DataError: the container, which may be of any origin, does not hold its log likelihoods.
     """
-    held = _dataset(idata, "log_likelihood")
+    held = dataset(idata, "log_likelihood")
     if held is not None and name not in held:  # a container that was saved
         name = escaped(name)
     _check_log_likelihood(idata, name)
@@ -451,13 +543,13 @@ def write(idata: Any, file: IO[bytes]) -> None:
     buffer = io.BytesIO()
     with h5netcdf.File(buffer, "w") as opened:
         for group in groups(idata):
-            named = _dataset(idata, group).rename(_escaped_names(idata, group))
+            named = dataset(idata, group).rename(_escaped_names(idata, group))
             named.dump_to_store(xr.backends.H5NetCDFStore(opened, group=group, mode="a"))
     file.write(buffer.getbuffer())
 
 
 def _escaped_names(idata: Any, group: str) -> dict[Any, str]:
-    names = [*_dataset(idata, group).variables, *_dataset(idata, group).dims]
+    names = [*dataset(idata, group).variables, *dataset(idata, group).dims]
     return {name: escaped(name) for name in names if "/" in str(name)}
 
 
@@ -477,21 +569,33 @@ def read(file: BufferedReader) -> Any:
 
 def variables(idata: Any, group: str) -> dict[str, NDArray[Any]]:
     """Return the arrays of a group by name; empty if there is no such group."""
-    found = _dataset(idata, group)
+    found = dataset(idata, group)
     return {} if found is None else {_unescape(n): np.asarray(v.values) for n, v in found.items()}
 
 
 def dimensions(idata: Any, group: str) -> dict[str, list[str]]:
     """Return the names of the dimensions of the arrays of a group, by name of the array."""
-    found = _dataset(idata, group)
+    found = dataset(idata, group)
     variables = {} if found is None else found.items()
     return {_unescape(n): [_unescape(d) for d in v.dims] for n, v in dict(variables).items()}
 
 
 def labels(idata: Any) -> dict[str, NDArray[Any]]:
     """Return the labels along each dimension, by its name."""
-    datasets = [_dataset(idata, group) for group in groups(idata)]
+    datasets = [dataset(idata, group) for group in groups(idata)]
     return {_unescape(n): v.values for d in datasets if d is not None for n, v in d.coords.items()}
+
+
+def with_group(idata: Any, name: str, group: Any) -> Any:
+    """Return a container with one more group, an ``xarray.Dataset``; without, if it is None."""
+    if group is None:
+        return idata
+    if ARVIZ_1:
+        idata[name] = xr.DataTree(group)
+    else:
+        with _silent():
+            idata.add_groups({name: group})
+    return idata
 
 
 def groups(idata: Any) -> list[str]:
@@ -499,10 +603,11 @@ def groups(idata: Any) -> list[str]:
     return list(idata.children) if ARVIZ_1 else list(idata.groups())
 
 
-def _dataset(idata: Any, group: str) -> Any:
+def dataset(idata: Any, group: str) -> Any:
+    """Return a group of a container as an ``xarray.Dataset``; None if there is no such group."""
     if group not in groups(idata):
         return None
-    return idata[group].dataset if ARVIZ_1 else idata[group]
+    return idata[group].to_dataset() if ARVIZ_1 else idata[group]
 
 
 PLOTS = {  # the group that each kind of plot shows
@@ -525,7 +630,7 @@ def plot(idata: Any, kind: str, names: Sequence[str] | None = None) -> Any:
     """
     options: dict[str, Any] = {}
     if names is not None and kind != "energy":
-        held = _dataset(idata, PLOTS[kind])
+        held = dataset(idata, PLOTS[kind])
         options["var_names"] = [name if name in held else escaped(name) for name in names]
     if kind == "ppc":
         result = plot_ppc(idata, num_pp_samples=100, **options)

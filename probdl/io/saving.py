@@ -77,8 +77,13 @@ def describe(fit: Any, arrays: dict[str, Tensor]) -> dict[str, Any]:
         "data": {
             "fingerprint": fingerprint(program.tensors()),
             "minibatch": program.loader is not None,
+            "masks_missing": program.masks_missing,
             "dtype": str(program.dtype).removeprefix("torch."),
             "arguments": pack(program.arguments, arrays, "data"),
+            "encodings": [
+                {"argument": name, "kind": of.kind, "labels": [*of.labels]}
+                for name, of in program.encodings.items()
+            ],
         }
         | ({} if loaded else {"arguments_sha256": digest_of(program.all_arguments)}),
         "draws": list(fit.draws),

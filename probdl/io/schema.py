@@ -29,6 +29,11 @@ FINDING = {
     "remedy": str,
     "sites": [str],
 }
+ENCODING = {
+    "argument": str,
+    "kind": ("categories", "columns"),
+    "labels": [(str, int, float, bool)],
+}
 INDEX = {
     "model": {
         "name": str,
@@ -46,6 +51,8 @@ INDEX = {
         "fingerprint": str,
         "arguments_sha256?": str,
         "minibatch?": bool,
+        "masks_missing?": bool,
+        "encodings?": [ENCODING],
         "dtype": ("float64", "float32", "float16", "bfloat16"),
     },
     "draws": [str],

@@ -50,7 +50,7 @@ _ADVICE |= dict.fromkeys(
     "An integer tensor meets a floating-point one: convert it in the model, as in x.double() @ b.",
 )
 _UNCONVERTED_ADVICE = (
-    " Lists, data frames and iterators are passed to the model unconverted: use np.asarray() or "
+    " Mixed lists, objects and iterators are passed to the model unconverted: use np.asarray() or "
     ".to_numpy() to pass an array, which becomes a tensor."
 )
 

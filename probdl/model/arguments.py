@@ -92,19 +92,22 @@ def cast_argument(x: Any, dtype: torch.dtype, what: str) -> Any:
 
 def _from_array(x: Any, what: str) -> Tensor:
     """Copy anything that NumPy reads as an array into a new tensor."""
+    nullable = getattr(getattr(x, "dtype", None), "kind", "") in "biuf" and hasattr(x, "isna")
+    if nullable and x.isna().any():  # pandas' NA, which NumPy keeps as an object
+        x = x.to_numpy(np.float64, na_value=np.nan)
     array = np.asarray(x)
     if np.ma.isMaskedArray(x) and np.ma.getmaskarray(x).any():
         raise DataError(
-            f"{what} is a masked array, which torch does not support. Fill it with finite numbers, "
-            "pass the mask as another argument, and exclude those elements with poutine.mask."
+            f"{what} is a masked array, which torch does not support. Observed data: pass "
+            "x.filled(np.nan) with infer(..., missing='mask'). Others: fill it with numbers and "
+            "exclude those elements with poutine.mask."
         )
     if array.dtype.kind == "f" and array.dtype.itemsize > 8:  # long double
         array = array.astype(np.float64)
     if array.dtype.kind not in "biuf":
         raise DataError(
-            f"{what} is an array of dtype {array.dtype}, which torch does not support. Encode "
-            "categories as integers and drop text; convert numbers stored as objects with "
-            ".astype(float)."
+            f"{what} is an array of dtype {array.dtype}, which torch does not support. Convert "
+            "numbers stored as texts or objects with .astype(float); wrap labels in pd.Categorical()."
         )
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:  # torch has few operations on these
         if array.size and array.max() > _INT64_MAX:
@@ -141,8 +144,9 @@ def check_finite(tensor: Tensor, what: str) -> None:
     index = tuple(bad.nonzero()[0].tolist())
     raise DataError(
         f"{what}: {int(bad.sum())} of {bad.numel()} values are NaN or infinite (first: index "
-        f"{format_index(index)} = {tensor[index].item()}). Drop them, or replace them by a finite "
-        "number and exclude those elements with poutine.mask."
+        f"{format_index(index)} = {tensor[index].item()}). Drop them, replace them by a finite "
+        "number and exclude those elements with poutine.mask, or leave out missing observations by "
+        "infer(..., missing='mask')."
     )
 
 

@@ -36,6 +36,10 @@ def is_deterministic(msg: Any) -> bool:
     return bool(msg["is_observed"]) and unscored and isinstance(base_distribution(fn), dist.Delta)
 
 
+NAN_MASKED = (dist.NanMaskedNormal, dist.NanMaskedMultivariateNormal)
+"""Distributions that leave out what is NaN."""
+
+
 def combined_mask(node: Any) -> Tensor:
     """Return the mask of a site, from ``poutine.mask`` and from its distribution.
 

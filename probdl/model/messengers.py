@@ -17,7 +17,12 @@ from torch.utils._pytree import tree_map
 
 from probdl.errors import DataError
 from probdl.model.arguments import check_dense
-from probdl.model.distributions import base_distribution, combined_mask
+from probdl.model.distributions import (
+    NAN_MASKED,
+    base_distribution,
+    combined_mask,
+    is_deterministic,
+)
 
 __all__ = [
     "CastObservations",
@@ -76,12 +81,16 @@ class CastObservations(Messenger):
     Args:
         dtype: the dtype.
         fills: by site, an event that takes the place of masked ones, which may be NaN.
+        masks_missing: whether to mask observations that are NaN.
     """
 
-    def __init__(self, dtype: torch.dtype, fills: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, dtype: torch.dtype, fills: Mapping[str, Tensor], *, masks_missing: bool = False
+    ) -> None:
         super().__init__()
         self.dtype = dtype
         self.fills = fills
+        self.masks_missing = masks_missing
 
     def _pyro_sample(self, msg: Any) -> None:
         value = msg["value"]
@@ -103,9 +112,25 @@ class CastObservations(Messenger):
         )
         if value.is_floating_point() or is_binary:
             value = value.to(self.dtype)
+        if self.masks_missing and value.is_floating_point() and not is_deterministic(msg):
+            _mask_missing(msg, value.isnan())
         if (fill := self.fills.get(msg["name"])) is not None:
             value = torch.where(combined_mask(msg), value, fill)
         msg["value"] = value
+
+
+def _mask_missing(msg: Any, missing: Tensor) -> None:
+    """Mask elements of an observed site, or whole events of a multivariate distribution."""
+    fn = msg["fn"]
+    if isinstance(base_distribution(fn), (dist.Unit, *NAN_MASKED)):
+        return
+    if fn.event_dim and base_distribution(fn).event_dim == 0 and isinstance(fn, dist.Independent):
+        base = fn.base_dist
+        wide = base.expand(torch.broadcast_shapes(base.batch_shape, missing.shape))
+        msg["fn"] = dist.Independent(wide.mask(~missing), fn.reinterpreted_batch_ndims)
+        return
+    kept = ~(missing.flatten(-fn.event_dim).any(-1) if fn.event_dim else missing)
+    msg["mask"] = kept if msg["mask"] is None else msg["mask"] & kept
 
 
 class ParallelEnumeration(Messenger):

@@ -17,6 +17,7 @@ from torch.distributions import constraints
 from probdl.errors import DataError
 from probdl.model.arguments import check_finite, format_index
 from probdl.model.distributions import (
+    NAN_MASKED,
     base_distribution,
     combined_mask,
     distribution_name,
@@ -27,7 +28,6 @@ from probdl.model.program import Program
 __all__ = ["check_observed", "fill_of", "scored_elements", "vectorized_plates"]
 
 SERIES = (HiddenMarkovModel, MissingDataDiscreteHMM)
-NAN_MASKED = (dist.NanMaskedNormal, dist.NanMaskedMultivariateNormal)
 
 
 def check_observed(program: Program, node: Any, other: Any) -> None:
@@ -90,7 +90,7 @@ def check_observed(program: Program, node: Any, other: Any) -> None:
     )
 
 
-def fill_of(node: Any, *, always: bool = False) -> Tensor | None:
+def fill_of(node: Any, *, always: bool = False, masked: bool = False) -> Tensor | None:
     """Return an observed event that may stand for masked ones that are NaN; None if none is NaN.
 
     Where the log density of NaN is masked, its gradient would still be NaN.
@@ -98,6 +98,10 @@ def fill_of(node: Any, *, always: bool = False) -> Tensor | None:
     Args:
         node: an observed site.
         always: whether to return one if no value is NaN, but some are masked.
+        masked: whether values that are NaN are masked in any case.
+
+    Raises:
+        DataError: they are, and a part of a multivariate event is NaN.
     """
     fn, value = node["fn"], node["value"]
     unscored = is_deterministic(node) or isinstance(base_distribution(fn), dist.Unit)
@@ -105,10 +109,20 @@ def fill_of(node: Any, *, always: bool = False) -> Tensor | None:
         return None
     missing = value.isnan()
     events = (missing.flatten(-fn.event_dim).any(-1) if fn.event_dim else missing).reshape(-1)
-    if not (events.any() or always) or missing.all() or combined_mask(node).all():
+    if not (events.any() or always) or missing.all():
         return None
+    if not masked and combined_mask(node).all():
+        return None
+    elementwise = base_distribution(fn).event_dim == 0  # in to_event()
+    if masked and not elementwise:
+        whole = missing.flatten(-fn.event_dim).all(-1).reshape(-1)
+        if not torch.equal(events, whole):
+            raise DataError(
+                f"Site '{node['name']}': a part of some observations is missing, and "
+                f"{distribution_name(fn)} has no density of the rest. For a MultivariateNormal, "
+                "use dist.NanMaskedMultivariateNormal; otherwise leave these rows out."
+            )
     if events.all():
-        elementwise = base_distribution(fn).event_dim == 0  # in to_event()
         return value[~missing][0].detach().clone() if elementwise else None
     rows = value.reshape(len(events), *value.shape[value.ndim - fn.event_dim :])
     return rows[~events][0].detach().clone()

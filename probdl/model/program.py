@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -33,6 +34,7 @@ from probdl.model.callables import (
     runnable,
     signature,
 )
+from probdl.model.encoding import Encoding, encode, is_raw
 from probdl.model.loader import LoaderRows
 from probdl.model.messengers import (
     CastObservations,
@@ -61,7 +63,12 @@ class Program:
     a method that trains on minibatches reads the others from ``loader``, and figures of all the
     data are computed part by part (``model/streaming.py``).
 
+    Texts and categoricals become codes. Lists of numbers and tables become arrays with ``raw``, and
+    are passed to the model as they are otherwise; see :func:`~probdl.model.sites.prepared`.
+
     Attributes:
+        masks_missing: whether observations that are NaN are left out of the density.
+        encodings: how arguments that are categories or tables became numbers, by name.
         loader: the source of all rows; None if the arguments are all the data.
         minibatch: whether the arguments may be a part of the rows, so that a plate of all rows,
             ``plate("data", N, subsample_size=len(x))``, holds those of the arguments.
@@ -74,8 +81,13 @@ class Program:
         kwargs: Any = None,
         *,
         dtype: torch.dtype = torch.float64,
+        raw: bool = False,
+        masks_missing: bool = False,
     ) -> None:
         model = runnable(model)
+        self.encodings: dict[str, Encoding] = {}
+        self.raw = raw
+        self.masks_missing = masks_missing
         self.loader: LoaderRows | None = None
         self.signature = signature(model)
         if len(args) == 1 and isinstance(args[0], DataLoader) and not kwargs:
@@ -95,7 +107,15 @@ class Program:
 
     def to(self, dtype: torch.dtype) -> Program:
         """Return the same program in another dtype, made from the caller's own objects."""
-        other = Program(self.original, self.args, self.kwargs, dtype=dtype)
+        other = Program(
+            self.original,
+            self.args,
+            self.kwargs,
+            dtype=dtype,
+            raw=self.raw,
+            masks_missing=self.masks_missing,
+        )
+        other.encodings = dict(self.encodings)
         other.loader, other.minibatch = self.loader, self.minibatch
         other.fills = {name: fill.to(dtype) for name, fill in self.fills.items()}
         other.used = self.used
@@ -152,6 +172,7 @@ class Program:
                 "as the model's own arguments. Give arguments that hold only observed data the "
                 "default None, so that they can be omitted for prediction."
             ) from None
+        bound.arguments.update(self._encoded(bound.arguments))
         for name, value in bound.arguments.items():
             cast = functools.partial(
                 cast_argument, dtype=self.dtype, what=f"Argument '{name}' of the model"
@@ -165,6 +186,39 @@ class Program:
                 ) from None
         self.args, self.kwargs = bound.args, bound.kwargs
         self.arguments: dict[str, Any] = dict(bound.arguments)
+
+    def _encoded(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Encode categories and, with ``raw``, tables and lists; keep how in ``encodings``."""
+        known, self.encodings = self.encodings, {}
+        before: dict[str, Any] = getattr(self, "arguments", {})
+        found: dict[str, Any] = {}
+        for argument, given in arguments.items():
+            kind = self.signature.parameters[argument].kind
+            parts = {argument: given}
+            if kind is inspect.Parameter.VAR_POSITIONAL:
+                parts = {f"{argument}[{i}]": value for i, value in enumerate(given)}
+            elif kind is inspect.Parameter.VAR_KEYWORD:
+                parts = dict(given)
+            for name, value in parts.items():
+                encoding = known.get(name)
+                if not isinstance(value, Tensor):
+                    what = f"Argument '{name}' of the model"
+                    raw = self.raw or isinstance(before.get(name), Tensor)
+                    parts[name], encoding = encode(value, encoding, what, raw=raw)
+                if encoding is not None:
+                    self.encodings[name] = encoding
+            if kind is inspect.Parameter.VAR_POSITIONAL:
+                found[argument] = tuple(parts.values())
+            else:
+                found[argument] = parts if kind is inspect.Parameter.VAR_KEYWORD else parts[name]
+        return found
+
+    def has_raw(self) -> bool:
+        """Return whether an argument is a list or a table that the model was given as it is."""
+        packed = (tuple, dict)  # of *args and **kwargs
+        given = self.arguments.values()
+        parts = [p for v in given for p in (v if isinstance(v, packed) else (v,))]
+        return not self.raw and any(is_raw(part) for part in parts)
 
     def with_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Program:
         """Return the same program on other arguments."""
@@ -287,7 +341,7 @@ class Program:
             model = poutine.block(model, hide_fn=lambda msg: bool(msg.get("is_observed")))
         model = FreshTransforms()(ParallelEnumeration()(model))
         model = self.reduced(model)
-        model = CastObservations(self.dtype, self.fills)(model)
+        model = CastObservations(self.dtype, self.fills, masks_missing=self.masks_missing)(model)
         if self.minibatch:
             model = MinibatchPlates()(model)
         for messenger in messengers:
@@ -312,7 +366,11 @@ class Program:
     def explain(self, error: Exception) -> ModelError:
         """Return an error that says where the model failed, on which data, and what to try."""
         explained = explain_failure(error, self.name, self.arguments, self.named_data())
-        return ModelError(f"{explained}{self.row_advice}") if "plate" in str(error) else explained
+        advice = self.row_advice if "plate" in str(error) else ""
+        for name, encoding in self.encodings.items():
+            if encoding.kind == "categories":
+                advice += f" The texts in '{name}' became codes from 0."
+        return ModelError(f"{explained}{advice}") if advice else explained
 
     @property
     def row_advice(self) -> str:

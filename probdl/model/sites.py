@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import types
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributions import Transform, biject_to, constraints, transform_to
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from probdl.errors import ModelError
+from probdl.errors import ModelError, ProbdlError
 from probdl.model.callables import owner_module
 from probdl.model.dependence import Dependence
 from probdl.model.distributions import base_distribution, distribution_name, is_deterministic
@@ -46,6 +46,7 @@ __all__ = [
     "discover",
     "is_discrete",
     "own_parameter",
+    "prepared",
     "scalar_labels",
     "unconstrained_shape",
 ]
@@ -237,6 +238,32 @@ def discover(program: Program) -> Structure:
         return _discover(program)
 
 
+def prepared(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    dtype: torch.dtype = torch.float64,
+    masks_missing: bool = False,
+) -> Program:
+    """Return a model with its arguments, whose lists and tables are arrays if it needs arrays.
+
+    A list may be data or a setting, such as the widths of layers, and a model may read a table by
+    itself: lists and tables stay as they are if the model runs with them.
+    """
+    options: dict[str, Any] = {"dtype": dtype, "masks_missing": masks_missing}
+    program = Program(model, args, kwargs, **options)
+    if not program.has_raw():
+        return program
+    try:
+        discover(program)
+    except ProbdlError as error:
+        if "KeyError" in str(error):  # the model reads a table, but not a column that it has
+            raise
+        return Program(model, args, kwargs, raw=True, **options)
+    return program
+
+
 def _discover(program: Program) -> Structure:
     traces = _two_traces(program)
     first, second = ({s.name: s for s in _sites(program, trace)} for trace in traces)
@@ -247,12 +274,15 @@ def _discover(program: Program) -> Structure:
     terms = _terms(program, first, traces[0])
     return Structure(
         {
-            name: replace(
-                _without_moving_transform(site, second[name]),
-                term=terms.get(name),
-                mask=_masked_in_both(site, second[name]),
-                computed=site.kind == "observed"
-                and not shares_data(site.value, second[name].value),
+            name: _without_imputed(
+                replace(
+                    _without_moving_transform(site, second[name]),
+                    term=terms.get(name),
+                    mask=_masked_in_both(site, second[name]),
+                    computed=site.kind == "observed"
+                    and not shares_data(site.value, second[name].value),
+                ),
+                second[name],
             )
             for name, site in first.items()
         },
@@ -276,7 +306,7 @@ def _two_traces(program: Program) -> list[Trace]:
     observed = [node for node in traces[0].nodes.values() if node.get("is_observed")]
     several = program.loader is not None  # later batches may contain NaN if the first does not
     found = {
-        str(node["name"]): fill_of(node, always=several)
+        str(node["name"]): fill_of(node, always=several, masked=program.masks_missing)
         for node in observed
         if not site_is_subsample(node)
     }
@@ -291,8 +321,17 @@ def _two_traces(program: Program) -> list[Trace]:
         if program.used:
             traces = list(itertools.islice(_traces(program), 2))
     if program.not_finite() and not any(_is_possible(program, trace) for trace in traces):
-        program.check_finite()
+        program.check_finite(_observed_arguments(program, observed))
     return traces
+
+
+def _observed_arguments(program: Program, observed: Iterable[Any]) -> list[str]:
+    """Return the arguments whose missing values may be those of observed sites that are masked."""
+    if not program.masks_missing:
+        return []
+    values = [np.asarray(node["value"]) for node in observed]
+    data = [(name, np.asarray(tensor)) for name, tensor in program.named_data()]
+    return [n for n, of in data if any(np.array_equal(of, v, equal_nan=True) for v in values)]
 
 
 def _is_possible(program: Program, trace: Trace) -> bool:
@@ -309,6 +348,21 @@ def _masked_in_both(site: Site, other: Site) -> Tensor | None:
     if site.mask is None or other.mask is None:
         return None
     return site.mask | other.mask
+
+
+def _without_imputed(site: Site, other: Site) -> Site:
+    """Return an observed site in which elements that are latent values do not count as observed.
+
+    They differ between two runs, and the others do not.
+    """
+    if not site.computed or site.value.shape != other.value.shape:
+        return site
+    known = site.value == other.value
+    if known.all() or not known.any():
+        return site
+    mask = known if site.mask is None else known & site.mask
+    events = mask.flatten(-site.event_dim).any(-1) if site.event_dim else mask
+    return replace(site, mask=mask, count=int(events.sum()))
 
 
 def _terms(program: Program, sites: Mapping[str, Site], trace: Trace) -> dict[str, Term]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from probdl.errors import ModelError
+from probdl.model.encoding import Encoding
 from probdl.model.program import Program
 
 __all__ = ["WithoutModel"]
@@ -27,6 +28,8 @@ class WithoutModel(Program):
         self.name = name
         self.arguments = dict(arguments)
         self.dtype = dtype
+        self.encodings: dict[str, Encoding] = {}
+        self.masks_missing = False
         self.loader = None
         self.minibatch = False
 

@@ -78,7 +78,11 @@ def compare(
         )
     for name, fit in fits.items():
         if not isinstance(fit, Fit):
-            raise SettingError(f"{name!r} is a {type(fit).__name__}; compare() takes fits.")
+            raise SettingError(
+                f"{name!r} is a {type(fit).__name__}; compare() takes fits, as infer() and load() "
+                "return them. Pass the fit instead of fit.idata, or use az.compare() for "
+                "containers of other packages."
+            )
     check_flag("compare", refit=refit)
     check_workers("compare", workers)
     check_progress("compare", progress)

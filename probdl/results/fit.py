@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -20,7 +20,9 @@ from probdl.findings import Finding, Findings
 from probdl.io.arrays import write_arrays
 from probdl.io.folders import folder_path
 from probdl.io.idata import (
+    dataset,
     dimensions,
+    escaped,
     good_k,
     labels,
     loo,
@@ -28,6 +30,7 @@ from probdl.io.idata import (
     summary,
     to_idata,
     variables,
+    with_group,
 )
 from probdl.io.saving import save
 from probdl.model import predictive, streaming
@@ -38,17 +41,27 @@ from probdl.model.program import Program
 from probdl.model.sites import Site, Structure, data_plate, discover
 from probdl.model.without_model import WithoutModel
 from probdl.results import display, table
+from probdl.results.container import (
+    as_numpy,
+    assemble,
+    data_groups,
+    of_observed,
+    predicted,
+    prior_groups,
+)
 from probdl.results.crossvalidation import CrossValidation, cross_validate
 from probdl.results.diagnostics import check_draws
 from probdl.results.discrete import draw_discrete
-from probdl.results.labels import Labels
+from probdl.results.labels import Labels, labels_at
 from probdl.results.loo import check_moment_matching, matched, warn_of_high_k
 from probdl.results.masking import put_back, without_masked, zero_masked
 from probdl.util.cached import cached
 from probdl.util.isolation import isolated, sheltered
 from probdl.util.lazy import pandas as pd
+from probdl.util.lazy import xarray as xr
 from probdl.util.seeds import stream
 from probdl.util.settings import check_flag, check_int
+from probdl.util.suggestions import suggest
 
 __all__ = ["Fit", "FittedBy", "LogPredictive", "as_numpy"]
 
@@ -66,6 +79,10 @@ _SAMPLE_STATS = (
     "reached_max_treedepth",
 )
 _PRIOR_DRAWS = 500
+# Groups of the container that are no attributes of the fit, and where they are.
+_GROUPS = {name: f"idata.{name}" for name in ("sample_stats", "observed_data", "constant_data")} | {
+    name: f"to_idata(prior=True).{name}" for name in ("prior", "prior_predictive")
+}
 
 
 class FittedBy(Protocol):
@@ -134,7 +151,7 @@ class Fit:
     seed: int
     findings: Sequence[Finding] = ()
     coords: Mapping[str, Any] = field(default_factory=dict)
-    dims: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    dims: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -173,21 +190,44 @@ class Fit:
             raise CapabilityError(
                 f"A fit by {self.method.name} has no {what}, which {name}() needs. {remedy}"
             )
+        if name in _GROUPS:
+            raise AttributeError(
+                f"A fit has no attribute {name!r}. It is a group of the ArviZ container: "
+                f"fit.{_GROUPS[name]}."
+            )
         # Python's own error, which may come from inside a property of this name.
         return object.__getattribute__(self, name)
 
     # -- reading the posterior ------------------------------------------------------------
 
-    def summary(self, **options: Any) -> pd.DataFrame:
+    def summary(
+        self,
+        var_names: str | Sequence[str] | None = None,
+        *,
+        kind: str = "all",
+        ci_prob: float | None = None,
+        ci_kind: str | None = None,
+        **options: Any,
+    ) -> pd.DataFrame:
         """Return a table with one row per scalar.
 
         For draws this is ArviZ's table (mean, sd, interval, Monte Carlo standard error, effective
         sample size, R-hat). For a point estimate it has the estimate, its standard error and its
         Wald interval; of a network without standard errors it has one row for each layer, with the
-        shape, the mean and the standard deviation of its weights. The table is computed once.
+        shape, the mean and the standard deviation of its weights. Arguments and columns are those
+        of ArviZ 1, also under ArviZ 0.x.
 
         Args:
-            options: passed to ``arviz.summary``.
+            var_names: the sites; None means all.
+            kind: ``"all"``, ``"stats"`` or ``"diagnostics"``, also with ``_median`` at the end.
+            ci_prob: the probability of the interval; None means 0.89, or as set in ArviZ 1. A
+                point estimate has 95% intervals.
+            ci_kind: ``"eti"`` (equal tails, the default) or ``"hdi"`` (highest density).
+            options: passed to ``arviz.summary``; ``hdi_prob=p`` stands for
+                ``ci_prob=p, ci_kind="hdi"``.
+
+        Raises:
+            SettingError: there is no such site, or ArviZ rejects an option.
 
         Example:
             >>> import numpy as np, probdl
@@ -197,14 +237,27 @@ class Fit:
             >>> fit.summary().index.tolist()
             ['mu']
         """
-        if options and not self.is_point:
+        given = {"ci_prob": ci_prob, "ci_kind": ci_kind} | options
+        given = {name: value for name, value in given.items() if value is not None}
+        if kind != "all":
+            given["kind"] = kind
+        if var_names is not None and "filter_vars" in given:
+            given["var_names"] = var_names
+        elif var_names is not None:
+            names = self._selected([var_names] if isinstance(var_names, str) else var_names)
+            if self.is_point:
+                return self._point_summary(None, names)
+            given["var_names"] = [
+                name if name in self._posterior.posterior else escaped(name) for name in names
+            ]
+        if given and not self.is_point:
             try:
-                return summary(self._posterior, **options)
+                return summary(self._posterior, **given)
             except Exception as error:  # ArviZ checks its arguments late, and in its own ways
                 reason = str(error).partition("\n")[0]
-                given = ", ".join(f"{name}={value!r}" for name, value in options.items())
+                call = ", ".join(f"{name}={value!r}" for name, value in given.items())
                 raise SettingError(
-                    f"summary({given}) failed in ArviZ: {type(error).__name__}: {reason}. Its "
+                    f"summary({call}) failed in ArviZ: {type(error).__name__}: {reason}. Its "
                     "options are those of arviz.summary."
                 ) from error
         return self._full_summary.copy()
@@ -215,10 +268,30 @@ class Fit:
             return summary(self._posterior)
         return self._point_summary(None)
 
-    def _point_summary(self, limit: int | None) -> pd.DataFrame:
+    def _selected(self, names: Sequence[str]) -> list[str]:
+        """Return the sites that these names select, of which ``~name`` leaves one out.
+
+        Raises:
+            SettingError: the fit has no such site.
+        """
+        left_out = [name[1:] for name in names if name.startswith("~")]
+        for name in (*left_out, *(name for name in names if not name.startswith("~"))):
+            if name not in self.draws:
+                raise SettingError(f"The fit has no site {name!r}: {suggest(name, self.draws)}.")
+        if left_out:
+            return [name for name in self.draws if name not in left_out]
+        return list(names)
+
+    def _point_summary(
+        self, limit: int | None, names: Collection[str] | None = None
+    ) -> pd.DataFrame:
         """Return the first rows of the table of a point estimate; all with None."""
         networks = table.layers(self.structure, self.draws, self.stats)
-        labels = self._scalar_names(limit, set(networks))
+        hidden = set(networks)
+        if names is not None:
+            hidden |= {name for name in self.draws if name not in names}
+            networks = {name: of for name, of in networks.items() if name in names}
+        labels = self._scalar_names(limit, hidden)
         left = None if limit is None else max(0, limit - sum(map(len, labels.values())))
         estimates = {name: self.draws[name][0, 0] for name in labels}
         shown = dict(itertools.islice(networks.items(), left))
@@ -264,6 +337,33 @@ class Fit:
             left = None if left is None else left - len(found[name])
         return found
 
+    @property
+    def posterior(self) -> Any:
+        """The draws as a labelled dataset: the group ``posterior`` of ``idata``.
+
+        ``fit["mu"]`` is its variable ``mu``, an ``xarray.DataArray``.
+
+        Example:
+            >>> import numpy as np, probdl
+            >>> from probdl.models import normal_normal
+            >>> sigma, y = np.ones(3), np.array([1.0, 2.0, 3.0])
+            >>> fit = probdl.infer(normal_normal, sigma, y, method="laplace", seed=1)
+            >>> fit["mu"].dims, [*fit.posterior.data_vars]
+            (('chain', 'draw'), ['mu'])
+        """
+        return dataset(self._posterior, "posterior")
+
+    def __getitem__(self, name: str) -> Any:
+        """Return the draws of a site as an ``xarray.DataArray``; see :attr:`posterior`."""
+        if not isinstance(name, str) or name not in self.draws:
+            raise KeyError(f"The fit has no site {name!r}: {suggest(str(name), self.draws)}.")
+        held = self.posterior
+        return held[name if name in held else escaped(name)]
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names of the sites."""
+        return iter(self.draws)
+
     @cached
     def idata(self) -> Any:
         """The fit as an ArviZ container: ``InferenceData`` (0.x) or ``DataTree`` (1.x).
@@ -288,13 +388,20 @@ class Fit:
         return self.to_idata()
 
     @sheltered()
-    def to_idata(self, *, prior: int | bool = False, predictive: bool = True) -> Any:
-        """Return the ArviZ container, optionally with draws from the prior.
+    def to_idata(
+        self,
+        *,
+        prior: int | bool = False,
+        predictive: bool = True,
+        predictions: xr.Dataset | None = None,
+    ) -> Any:
+        """Return the ArviZ container, optionally with draws from the prior, and predictions.
 
         Args:
             prior: number of draws from the prior and the prior predictive; True means 500.
             predictive: whether to add the log likelihood and the posterior predictive, which have
                 one number per observation and draw.
+            predictions: what :meth:`predictions` returned, for the group of this name.
 
         Example:
             >>> import numpy as np, probdl
@@ -326,39 +433,18 @@ class Fit:
             groups[group] = (
                 self._scores_without_masked(own, 2)
                 if group == "log_likelihood"
-                else self._without_masked(own, 2)
+                else of_observed(self.whole.sites, own, 2)
             )
         if prior is not False:
-            groups |= self._prior(_PRIOR_DRAWS if prior is True else prior)
-        data = {s.name: as_numpy(s.value) for s in observed}
-        groups["observed_data"] = self._without_masked(data, 0)
-        constant = dict(streaming.data(self.program, self.structure))
-        groups["constant_data"] = {
-            k: as_numpy(v)
-            for k, v in constant.items()
-            if not any(v.shape == s.value.shape and torch.equal(v, s.value) for s in observed)
-        }
-        return self._to_idata(groups)
-
-    def _prior(self, count: int) -> dict[str, dict[str, Array]]:
-        with isolated(stream(self.seed, "prior")):
-            values = streaming.sample_prior(self.program, self.structure, count)
-        arrays = {name: as_numpy(value)[None] for name, value in values.items()}
-        names = {s.name for s in self.structure.of("observed")}
-        return {
-            "prior": {k: v for k, v in arrays.items() if k not in names},
-            "prior_predictive": self._without_masked(
-                {k: v for k, v in arrays.items() if k in names}, 2
-            ),
-        }
-
-    def _without_masked(self, arrays: Mapping[str, Array], lead: int) -> dict[str, Array]:
-        """Drop masked observations from the arrays of observed sites."""
-        sites = self.whole.sites
-        return {
-            name: without_masked(sites[name], array, lead) if name in sites else array
-            for name, array in arrays.items()
-        }
+            with isolated(stream(self.seed, "prior")):
+                groups |= prior_groups(
+                    self.program,
+                    self.structure,
+                    self.whole,
+                    _PRIOR_DRAWS if prior is True else prior,
+                )
+        groups |= data_groups(self.program, self.structure, self.whole)
+        return with_group(self._to_idata(groups), "predictions", predictions)
 
     def _scores_without_masked(self, points: Mapping[str, Array], lead: int) -> dict[str, Array]:
         """Drop masked observations from pointwise log likelihoods."""
@@ -423,34 +509,23 @@ class Fit:
         return found
 
     def _to_idata(self, groups: Mapping[str, Mapping[str, Array]]) -> Any:
-        labels = self._labels
-        coords = labels.coords
-        dims: dict[str, list[str | None]] = dict(labels.sites)
-        terms = {s.name: s for s in self.whole.terms()} if {*groups} - {"posterior"} else {}
-        for name, site in terms.items():
-            dims[name] = labels.without_masked(site, dims[name], f"{name}_observed", coords)
         scores = self.observations if groups.get("log_likelihood") else {}
-        pooled = {name: site for name, site in scores.items() if site is not terms.get(name)}
-        own = {}
-        if pooled:
-            own["log_likelihood"] = self._pooled_dims(pooled, coords)
-        if data := groups.get("constant_data"):
-            named = Labels(self.whole, self.dims, self.coords).of_data(
-                {name: array.shape for name, array in data.items()}
-            )
-            own["constant_data"] = dict(named.values())
-            groups = {**groups, "constant_data": {named[n][0]: v for n, v in data.items()}}
-        return to_idata(groups, dims=dims, coords=coords, group_dims=own)
+        stored = isinstance(self.program, WithoutModel)  # then the container has the dimensions
+        return assemble(
+            groups,
+            self._labels,
+            self.structure if {*groups} == {"posterior"} else self.whole,
+            scores=scores,
+            pooled_dims=self._stored_dims if stored else None,
+        )
 
-    def _pooled_dims(
+    def _stored_dims(
         self, pooled: Mapping[str, Site], coords: dict[str, Any]
     ) -> dict[str, list[str | None]]:
-        """Return the dimensions of log likelihoods of several elements; add their labels."""
-        if isinstance(self.program, WithoutModel):  # the dimensions of the saved container
-            names = {dim for site in pooled.values() for dim in site.dims}
-            coords |= {n: v for n, v in labels(self.idata).items() if n in names}
-            return {name: list(site.dims) for name, site in pooled.items()}
-        return self._labels.pooled(pooled, coords)
+        """Return the dimensions of log likelihoods in the saved container; add their labels."""
+        names = {dim for site in pooled.values() for dim in site.dims}
+        coords |= {n: v for n, v in labels(self.idata).items() if n in names}
+        return {name: list(site.dims) for name, site in pooled.items()}
 
     @cached
     def _labels(self) -> Labels:
@@ -515,7 +590,8 @@ class Fit:
                 )
             plate, size = data_plate(self.program, self.structure)
             fresh = [plate] if num_samples != size else []
-            return self._sample(self._rows(num_samples), out, self._elements(fresh=fresh))
+            rows = self._rows(num_samples)
+            return self._sample(rows, out, self._elements(self.program, fresh=fresh))
         if not args and not kwargs and not coords:
             if out is not None and self.program.loader is not None:
                 raise SettingError(
@@ -527,7 +603,64 @@ class Fit:
         if args or kwargs:
             program = self.program.with_arguments(args, kwargs)
             program.check_finite(exempt=self.program.not_finite())
-        return self._sample(program, out, self._elements(coords))
+        return self._sample(program, out, self._elements(program, coords))
+
+    def predictions(
+        self,
+        *args: Any,
+        num_samples: int | None = None,
+        coords: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> xr.Dataset:
+        """Return the draws of ``predict`` as a labelled ``xarray.Dataset``.
+
+        Dimensions have the names of the plates, as in ``idata``. Rows are labelled by ``coords``,
+        and groups those of the fit. ``fit.to_idata(predictions=dataset)`` adds the dataset to the
+        container as ArviZ's group ``predictions``.
+
+        Args:
+            args: the model's arguments, see :meth:`predict`.
+            num_samples: number of rows to draw if no arguments are given.
+            coords: labels at these arguments by dimension. Labels of dimensions that have labels in
+                the fit are also matched with them.
+            kwargs: the model's keyword arguments.
+
+        Returns:
+            A dataset with the dimensions (chain, draw, *dimensions of the site) for each site.
+
+        Raises:
+            SettingError: there is no such dimension, or it has another length.
+
+        Example:
+            >>> import numpy as np, probdl
+            >>> from probdl.models import linear_regression
+            >>> x = np.random.default_rng(0).normal(size=(30, 2))
+            >>> y = np.random.default_rng(1).normal(size=30)
+            >>> fit = probdl.infer(linear_regression, x, y, method="laplace", seed=1)
+            >>> days = fit.predictions(np.zeros((2, 2)), coords={"obs": ["Mon", "Tue"]})
+            >>> days["y"].sel(obs="Tue").dims
+            ('chain', 'draw')
+        """
+        check_labels("predictions", coords)
+        given = dict(coords or {})
+        program, structure = self._at(args, kwargs)
+        matched_labels = {dim: of for dim, of in given.items() if dim in self.coords}
+        draws = self.predict(
+            *args, num_samples=num_samples, coords=matched_labels or None, **kwargs
+        )
+        labels = self._labels_at(program, structure, given, fresh=num_samples is not None)
+        return predicted(draws, labels, given)
+
+    def _labels_at(
+        self, program: Program, structure: Structure, given: Mapping[str, Any], *, fresh: bool
+    ) -> Labels:
+        """Return the names and labels of dimensions of the model at other arguments."""
+        coords = dict(self.coords)
+        if program is not self.program or fresh:  # the rows are others
+            rows = self._elements(self.program).rows
+            coords = {dim: of for dim, of in coords.items() if dim not in rows}
+            coords |= labels_at(program, self.program, self.dims, self.coords)
+        return Labels(structure, self.dims, coords | dict(given))
 
     @sheltered()
     def posterior_predictive(self) -> dict[str, Array]:
@@ -594,7 +727,7 @@ class Fit:
         program, structure = self._at(args, kwargs)
         with isolated(stream(self.seed, "discrete")):
             drawn = draw_discrete(
-                program, structure, self.tensors(), self._elements(coords), num_samples
+                program, structure, self.tensors(), self._elements(program, coords), num_samples
             )
         arrays = {name: as_numpy(value) for name, value in drawn.items()}
         lead = (1, -1) if num_samples or self.is_point else (self.num_chains, self.num_draws)
@@ -632,9 +765,16 @@ class Fit:
             ) from None
 
     def _elements(
-        self, coords: Mapping[str, Any] | None = None, *, fresh: Sequence[str] = ()
+        self,
+        program: Program,
+        coords: Mapping[str, Any] | None = None,
+        *,
+        fresh: Sequence[str] = (),
     ) -> Elements:
-        """Return how the elements at other arguments match those of this fit."""
+        """Return how the elements of the model at other arguments match those of this fit."""
+        if program is not self.program and program.encodings:
+            own = labels_at(program, self.program, self.dims, self.coords)
+            coords = own | dict(coords or {})
         return Elements(
             self.structure,
             dims=self._labels.sites,
@@ -649,7 +789,7 @@ class Fit:
         out: str | os.PathLike[str] | None = None,
         elements: Elements | None = None,
     ) -> dict[str, Array]:
-        elements = elements or self._elements()
+        elements = elements or self._elements(program)
         with isolated(stream(self.seed, "predictive")):
             draws = self.tensors()
             discrete = self.structure.of("discrete")
@@ -846,7 +986,7 @@ class Fit:
                 f"The model '{program.name}' observes no site at these arguments, so there is "
                 "nothing to score. Pass the observed data too, or use predict()."
             )
-        return self._score(program, structure, self._elements(coords))
+        return self._score(program, structure, self._elements(program, coords))
 
     def _score(self, program: Program, structure: Structure, elements: Elements) -> LogPredictive:
         with isolated(stream(self.seed, "score")):
@@ -1027,8 +1167,3 @@ class Fit:
         return display.as_html(
             self.program.name, repr(self.method), facts, *self._summary_head, self.diagnose()
         )
-
-
-def as_numpy(x: Tensor) -> Array:
-    """Return a tensor as an array on the CPU, without its gradient."""
-    return np.asarray(x.detach().resolve_conj().cpu().numpy())

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from probdl.errors import SettingError
+import torch
+
+from probdl.errors import ProbdlError, SettingError
 from probdl.io.idata import unclashed
 from probdl.model.elements import check_labels
-from probdl.model.sites import Site, Structure
+from probdl.model.encoding import Encoding
+from probdl.model.program import Program
+from probdl.model.sites import Site, Structure, discover
 from probdl.results.masking import kept_labels
 from probdl.util.cached import cached
 from probdl.util.suggestions import did_you_mean
 
-__all__ = ["Labels", "check_names"]
+__all__ = ["Labels", "checked_labels", "labels_at"]
 
 Dims = dict[str, list[str | None]]
 
@@ -47,7 +52,9 @@ class Labels:
         own = {name: list(of) for name, of in self.own_dims.items() if name in sites}
         return unclashed({s.name: s.dims for s in sites.values()}, [*sites]) | own
 
-    def of_data(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[str, list[str | None]]]:
+    def of_data(
+        self, shapes: Mapping[str, Sequence[int]]
+    ) -> dict[str, tuple[str, list[str | None]]]:
         """Return the names and dimensions of data by argument.
 
         A name yields to a dimension with this name. Dimensions of another size are left out.
@@ -65,7 +72,8 @@ class Labels:
         for name, shape in shapes.items():
             along = plates.get(shape[0], set()) if shape else set()
             default: list[str | None] = [*along] if len(along) == 1 else []
-            given = [*self.own_dims.get(name, default)][: len(shape)]
+            pairs = itertools.zip_longest(self.own_dims.get(name, ()), default)
+            given = [own if own is not None else dim for own, dim in pairs]
             found[name] = [
                 dim if dim is not None and sizes.get(dim, size) == size else None
                 for dim, size in zip(given, shape, strict=False)
@@ -136,23 +144,136 @@ class Labels:
         return [kept, *dims[batch:]]
 
 
-def check_names(
+def checked_labels(
+    program: Program, dims: Mapping[str, Sequence[str]] | None, coords: Mapping[str, Any] | None
+) -> tuple[dict[str, Sequence[str | None]], dict[str, Any]]:
+    """Check the names and labels of dimensions, and add those that come with the data.
+
+    Args:
+        program: the model with its data.
+        dims: the names that the user gave, by site or argument.
+        coords: the labels that the user gave, by dimension.
+
+    Returns:
+        The names and the labels.
+
+    Raises:
+        SettingError: they do not fit the model.
+    """
+    if dims is None and coords is None and not program.encodings:
+        return {}, {}
+    structure = discover(program)
+    data = {name: tuple(value.shape) for name, value in program.named_data()}
+    dims, coords = {} if dims is None else dims, {} if coords is None else coords
+    _check_names(structure, data, dims, coords)
+    own_dims, own_coords = _labels_of_data(program, structure)
+    return {**own_dims, **dims}, own_coords | dict(coords)
+
+
+def _labels_of_data(
+    program: Program, structure: Structure
+) -> tuple[dict[str, Sequence[str | None]], dict[str, Any]]:
+    """Return the names of dimensions, and their labels, that come with categories and tables.
+
+    The labels are those of the axes that grow if the data have one more category or column. If
+    the model does not run with one more, they are those of a plate with the argument's name.
+    """
+    dims: dict[str, list[str | None]] = {}
+    coords: dict[str, Any] = {}
+    for name, encoding in program.encodings.items():
+        size = len(encoding.labels)
+        grown = _grown(program, name, encoding)
+        for site in structure.sites.values():
+            more = grown.get(site.name, site.shape)
+            for axis, (dim, now) in enumerate(zip(site.dims, site.shape, strict=True)):
+                named = dim is not None and _is_named_after(dim, name) and now == size
+                if more[axis : axis + 1] != (size + 1,) and not (named and not grown):
+                    continue
+                label = dim or (f"{name}_column" if encoding.kind == "columns" else name)
+                if dim is None:
+                    if label in structure.sites:
+                        continue
+                    dims.setdefault(site.name, [*site.dims])[axis] = label
+                coords[label] = list(encoding.labels)[:now]
+        if encoding.kind == "columns" and f"{name}_column" not in structure.sites:
+            plates = [d for d, labels in coords.items() if labels == list(encoding.labels)]
+            columns = plates[0] if plates else f"{name}_column"
+            dims[name] = [None, columns]
+            coords.setdefault(columns, list(encoding.labels))
+    return {**dims}, coords
+
+
+def labels_at(
+    program: Program, fitted: Program, dims: Mapping[str, Any], coords: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return labels at other arguments that come with their categories, by dimension.
+
+    Args:
+        program: the model at the other arguments.
+        fitted: the model with the data of the fit.
+        dims: the names of dimensions of the fit, by site or argument.
+        coords: the labels of the fit, by dimension.
+    """
+    known = {n: e.labels for n, e in fitted.encodings.items() if e.kind == "categories"}
+    found: dict[str, Any] = {}
+    if not known.keys() & program.encodings.keys():
+        return found
+    sizes = Labels(discover(program), dims, {}).sizes
+    for name, labels in known.items():
+        now = program.encodings[name].labels if name in program.encodings else labels
+        for dim, held in coords.items():
+            size = sizes.get(dim, 0)
+            if [*held] == [*labels][: len(held)] and 0 < size <= len(now):
+                found[dim] = [*now][:size]
+    return found
+
+
+def _grown(program: Program, name: str, encoding: Encoding) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the sites with one more category or column; empty if that fails."""
+    size = len(encoding.labels)
+    values = dict(program.arguments)
+    if name not in values:  # in *args or **kwargs
+        return {}
+    data = values[name].clone()
+    if encoding.kind == "columns":
+        data = torch.cat([data, data[:, :1]], 1)
+    else:
+        data[0] = size
+    counts = {n: v + 1 for n, v in values.items() if type(v) is int and v == size}
+    for extra in ({}, counts) if counts else ({},):
+        bound = program.signature.bind_partial()
+        bound.arguments.update(values | {name: data} | extra)
+        try:
+            sites = discover(program.with_arguments(bound.args, bound.kwargs)).sites
+        except ProbdlError:
+            continue
+        return {n: site.shape for n, site in sites.items()}
+    return {}
+
+
+def _is_named_after(plate: str, argument: str) -> bool:
+    """Return whether a plate has the name of an argument, such as firms, firm and firm_idx.
+
+    >>> _is_named_after("firms", "firm_idx"), _is_named_after("year", "firm")
+    (True, False)
+    """
+
+    def stem(name: str) -> str:
+        name = name.lower()
+        for end in ("_index", "_idx", "_code", "_codes", "_id", "_ids", "_plate"):
+            name = name.removesuffix(end)
+        return name.removesuffix("s")
+
+    return stem(plate) == stem(argument)
+
+
+def _check_names(
     structure: Structure,
     data: Mapping[str, Sequence[int]],
     dims: Mapping[str, Sequence[str]],
     coords: Mapping[str, Any],
 ) -> None:
-    """Check that dims name sites or data of the model, and that coords fit its dimensions.
-
-    Args:
-        structure: the sites of the model.
-        data: the shapes of the data among its arguments, by name.
-        dims: names of dimensions, by site or argument.
-        coords: labels, by dimension.
-
-    Raises:
-        SettingError: they do not.
-    """
+    """Raise SettingError unless dims name sites or data, and coords fit the dimensions."""
     if not isinstance(dims, Mapping):
         raise SettingError(
             f"dims= is a {type(dims).__name__}; it must be a dict, such as dims={{'y': ['time']}}."
@@ -178,12 +299,14 @@ def check_names(
     sizes: dict[str, dict[int, str]] = {}
     for name, names in named.items():
         for axis, size in enumerate(shapes[name]):
-            dim = names[axis] if axis < len(names) else None
-            sizes.setdefault(dim or f"{name}_dim_{axis}", {}).setdefault(size, name)
+            own = names[axis] if axis < len(names) else None
+            sizes.setdefault(own or f"{name}_dim_{axis}", {}).setdefault(size, name)
     for dim, found in sizes.items():
         if len(found) > 1 and any(dim in of for of in dims.values()):
             lengths = " and ".join(f"{size} in {name!r}" for size, name in found.items())
-            raise SettingError(f"dims= gives the name {dim!r} to axes of several lengths: {lengths}.")
+            raise SettingError(
+                f"dims= gives the name {dim!r} to axes of several lengths: {lengths}."
+            )
     for dim, labels in coords.items():
         if dim not in sizes:
             raise SettingError(

@@ -1,0 +1,175 @@
+"""Categories as codes and tables as matrices, with the labels that come with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from probdl.errors import DataError
+from probdl.util.suggestions import did_you_mean
+
+__all__ = ["Encoding", "encode", "is_raw"]
+
+
+# Of pandas and xarray, which are not imported here, and NumPy.
+_ARRAY_TYPES = ("Series", "Index", "StringArray", "DataArray", "ndarray", "list")
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How the values of an argument became numbers.
+
+    Attributes:
+        kind: ``"categories"``, whose codes are positions in ``labels``, or the ``"columns"`` of a
+            table.
+        labels: the categories or the names of the columns.
+    """
+
+    kind: Literal["categories", "columns"]
+    labels: tuple[Any, ...]
+
+
+def is_raw(value: Any) -> bool:
+    """Return whether a value is a list of numbers or texts, or a table: data, or a setting."""
+    if not isinstance(value, list):
+        return _is_table(value)
+    return bool(value) and (_is_text(value) or _is_numeric(value))
+
+
+def encode(
+    value: Any, known: Encoding | None, what: str, *, raw: bool = True
+) -> tuple[Any, Encoding | None]:
+    """Encode one argument of a model, if its values are categories, a table or a list.
+
+    Args:
+        value: texts (an array, a Series or a list) and pandas' categoricals become codes, unless
+            all are numbers written as text, which are an error for arrays; a table
+            with numeric columns becomes a matrix in float64, and a list of numbers an array. All
+            else is returned as it is.
+        known: the encoding of the same argument in a fit. Its categories keep their codes, and new
+            ones follow; a table has its columns.
+        what: the name of the argument in messages.
+        raw: whether to convert lists and tables as well.
+
+    Returns:
+        The value, and how it was encoded; None if it was not.
+
+    Raises:
+        DataError: a category is missing, or a table has no such column or one that is not numeric.
+
+    >>> encode(np.array(["b", "a", "b"]), None, "town")
+    (array([1, 0, 1]), Encoding(kind='categories', labels=('a', 'b')))
+    """
+    if is_raw(value) and not raw:
+        return value, None
+    if _is_table(value):
+        columns = known.labels if known is not None and known.kind == "columns" else None
+        return _matrix(value, columns, what)
+    if (found := _categories(value)) is not None:
+        labels = known.labels if known is not None and known.kind == "categories" else ()
+        return _codes(*found, labels, what)
+    return (np.array(value) if is_raw(value) else value), None
+
+
+def _is_table(value: Any) -> bool:
+    return type(value).__name__ == "DataFrame" and hasattr(value, "columns")
+
+
+def _is_text(values: Sequence[Any]) -> bool:
+    return all(isinstance(x, str) for x in values)
+
+
+def _is_numeric(values: Any) -> bool:
+    """Return whether a nested list holds numbers only, in rows of equal lengths."""
+    if all(isinstance(x, list) for x in values):
+        return len({len(x) for x in values}) == 1 and all(map(_is_numeric, values))
+    return all(isinstance(x, (bool, int, float, np.number)) for x in values)
+
+
+def _categories(value: Any) -> tuple[NDArray[np.int64], list[Any]] | None:
+    """Return codes, -1 where missing, and their labels; None if the values are no categories."""
+    of = getattr(value, "cat", value)  # of a Series
+    if hasattr(of, "codes") and hasattr(of, "categories"):
+        labels = np.asarray(of.categories).tolist()
+        plain = [x if isinstance(x, (str, int, float)) else str(x) for x in labels]
+        return np.asarray(of.codes, np.int64), plain
+    if isinstance(value, list) and not _is_text(value):
+        return None
+    if (
+        type(value).__name__ not in _ARRAY_TYPES
+        or getattr(getattr(value, "dtype", None), "kind", "O") not in "OUST"
+    ):
+        return None
+    array = np.asarray(value, object)
+    if array.ndim != 1 or not array.size:
+        return None
+    is_text = np.array([isinstance(x, str) for x in array])
+    if not is_text.any() or any(not _is_missing(x) for x in array[~is_text]):
+        return None
+    labels, codes = np.unique(array[is_text].astype(str), return_inverse=True)
+    if all(map(_is_number, labels)):
+        return None
+    every = np.full(len(array), -1, np.int64)
+    every[is_text] = codes
+    return every, labels.tolist()
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_missing(x: Any) -> bool:
+    return x is None or type(x).__name__ == "NAType" or (isinstance(x, float) and x != x)
+
+
+def _codes(
+    codes: NDArray[np.int64], labels: list[Any], known: tuple[Any, ...], what: str
+) -> tuple[NDArray[np.int64], Encoding]:
+    missing = np.flatnonzero(codes < 0)
+    if len(missing):
+        raise DataError(
+            f"{what}: {len(missing)} of {len(codes)} categories are missing (first: index "
+            f"{missing[0]}). Drop these rows, or give them a category of their own."
+        )
+    if known:
+        used = {labels[i] for i in np.unique(codes)}
+        every = [*known, *(label for label in labels if label in used and label not in known)]
+        position = {label: i for i, label in enumerate(every)}
+        codes = np.array([position.get(label, -1) for label in labels], np.int64)[codes]
+        labels = every
+    return codes, Encoding("categories", tuple(labels))
+
+
+def _matrix(
+    table: Any, columns: tuple[Any, ...] | None, what: str
+) -> tuple[NDArray[np.float64], Encoding]:
+    held = list(table.columns)
+    for column in columns or ():
+        if column not in held:
+            similar = did_you_mean(str(column), map(str, held), before="; ")
+            raise DataError(
+                f"{what} is a table without the column {column!r} of the fit{similar or '.'} Its "
+                f"columns are {', '.join(map(str, held))}."
+            )
+    chosen = list(columns or held)
+    for column in chosen:
+        dtype = np.asarray(table[column]).dtype
+        if dtype.kind not in "biuf":
+            raise DataError(
+                f"{what} is a table whose column {column!r} has dtype {dtype}, but a matrix has "
+                "numbers only. Leave it out, or pass it as an argument of its own: texts become "
+                "codes there."
+            )
+    if len({*held}) < len(held):
+        raise DataError(f"{what} is a table with two columns of one name. Rename one of them.")
+    parts = [np.asarray(table[column], np.float64) for column in chosen]
+    matrix = np.stack(parts, 1) if parts else np.zeros((len(table), 0))
+    return matrix, Encoding("columns", tuple(map(str, chosen)))

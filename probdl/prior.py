@@ -1,0 +1,80 @@
+"""``prior_predictive``: what a model says before it has seen data."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from probdl.errors import ModelError
+from probdl.model.sites import discover, prepared
+from probdl.model.streaming import whole
+from probdl.results.container import assemble, data_groups, prior_groups
+from probdl.results.labels import Labels, checked_labels
+from probdl.util.isolation import isolated
+from probdl.util.settings import check_int, check_seed
+
+__all__ = ["prior_predictive"]
+
+
+def prior_predictive(
+    model: Callable[..., Any],
+    *args: Any,
+    num_samples: int = 500,
+    seed: int | None = None,
+    coords: Mapping[str, Any] | None = None,
+    dims: Mapping[str, Sequence[str]] | None = None,
+    **kwargs: Any,
+) -> Any:
+    r"""Draw parameters from the prior and data from the model, before any fit.
+
+    .. math:: \theta \sim p(\theta), \qquad y \sim p(y | \theta)
+
+    Args:
+        model: a Pyro program, see :func:`infer`.
+        args: the arguments of the model, as for :func:`infer`. Observed data can be omitted if
+            their default is None; if they are given, the container holds them for comparison.
+        num_samples: number of draws.
+        seed: the random seed; None draws one.
+        coords: labels along dimensions by name, see :func:`infer`.
+        dims: names of dimensions by site, see :func:`infer`.
+        kwargs: the model's keyword arguments.
+
+    Returns:
+        An ArviZ container with the groups prior, prior_predictive, observed_data and
+        constant_data. Draws have the dimensions (chain, draw, *dimensions of the site), with one
+        chain. A site is in prior_predictive if it is observed, or if it has the name of an
+        argument that was omitted.
+
+    Raises:
+        ModelError: the model does not run on the arguments, a prior is improper, or there is no
+            site to draw.
+        DataError: the data are not finite, or outside the support of their site.
+        SettingError: ``num_samples`` is less than 1, or labels do not fit the model.
+
+    Example:
+        >>> import numpy as np, pyro, pyro.distributions as dist, probdl
+        >>> def model(x, y=None):
+        ...     slope = pyro.sample("slope", dist.Normal(0.0, 10.0))
+        ...     with pyro.plate("day", len(x)):
+        ...         pyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
+        >>> x = np.array([1.0, 2.0, 3.0])
+        >>> prior = probdl.prior_predictive(model, x, num_samples=100, seed=1)
+        >>> prior.prior["slope"].shape, prior.prior_predictive["y"].dims
+        ((1, 100), ('chain', 'draw', 'day'))
+    """
+    check_int("prior_predictive", num_samples=(num_samples, 1))
+    if seed is None:
+        seed = secrets.randbits(32)
+    else:
+        check_seed("prior_predictive", seed)
+    with isolated(int(seed)):
+        program = prepared(model, args, kwargs)
+        all_dims, all_coords = checked_labels(program, dims, coords)
+        structure = discover(program)
+        if not structure.of("latent", "discrete", "observed"):
+            raise ModelError(f"The model '{program.name}' samples no site.")
+        rows = whole(program, structure)
+        groups = prior_groups(program, structure, rows, num_samples)
+        groups |= data_groups(program, structure, rows)
+    return assemble(groups, Labels(structure, all_dims, all_coords), rows)

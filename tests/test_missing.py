@@ -1,0 +1,142 @@
+"""Missing observations: left out by `missing="mask"`, imputed by a latent site, or in a table."""
+
+import numpy as np
+import pandas as pd
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+import probdl
+
+RNG = np.random.default_rng(3)
+FULL = RNG.normal(2.0, 1.0, size=60)
+GAPS = RNG.permutation(60)[:12]
+Y = FULL.copy()
+Y[GAPS] = np.nan
+KEPT = FULL[~np.isnan(Y)]
+NUTS = probdl.NUTS(draws=500, warmup=300, chains=2)
+
+
+def normal(y):
+    mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
+    with pyro.plate("rows", len(y)):
+        pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+
+def vectors(y):
+    mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
+    with pyro.plate("rows", len(y)):
+        pyro.sample("y", dist.Normal(mean, torch.ones(y.shape[1])).to_event(1), obs=y)
+
+
+def correlated(y):
+    mean = pyro.sample("mean", dist.Normal(torch.zeros(2), 10.0).to_event(1))
+    with pyro.plate("rows", len(y)):
+        pyro.sample("y", dist.MultivariateNormal(mean, torch.eye(2)), obs=y)
+
+
+def imputing(y):
+    mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
+    missing = torch.isnan(y)
+    with pyro.plate("gaps", 12):
+        gap = pyro.sample("gap", dist.Normal(0.0, 1.0).mask(False))
+    y = torch.where(missing, 0.0, y).masked_scatter(missing, gap)
+    with pyro.plate("rows", len(y)):
+        pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+
+def posterior_of(values):
+    precision = len(values) + 1 / 100
+    return values.sum(0) / precision, precision**-0.5
+
+
+def test_missing_observations_are_left_out_and_counted():
+    fit = probdl.infer(normal, Y, method=NUTS, seed=1, missing="mask")
+    mean, sd = posterior_of(KEPT)
+    assert fit.stats["engine"] == "native"
+    draws = fit.draws["mean"]
+    assert draws.mean() == pytest.approx(mean, abs=5 * sd / 400**0.5)
+    assert draws.std() == pytest.approx(sd, rel=0.15)
+    (finding,) = [f for f in fit.diagnose() if f.check == "missing"]
+    assert "12 of 60" in finding.message
+    np.testing.assert_array_equal(fit.idata.observed_data["y"], KEPT)
+    assert fit.loo().n_data_points == 48
+    assert fit.log_predictive().count == 48
+    assert fit.predict()["y"].shape == (2, 500, 60)
+    assert fit.log_predictive(np.array([1.0, np.nan])).count == 1
+
+
+@pytest.mark.parametrize("method", ["map", "laplace", "svi", "pathfinder", "importance"])
+def test_every_method_leaves_them_out(method):
+    fit = probdl.infer(normal, pd.Series(Y), method=method, seed=1, missing="mask")
+    mean, sd = posterior_of(KEPT)
+    assert fit.draws["mean"].mean() == pytest.approx(mean, abs=0.25 * sd)
+
+
+def test_nullable_columns_of_pandas():
+    column = pd.Series(np.where(np.isnan(Y), None, Y)).astype("Float64")
+    fit = probdl.infer(normal, column, method="laplace", seed=1, missing="mask")
+    assert fit.whole.sites["y"].count == 48
+
+
+def test_elements_of_vectors():
+    y = FULL.reshape(20, 3).copy()
+    y[np.arange(20), np.arange(20) % 3] = np.nan
+    fit = probdl.infer(vectors, y, method="laplace", seed=1, missing="mask")
+    mean, sd = posterior_of(y[~np.isnan(y)])
+    assert fit.draws["mean"].mean() == pytest.approx(mean, abs=0.25 * sd)
+    assert np.isnan(fit.idata.observed_data["y"]).sum() == 20
+
+
+def test_events_of_a_correlated_vector():
+    y = FULL.reshape(30, 2).copy()
+    y[:5] = np.nan
+    fit = probdl.infer(correlated, y, method="map", seed=1, missing="mask")
+    np.testing.assert_allclose(fit.draws["mean"][0, 0], posterior_of(y[5:])[0], rtol=1e-4)
+    y[7, 0] = np.nan
+    with pytest.raises(probdl.DataError, match="NanMaskedMultivariateNormal"):
+        probdl.infer(correlated, y, method="map", missing="mask")
+
+
+def test_missing_values_without_the_wish_are_a_mistake():
+    with pytest.raises(probdl.DataError, match=r"12 of 60 values.*missing='mask'"):
+        probdl.infer(normal, Y, method="map")
+    with pytest.raises(probdl.SettingError, match="missing must be"):
+        probdl.infer(normal, Y, method="map", missing="drop")
+
+
+def test_a_predictor_with_missing_values_is_named():
+    def line(x, y):
+        slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
+
+    with pytest.raises(probdl.DataError, match="Argument 'x'"):
+        probdl.infer(line, np.where(np.arange(60) == 3, np.nan, FULL), Y, missing="mask")
+
+
+def test_a_saved_fit_leaves_them_out_as_well(tmp_path):
+    fit = probdl.infer(normal, Y, method="laplace", seed=1, missing="mask")
+    loaded = probdl.load(fit.save(tmp_path / "fit"), model=normal)
+    assert loaded.log_predictive().total == pytest.approx(fit.log_predictive().total)
+    assert probdl.load(tmp_path / "fit", Y, model=normal).whole.sites["y"].count == 48
+
+
+def test_imputed_values_are_no_observations():
+    fit = probdl.infer(imputing, Y, method=NUTS, seed=1)
+    mean, sd = posterior_of(KEPT)
+    assert fit.draws["mean"].mean() == pytest.approx(mean, abs=5 * sd / 400**0.5)
+    np.testing.assert_array_equal(np.sort(fit.idata.observed_data["y"]), np.sort(KEPT))
+    elpd = fit.loo()
+    assert elpd.n_data_points == 48
+    assert (np.asarray(elpd.pareto_k) < 0.7).all()
+    assert fit.log_predictive().count == 48
+
+
+def test_minibatches_without_missing_values_at_first():
+    y = torch.tensor(np.concatenate([KEPT, Y[GAPS]]))
+    loader = torch.utils.data.DataLoader(y, batch_size=20)
+    method = probdl.SVI(steps=2000, learning_rate=0.02)
+    fit = probdl.infer(normal, loader, method=method, seed=1, missing="mask")
+    assert fit.draws["mean"].mean() == pytest.approx(posterior_of(KEPT)[0], abs=0.1)
