@@ -60,4 +60,12 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_back.f_code.co_filename.startswith(_INTERNAL_FILES):
         frame, level = frame.f_back, level + 1
-    warnings.warn(message, category, stacklevel=level + 1)
+    user = frame.f_back
+    if not issubclass(category, FindingWarning) or user is None:
+        warnings.warn(message, category, stacklevel=level + 1)
+        return
+    # Python shows the line of code below a warning, but finds none for a file in brackets.
+    file = f"<{os.path.basename(user.f_code.co_filename)}>"
+    registry = user.f_globals.setdefault("__warningregistry__", {})
+    module = user.f_globals.get("__name__")
+    warnings.warn_explicit(message, category, file, user.f_lineno, module, registry)

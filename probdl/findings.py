@@ -13,9 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Self
 
-__all__ = ["CHECKS", "TOPICS", "Check", "Finding", "Findings", "Severity"]
+__all__ = ["CHECKS", "SEVERITIES", "TOPICS", "Check", "Finding", "Findings", "Severity"]
 
 Severity = Literal["info", "warning", "error"]
+# Readable on a light and on a dark background.
+_COLOURS = {"error": "#e5484d", "warning": "#c77700", "info": "#3e8ed0"}
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
 
 # Thresholds. "Ours" marks those that are not from the literature.
@@ -470,7 +472,8 @@ class Findings(tuple[Finding, ...]):
         if not self:
             return f"<p>{html.escape(str(self))}</p>"
         rows = "".join(
-            f"<tr><td><b>{f.severity}</b></td><td>{html.escape(f.check)}</td>"
+            f"<tr><td style='color:{_COLOURS[f.severity]}'><b>{f.severity}</b></td>"
+            f"<td>{html.escape(f.check)}</td>"
             f"<td style='text-align:left'>{html.escape(f.message)}<br>"
             f"<i>{html.escape(f.remedy)}</i></td></tr>"
             for f in self

@@ -6,7 +6,7 @@ import inspect
 from abc import ABCMeta, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
@@ -59,7 +59,14 @@ def setting_named(name: str) -> str:
 class _CheckedSettings(ABCMeta):
     """Metaclass that suggests the right name if a method is called with an unknown setting."""
 
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        """The settings with their defaults, which ``__call__`` below would hide from help()."""
+        signature = inspect.signature(cls.__init__)  # type: ignore[misc]
+        settings = [p for name, p in signature.parameters.items() if name != "self"]
+        return signature.replace(parameters=settings, return_annotation=cls)
+
+    def _checked(cls, *args: Any, **kwargs: Any) -> Any:
         settings = [p for p in inspect.signature(cls.__init__).parameters if p != "self"]  # type: ignore[misc]
         if inspect.isabstract(cls):
             raise SettingError(
@@ -82,6 +89,9 @@ class _CheckedSettings(ABCMeta):
                 raise SettingError(f"{cls.__name__} has no setting {name!r}. {hint}")
         return super().__call__(*args, **kwargs)
 
+    if not TYPE_CHECKING:  # type checkers then read the settings from the dataclass
+        __call__ = _checked
+
 
 @dataclass(frozen=True, repr=False)
 class Method(metaclass=_CheckedSettings):
@@ -91,6 +101,7 @@ class Method(metaclass=_CheckedSettings):
     takes_loader: ClassVar[bool] = False  # whether the model's data may be a DataLoader
     uses_prior: ClassVar[bool] = True  # whether the priors of latent sites enter the fit
     sums_out: ClassVar[bool] = True  # whether all discrete sites are summed out
+    draws_are_independent: ClassVar[bool] = False
     fit_type: ClassVar[type[Fit]] = Fit  # the class of the fits that run() returns
 
     def __init_subclass__(cls, name: str = "", **kwargs: Any) -> None:

@@ -107,7 +107,8 @@ def _from_array(x: Any, what: str) -> Tensor:
     if array.dtype.kind not in "biuf":
         raise DataError(
             f"{what} is an array of dtype {array.dtype}, which torch does not support. Convert "
-            "numbers stored as texts or objects with .astype(float); wrap labels in pd.Categorical()."
+            "numbers stored as texts or objects with .astype(float), and wrap labels in "
+            "pd.Categorical()."
         )
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:  # torch has few operations on these
         if array.size and array.max() > _INT64_MAX:

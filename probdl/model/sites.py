@@ -41,6 +41,7 @@ __all__ = [
     "Site",
     "Structure",
     "bijection",
+    "centred_sites",
     "data_plate",
     "data_plates",
     "discover",
@@ -52,6 +53,9 @@ __all__ = [
 ]
 
 MAX_RANDOM_STARTS = 100  # runs of the program before linear-algebra failures are an error
+
+# What LocScaleReparam can write non-centred.
+LOCATION_SCALE = (dist.Normal, dist.StudentT, dist.Cauchy, dist.Laplace, dist.AsymmetricLaplace)
 
 Kind = Literal["latent", "discrete", "param", "observed", "factor", "deterministic"]
 Term = Literal["pointwise", "joint"]
@@ -79,6 +83,7 @@ class Site:
     mask: Tensor | None = None  # (*batch, *event) of an observed site; None if no element is masked
     unsummable: str = ""  # why a discrete site cannot be summed out, and what to do instead
     computed: bool = False  # whether an observed value depends on latent sites
+    centred: bool = False  # a latent site whose scale depends on other latent sites
     is_discrete: bool = False  # a latent site whose values a guide draws from a discrete support
 
     @property
@@ -281,6 +286,7 @@ def _discover(program: Program) -> Structure:
                     mask=_masked_in_both(site, second[name]),
                     computed=site.kind == "observed"
                     and not shares_data(site.value, second[name].value),
+                    centred=site.kind == "latent" and _scale_varies(name, traces),
                 ),
                 second[name],
             )
@@ -348,6 +354,20 @@ def _masked_in_both(site: Site, other: Site) -> Tensor | None:
     if site.mask is None or other.mask is None:
         return None
     return site.mask | other.mask
+
+
+def _scale_varies(name: str, traces: Sequence[Trace]) -> bool:
+    """Return whether the distribution of a site has another scale at another random point."""
+    of = [base_distribution(trace.nodes[name]["fn"]) for trace in traces]
+    if not all(isinstance(fn, LOCATION_SCALE) for fn in of):
+        return False
+    first, second = (fn.scale for fn in of)
+    return first.shape != second.shape or not torch.equal(first, second)
+
+
+def centred_sites(structure: Structure) -> list[str]:
+    """List the latent sites whose scale is another latent site: centred effects of groups."""
+    return [site.name for site in structure.of("latent") if site.centred]
 
 
 def _without_imputed(site: Site, other: Site) -> Site:

@@ -27,11 +27,25 @@ class _WithDiscriminator(FittedBy, Protocol):
     def discriminator(self) -> nn.Module | None: ...
 
 
+_LOSSES = ("discriminator_loss", "generator_loss")
+
+
 @dataclass(frozen=True, repr=False)
 class AdversarialFit(Fit, needs="discriminator; Fit by method=probdl.GAN(...)."):
     """A fit by ``GAN``: the generator, with the discriminator in ``stats``."""
 
     method: _WithDiscriminator
+
+    def _facts(self) -> list[str]:
+        losses = {n: np.asarray(self.stats[n]) for n in _LOSSES if len(self.stats.get(n, ()))}
+        if not losses:
+            return []
+        steps = max(map(len, losses.values()))
+        shown = ", ".join(
+            f"{name.replace('_', ' ')} {v[-max(1, len(v) // 20) :].mean():.4g}"
+            for name, v in losses.items()
+        )
+        return [f"{steps} steps, in the last {max(1, steps // 20)}: {shown}"]
 
     @sheltered()
     def predict(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,16 +40,24 @@ Array = NDArray[Any]
 
 HEAVY_DRAWS_MIN = 400  # from which on a heavy tail can be told from a light one
 LONG_TAIL_MIN = 2.0  # of the 99% quantile, that the most extreme draw of a heavy tail exceeds
+MANY_SCALARS = 100  # of one site, whose worst diagnostic is mostly noise
+_RHAT_CLEAR = 1.05
 ROUNDING = 1e-14  # relative size of deviations that are rounding errors
 
 
-def check_draws(posterior: Any, chains: int) -> list[Finding]:
+def check_draws(
+    posterior: Any, chains: int, *, independent: bool = False, low_rank: bool = False
+) -> list[Finding]:
     """Check R-hat, the effective sample size and the Monte Carlo standard errors of draws.
 
     Args:
         posterior: the ArviZ container.
         chains: the number of chains in it.
+        independent: whether the draws are independent, so that only their tails are checked.
+        low_rank: whether the mass matrix had correlations already.
     """
+    if independent:
+        return _check_tails(posterior, set())
     count = idata.num_draws(posterior)
     if count < DRAWS_MIN:
         return [
@@ -65,7 +73,9 @@ def check_draws(posterior: Any, chains: int) -> list[Finding]:
     if chains > 1:
         rhat = idata.rhat(posterior)
         # A variable that does not vary, such as a parameter that was held fixed, has no R-hat.
-        worst = {n: np.nanmax(r) for n, r in rhat.items() if np.isfinite(r).any()}
+        worst = {
+            n: _worst(r, RHAT_MAX, _RHAT_CLEAR) for n, r in rhat.items() if np.isfinite(r).any()
+        }
         bad = {n: r for n, r in worst.items() if r > RHAT_MAX}
         if bad:
             name = max(bad, key=lambda n: bad[n])
@@ -108,7 +118,8 @@ def check_draws(posterior: Any, chains: int) -> list[Finding]:
     for kind in ("bulk", "tail"):
         for name, size in idata.ess(posterior, kind).items():
             if np.isfinite(size).any():
-                sizes[name] = min(sizes.get(name, (np.inf, "")), (float(np.nanmin(size)), kind))
+                fewest = -_worst(-size, -least, -least / 2)
+                sizes[name] = min(sizes.get(name, (np.inf, "")), (fewest, kind))
     few = {n: s for n, s in sizes.items() if s[0] < least}
     if few:
         name = min(few, key=lambda n: few[n])
@@ -120,8 +131,8 @@ def check_draws(posterior: Any, chains: int) -> list[Finding]:
                 f"The {kind} effective sample size of '{name}'{_worst_of(few)} is {fewest:.0f}, "
                 f"below {least} ({ESS_MIN_PER_CHAIN} per chain). Estimates of R-hat and quantiles "
                 "are unstable.",
-                "Draw more (draws=). If sites are strongly correlated, reparameterise the model or "
-                "use NUTS(mass_matrix='low_rank').",
+                "Draw more (draws=). If sites are strongly correlated, reparameterise the model"
+                + ("." if low_rank else " or use NUTS(mass_matrix='low_rank')."),
                 tuple(few),
             )
         )
@@ -130,6 +141,21 @@ def check_draws(posterior: Any, chains: int) -> list[Finding]:
         *_check_mcse(posterior, set(few), least**-0.5),
         *_check_tails(posterior, set(few)),
     ]
+
+
+def _worst(values: Array, limit: float, clear: float) -> float:
+    """Return the largest value of a site; of many, which are noisy, one that 1% of them exceed.
+
+    Args:
+        values: a diagnostic of each scalar, the larger the worse.
+        limit: what a value may not exceed.
+        clear: a value beyond which a single scalar of many is reported, noise or not.
+    """
+    finite = values[np.isfinite(values)]
+    largest = float(finite.max())
+    if len(finite) < MANY_SCALARS or not limit < largest <= clear:
+        return largest
+    return float(np.quantile(finite, 0.99))
 
 
 def _check_tails(posterior: Any, low_ess: set[str]) -> list[Finding]:
@@ -282,8 +308,19 @@ def check_stuck(z: Array, lp: Array) -> list[Finding]:
     ]
 
 
-def check_energy(stats: Mapping[str, Any]) -> list[Finding]:
-    """Check for divergent transitions and a low Bayesian fraction of missing information."""
+def check_energy(stats: Mapping[str, Any], centred: Sequence[str]) -> list[Finding]:
+    """Check for divergent transitions and a low Bayesian fraction of missing information.
+
+    Args:
+        stats: the sample stats.
+        centred: sites whose scale is another latent site, which make funnels.
+    """
+    funnels = (
+        f"write {', '.join(map(repr, centred[:3]))} non-centred (pyro.infer.reparam."
+        "LocScaleReparam)"
+        if centred
+        else "use priors that keep scales away from 0 and hold what the data do not identify"
+    )
     findings = []
     diverging = np.asarray(stats["diverging"])
     count = int(diverging.sum())
@@ -294,9 +331,7 @@ def check_energy(stats: Mapping[str, Any]) -> list[Finding]:
                 "divergences",
                 f"{count} of {diverging.size} transitions diverged: numerical integration of the "
                 "trajectory failed there, so the draws may miss part of the posterior.",
-                "Raise target_accept (0.95, 0.99), or reparameterise the model to remove "
-                "funnels, for example with a non-centred parameterisation "
-                "(pyro.infer.reparam.LocScaleReparam).",
+                f"Raise target_accept (0.95, 0.99), or {funnels}.",
             )
         )
     if diverging.shape[1] > 1:
@@ -308,14 +343,15 @@ def check_energy(stats: Mapping[str, Any]) -> list[Finding]:
                     "bfmi",
                     f"The energy changes slowly from draw to draw (E-BFMI is {low:.2f}, below "
                     f"{BFMI_MIN}), so the tails are explored slowly.",
-                    "Reparameterise the model to remove heavy tails and funnels, or run longer "
-                    "chains (draws=).",
+                    f"Run longer chains (draws=), or {funnels}.",
                 )
             )
     return findings
 
 
-def check_tree(stats: Mapping[str, Any], max_treedepth: int) -> list[Finding]:
+def check_tree(
+    stats: Mapping[str, Any], max_treedepth: int, *, low_rank: bool = False
+) -> list[Finding]:
     """Check how often NUTS trajectories reached the limit on their length."""
     reached = np.asarray(stats["reached_max_treedepth"])
     share = reached.mean()
@@ -327,8 +363,9 @@ def check_tree(stats: Mapping[str, Any], max_treedepth: int) -> list[Finding]:
             "tree_depth",
             f"{share:.0%} of the transitions reached max_treedepth={max_treedepth}, where "
             "trajectories stop, so the chains mix slowly. The draws stay valid.",
-            "Bring the sites to a similar scale (standardise the data), use "
-            "mass_matrix='low_rank', or raise max_treedepth.",
+            "Bring the sites to a similar scale (standardise the data), "
+            + ("" if low_rank else "use mass_matrix='low_rank', ")
+            + "or raise max_treedepth.",
         )
     ]
 

@@ -41,6 +41,7 @@ from probdl.model.program import Program
 from probdl.model.sites import Site, Structure, data_plate, discover
 from probdl.model.without_model import WithoutModel
 from probdl.results import display, table
+from probdl.results.causes import by_cause
 from probdl.results.container import (
     as_numpy,
     assemble,
@@ -204,7 +205,7 @@ class Fit:
         self,
         var_names: str | Sequence[str] | None = None,
         *,
-        kind: str = "all",
+        kind: str | None = None,
         ci_prob: float | None = None,
         ci_kind: str | None = None,
         **options: Any,
@@ -220,6 +221,7 @@ class Fit:
         Args:
             var_names: the sites; None means all.
             kind: ``"all"``, ``"stats"`` or ``"diagnostics"``, also with ``_median`` at the end.
+                None means all, and ``"stats"`` for independent draws, which have no R-hat.
             ci_prob: the probability of the interval; None means 0.89, or as set in ArviZ 1. A
                 point estimate has 95% intervals.
             ci_kind: ``"eti"`` (equal tails, the default) or ``"hdi"`` (highest density).
@@ -237,9 +239,9 @@ class Fit:
             >>> fit.summary().index.tolist()
             ['mu']
         """
-        given = {"ci_prob": ci_prob, "ci_kind": ci_kind} | options
+        given: dict[str, Any] = {"ci_prob": ci_prob, "ci_kind": ci_kind, **options}
         given = {name: value for name, value in given.items() if value is not None}
-        if kind != "all":
+        if kind is not None:
             given["kind"] = kind
         if var_names is not None and "filter_vars" in given:
             given["var_names"] = var_names
@@ -252,7 +254,8 @@ class Fit:
             ]
         if given and not self.is_point:
             try:
-                return summary(self._posterior, **given)
+                options = {"kind": self._kind, **given}
+                return summary(self._posterior, **options)
             except Exception as error:  # ArviZ checks its arguments late, and in its own ways
                 reason = str(error).partition("\n")[0]
                 call = ", ".join(f"{name}={value!r}" for name, value in given.items())
@@ -265,8 +268,12 @@ class Fit:
     @cached
     def _full_summary(self) -> pd.DataFrame:
         if not self.is_point:
-            return summary(self._posterior)
+            return summary(self._posterior, kind=self._kind)
         return self._point_summary(None)
+
+    @property
+    def _kind(self) -> str:
+        return "stats" if self._is_independent else "all"
 
     def _selected(self, names: Sequence[str]) -> list[str]:
         """Return the sites that these names select, of which ``~name`` leaves one out.
@@ -301,13 +308,19 @@ class Fit:
     def _summary_head(self) -> tuple[pd.DataFrame, int]:
         """The rows of the summary that are shown, and the number of all rows."""
         limit = display.MAX_SUMMARY_ROWS
+        order = sorted(self.draws, key=self._place)
         scalars = sum(math.prod(a.shape[2:]) for a in self.draws.values())
         if self.is_point:
             networks = table.layers(self.structure, self.draws, self.stats)
             rows = scalars - sum(w.size for w in networks.values()) + len(networks)
             return self._point_summary(limit), rows
         if scalars <= limit:
-            return self._full_summary, scalars
+            sizes = [math.prod(a.shape[2:]) for a in self.draws.values()]
+            starts = dict(zip(self.draws, itertools.accumulate([0, *sizes]), strict=False))
+            places = [
+                starts[name] + i for name in order for i in range(self.draws[name][0, 0].size)
+            ]
+            return self._full_summary.iloc[places], scalars
         lead = (self.num_chains, self.num_draws)
         networks = table.random_layers(self.structure, self.draws)
         shown = {
@@ -315,7 +328,7 @@ class Fit:
             for name, labels in self._scalar_names(limit, set(networks)).items()
             for i, label in enumerate(labels)
         }
-        parts = [summary(to_idata({"posterior": shown}))] if shown else []
+        parts = [summary(to_idata({"posterior": shown}), kind=self._kind)] if shown else []
         if networks:
             some = dict(itertools.islice(networks.items(), max(1, limit - len(shown))))
             parts.append(table.layer_rows(some, {n: a.shape[2:] for n, a in some.items()}))
@@ -328,7 +341,8 @@ class Fit:
         """Return ArviZ's names of the first scalars, or of all, by site."""
         found: dict[str, list[str]] = {}
         left, coords = limit, self._labels.coords
-        for name, array in self.draws.items():
+        for name in self.draws if limit is None else sorted(self.draws, key=self._place):
+            array = self.draws[name]
             if name in without or left == 0:
                 continue
             dims = self._labels.sites.get(name, [])
@@ -1143,14 +1157,31 @@ class Fit:
     def _all_findings(self) -> Findings:
         if self.is_point:
             return Findings(self.findings)
-        of_draws = check_draws(self._posterior, self.num_chains)
+        of_draws = check_draws(
+            self._posterior,
+            self.num_chains,
+            independent=self._is_independent,
+            low_rank=self.stats.get("mass_matrix") in ("low_rank", "dense"),
+        )
         known = {finding.check for finding in self.findings} & {"heavy_tail"}
-        return Findings([*self.findings, *(f for f in of_draws if f.check not in known)])
+        return Findings(by_cause([*self.findings, *(f for f in of_draws if f.check not in known)]))
+
+    @property
+    def _is_independent(self) -> bool:
+        """Whether the draws are independent, so that they have no R-hat."""
+        return bool(getattr(self.method, "draws_are_independent", False))
+
+    def _place(self, name: str) -> tuple[bool, bool]:
+        """Return where a site is shown: scalars first, and what is computed from others last."""
+        site = self.structure.sites.get(name)
+        return (site is not None and site.kind == "deterministic", self.draws[name].ndim > 2)
 
     @property
     def title(self) -> str:
         """One line that names the model, the method and the size of the fit."""
-        scalars = sum(math.prod(a.shape[2:]) for a in self.draws.values())
+        sites = self.structure.sites
+        computed = {n for n in self.draws if n in sites and sites[n].kind == "deterministic"}
+        scalars = sum(math.prod(a.shape[2:]) for n, a in self.draws.items() if n not in computed)
         size = (
             "a point estimate"
             if self.is_point
@@ -1159,11 +1190,15 @@ class Fit:
         return f"Fit of '{self.program.name}' by {self.method!r}: {size} of {scalars} scalars"
 
     def __repr__(self) -> str:
-        return display.as_text(self.title, *self._summary_head, self.diagnose())
+        return display.as_text(self.title, self._facts(), *self._summary_head, self.diagnose())
 
     def _repr_html_(self) -> str:
         size = "point estimate" if self.is_point else f"{self.num_chains} × {self.num_draws} draws"
-        facts = f"{size}, seed {self.seed}"
+        facts = [f"{size}, seed {self.seed}", *self._facts()]
         return display.as_html(
             self.program.name, repr(self.method), facts, *self._summary_head, self.diagnose()
         )
+
+    def _facts(self) -> list[str]:
+        """Return lines about how the fit was made, for those of training."""
+        return []

@@ -37,6 +37,19 @@ class GuidedFit(Fit, needs="guide; Fit by method='svi'."):
 
     proposal: Proposal | None = None
 
+    def _facts(self) -> list[str]:
+        elbo = np.asarray(self.stats.get("elbo", ()))
+        if not len(elbo):
+            return []
+        last = elbo[-max(1, len(elbo) // 20) :]
+        per_row = "; fit.elbo(x) and fit.log_evidence(x) score new data" if self._has_rows else ""
+        return [f"{len(elbo)} steps, ELBO {last.mean():.6g} nats in the last {len(last)}{per_row}"]
+
+    @property
+    def _has_rows(self) -> bool:
+        """Whether the guide has latent sites of single rows, as that of a VAE."""
+        return self.proposal is not None and bool(self.proposal.local)
+
     @sheltered()
     def elbo(self, *args: Any, num_samples: int = 100, **kwargs: Any) -> Elbo:
         r"""Return the evidence lower bound of data and its two terms (Eqs. 20 to 22).

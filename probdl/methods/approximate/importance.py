@@ -66,6 +66,7 @@ class Importance(Method, name="importance"):
     """
 
     fit_type: ClassVar[type[Fit]] = GuidedFit
+    draws_are_independent: ClassVar[bool] = True
 
     guide: Callable[..., Any] | Fit | None = None
     num_samples: int = 10_000

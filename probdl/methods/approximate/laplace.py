@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -67,6 +67,8 @@ class Laplace(Method, name="laplace"):
 
     Source: MacKay, *Information Theory, Inference, and Learning Algorithms* (2003), chapter 27.
     """
+
+    draws_are_independent: ClassVar[bool] = True
 
     draws: int = 1000
     starts: int = 4

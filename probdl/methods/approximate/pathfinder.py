@@ -12,7 +12,7 @@ import math
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -93,6 +93,8 @@ class Pathfinder(Method, name="pathfinder"):
 
     Source: Zhang, Carpenter, Gelman and Vehtari, JMLR 23 (2022).
     """
+
+    draws_are_independent: ClassVar[bool] = True
 
     draws: int = 1000
     paths: int = 4

@@ -20,6 +20,7 @@ from probdl.methods.mcmc import nutpie_adapter, pyro_nuts
 from probdl.methods.mcmc.chains import Chains, posterior_fit, random_start
 from probdl.model.density import LogDensity
 from probdl.model.program import Program
+from probdl.model.sites import centred_sites
 from probdl.results.diagnostics import check_energy, check_tree
 from probdl.results.fit import Fit
 
@@ -143,11 +144,13 @@ class NUTS(Method, name="nuts"):
             )
         findings += [
             *nutpie_adapter.findings(evaluator),
-            *check_tree(chains.moving_stats, self.max_treedepth),
-            *check_energy(chains.moving_stats),
+            *check_tree(chains.moving_stats, self.max_treedepth, low_rank=mass_matrix != "diag"),
+            *check_energy(chains.moving_stats, centred_sites(density.structure)),
         ]
         modes = start.modes if isinstance(start, TypicalStarts) else []
-        return posterior_fit(self, density, evaluator, chains, seed, findings, modes)
+        fit = posterior_fit(self, density, evaluator, chains, seed, findings, modes)
+        fit.stats["mass_matrix"] = mass_matrix
+        return fit
 
 
 @dataclass(frozen=True, repr=False)
@@ -213,7 +216,7 @@ class HMC(Method, name="hmc"):
             self, pyro_nuts.HMCKernel, kernel, density, evaluator, start, seed, progress
         )
         del chains.stats["tree_depth"]
-        findings += check_energy(chains.moving_stats)
+        findings += check_energy(chains.moving_stats, centred_sites(density.structure))
         modes = start.modes if isinstance(start, TypicalStarts) else []
         return posterior_fit(self, density, evaluator, chains, seed, findings, modes)
 
