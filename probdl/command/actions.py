@@ -16,6 +16,7 @@ import numpy as np
 import probdl
 from probdl.command import demo as demonstration
 from probdl.command.binding import bind, unused_names
+from probdl.command.columns import Columns
 from probdl.command.console import (
     count_findings,
     finding_records,
@@ -28,8 +29,8 @@ from probdl.command.outputs import written
 from probdl.command.saved import (
     load_with_model,
     observed_arguments,
-    to_dataset,
-    write_npz,
+    prediction_table,
+    write_predictions,
 )
 from probdl.command.tabular import checked, read_raw
 from probdl.errors import DataError, FindingWarning, SettingError
@@ -40,7 +41,11 @@ from probdl.plots import plot_fit
 from probdl.util.lazy import matplotlib as mpl
 from probdl.util.lazy import pyplot as plt
 
-__all__ = ["compare", "demo", "diagnose", "doctor", "infer", "plot", "predict", "summary"]
+__all__ = [
+    *("compare", "demo", "diagnose", "doctor", "infer", "plot", "predict", "report", "summary"),
+]
+
+MAX_SHOWN_ROWS = 20  # of predictions
 
 
 def infer(
@@ -53,7 +58,9 @@ def infer(
     seed: int | None,
     time_limit: float | None,
     out: Path | None,
-    drop: Sequence[str] | None,
+    columns: Columns,
+    coords: Mapping[str, Sequence[Any]],
+    dims: Mapping[str, Sequence[str]],
     quiet: bool,
     as_json: bool,
 ) -> bool:
@@ -68,12 +75,14 @@ def infer(
         seed: the random seed.
         time_limit: seconds.
         out: the folder to save the fit in.
-        drop: columns of the data to ignore.
+        columns: how to read the columns of the data.
+        coords: labels by dimension.
+        dims: names of dimensions by site.
         quiet: whether to print errors only.
         as_json: whether to print JSON.
     """
     chosen = METHODS[method.lower()](**settings)
-    bound = _bind_files(program, data, drop, probdl.infer, quiet=quiet)
+    bound = _bind_files(program, data, columns, probdl.infer, quiet=quiet)
     shapes = ", ".join(f"{n} {np.shape(v)}" for n, v in bound.arguments.items())
     start = time.perf_counter()
     log(f"fitting {place} by {chosen!r} to {shapes or 'no data'}", quiet)
@@ -85,6 +94,9 @@ def infer(
             seed=seed,
             time_limit=time_limit,
             progress=False if quiet else None,
+            missing=columns.missing,
+            coords=coords or None,
+            dims=dims or None,
             **bound.kwargs,
         )
         findings = fit.diagnose()
@@ -138,32 +150,44 @@ def predict(
     data: Sequence[Path] | None,
     model: str | None,
     trust: bool,
-    drop: Sequence[str] | None,
+    columns: Columns,
+    *,
+    draws: bool,
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Draw from the posterior predictive, and write the draws to a file."""
+    """Draw from the posterior predictive, and write the draws or their summary to a file."""
+    if draws and out.suffix != ".csv":
+        raise SettingError(f"--draws is for .csv files; {out} has all draws in any case.")
     with output_to_stderr(quiet):
         fit = load_with_model(folder, model, trust=trust)
         if data:
             observed = observed_arguments(fit)
-            bound = _bind_files(fit.model, data, drop, fit.predict, optional=observed, quiet=quiet)
-            draws = fit.predict(*bound.args, **bound.kwargs)
+            columns = columns.with_categories(fit.program.encodings)
+            bound = _bind_files(
+                fit.model, data, columns, fit.predict, optional=observed, quiet=quiet
+            )
+            predictions = fit.predictions(*bound.args, **bound.kwargs)
         else:
-            draws = fit.predict()
-    predictions = to_dataset(fit, draws)
+            predictions = fit.predictions()
+    table = prediction_table(predictions)
     with written(out) as part:
-        if out.suffix == ".nc":
-            predictions.to_netcdf(part, engine="h5netcdf")
-        else:
-            write_npz(part, draws)
+        write_predictions(part, predictions, table, draws=draws)
     variables = {n: dict(array.sizes) for n, array in predictions.items()}
-    print_result(
-        as_json,
-        "\n".join(f"{n}: {sizes}" for n, sizes in variables.items()) + f"\nwrote {out}",
-        predictions=str(out),
-        variables=variables,
-    )
+    shown = table.head(MAX_SHOWN_ROWS).to_string(index=False, float_format="{:.4g}".format)
+    more = len(table) - MAX_SHOWN_ROWS
+    lines = [shown, *([f"… and {more} more"] if more > 0 else ()), f"wrote {out}"]
+    print_result(as_json, "\n".join(lines), predictions=str(out), variables=variables)
+
+
+def report(folder: Path, out: Path, quiet: bool, as_json: bool) -> None:
+    """Write the report of a fit."""
+    mpl.use("Agg")
+    with output_to_stderr(quiet):
+        fit = probdl.load(folder)
+        with written(out) as part:
+            fit.report(part)
+    print_result(as_json, f"wrote {out}", report=str(out))
 
 
 def compare(
@@ -242,7 +266,7 @@ def demo(out: Path | None, quiet: bool, as_json: bool) -> None:
 def _bind_files(
     model: Any,
     paths: Sequence[Path] | None,
-    drop: Sequence[str] | None,
+    columns: Columns,
     call: Callable[..., Any],
     optional: Sequence[str] = (),
     *,
@@ -254,7 +278,7 @@ def _bind_files(
         DataError: as in `bind`, or a name in the data is an argument of ``call`` itself.
     """
     known = signature(runnable(model)).parameters
-    contents = read_raw(paths or (), drop=drop or (), coordinates=known)
+    contents = read_raw(paths or (), drop=columns.drop, coordinates=known)
     for line in contents.lines:
         log(line, quiet)
     unused = unused_names(model, contents.values)
@@ -264,7 +288,13 @@ def _bind_files(
     if unused:
         takes = ", ".join(known) or "none"
         log(f"ignored {', '.join(unused)}: no arguments of the model ({takes})", quiet)
-    bound = bind(model, checked(contents, used), optional=optional)
+    values = checked(
+        contents,
+        used,
+        categories=[name for name in columns.categories if name in used or not columns.known],
+        missing=columns.missing is not None,
+    )
+    bound = bind(model, values, optional=optional)
     reserved = inspect.signature(call).parameters
     if clash := [name for name in bound.kwargs if name in reserved and name not in known]:
         raise DataError(

@@ -19,10 +19,11 @@ from typer.core import TyperCommand
 
 from probdl import __version__
 from probdl.command.catalogue import catalogue, find_method
+from probdl.command.columns import Columns
 from probdl.command.console import print_result, printable
 from probdl.command.locate import locate_model
 from probdl.command.outputs import check_file, check_folder, check_picture
-from probdl.command.settings import parse
+from probdl.command.settings import parse, parse_labels
 from probdl.errors import ProbdlError, SettingError
 from probdl.io.idata import PLOTS
 from probdl.util.suggestions import suggest
@@ -80,6 +81,12 @@ Drop = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME", help="A column of the data to ignore; may be repeated."),
 ]
+Category = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME", help="A column of categories, which become codes; may be repeated."
+    ),
+]
 Model = Annotated[
     str | None,
     typer.Option(metavar="PLACE", help="The model: file.py:name or package:name."),
@@ -130,6 +137,18 @@ def infer(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The folder to save the fit in.")] = None,
     drop: Drop = None,
+    category: Category = None,
+    missing: Annotated[
+        str | None, typer.Option(help="`mask` leaves out observations without a value.")
+    ] = None,
+    coords: Annotated[
+        list[str] | None,
+        typer.Option(metavar="DIM=A,B,…", help="Labels along a dimension; may be repeated."),
+    ] = None,
+    dims: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SITE=DIM,…", help="Names of dimensions; may be repeated."),
+    ] = None,
     strict: Strict = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -153,7 +172,9 @@ def infer(
         seed=seed,
         time_limit=time_limit,
         out=out,
-        drop=drop,
+        columns=Columns(drop or (), category or (), missing),
+        coords=parse_labels("coords", coords or ()),
+        dims=parse_labels("dims", dims or ()),
         quiet=quiet,
         as_json=as_json,
     )
@@ -177,21 +198,29 @@ def diagnose(
 @app.command(cls=_Command)
 def predict(
     folder: Folder,
-    out: Annotated[Path, typer.Option(help="predictions.nc or .npz.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="predictions.csv, .nc or .npz.", show_default=False)],
     data: Data = None,
+    draws: Annotated[
+        bool, typer.Option("--draws", help="Write each draw to the .csv, not a summary.")
+    ] = False,
     model: Model = None,
     trust: Trust = False,
     drop: Drop = None,
+    category: Category = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Draw from the posterior predictive, at new data or at the data of the fit.
 
-    The new data may omit the observed arguments. Predictions have the dimensions (chain, draw,
-    *shape of the site at the new data). They run the model: name it by --model, or pass --trust.
+    The new data may omit the observed arguments. A .csv has the mean, the standard deviation and
+    quantiles of each value; a .nc, which ArviZ opens, has the group predictions with dimensions
+    (chain, draw, *dimensions of the site). They run the model: name it by --model, or pass --trust.
     """
-    check_file(out, "predictions", (".nc", ".npz"), data)
-    _actions().predict(folder, out, data, model, trust, drop, quiet, as_json)
+    check_file(out, "predictions", (".csv", ".nc", ".npz"), data)
+    columns = Columns(drop or (), category or ())
+    _actions().predict(
+        folder, out, data, model, trust, columns, draws=draws, quiet=quiet, as_json=as_json
+    )
 
 
 @app.command(cls=_Command)
@@ -228,6 +257,18 @@ def plot(
         raise SettingError(f"There is no plot {kind!r}; {suggest(kind, PLOTS)}")
     check_picture(out)
     _actions().plot(folder, kind, out, site, quiet, as_json)
+
+
+@app.command(cls=_Command)
+def report(
+    folder: Folder,
+    out: Annotated[Path, typer.Option(help="An .html file.", show_default=False)],
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a page with the findings, tables and plots of a fit."""
+    check_file(out, "reports", (".html",))
+    _actions().report(folder, out, quiet, as_json)
 
 
 @app.command(cls=_Command)

@@ -15,11 +15,20 @@ from probdl.command.locate import locate_model
 from probdl.command.trusted import recorded_place, trusted_model
 from probdl.errors import ModelError
 from probdl.io.folders import read_index
-from probdl.io.idata import escaped, unclashed
+from probdl.io.idata import to_container, write
 from probdl.results.fit import Fit
+from probdl.util.lazy import pandas as pd
 from probdl.util.lazy import xarray as xr
 
-__all__ = ["load_with_model", "observed_arguments", "to_dataset", "write_npz"]
+__all__ = [
+    "load_with_model",
+    "observed_arguments",
+    "prediction_table",
+    "write_npz",
+    "write_predictions",
+]
+
+QUANTILES = (0.055, 0.5, 0.945)
 
 
 def load_with_model(folder: Path, model: str | None = None, *, trust: bool = False) -> Fit:
@@ -58,22 +67,45 @@ def observed_arguments(fit: Fit) -> list[str]:
     ]
 
 
-def to_dataset(fit: Fit, draws: dict[str, Any]) -> xr.Dataset:
-    """Return predictions as a dataset with named dimensions and their labels."""
-    sites = {n: [*fit.structure.sites[n].dims] for n in draws}
-    named = unclashed(sites, [*draws]) | {n: [*d] for n, d in fit.dims.items() if n in draws}
-    arrays = {}
-    for name, array in draws.items():
-        axes = range(array.ndim - 2)
-        dims = [(*named[name], *[None] * array.ndim)[i] or f"{name}_dim_{i}" for i in axes]
-        labels = {
-            escaped(dim): list(fit.coords[dim])
-            for dim, size in zip(dims, array.shape[2:], strict=True)
-            if len(fit.coords.get(dim, ())) == size
-        }
-        dims = [escaped(dim) for dim in dims]  # netCDF has other uses for slashes
-        arrays[escaped(name)] = xr.DataArray(array, dims=("chain", "draw", *dims), coords=labels)
-    return xr.Dataset(arrays, attrs={"inference_library": f"probdl {probdl.__version__}"})
+def prediction_table(predictions: xr.Dataset) -> pd.DataFrame:
+    """Return a table with a row for each predicted value: its mean, sd and quantiles."""
+    parts = []
+    for name, array in predictions.items():
+        dims = array.dims[2:]
+        values = np.asarray(array).reshape(array.shape[0] * array.shape[1], -1)
+        labels = pd.MultiIndex.from_product([np.asarray(array[dim]) for dim in dims], names=dims)
+        index = [", ".join(map(str, key)) for key in labels] if dims else [""]
+        columns = {"site": name, "index": index, "mean": values.mean(0), "sd": values.std(0)}
+        for level in QUANTILES:
+            columns[f"q{100 * level:g}"] = np.quantile(values, level, axis=0)
+        parts.append(pd.DataFrame(columns))
+    return pd.concat(parts, ignore_index=True)
+
+
+def write_predictions(
+    path: Path, predictions: xr.Dataset, table: pd.DataFrame, *, draws: bool
+) -> None:
+    """Write predictions to a file of the type that its name ends with.
+
+    Args:
+        path: a .csv, .nc or .npz file.
+        predictions: the draws.
+        table: their summary, for .csv.
+        draws: whether a .csv has the draws, one row for each chain, draw and value.
+    """
+    if path.suffix == ".nc":
+        with path.open("wb") as file:
+            write(to_container(predictions), file)
+    elif path.suffix == ".npz":
+        write_npz(path, {str(name): array.values for name, array in predictions.items()})
+    elif not draws:
+        table.to_csv(path, index=False)
+    else:
+        parts = [
+            array.to_dataframe(name="value").reset_index().assign(site=name)
+            for name, array in predictions.items()
+        ]
+        pd.concat(parts, ignore_index=True).to_csv(path, index=False)
 
 
 def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:

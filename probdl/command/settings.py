@@ -12,7 +12,7 @@ from probdl.command.locate import locate
 from probdl.errors import SettingError
 from probdl.util.suggestions import suggest
 
-__all__ = ["parse"]
+__all__ = ["parse", "parse_labels"]
 
 
 def parse(name: str, settings: Sequence[str]) -> dict[str, Any]:
@@ -37,6 +37,26 @@ def parse(name: str, settings: Sequence[str]) -> dict[str, Any]:
             raise SettingError(f"{name} has no setting {key!r}; {suggest(key, known)}")
         given[key] = text
     return {key: _value(text) for key, text in given.items()}
+
+
+def parse_labels(option: str, given: Sequence[str]) -> dict[str, list[Any]]:
+    """Parse options of the form ``name=a,b,c``; integers become integers.
+
+    Raises:
+        SettingError: there is no name, or no label.
+
+    >>> parse_labels("coords", ["year=2001,2002"])
+    {'year': [2001, 2002]}
+    """
+    found: dict[str, list[Any]] = {}
+    for text in given:
+        name, equals, labels = text.partition("=")
+        if not (name and equals and labels):
+            raise SettingError(f"--{option} {text}: write NAME=A,B, such as firm=acme,apex.")
+        parts = [label.strip() for label in labels.split(",")]
+        whole = option == "coords" and all(p.lstrip("-").isdecimal() for p in parts)
+        found[name] = [int(p) for p in parts] if whole else parts
+    return found
 
 
 def _value(text: str) -> Any:

@@ -102,8 +102,20 @@ def read_all(
     return checked(contents, contents.values)
 
 
-def checked(contents: Contents, names: Iterable[str]) -> Values:
-    """Return the contents of some names as scalars, strings or arrays of numbers.
+def checked(
+    contents: Contents,
+    names: Iterable[str],
+    *,
+    categories: Collection[str] = (),
+    missing: bool = False,
+) -> Values:
+    """Return the contents of some names as scalars, strings, arrays of numbers or categoricals.
+
+    Args:
+        contents: what was read.
+        names: the names.
+        categories: those of columns that are categories.
+        missing: whether cells may be empty, which become NaN.
 
     Raises:
         DataError: a cell is empty, or a value is no number.
@@ -115,10 +127,32 @@ def checked(contents: Contents, names: Iterable[str]) -> Values:
                 f"{contents.twice[name]} contains {name!r}, which another file contains too. "
                 "Rename it in one of them."
             )
-    return {
-        name: _check_value(contents.values[name], f"{contents.sources[name]}: {name!r}")
-        for name in names
-    }
+    if unknown := [name for name in categories if name not in contents.values]:
+        raise DataError(
+            f"--category {unknown[0]}: the data contain no {unknown[0]!r}, only "
+            f"{', '.join(contents.values) or 'nothing'}."
+        )
+    found = {}
+    for name in names:
+        what, value = f"{contents.sources[name]}: {name!r}", contents.values[name]
+        if name in categories:
+            found[name] = _from_categories(value, what)
+        elif missing and isinstance(value, pd.Series) and value.dtype.kind == "f":
+            found[name] = value.to_numpy()
+        else:
+            found[name] = _check_value(value, what)
+    return found
+
+
+def _from_categories(value: Any, what: str) -> Any:
+    column = pd.Series(value)
+    empty = np.flatnonzero(column.isna())
+    if len(empty):
+        raise DataError(
+            f"{what} is empty in {len(empty)} of {len(column)} rows, first in row {empty[0] + 1}. "
+            "Fill in the categories, or remove the rows."
+        )
+    return pd.Categorical(column)
 
 
 def read_raw(
@@ -321,15 +355,16 @@ def _from_column(column: pd.Series, what: str) -> NDArray[Any]:
     if len(empty):
         raise DataError(
             f"{what} is empty in {len(empty)} of {len(column)} rows, first in row {empty[0] + 1}. "
-            "Fill in the values, or remove the rows."
+            "Fill in the values, remove the rows, or leave out missing observations by "
+            "--missing mask."
         )
     if column.dtype.kind not in "biuf":
         _check_integer_range(column, what)
         text = np.flatnonzero(pd.to_numeric(column, errors="coerce").isna())
         row = text[0] if len(text) else 0
         raise DataError(
-            f"{what} contains text (row {row + 1}: {_shortened(column.iloc[row])}). Encode "
-            "categories as integers, leave cells without a value empty, or drop the column."
+            f"{what} contains text (row {row + 1}: {_shortened(column.iloc[row])}). Name categories by "
+            "--category, leave cells without a value empty, or drop the column."
         )
     return column.to_numpy()
 

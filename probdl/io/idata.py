@@ -54,6 +54,7 @@ __all__ = [
     "read",
     "rhat",
     "summary",
+    "to_container",
     "to_idata",
     "unclashed",
     "variables",
@@ -584,6 +585,13 @@ def labels(idata: Any) -> dict[str, NDArray[Any]]:
     """Return the labels along each dimension, by its name."""
     datasets = [dataset(idata, group) for group in groups(idata)]
     return {_unescape(n): v.values for d in datasets if d is not None for n, v in d.coords.items()}
+
+
+def to_container(predictions: Any) -> Any:
+    """Return a container with a dataset as its group ``predictions``."""
+    if ARVIZ_1:
+        return xr.DataTree.from_dict({"predictions": predictions})
+    return az.InferenceData(predictions=predictions)
 
 
 def with_group(idata: Any, name: str, group: Any) -> Any:

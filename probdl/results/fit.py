@@ -56,6 +56,7 @@ from probdl.results.discrete import draw_discrete
 from probdl.results.labels import Labels, labels_at
 from probdl.results.loo import check_moment_matching, matched, warn_of_high_k
 from probdl.results.masking import put_back, without_masked, zero_masked
+from probdl.results.report import write_report
 from probdl.util.cached import cached
 from probdl.util.isolation import isolated, sheltered
 from probdl.util.lazy import pandas as pd
@@ -308,7 +309,7 @@ class Fit:
     def _summary_head(self) -> tuple[pd.DataFrame, int]:
         """The rows of the summary that are shown, and the number of all rows."""
         limit = display.MAX_SUMMARY_ROWS
-        order = sorted(self.draws, key=self._place)
+        order = self.shown_sites
         scalars = sum(math.prod(a.shape[2:]) for a in self.draws.values())
         if self.is_point:
             networks = table.layers(self.structure, self.draws, self.stats)
@@ -341,7 +342,7 @@ class Fit:
         """Return ArviZ's names of the first scalars, or of all, by site."""
         found: dict[str, list[str]] = {}
         left, coords = limit, self._labels.coords
-        for name in self.draws if limit is None else sorted(self.draws, key=self._place):
+        for name in self.draws if limit is None else self.shown_sites:
             array = self.draws[name]
             if name in without or left == 0:
                 continue
@@ -481,6 +482,21 @@ class Fit:
             3
         """
         return streaming.whole(self.program, self.structure)
+
+    @property
+    def shown_sites(self) -> list[str]:
+        """The names of the sites in the order in which a fit is shown.
+
+        Scalars come first, then vectors, then what is computed from others.
+
+        Example:
+            >>> import numpy as np, probdl
+            >>> from probdl.models import eight_schools
+            >>> fit = probdl.infer(eight_schools, np.ones(3), np.zeros(3), method="map", seed=1)
+            >>> fit.shown_sites
+            ['mu', 'tau', 'theta_trans', 'theta']
+        """
+        return sorted(self.draws, key=self._place)
 
     @cached
     def _posterior(self) -> Any:
@@ -1108,6 +1124,32 @@ class Fit:
             ['arrays.safetensors', 'fit.json', 'idata.nc']
         """
         return save(self, folder)
+
+    @sheltered()
+    def report(self, file: str | os.PathLike[str]) -> Path:
+        """Write a report of the fit: one HTML page that needs no other file and no network.
+
+        It has the findings, the summary, plots (traces, ranks, intervals, the posterior predictive,
+        the ELBO of training, the Pareto k-hat of leave-one-out cross-validation), the source of the
+        model, the shapes of the data, the settings, timings and versions.
+
+        Args:
+            file: the file to write, such as ``"fit.html"``; it is replaced.
+
+        Returns:
+            The file.
+
+        Raises:
+            SettingError: the file cannot be written.
+
+        Example:
+            >>> import numpy as np, probdl, tempfile
+            >>> from probdl.models import normal_normal
+            >>> fit = probdl.infer(normal_normal, np.ones(3), np.zeros(3), method="map", seed=1)
+            >>> fit.report(tempfile.mkdtemp() + "/fit.html").name
+            'fit.html'
+        """
+        return write_report(self, file)
 
     # -- checking --------------------------------------------------------------------------
 
