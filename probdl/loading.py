@@ -56,6 +56,11 @@ class _IncompleteMethod(Method):
     def name(self) -> str:  # type: ignore[override]
         return self.recorded
 
+    @property
+    def draws_are_independent(self) -> bool:  # type: ignore[override]
+        kind = METHODS.get(self.recorded)
+        return kind is not None and kind.draws_are_independent
+
     def __repr__(self) -> str:
         return self.shown
 

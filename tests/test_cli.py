@@ -146,7 +146,7 @@ def test_settings_are_passed_to_the_method(here):
 
 
 def test_nan_is_null_in_json(here):
-    words = ["my_models.py:normal", "--data", "y.json", "--method", "laplace", "--seed", 1]
+    words = ["my_models.py:normal", "--data", "y.json", "--set", "chains=1", "--seed", 1]
     assert fitted(*words)["summary"][0]["r_hat"] is None  # one chain has no R-hat
 
 
@@ -269,7 +269,7 @@ def test_all_file_formats_give_the_same_data(tmp_path):
     ("name", "text", "message"),
     [
         ("a.csv", "x,y\n1,2\n3,\n", "'y' is empty in 1 of 2 rows, first in row 2"),
-        ("a.csv", "x,c\n1,red\n3,blue\n", "'c' contains text .row 1: 'red'.* as integers"),
+        ("a.csv", "x,c\n1,red\n3,blue\n", "'c' contains text .row 1: 'red'.* --category"),
         ("a.csv", "x\n1\n2a\n", "'x' contains text .row 2: '2a'"),
         ("a.csv", "", "cannot be read as csv"),
         ("a.json", "[1, 2]", "contains a list"),
@@ -603,7 +603,7 @@ def test_predictions_at_new_data(saved):
     here, _ = saved
     (here / "new.csv").write_text("x\n0\n10\n")
     good("predict", "fits/line", "--data", "new.csv", "--out", "p.nc", "--trust")
-    with xr.open_dataset("p.nc") as predictions:
+    with xr.open_dataset("p.nc", group="predictions") as predictions:
         y = predictions["y"].load()
     assert y.dims == ("chain", "draw", "obs")
     assert y.shape == (1, 1000, 2)
@@ -612,7 +612,16 @@ def test_predictions_at_new_data(saved):
     assert float(y[0, :, 1].mean()) == pytest.approx(10 * posterior, abs=5 * sd / 1000**0.5)
     good("predict", "fits/line", "--out", "p.npz", "--model", "my_models.py:line")
     assert np.load("p.npz")["y"].shape == (1, 1000, 4)
-    assert "written to .nc or .npz" in refused("predict", "fits/line", "--out", "p.csv")
+    good("predict", "fits/line", "--data", "new.csv", "--out", "p.csv", "--trust")
+    table = pd.read_csv("p.csv")
+    assert [*table.columns] == ["site", "index", "mean", "sd", "q5.5", "q50", "q94.5"]
+    assert table["mean"][1] == pytest.approx(float(y[0, :, 1].mean()))
+    good("predict", "fits/line", "--data", "new.csv", "--out", "p.csv", "--trust", "--draws")
+    assert pd.read_csv("p.csv")["value"].to_numpy() == pytest.approx(y.values.ravel())
+    assert "is for .csv files" in refused(
+        "predict", "fits/line", "--out", "p.npz", "--trust", "--draws"
+    )
+    assert "written to .csv, .nc or .npz" in refused("predict", "fits/line", "--out", "p.txt")
     (here / "my_models.py").rename("moved.py")
     assert "--model file.py:name" in refused("predict", "fits/line", "--out", "p.nc", "--trust")
     good("predict", "fits/line", "--out", "p.nc", "--model", "moved.py:line")
@@ -661,7 +670,7 @@ def test_output_files_are_checked_before_the_work(saved):
         (["plot", "fits/line", "trace", "--out", "a.xyz"], "plots are written to"),
         (["plot", "fits/line", "trace", "--out", "folder.png"], "is a folder"),
         (["demo", "--out", "a"], "plots are written to"),
-        (["predict", "nowhere", "--out", "a.csv"], "predictions are written to .nc or .npz"),
+        (["predict", "nowhere", "--out", "a.txt"], "predictions are written to .csv, .nc or"),
     ):
         assert message in refused(*words)
     good("predict", "fits/line", "--out", "new/folder/p.npz", "--trust")
@@ -851,3 +860,40 @@ def test_control_c_keeps_the_draws_so_far(here):
     assert process.returncode == 0, messages
     assert "(interrupted)" in messages
     assert 0 < probdl.load("fit").num_draws < 1_000_000
+
+
+def test_categories_labels_and_missing_observations(here):
+    (here / "firms.py").write_text(
+        "import pyro, pyro.distributions as d\n"
+        "def model(firm, x, y=None):\n"
+        "    with pyro.plate('firm', int(firm.max()) + 1):\n"
+        "        a = pyro.sample('a', d.Normal(0.0, 1.0))\n"
+        "    with pyro.plate('rows', len(x)):\n"
+        "        pyro.sample('y', d.Normal(a[firm] + x, 1.0), obs=y)\n"
+    )
+    rows = [f"{'abc'[i % 3]},{i},{'' if i == 4 else i + i % 3}" for i in range(9)]
+    (here / "firms.csv").write_text("\n".join(["firm,x,y", *rows]) + "\n")
+    words = ["firms.py:model", "--data", "firms.csv", "--method", "laplace", "--seed", 1]
+    assert "--category" in refused("infer", *words)
+    words += ["--category", "firm"]
+    assert "--missing mask" in refused("infer", *words)
+    assert "contain no 'town'" in refused("infer", *words, "--category", "town")
+    words += ["--missing", "mask"]
+    assert "no dimension" in refused("infer", *words, "--coords", "town=a,b")
+    assert "write NAME=A,B" in refused("infer", *words, "--coords", "town")
+    report = fitted(*words, "--coords", f"rows={','.join(map(str, range(9)))}", "--out", "fit")
+    assert "missing" in [f["check"] for f in report["findings"]]
+    assert [row["name"] for row in report["summary"]] == ["a[a]", "a[b]", "a[c]"]
+    (here / "new.csv").write_text("firm,x\nc,0\nz,0\n")
+    good("predict", "fit", "--data", "new.csv", "--out", "p.csv", "--trust")
+    means = pd.read_csv("p.csv")["mean"]
+    assert means[0] == pytest.approx(1.5, abs=0.3)  # 3 observations of 2, and the prior
+    assert means[1] == pytest.approx(0.0, abs=0.3)
+
+
+def test_a_report_of_a_saved_fit(saved):
+    here, _ = saved
+    good("report", "fits/line", "--out", "line.html")
+    page = (here / "line.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") >= 3
+    assert "reports are written to" in refused("report", "fits/line", "--out", "line.txt")

@@ -41,7 +41,12 @@ def funnel(width):
 
 def test_a_funnel_has_energies_that_change_slowly():
     method = probdl.NUTS(draws=500, mass_matrix="diag")
-    assert "bfmi" in fitted(funnel(3.0), method=method)
+    fit = probdl.infer(funnel(3.0), method=method, seed=1)
+    # It is a part of what its cause is reported to lead to.
+    assert "bfmi" in {finding.check for finding in fit.findings}
+    (divergences,) = [f for f in fit.diagnose() if f.check == "divergences"]
+    assert "Also: The energy changes slowly" in divergences.message
+    assert "bfmi" not in {finding.check for finding in fit.diagnose()}
     assert "bfmi" not in fitted(funnel(0.1), method=method)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 import probdl
 from probdl.command.locate import locate_model
@@ -71,15 +73,40 @@ def prediction_table(predictions: xr.Dataset) -> pd.DataFrame:
     """Return a table with a row for each predicted value: its mean, sd and quantiles."""
     parts = []
     for name, array in predictions.items():
-        dims = array.dims[2:]
-        values = np.asarray(array).reshape(array.shape[0] * array.shape[1], -1)
-        labels = pd.MultiIndex.from_product([np.asarray(array[dim]) for dim in dims], names=dims)
-        index = [", ".join(map(str, key)) for key in labels] if dims else [""]
-        columns = {"site": name, "index": index, "mean": values.mean(0), "sd": values.std(0)}
+        values = _flat(array)
+        columns = {"site": name, "index": _indices(array)}
+        columns |= {"mean": values.mean(0), "sd": values.std(0)}
         for level in QUANTILES:
             columns[f"q{100 * level:g}"] = np.quantile(values, level, axis=0)
         parts.append(pd.DataFrame(columns))
     return pd.concat(parts, ignore_index=True)
+
+
+def _draws_table(predictions: xr.Dataset) -> pd.DataFrame:
+    """Return a table with a row for each draw of each predicted value."""
+    parts = []
+    for name, array in predictions.items():
+        values, indices = _flat(array), _indices(array)
+        chains, draws = array.shape[:2]
+        columns = {
+            "chain": np.repeat(np.arange(chains), draws * len(indices)),
+            "draw": np.tile(np.repeat(np.arange(draws), len(indices)), chains),
+            "site": name,
+            "index": np.tile(indices, chains * draws),
+            "value": values.ravel(),
+        }
+        parts.append(pd.DataFrame(columns))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _flat(array: xr.DataArray) -> NDArray[Any]:
+    return np.asarray(array).reshape(array.shape[0] * array.shape[1], -1)
+
+
+def _indices(array: xr.DataArray) -> list[str]:
+    """Return the labels of each value of a draw, joined by commas."""
+    labels = [np.asarray(array[dim]).tolist() for dim in array.dims[2:]]
+    return [", ".join(map(str, key)) for key in itertools.product(*labels)]
 
 
 def write_predictions(
@@ -98,14 +125,8 @@ def write_predictions(
             write(to_container(predictions), file)
     elif path.suffix == ".npz":
         write_npz(path, {str(name): array.values for name, array in predictions.items()})
-    elif not draws:
-        table.to_csv(path, index=False)
     else:
-        parts = [
-            array.to_dataframe(name="value").reset_index().assign(site=name)
-            for name, array in predictions.items()
-        ]
-        pd.concat(parts, ignore_index=True).to_csv(path, index=False)
+        (_draws_table(predictions) if draws else table).to_csv(path, index=False)
 
 
 def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:

@@ -363,8 +363,8 @@ def _from_column(column: pd.Series, what: str) -> NDArray[Any]:
         text = np.flatnonzero(pd.to_numeric(column, errors="coerce").isna())
         row = text[0] if len(text) else 0
         raise DataError(
-            f"{what} contains text (row {row + 1}: {_shortened(column.iloc[row])}). Name categories by "
-            "--category, leave cells without a value empty, or drop the column."
+            f"{what} contains text (row {row + 1}: {_shortened(column.iloc[row])}). Name "
+            "categories by --category, leave cells without a value empty, or drop the column."
         )
     return column.to_numpy()
 
