@@ -18,6 +18,7 @@ import torch
 from pyro.distributions.util import broadcast_shape
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from probdl.errors import DataError, ModelError
@@ -371,12 +372,15 @@ def _values(trace: Trace, wanted: set[str]) -> dict[str, Tensor]:
 
 
 def _new_values(trace: Trace, structure: Structure) -> dict[str, Tensor]:
-    """Return deterministic sites that exist at the new arguments only, such as a forecast."""
+    """Return sites that exist at the new arguments only, such as a forecast."""
     nodes: Any = trace.nodes
     return {
         name: node["value"]
         for name, node in nodes.items()
-        if name not in structure.sites and node["type"] == "sample" and is_deterministic(node)
+        if name not in structure.sites
+        and node["type"] == "sample"
+        and not site_is_subsample(node)
+        and not isinstance(base_distribution(node["fn"]), dist.Unit)
     }
 
 

@@ -187,7 +187,8 @@ def _labels_of_data(
             more = grown.get(site.name, site.shape)
             for axis, (dim, now) in enumerate(zip(site.dims, site.shape, strict=True)):
                 named = dim is not None and _is_named_after(dim, name) and now == size
-                if more[axis : axis + 1] != (size + 1,) and not (named and not grown):
+                grew = now <= size and more[axis : axis + 1] == (size + 1,)
+                if not grew and not (named and not grown):
                     continue
                 label = dim or (f"{name}_column" if encoding.kind == "columns" else name)
                 if dim is None:

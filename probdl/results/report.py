@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -23,9 +23,6 @@ from probdl.model.without_model import WithoutModel
 from probdl.util.lazy import pandas as pd
 from probdl.util.lazy import pyplot as plt
 from probdl.util.lock import GLOBAL_LOCK
-
-if TYPE_CHECKING:
-    from probdl.results.fit import Fit
 
 __all__ = ["write_report"]
 
@@ -62,7 +59,7 @@ pre { overflow-x: auto; border: 1px solid var(--line); padding: 0.8rem; font-siz
 """
 
 
-def write_report(fit: Fit, file: str | os.PathLike[str]) -> Path:
+def write_report(fit: Any, file: str | os.PathLike[str]) -> Path:
     """Write a report of a fit; see :meth:`Fit.report`."""
     path = Path(file)
     if path.is_dir() or not path.parent.is_dir():
@@ -85,12 +82,12 @@ def write_report(fit: Fit, file: str | os.PathLike[str]) -> Path:
     return path
 
 
-def _head(fit: Fit) -> Iterator[str]:
+def _head(fit: Any) -> Iterator[str]:
     yield f"<p>{html.escape(fit.title)}.</p>"
     yield f"<h2>Findings</h2>{fit.diagnose()._repr_html_()}"
 
 
-def _tables(fit: Fit) -> Iterator[str]:
+def _tables(fit: Any) -> Iterator[str]:
     table = fit.summary()
     more = len(table) - MAX_ROWS
     yield f"<h2>Summary</h2>{table.head(MAX_ROWS).to_html(float_format=_short)}"
@@ -98,7 +95,7 @@ def _tables(fit: Fit) -> Iterator[str]:
         yield f"<p>… and {more} more rows in <code>fit.summary()</code></p>"
 
 
-def _plots(fit: Fit) -> Iterator[str]:
+def _plots(fit: Any) -> Iterator[str]:
     yield "<h2>Plots</h2>"
     if "elbo" in fit.stats:
         caption = "The evidence lower bound in training, in nats."
@@ -125,7 +122,7 @@ def _plots(fit: Fit) -> Iterator[str]:
         yield from _loo(fit)
 
 
-def _loo(fit: Fit) -> Iterator[str]:
+def _loo(fit: Any) -> Iterator[str]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -141,7 +138,7 @@ def _loo(fit: Fit) -> Iterator[str]:
     yield f"<pre>{html.escape(str(result))}</pre>"
 
 
-def _origin(fit: Fit) -> Iterator[str]:
+def _origin(fit: Any) -> Iterator[str]:
     yield "<h2>Model</h2>"
     source = _source(fit)
     yield f"<pre>{html.escape(source)}</pre>" if source else "<p>The source is not available.</p>"
@@ -158,10 +155,10 @@ def _origin(fit: Fit) -> Iterator[str]:
     yield f"<h2>Versions</h2>{_rows({name: metadata.version(name) for name in PACKAGES})}"
 
 
-SECTIONS: tuple[Callable[[Fit], Iterator[str]], ...] = (_head, _tables, _plots, _origin)
+SECTIONS: tuple[Callable[[Any], Iterator[str]], ...] = (_head, _tables, _plots, _origin)
 
 
-def _few(fit: Fit, limit: int) -> list[str]:
+def _few(fit: Any, limit: int) -> list[str]:
     """Return the first sites as shown, with at most this many scalars together."""
     names: list[str] = []
     for name in fit.shown_sites:
@@ -172,7 +169,7 @@ def _few(fit: Fit, limit: int) -> list[str]:
     return names
 
 
-def _source(fit: Fit) -> str:
+def _source(fit: Any) -> str:
     if isinstance(fit.program, WithoutModel):
         return ""
     *_, inner = layers(fit.program.original)

@@ -1,0 +1,141 @@
+"""Labelled predictions, and draws from a model before any fit."""
+
+import arviz as az
+import numpy as np
+import pandas as pd
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+import xarray as xr
+
+import probdl
+from probdl.io.idata import groups
+from probdl.models import eight_schools
+
+SIGMA, Y = np.array([10.0, 5.0, 20.0]), np.array([1.0, 20.0, 3.0])
+COORDS = {"school": ["A", "B", "C"]}
+
+
+def line(x, y=None):
+    slope = pyro.sample("slope", dist.Normal(0.0, 2.0))
+    with pyro.plate("day", len(x)):
+        mean = pyro.deterministic("mean", slope * x)
+        return pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+
+@pytest.fixture(scope="module")
+def fit():
+    return probdl.infer(eight_schools, SIGMA, Y, method="laplace", seed=1, coords=COORDS)
+
+
+@pytest.mark.filterwarnings("ignore::probdl.FindingWarning")
+def test_predictions_have_names_and_labels(fit):
+    found = fit.predictions()
+    assert isinstance(found, xr.Dataset)
+    assert found["y"].dims == ("chain", "draw", "school")
+    np.testing.assert_array_equal(np.asarray(found["y"]), fit.predict()["y"])
+    np.testing.assert_array_equal(found["y"].sel(school="B"), fit.predict()["y"][..., 1])
+    assert len(found["y"].to_dataframe()) == 3000
+    assert az.hdi(found["y"]) is not None
+
+
+def test_labels_at_new_arguments_match_and_name_them(fit):
+    found = fit.predictions(np.array([5.0, 5.0]), coords={"school": ["C", "new"]})
+    assert found["theta"]["school"].values.tolist() == ["C", "new"]
+    np.testing.assert_array_equal(found["theta"].sel(school="C"), fit.draws["theta"][..., 2])
+
+
+def test_labels_of_rows_need_not_be_in_the_fit():
+    x = np.arange(10.0)
+    fit = probdl.infer(line, x, 2 * x, method="laplace", seed=1)
+    days = ["Mon", "Tue", "Wed"]
+    found = fit.predictions(np.array([1.0, 2.0, 3.0]), coords={"day": days})
+    assert found["y"]["day"].values.tolist() == days
+    assert float(found["mean"].sel(day="Tue").mean()) == pytest.approx(4.0, abs=0.2)
+    assert fit.predictions(np.zeros(10))["y"]["day"].values.tolist() == [*range(10)]
+    assert fit.predictions(num_samples=4).sizes["day"] == 4
+
+
+def test_labels_of_the_fits_rows_are_not_those_of_others():
+    x = np.arange(3.0)
+    fit = probdl.infer(line, x, x, method="laplace", seed=1, coords={"day": [5, 6, 7]})
+    assert fit.predictions()["y"]["day"].values.tolist() == [5, 6, 7]
+    assert fit.predictions(np.ones(3))["y"]["day"].values.tolist() == [0, 1, 2]
+
+
+def test_labels_that_do_not_fit_are_an_error(fit):
+    with pytest.raises(probdl.SettingError, match="did you mean 'school'"):
+        fit.predictions(coords={"schol": ["A", "B", "C"]})
+    x = np.arange(4.0)
+    other = probdl.infer(line, x, x, method="laplace", seed=1)
+    with pytest.raises(probdl.SettingError, match="2 labels, but the predictions have length 3"):
+        other.predictions(np.ones(3), coords={"day": ["a", "b"]})
+
+
+def test_predictions_join_the_container(fit):
+    found = fit.predictions(np.array([5.0, 5.0]), coords={"school": ["C", "D"]})
+    container = fit.to_idata(predictions=found)
+    assert "predictions" in groups(container)
+    np.testing.assert_array_equal(container.predictions["y"], found["y"])
+    assert container.posterior["theta"]["school"].values.tolist() == ["A", "B", "C"]
+
+
+def test_new_sites_of_a_forecast_are_predicted():
+    def walk(y, horizon=0):
+        scale = pyro.sample("scale", dist.HalfNormal(1.0))
+        with pyro.plate("time", len(y) - 1):
+            pyro.sample("y", dist.Normal(y[:-1], scale), obs=y[1:])
+        if horizon:
+            with pyro.plate("future", horizon):
+                steps = pyro.sample("steps", dist.Normal(0.0, scale))
+            pyro.deterministic("forecast", y[-1] + steps.cumsum(-1), event_dim=1)
+
+    y = np.random.default_rng(0).normal(size=60).cumsum()
+    fit = probdl.infer(walk, y, method="laplace", seed=1)
+    found = fit.predictions(y, horizon=28, coords={"future": [f"+{h}" for h in range(1, 29)]})
+    assert found["forecast"].shape == (1, 1000, 28)
+    sd = fit.draws["scale"].mean() * 28**0.5
+    assert float(found["forecast"][..., -1].std()) == pytest.approx(sd, rel=0.2)
+
+
+def test_draws_before_any_fit():
+    prior = probdl.prior_predictive(
+        eight_schools, SIGMA, Y, num_samples=4000, seed=1, coords=COORDS
+    )
+    assert set(groups(prior)) == {"prior", "prior_predictive", "observed_data", "constant_data"}
+    assert prior.prior_predictive["y"].dims == ("chain", "draw", "school")
+    assert prior.prior["theta"]["school"].values.tolist() == ["A", "B", "C"]
+    assert float(prior.prior["mu"].std()) == pytest.approx(5.0, rel=4 / 8000**0.5)
+    np.testing.assert_array_equal(prior.observed_data["y"], Y)
+    again = probdl.prior_predictive(eight_schools, SIGMA, Y, num_samples=4000, seed=1)
+    np.testing.assert_array_equal(again.prior["mu"], prior.prior["mu"])
+
+
+def test_data_that_were_not_given_are_predicted():
+    prior = probdl.prior_predictive(line, np.ones(5), seed=1)
+    assert prior.prior_predictive["y"].shape == (1, 500, 5)
+    assert set(prior.prior.data_vars) == {"slope", "mean"}
+    assert "observed_data" not in groups(prior)
+
+
+def test_categories_label_draws_before_any_fit():
+    def model(town, y=None):
+        with pyro.plate("town", int(town.max()) + 1):
+            level = pyro.sample("level", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", len(town)):
+            pyro.sample("y", dist.Normal(level[town], 1.0), obs=y)
+
+    prior = probdl.prior_predictive(model, pd.Series(["b", "a", "b"]), seed=1)
+    assert prior.prior["level"]["town"].values.tolist() == ["a", "b"]
+
+
+def test_what_has_no_prior_draws_is_an_error():
+    def improper(y):
+        mean = pyro.sample("mean", dist.ImproperUniform(dist.constraints.real, (), ()))
+        pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+    with pytest.raises(probdl.ProbdlError, match=r"[Ii]mproper|mean"):
+        probdl.prior_predictive(improper, torch.tensor(1.0))
+    with pytest.raises(probdl.SettingError, match="num_samples"):
+        probdl.prior_predictive(line, np.ones(2), num_samples=0)
