@@ -1,6 +1,6 @@
-"""Draw what findings look like: `python docs/pictures.py` writes docs/findings/*.png.
+"""Draw the pictures of the documentation: `python docs/pictures.py` writes docs/findings/*.png.
 
-Each picture is of a fit that raises the finding of its name.
+Each picture there is of a fit that raises the finding of its name; others are in docs/.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 import probdl
+from probdl.findings import CHECKS
 from probdl.models import eight_schools
 from probdl.montecarlo import calibrate
 from probdl.plots import plot_calibration
@@ -40,8 +41,38 @@ def fitted(check: str, model: Any, *args: Any, **options: Any) -> Any:
     """Fit a model, and make sure that the finding is raised."""
     fit = probdl.infer(model, *args, seed=1, progress=False, **options)
     raised = [finding.check for finding in fit.diagnose()]
-    assert check in raised, f"{check} was not raised; these were: {raised}"
+    joined = [finding.message for finding in fit.diagnose() if "Also:" in finding.message]
+    assert check in raised or joined, f"{check} was not raised; these were: {raised}"
     return fit
+
+
+@picture
+def forecast(ax: Any) -> None:
+    """An autoregression and its forecast."""
+    rng = np.random.default_rng(0)
+    y = 5 + np.zeros(60)
+    for t in range(1, 60):
+        y[t] = 5 + 0.8 * (y[t - 1] - 5) + rng.normal(0, 0.5)
+
+    def model(y: Any, horizon: int = 0) -> None:
+        mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
+        phi = pyro.sample("phi", dist.Uniform(-1.0, 1.0))
+        sigma = pyro.sample("sigma", dist.HalfNormal(1.0))
+        with pyro.plate("time", len(y) - 1):
+            pyro.sample("y", dist.Normal(mean + phi * (y[:-1] - mean), sigma), obs=y[1:])
+        last, future = y[-1], []
+        for h in range(horizon):
+            last = pyro.sample(f"y_{h + 1}", dist.Normal(mean + phi * (last - mean), sigma))
+            future.append(last)
+        if horizon:
+            pyro.deterministic("forecast", torch.stack(future, -1), event_dim=1)
+
+    draws = probdl.infer(model, y, seed=1).predict(y, horizon=12)["forecast"]
+    low, middle, high = np.quantile(draws, [0.055, 0.5, 0.945], axis=(0, 1))
+    ax.plot(range(60), y, "k.")
+    ax.fill_between(np.arange(60, 72), low, high, alpha=0.3, label="89% interval")
+    ax.plot(np.arange(60, 72), middle, label="median")
+    ax.legend()
 
 
 def traces(ax: Any, draws: Any, name: str) -> None:
@@ -302,7 +333,8 @@ def main() -> None:
     for name in sys.argv[1:] or PICTURES:
         _, ax = plt.subplots(figsize=(5.0, 3.0), layout="constrained")
         PICTURES[name](ax)
-        plt.gcf().savefig(FOLDER / f"{name}.png", dpi=80)
+        folder = FOLDER if name in CHECKS else FOLDER.parent
+        plt.gcf().savefig(folder / f"{name}.png", dpi=80)
         plt.close("all")
         sys.stdout.write(f"{name}\n")
 

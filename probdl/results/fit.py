@@ -592,7 +592,8 @@ class Fit:
 
         Returns:
             The observed and deterministic sites by name, and sites that exist at these arguments
-            only, as arrays (chain, draw, *shape at these arguments). The same call returns the same draws.
+            only, as arrays (chain, draw, *shape at these arguments). The same call returns the
+            same draws.
 
         Raises:
             ModelError: the model does not run on these arguments.
