@@ -1,12 +1,15 @@
 """Each public name has a docstring with an example, and types."""
 
+import dataclasses
 import inspect
+import re
 from types import FunctionType, ModuleType
 
 import pytest
 
 import probdl
 import probdl.plots
+from probdl.methods import METHODS
 from probdl.models import markov
 
 MODULES = (probdl, probdl.montecarlo, probdl.nn, probdl.models, markov, probdl.plots)
@@ -77,3 +80,18 @@ def test_it_is_typed(name):
     assert not untyped
     if not inspect.isclass(thing):
         assert inspect.signature(function).return_annotation is not inspect.Signature.empty
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_the_settings_of_a_method_are_visible_with_their_defaults(name):
+    kind = METHODS[name]
+    settings = {f.name: f.default for f in dataclasses.fields(kind)}
+    shown = inspect.signature(kind).parameters
+    for setting, default in settings.items():
+        if default is not dataclasses.MISSING:
+            assert shown[setting].default == default
+    described = re.split(r"\n {4}(?=\w+: )", inspect.getdoc(kind).partition("Args:")[2])
+    entries = {entry.strip().partition(":")[0]: entry for entry in described}
+    for setting, default in settings.items():
+        if default is not dataclasses.MISSING and setting != "discriminator":
+            assert "efault" in entries[setting], f"{name}: {setting} without its default"

@@ -75,27 +75,35 @@ class GAN(Method, name="gan"):
             at its end. A copy of it is trained.
         loss: ``"minimax"`` (Eq. 6), ``"non_saturating"``, ``"wasserstein"`` with a gradient
             penalty, or ``"hinge"`` with spectral normalisation of the discriminator.
+            Default: ``"non_saturating"``.
         steps: number of steps of the generator. None means 5,000, or the number that follows from
-            ``epochs``.
-        epochs: number of passes through the data, instead of ``steps``.
+            ``epochs``. Default: None.
+        epochs: number of passes through the data, instead of ``steps``. Default: None.
         batch_size: number of rows of data, and of draws, in each step; None means 64. A DataLoader
             as the model's only argument has its own: rows are read from it in minibatches.
+            Default: None.
         discriminator_steps: number of steps of the discriminator for each step of the generator.
+            Default: 1.
         optimizer: optimizer of the generator: a class of ``torch.optim``, or its name.
-        learning_rate: initial learning rate of the generator.
-        discriminator_optimizer: optimizer of the discriminator; None means the same.
+            Default: Adam with betas=(0.5, 0.999).
+        learning_rate: initial learning rate of the generator. Default: 0.001.
+        discriminator_optimizer: optimizer of the discriminator; None means the same. Default: None.
         discriminator_learning_rate: initial learning rate of the discriminator; None means the
-            same.
-        schedule: schedule of both learning rates, as in :class:`SVI`.
+            same. Default: None.
+        schedule: schedule of both learning rates, as in :class:`SVI`. Default: ``"constant"``.
         gradient_penalty: weight of the penalty on slopes above one in ``"wasserstein"``.
+            Default: 10.0.
         ema: if positive, the fit holds an exponential moving average of the generator's weights
             over the steps, of which this share is kept at each step; with 0, the last weights.
+            Default: 0.0.
         site: name of the deterministic site, and of the argument, that is x. None finds it.
+            Default: None.
         checkpoint: a folder in which the training is saved. After a kill the same call resumes
             there and gives the same result; a finished training continues to a larger number of
-            steps (with a constant learning rate).
-        every: number of steps between checkpoints, rounded up to a multiple of 100.
+            steps (with a constant learning rate). Default: None.
+        every: number of steps between checkpoints, rounded up to a multiple of 100. Default: 1000.
         engine: ``"auto"`` for traced steps, ``"eager"`` for the losses without tracing.
+            Default: ``"auto"``.
 
     Raises:
         SettingError: a setting is out of range, or the discriminator returns probabilities.

@@ -42,9 +42,9 @@ class Importance(Method, name="importance"):
     Args:
         guide: the proposal: a function or module that samples the latent sites, with its
             parameters at their current values; or a fit by SVI of the same model, whose guide is
-            used. None means the prior.
-        num_samples: number of weighted draws from the proposal, at least 25.
-        draws: number of draws that the fit holds.
+            used. None means the prior. Default: None.
+        num_samples: number of weighted draws from the proposal, at least 25. Default: 10_000.
+        draws: number of draws that the fit holds. Default: 1000.
 
     Raises:
         SettingError: a setting is out of range.

@@ -43,12 +43,12 @@ class Laplace(Method, name="laplace"):
     with ``labels``, and ``lp``, the exact log density of each draw.
 
     Args:
-        draws: number of draws, at least 25.
-        starts: number of starting points of L-BFGS; the highest mode found is used.
-        steps: maximal number of iterations from each starting point.
+        draws: number of draws, at least 25. Default: 1000.
+        starts: number of starting points of L-BFGS; the highest mode found is used. Default: 4.
+        steps: maximal number of iterations from each starting point. Default: 1000.
         init: values of sites at which to start, such as ``{"mu": 3.0}``; the other sites start at
-            random points. The first start has the values, the others are near.
-        engine: how the density is evaluated, as in :class:`NUTS`.
+            random points. The first start has the values, the others are near. Default: None.
+        engine: how the density is evaluated, as in :class:`NUTS`. Default: ``"auto"``.
 
     Raises:
         SettingError: a setting is out of range.

@@ -68,14 +68,14 @@ class Pathfinder(Method, name="pathfinder"):
     of each draw, and ``engine``.
 
     Args:
-        draws: number of draws, at least 25.
+        draws: number of draws, at least 25. Default: 1000.
         paths: number of paths, each with its own starting point. With one path there is no
-            resampling.
-        steps: maximal number of L-BFGS iterations of each path.
-        num_samples: number of draws that estimate the ELBO at each point of a path.
+            resampling. Default: 4.
+        steps: maximal number of L-BFGS iterations of each path. Default: 1000.
+        num_samples: number of draws that estimate the ELBO at each point of a path. Default: 25.
         init: values of sites at which to start, such as ``{"mu": 3.0}``; the other sites start at
-            random points. Each path starts there.
-        engine: how the density is evaluated, as in :class:`NUTS`.
+            random points. Each path starts there. Default: None.
+        engine: how the density is evaluated, as in :class:`NUTS`. Default: ``"auto"``.
 
     Raises:
         SettingError: a setting is out of range.

@@ -60,15 +60,15 @@ class Metropolis(Method, name="metropolis"):
     (share of the moves since the previous draw that were accepted) and ``step_size`` (s).
 
     Args:
-        draws: number of draws that each chain keeps.
-        warmup: number of draws for adaptation, which are discarded.
-        chains: number of chains.
-        thin: number of moves per kept draw; None means 5 d.
+        draws: number of draws that each chain keeps. Default: 1000.
+        warmup: number of draws for adaptation, which are discarded. Default: 1000.
+        chains: number of chains. Default: 4.
+        thin: number of moves per kept draw; None means 5 d. Default: None.
         target_accept: acceptance rate to which s is adapted; None means 0.44 in one dimension and
-            0.234 otherwise, the optimal values for normal posteriors.
+            0.234 otherwise, the optimal values for normal posteriors. Default: None.
         init: values of sites at which to start, such as ``{"mu": 3.0}``; the other sites start at
-            random points. Each chain starts there.
-        engine: how the density is evaluated, as in :class:`NUTS`.
+            random points. Each chain starts there. Default: None.
+        engine: how the density is evaluated, as in :class:`NUTS`. Default: ``"auto"``.
 
     Raises:
         SettingError: a setting is out of range.

@@ -51,27 +51,28 @@ class NUTS(Method, name="nuts"):
     ``reached_max_treedepth``.
 
     Args:
-        draws: number of draws that each chain keeps.
-        warmup: number of transitions for adaptation, which are discarded.
-        chains: number of chains; R-hat needs at least two.
+        draws: number of draws that each chain keeps. Default: 1000.
+        warmup: number of transitions for adaptation, which are discarded. Default: 1000.
+        chains: number of chains; R-hat needs at least two. Default: 4.
         target_accept: acceptance rate to which the step size is adapted. A higher rate means
-            smaller steps, which are slower and follow strong curvature better.
-        max_treedepth: a trajectory has at most 2**max_treedepth - 1 steps.
+            smaller steps, which are slower and follow strong curvature better. Default: 0.8.
+        max_treedepth: a trajectory has at most 2**max_treedepth - 1 steps. Default: 10.
         mass_matrix: ``"diag"``; ``"low_rank"``, which adds the directions along which the variance
             differs from that of the diagonal by a factor of four or more; ``"dense"``, which has
             all directions; or ``"auto"``, low-rank if d is at most 50 and diagonal otherwise. If
             sites are strongly correlated, low-rank and dense matrices give up to hundreds of times
             more effective draws, but warm-up takes longer, by seconds if d is in the hundreds.
             (With nutpie, a dense matrix is a low-rank one with all directions; Pyro has no
-            low-rank matrices and uses dense ones.)
+            low-rank matrices and uses dense ones.) Default: ``"auto"``.
         init: starting points of the chains. ``"auto"``: from a random point, uniform(-2, 2) on R^d,
             a short ascent leads to where the density is typical of the posterior. ``"random"``:
             the random points themselves. ``"pathfinder"``: each chain starts at a draw of a
             separate path of :class:`Pathfinder`. A dict of values by site, such as
             ``{"mu": 3.0}``, starts these sites there, as far as the density is typical, and the
-            others as ``"auto"``.
+            others as ``"auto"``. Default: ``"auto"``.
         engine: ``"native"`` for compiled code and nutpie, ``"eager"`` for Pyro's own evaluation,
             or ``"auto"`` for the first of them that works for the model on this machine.
+            Default: ``"auto"``.
 
     Raises:
         SettingError: a setting is out of range.
@@ -164,16 +165,18 @@ class HMC(Method, name="hmc"):
     choice in practice. ``stats`` are those of :class:`NUTS`, without the statistics of the tree.
 
     Args:
-        draws: number of draws that each chain keeps.
-        warmup: number of transitions for adaptation, which are discarded.
-        chains: number of chains.
-        target_accept: acceptance rate to which the step size is adapted.
+        draws: number of draws that each chain keeps. Default: 1000.
+        warmup: number of transitions for adaptation, which are discarded. Default: 1000.
+        chains: number of chains. Default: 4.
+        target_accept: acceptance rate to which the step size is adapted. Default: 0.8.
         trajectory_length: integration time of a trajectory, in units in which the posterior has
             about unit scale. For a normal posterior, a quarter of a period (pi / 2) gives
             independent draws, and a whole period (2 pi) returns to the starting point.
-        mass_matrix: ``"diag"`` or ``"dense"``.
-        init: starting points of the chains, as in :class:`NUTS`.
+            Default: pi / 2.
+        mass_matrix: ``"diag"`` or ``"dense"``. Default: ``"diag"``.
+        init: starting points of the chains, as in :class:`NUTS`. Default: ``"auto"``.
         engine: how the density is evaluated, as in :class:`NUTS`; the sampler is always Pyro's.
+            Default: ``"auto"``.
 
     Raises:
         SettingError: a setting is out of range.

@@ -41,12 +41,12 @@ class MLE(Method, name="mle"):
     if the likelihood is flat or has no maximum.
 
     Args:
-        starts: number of starting points of L-BFGS; the highest maximum found is used.
-        steps: maximal number of iterations from each starting point.
-        ci_prob: probability of the Wald intervals.
+        starts: number of starting points of L-BFGS; the highest maximum found is used. Default: 4.
+        steps: maximal number of iterations from each starting point. Default: 1000.
+        ci_prob: probability of the Wald intervals. Default: 0.95.
         init: values of sites at which to start, such as ``{"mu": 3.0}``; the other sites start at
-            random points. The first start has the values, the others are near.
-        engine: how the density is evaluated, as in :class:`NUTS`.
+            random points. The first start has the values, the others are near. Default: None.
+        engine: how the density is evaluated, as in :class:`NUTS`. Default: ``"auto"``.
 
     Raises:
         SettingError: a setting is out of range.

@@ -101,36 +101,41 @@ class SVI(Method, name="svi"):
             that samples the latent sites. The fit trains its own copy of a guide, which goes on
             from where the guide is. None means the method ``guide`` of the model; without one,
             ``"multivariate_normal"`` for 2 to 100 latent scalars (without networks), and
-            ``"normal"`` for other models.
-        steps: number of steps. None means 10,000, or the number that follows from ``epochs``.
-        epochs: number of passes through the data, instead of ``steps``.
+            ``"normal"`` for other models. Default: None.
+        steps: number of steps. None, the default, means 10,000, or the number that follows from
+            ``epochs``.
+            Default: None.
+        epochs: number of passes through the data, instead of ``steps``. Default: None.
         batch_size: number of rows of the data plate in each step; None uses all rows. Arguments
             with as many rows as the plate are indexed along their first dimension, and the log
             probabilities of sites in the plate are scaled by N / B. A DataLoader as the model's
             only argument has the same effect: its batches are spread over the model's arguments,
             or passed as a whole if the model takes one argument. All results cover all rows of
             its dataset, in the dataset's order. ``pyro.plate(name, N, subsample_size=len(x))`` is
-            scaled once.
+            scaled once. Default: None.
         optimizer: a class of ``torch.optim``, its name, or a ``pyro.optim.PyroOptim``.
-        learning_rate: initial learning rate.
+            Default: ``"Adam"``.
+        learning_rate: initial learning rate. Default: 0.01.
         schedule: ``"cosine"`` or ``"linear"`` (to zero), ``"exponential"`` (to one hundredth),
             ``"constant"``, or a function that makes a ``torch.optim.lr_scheduler`` of an optimizer.
+            Default: ``"cosine"``.
         elbo: the estimator: ``"trace"``, ``"mean_field"``, ``"enum"``, ``"renyi"``, or one of
             Pyro's. ``"auto"`` means ``"enum"`` if there are discrete latent sites, and ``"trace"``
-            otherwise.
+            otherwise. Default: ``"auto"``.
         num_particles: number of draws of the latent sites that are averaged in each step.
-        kl_annealing: number of steps over which the weight of the KL term rises to 1.
-        clip_norm: gradients are clipped to this norm; None leaves them.
+            Default: 1.
+        kl_annealing: number of steps over which the weight of the KL term rises to 1. Default: 0.
+        clip_norm: gradients are clipped to this norm; None leaves them. Default: None.
         patience: training ends if the ELBO, smoothed over 100 steps, has not improved for this
-            number of steps; None for no limit.
+            number of steps; None for no limit. Default: None.
         init: values of latent sites by name, from which the search for the start of an automatic
-            guide begins, as in ``{"mu": 2.0}``; None begins at random points.
-        draws: number of draws of the guide that the fit holds.
+            guide begins, as in ``{"mu": 2.0}``; None begins at random points. Default: None.
+        draws: number of draws of the guide that the fit holds. Default: 1000.
         checkpoint: a folder in which the training is saved. After a kill the same call resumes
             there and gives the same result; a finished training continues to a larger number of
-            steps (with a constant learning rate).
-        every: number of steps between checkpoints, rounded up to a multiple of 100.
-        engine: ``"auto"``, ``"native"`` or ``"eager"``.
+            steps (with a constant learning rate). Default: None.
+        every: number of steps between checkpoints, rounded up to a multiple of 100. Default: 1000.
+        engine: ``"auto"``, ``"native"`` or ``"eager"``. Default: ``"auto"``.
 
     Raises:
         SettingError: a setting is out of range, or ``batch_size`` is larger than the data.
