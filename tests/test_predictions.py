@@ -99,6 +99,29 @@ def test_new_sites_of_a_forecast_are_predicted():
     assert float(found["forecast"][..., -1].std()) == pytest.approx(sd, rel=0.2)
 
 
+def test_probabilities_of_classes():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=80)
+
+    def classes(x, y=None):
+        with pyro.plate("class", 3):
+            slope = pyro.sample("slope", dist.Normal(0.0, 2.0))
+        with pyro.plate("row", len(x)):
+            pyro.sample("y", dist.Categorical(logits=x[:, None] * slope), obs=y)
+
+    y = rng.integers(0, 3, size=80)
+    fit = probdl.infer(classes, x, y, method=probdl.Laplace(draws=4000), seed=1)
+    found = fit.predict_proba(np.array([-1.0, 0.5]))["y"]
+    np.testing.assert_allclose(found.sum(-1), 1.0)
+    logits = np.array([-1.0, 0.5])[:, None] * fit.draws["slope"][0][:, None, :]
+    shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    np.testing.assert_allclose(found, shares.mean(0))
+    assert fit.predict_proba()["y"].shape == (80, 3)
+    other = probdl.infer(line, x, x, method="map", seed=1)
+    with pytest.raises(probdl.ModelError, match="has no classes"):
+        other.predict_proba(np.ones(2))
+
+
 def test_draws_before_any_fit():
     prior = probdl.prior_predictive(
         eight_schools, SIGMA, Y, num_samples=4000, seed=1, coords=COORDS

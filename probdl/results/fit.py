@@ -42,6 +42,7 @@ from probdl.model.sites import Site, Structure, data_plate, discover
 from probdl.model.without_model import WithoutModel
 from probdl.results import display, table
 from probdl.results.causes import by_cause
+from probdl.results.classes import in_one_class, observed_by
 from probdl.results.container import (
     as_numpy,
     assemble,
@@ -692,6 +693,59 @@ class Fit:
             coords = {dim: of for dim, of in coords.items() if dim not in rows}
             coords |= labels_at(program, self.program, self.dims, self.coords)
         return Labels(structure, self.dims, coords | dict(given))
+
+    @sheltered()
+    def predict_proba(
+        self, *args: Any, coords: Mapping[str, Any] | None = None, **kwargs: Any
+    ) -> dict[str, Array]:
+        r"""Return the posterior predictive probability of each class (Eq. 2).
+
+        .. math:: p(\tilde y = k | y) = \frac1S \sum_s p(\tilde y = k | \theta_s)
+
+        The average is of probabilities, not of drawn labels, so that it has less noise than
+        frequencies of ``predict``.
+
+        Args:
+            args: the model's arguments; if none are given, those of the fit. Observed ones are not
+                used.
+            coords: labels at these arguments, see :meth:`predict`.
+            kwargs: the model's keyword arguments.
+
+        Returns:
+            By observed site, the probabilities (*batch shape at these arguments, classes).
+
+        Raises:
+            ModelError: an observed site has no finite number of classes, or its data are not an
+                argument of the model with default None.
+
+        Example:
+            >>> import numpy as np, probdl
+            >>> from probdl.models import logistic_regression
+            >>> x = np.linspace(-2, 2, 40)[:, None]
+            >>> y = (x[:, 0] > 0).astype(int)
+            >>> fit = probdl.infer(logistic_regression, x, y, method="laplace", seed=1)
+            >>> fit.predict_proba(np.array([[-2.0], [2.0]]))["y"].argmax(-1)
+            array([0, 1])
+        """
+        check_labels("predict_proba", coords)
+        program, _ = self._at(args, kwargs)
+        elements = self._elements(program, coords)
+        found = {}
+        for site in self.structure.of("observed"):
+            argument = observed_by(self.program, site)
+            if argument is None:
+                raise ModelError(
+                    f"The data of site '{site.name}' are no argument of the model, so they cannot "
+                    "be set to each class. Pass them to the model: def model(x, y=None)."
+                )
+            scores = [
+                self._score(at, discover(at), elements).pointwise[site.name]
+                for at in in_one_class(program, site.name, argument)
+            ]
+            found[site.name] = np.exp(np.stack(scores, -1))
+        if not found:
+            raise ModelError("The model observes no site, so there are no classes to predict.")
+        return found
 
     @sheltered()
     def posterior_predictive(self) -> dict[str, Array]:

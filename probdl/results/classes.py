@@ -1,0 +1,60 @@
+"""The classes of an observed site, and the data that put all rows in one class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+
+from probdl.errors import ModelError
+from probdl.model.distributions import base_distribution
+from probdl.model.program import Program
+from probdl.model.sites import Site
+
+__all__ = ["in_one_class", "observed_by"]
+
+MAX_CLASSES = 1000
+
+
+def observed_by(program: Program, site: Site) -> str | None:
+    """Return the argument whose data a site observes; None if it is computed from them."""
+    # Of several arguments with the same values, that of the site's name.
+    for name in sorted(program.arguments, key=lambda name: name != site.name):
+        value = program.arguments[name]
+        if isinstance(value, torch.Tensor) and torch.equal(value.double(), site.value.double()):
+            return name
+    return None
+
+
+def in_one_class(program: Program, name: str, argument: str) -> Iterator[Program]:
+    """Yield the program with all rows in class 0, in class 1, and so on.
+
+    Args:
+        program: the model at the arguments to predict at.
+        name: the observed site.
+        argument: the argument with its data.
+
+    Raises:
+        ModelError: the site has no finite number of classes.
+    """
+    values = dict(program.arguments) | {argument: None}
+    unobserved = _with(program, values)
+    nodes: Any = unobserved.run(lambda trace: trace.nodes)
+    fn = base_distribution(nodes[name]["fn"]) if name in nodes else None
+    if not isinstance(fn, (dist.Bernoulli, dist.Categorical, dist.OrderedLogistic)):
+        raise ModelError(
+            f"The site '{name}' has no classes: its distribution is not Bernoulli, Categorical or "
+            "OrderedLogistic. Use predict()."
+        )
+    classes = fn.enumerate_support(expand=False).reshape(-1)[:MAX_CLASSES]
+    shape = nodes[name]["fn"].batch_shape
+    for value in classes.tolist():
+        yield _with(program, values | {argument: torch.full(shape, int(value))})
+
+
+def _with(program: Program, values: dict[str, Any]) -> Program:
+    bound = program.signature.bind_partial()
+    bound.arguments.update(values)
+    return program.with_arguments(bound.args, bound.kwargs)
