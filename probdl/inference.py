@@ -146,7 +146,9 @@ def infer(
         _check_likelihood(model, args, kwargs)
         program = prepared(model, args, kwargs, masks_missing=missing is not None)
         fit = _fit(chosen, program, seed, coords, dims, progress, time_limit)
+    checked = time.perf_counter()
     findings = fit.diagnose()
+    fit.timings["checks"] = time.perf_counter() - checked
     # All that the call took: the checks after the method, and waiting for other threads, too.
     fit.timings["total"] = time.perf_counter() - started
     _report(fit, findings, progress)

@@ -252,6 +252,7 @@ def test_text_and_html_show_the_model_the_method_and_the_summary(schools_fit):
     assert "theta[H]" in text
     page = schools_fit._repr_html_()
     assert "<table" in page
+    assert page.count("<polyline") == 2  # the trace of each chain
     assert "eight_schools" in page
     point = probdl.infer(linear_regression, X, Y, method="map", seed=1)
     assert "a point estimate" in repr(point)

@@ -1293,8 +1293,21 @@ class Fit:
         size = "point estimate" if self.is_point else f"{self.num_chains} × {self.num_draws} draws"
         facts = [f"{size}, seed {self.seed}", *self._facts()]
         return display.as_html(
-            self.program.name, repr(self.method), facts, *self._summary_head, self.diagnose()
+            self.program.name,
+            repr(self.method),
+            facts,
+            *self._summary_head,
+            self.diagnose(),
+            self._sketch(),
         )
+
+    def _sketch(self) -> str:
+        """Return a small plot: the trace of the first scalar in each chain."""
+        name = self.shown_sites[0]
+        draws = self.draws[name]
+        if self.is_point or not draws[0, 0].size:
+            return ""
+        return display.sketched(draws.reshape(*draws.shape[:2], -1)[..., 0], f"draws of {name}")
 
     def _facts(self) -> list[str]:
         """Return lines about how the fit was made, for those of training."""

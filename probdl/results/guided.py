@@ -14,7 +14,7 @@ from probdl.errors import ModelError, SettingError
 from probdl.model.elements import Elements
 from probdl.model.program import Program
 from probdl.model.sites import Structure, data_plates
-from probdl.results import latent
+from probdl.results import display, latent
 from probdl.results.fit import Fit, LogPredictive, as_numpy
 from probdl.results.latent import Elbo, LogEvidence, Proposal
 from probdl.util.isolation import isolated, sheltered
@@ -44,6 +44,14 @@ class GuidedFit(Fit, needs="guide; Fit by method='svi'."):
         last = elbo[-max(1, len(elbo) // 20) :]
         per_row = "; fit.elbo(x) and fit.log_evidence(x) score new data" if self._has_rows else ""
         return [f"{len(elbo)} steps, ELBO {last.mean():.6g} nats in the last {len(last)}{per_row}"]
+
+    def _sketch(self) -> str:
+        elbo = np.asarray(self.stats.get("elbo", ()), dtype=np.float64)
+        if len(elbo) < 20:
+            return super()._sketch()
+        block = max(1, len(elbo) // display.SKETCH_POINTS)
+        smooth = elbo[: len(elbo) // block * block].reshape(-1, block).mean(1)
+        return display.sketched(smooth[None, len(smooth) // 20 :], "ELBO of the steps (nats)")
 
     @property
     def _has_rows(self) -> bool:
