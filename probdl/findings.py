@@ -320,7 +320,11 @@ TOPICS: dict[str, dict[str, Check]] = {
             "A DataLoader's rows are not used equally often in training, or figures of all its "
             "rows could not be computed and are left out.",
         ),
-        "missing": Check(_INFO, 'Observations that are NaN were left out, as missing="mask" asks.'),
+        "missing": Check(
+            ("info", "warning"),
+            'Observations that are NaN were left out, as missing="mask" asks; or none were, '
+            "although data are NaN.",
+        ),
         "categories": Check(
             ("info", "warning"),
             "Texts among the data became codes, and the model has no group for each of them, so "

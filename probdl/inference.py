@@ -15,8 +15,9 @@ from probdl.findings import Finding, Findings
 from probdl.methods import METHODS, Method, resolve
 from probdl.methods.base import PYRO_NAMES, setting_named
 from probdl.model.callables import accepts_argument, callable_name, runnable, signature
+from probdl.model.preparing import prepared
 from probdl.model.program import Program
-from probdl.model.sites import discover, prepared
+from probdl.model.sites import discover
 from probdl.nn import is_network
 from probdl.results.fit import Fit
 from probdl.results.labels import checked_labels
@@ -263,6 +264,18 @@ def _missing_findings(program: Program, fit: Fit) -> list[Finding]:
     if not program.masks_missing:
         return []
     findings = []
+    sites = fit.whole.of("observed")
+    if program.not_finite() and all(site.mask is None or site.mask.all() for site in sites):
+        names = ", ".join(map(repr, program.not_finite()))
+        findings.append(
+            Finding(
+                "warning",
+                "missing",
+                f"{names} has missing values, but no observation is left out: the model replaces "
+                "them, so that they count as data.",
+                "Observe the data as they are, or leave out the rows in the model by poutine.mask.",
+            )
+        )
     for site in fit.whole.of("observed"):
         if site.mask is not None and not site.mask.all():
             left, of = int((~site.mask).sum()), site.mask.numel()
@@ -288,7 +301,7 @@ def _category_findings(program: Program, fit: Fit, coords: Mapping[str, Any]) ->
     for name, encoding in program.encodings.items():
         labels = [*encoding.labels]
         codes = program.arguments.get(name)
-        indexed = any([*of] == labels[: len(of)] for of in coords.values())
+        indexed = any({*of} <= {*labels} for of in coords.values())
         if encoding.kind != "categories" or indexed or codes is None:
             continue
         observed = [s for s in fit.structure.of("observed") if s.value.shape == codes.shape]

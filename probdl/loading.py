@@ -28,8 +28,9 @@ from probdl.model.callables import runnable, signature
 from probdl.model.encoding import Encoding
 from probdl.model.fingerprint import fingerprint
 from probdl.model.loader import MissingLoader
+from probdl.model.preparing import prepared
 from probdl.model.program import Program
-from probdl.model.sites import Site, Structure, discover, prepared
+from probdl.model.sites import Site, Structure, discover
 from probdl.model.without_model import WithoutModel
 from probdl.results.fit import Fit
 from probdl.results.guided import GuidedFit
@@ -239,7 +240,7 @@ class _SavedFit:
         """Return the stand-in for the program."""
         index = self.index
         program = WithoutModel(index["model"]["name"], self.arguments, self.dtype)
-        program.encodings = self.encodings()
+        program.encodings, program.shared = self.encodings(), self.shared()
         program.masks_missing = index["data"].get("masks_missing", False)
         if index["data"].get("minibatch"):
             program.loader = MissingLoader()
@@ -258,6 +259,11 @@ class _SavedFit:
                 raise ValueError("labels of its data have control characters")
             found[saved["argument"]] = Encoding(saved["kind"], tuple(saved["labels"]))
         return found
+
+    def shared(self) -> dict[str, str]:
+        """Return the common name of arguments that have the same codes."""
+        saved = self.index["data"].get("encodings", ())
+        return {of["argument"]: of.get("shared", of["argument"]) for of in saved}
 
     def fit_type(self) -> type[Fit]:
         """Return the class of the fits of the method."""
@@ -374,7 +380,7 @@ class _SavedFit:
         bound.arguments.update(self.arguments)
         missing = self.index["data"].get("masks_missing", False)
         program = Program(model, bound.args, bound.kwargs, dtype=self.dtype, masks_missing=missing)
-        program.encodings = self.encodings()
+        program.encodings, program.shared = self.encodings(), self.shared()
         if self.index["data"].get("minibatch"):
             program = program.in_minibatches()
             program.loader = MissingLoader()

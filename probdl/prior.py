@@ -6,8 +6,12 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from pyro.poutine.util import site_is_subsample
+
 from probdl.errors import ModelError
-from probdl.model.sites import discover, prepared
+from probdl.model.distributions import combined_mask
+from probdl.model.preparing import prepared
+from probdl.model.sites import discover
 from probdl.model.streaming import whole
 from probdl.results.container import assemble, data_groups, prior_groups
 from probdl.results.labels import Labels, checked_labels
@@ -15,6 +19,18 @@ from probdl.util.isolation import isolated
 from probdl.util.settings import check_int, check_seed
 
 __all__ = ["prior_predictive"]
+
+
+def _without_density(trace: Any) -> list[str]:
+    """List the latent sites of a run whose density is masked everywhere."""
+    return [
+        name
+        for name, node in trace.nodes.items()
+        if node["type"] == "sample"
+        and not node["is_observed"]
+        and not site_is_subsample(node)
+        and not combined_mask(node).any()
+    ]
 
 
 def prior_predictive(
@@ -69,11 +85,16 @@ def prior_predictive(
     else:
         check_seed("prior_predictive", seed)
     with isolated(int(seed)):
-        program = prepared(model, args, kwargs)
+        program = prepared(model, args, kwargs, masks_missing=True)
         all_dims, all_coords = checked_labels(program, dims, coords)
         structure = discover(program)
         if not structure.of("latent", "discrete", "observed"):
             raise ModelError(f"The model '{program.name}' samples no site.")
+        if flat := program.run(_without_density):
+            raise ModelError(
+                f"The prior of {', '.join(map(repr, flat))} is flat, by mask(False), so it is "
+                "improper and cannot be sampled. Give it a distribution."
+            )
         rows = whole(program, structure)
         groups = prior_groups(program, structure, rows, num_samples)
         groups |= data_groups(program, structure, rows)

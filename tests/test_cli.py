@@ -897,3 +897,19 @@ def test_a_report_of_a_saved_fit(saved):
     page = (here / "line.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") >= 3
     assert "reports are written to" in refused("report", "fits/line", "--out", "line.txt")
+
+
+def test_categories_are_as_they_are_written(here):
+    (here / "codes.py").write_text(
+        "import pyro, pyro.distributions as d\n"
+        "def model(code, y=None):\n"
+        "    with pyro.plate('code', int(code.max()) + 1):\n"
+        "        a = pyro.sample('a', d.Normal(0.0, 10.0))\n"
+        "    with pyro.plate('rows', len(code)):\n"
+        "        pyro.sample('y', d.Normal(a[code], 1.0), obs=y)\n"
+    )
+    rows = [f"{code},{i}" for i, code in enumerate(["007", "7", "NA", "1.10", "1.1"])]
+    (here / "codes.csv").write_text("\n".join(["code,y", *rows]) + "\n")
+    words = ["codes.py:model", "--data", "codes.csv", "--category", "code", "--method", "laplace"]
+    found = fitted(*words, "--seed", 1)["summary"]
+    assert {row["name"] for row in found} == {"a[007]", "a[7]", "a[NA]", "a[1.10]", "a[1.1]"}

@@ -202,3 +202,105 @@ def test_draws_of_a_site_are_at_hand(fit):
 def test_compare_explains_that_it_takes_fits(fit):
     with pytest.raises(probdl.SettingError, match=r"Pass the fit instead of fit\.idata"):
         probdl.compare({"a": fit.idata, "b": fit})
+
+
+def teams(home, away, y=None):
+    with pyro.plate("team", max(int(home.max()), int(away.max())) + 1):
+        strength = pyro.sample("strength", dist.Normal(0.0, 10.0))
+    with pyro.plate("rows", len(home)):
+        pyro.sample("y", dist.Normal(strength[home] - strength[away], 1.0), obs=y)
+
+
+def test_arguments_that_index_one_plate_share_their_codes(tmp_path):
+    home, away = np.array([*"ABAB"] * 5), np.array([*"BCCA"] * 5)
+    strength = {"A": 4.0, "B": 1.0, "C": -5.0}
+    y = np.array([strength[h] - strength[a] for h, a in zip(home, away, strict=True)])
+    fit = probdl.infer(teams, home, away, y, method="laplace", seed=1)
+    assert fit.coords["team"] == ["A", "B", "C"]
+    assert not [f for f in fit.diagnose() if f.check == "categories"]
+    mean = fit["strength"].mean(("chain", "draw"))
+    assert float(mean.sel(team="A") - mean.sel(team="C")) == pytest.approx(9.0, abs=0.5)
+    loaded = probdl.load(fit.save(tmp_path / "fit"), model=teams)
+    for each in (fit, loaded):
+        new = each.predict(["D"], ["E"])["y"]  # two other teams
+        assert new.std() == pytest.approx(201**0.5, rel=0.1)
+
+
+def test_labels_in_another_order_than_the_categories_are_an_error():
+    other = {"town": ["d", "c", "b", "a"]}
+    with pytest.raises(probdl.SettingError, match="are not the labels of the categories"):
+        probdl.infer(towns, TOWNS, TABLE, Y, method=LAPLACE, coords=other)
+    ordered = pd.Categorical(TOWNS, categories=other["town"])
+    fit = probdl.infer(towns, ordered, TABLE, Y, method=LAPLACE, seed=1)
+    assert fit.coords["town"] == other["town"]
+    assert float(fit["level"].sel(town="c").mean()) > 2
+    with pytest.raises(probdl.SettingError, match="are not the labels of the categories"):
+        fit.predict(["a", "d"], TABLE.head(2), coords={"town": ["a", "b", "c", "d"]})
+
+
+def test_categories_that_are_numbers_stay_labels():
+    stores, y = np.repeat([3, 5, 8], 20), np.repeat([-5.0, 0.0, 5.0], 20)
+
+    def model(store, y=None):
+        with pyro.plate("store", int(store.max()) + 1):
+            level = pyro.sample("level", dist.Normal(0.0, 10.0))
+        with pyro.plate("rows", len(store)):
+            pyro.sample("y", dist.Normal(level[store], 1.0), obs=y)
+
+    fit = probdl.infer(model, pd.Categorical(stores), y, method=LAPLACE, seed=1)
+    for new in ([8, 3], pd.Series([8, 3]), np.array([8, 3]), pd.Categorical([8, 3])):
+        assert fit.predict(new)["y"].mean((0, 1)) == pytest.approx([5.0, -5.0], abs=0.5)
+    days = pd.to_datetime(["2020-01-01", "2020-01-02", "2020-01-03"])
+    dated = probdl.infer(
+        model, pd.Categorical(days[np.arange(60) // 20]), y, method=LAPLACE, seed=1
+    )
+    assert dated.predict(["2020-01-03"])["y"].mean() == pytest.approx(5.0, abs=0.5)
+    mixed = probdl.infer(model, np.array([*"a23"])[np.arange(60) // 20], y, method=LAPLACE, seed=1)
+    assert mixed.predict(["2", "3"])["y"].shape == (1, 200, 2)
+
+
+def test_rows_with_a_name_each_are_labelled_by_it():
+    def model(school, y):
+        with pyro.plate("school", len(school)):
+            level = pyro.sample("level", dist.Normal(0.0, 10.0))
+            pyro.sample("y", dist.Normal(level, 1.0), obs=y)
+
+    names, y = np.array(["z", "m", "a"]), np.array([0.0, 5.0, 9.0])
+    fit = probdl.infer(model, names, y, method=LAPLACE, seed=1)
+    assert float(fit["level"].sel(school="m").mean()) == pytest.approx(5.0, abs=0.5)
+    assert not [f for f in fit.diagnose() if f.check == "categories"]
+
+
+def test_batches_with_texts_are_refused():
+    rows = [(town, y) for town, y in zip(TOWNS.tolist(), Y.tolist(), strict=True)]
+
+    def collate(batch):
+        return np.array([b[0] for b in batch]), torch.tensor([b[1] for b in batch])
+
+    loader = torch.utils.data.DataLoader(rows, batch_size=8, collate_fn=collate)
+    method = probdl.SVI(steps=10)
+    with pytest.raises(probdl.DataError, match="would differ from batch to batch"):
+        probdl.infer(lambda town, y: None, loader, method=method)
+
+
+def test_a_list_of_observed_data_has_rows_as_an_array_has():
+    def normal(y):
+        mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+    fit = probdl.infer(normal, [1.0, 2.0, 3.0, 4.0], method="laplace", seed=1)
+    assert fit.predict(num_samples=7)["y"].shape == (1, 1000, 7)
+
+
+def test_columns_of_a_table_may_be_numbered():
+    x = pd.DataFrame(TABLE.to_numpy())
+    fit = probdl.infer(towns, TOWNS, x, Y, method=LAPLACE, seed=1)
+    assert fit.predict(["a", "b"], x.head(2))["y"].shape == (1, 200, 2)
+    assert [*fit.summary("slope").index] == ["slope[0]", "slope[1]"]
+
+
+def test_a_point_estimate_has_no_options_of_draws():
+    fit = probdl.infer(towns, TOWNS, TABLE, Y, method="map", seed=1)
+    with pytest.raises(probdl.SettingError, match="is for fits with draws"):
+        fit.summary(ci_prob=0.5)

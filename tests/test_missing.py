@@ -140,3 +140,46 @@ def test_minibatches_without_missing_values_at_first():
     method = probdl.SVI(steps=2000, learning_rate=0.02)
     fit = probdl.infer(normal, loader, method=method, seed=1, missing="mask")
     assert fit.draws["mean"].mean() == pytest.approx(posterior_of(KEPT)[0], abs=0.1)
+
+
+def test_missing_values_that_others_are_computed_from_are_an_error():
+    def joint(x, z):
+        mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
+        slope = pyro.sample("slope", dist.Normal(0.0, 10.0))
+        with pyro.plate("rows", len(x)):
+            drawn = pyro.sample("x", dist.Normal(mean, 2.0), obs=x)
+            pyro.sample("z", dist.Normal(slope * drawn, 1.0), obs=z)
+
+    with pytest.raises(probdl.DataError, match="'z' is computed from the missing values of 'x'"):
+        probdl.infer(joint, Y, 2 * FULL, method="laplace", missing="mask")
+    fit = probdl.infer(joint, FULL, 2 * Y, method="laplace", seed=1, missing="mask")
+    assert {s.name: s.count for s in fit.whole.of("observed")} == {"x": 60, "z": 48}
+
+
+@pytest.mark.parametrize("form", ["product", "where", "all"])
+def test_observations_that_are_shifted_by_a_latent_value_are_observations(form):
+    def shifted(y, batch):
+        shift = pyro.sample("shift", dist.Normal(0.0, 1.0))
+        changed = {
+            "product": y - shift * batch,
+            "where": torch.where(batch > 0, y - shift, y),
+            "all": y - shift,
+        }[form]
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(1.0, 1.0), obs=changed)
+
+    fit = probdl.infer(shifted, FULL, np.arange(60) % 2, method="laplace", seed=1)
+    assert fit.log_predictive().count == 60
+    assert fit.idata.observed_data["y"].shape == (60,)
+
+
+def test_missing_values_that_the_model_replaces_are_reported():
+    def signs(y):
+        rate = pyro.sample("rate", dist.Beta(1.0, 1.0))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Bernoulli(rate), obs=(y > 0).double())
+
+    fit = probdl.infer(signs, Y, method="laplace", seed=1, missing="mask")
+    (finding,) = [f for f in fit.diagnose() if f.check == "missing"]
+    assert finding.severity == "warning"
+    assert "no observation is left out" in finding.message

@@ -42,11 +42,10 @@ def funnel(width):
 def test_a_funnel_has_energies_that_change_slowly():
     method = probdl.NUTS(draws=500, mass_matrix="diag")
     fit = probdl.infer(funnel(3.0), method=method, seed=1)
-    # It is a part of what its cause is reported to lead to.
     assert "bfmi" in {finding.check for finding in fit.findings}
-    (divergences,) = [f for f in fit.diagnose() if f.check == "divergences"]
-    assert "Also: The energy changes slowly" in divergences.message
-    assert "bfmi" not in {finding.check for finding in fit.diagnose()}
+    # Beside divergences it is a part of what these are reported to lead to.
+    (finding,) = [f for f in fit.diagnose() if "The energy changes slowly" in f.message]
+    assert finding.check in ("bfmi", "divergences")
     assert "bfmi" not in fitted(funnel(0.1), method=method)
 
 

@@ -13,7 +13,7 @@ import probdl
 from probdl import inference
 from probdl.methods import METHODS
 from probdl.methods.mcmc.chains import Chain, gather
-from probdl.model.sites import prepared
+from probdl.model.preparing import prepared
 from probdl.models import normal_normal
 from probdl.util.clock import Clock, TimeUp
 

@@ -53,7 +53,7 @@ class Table:
     notes: list[str] = field(default_factory=list)
 
 
-def read_table(path: Path) -> Table:
+def read_table(path: Path, *, as_text: bool = False) -> Table:
     """Read a table of text with column names in its first line.
 
     Columns may be separated by commas, semicolons, tabs, bars or blanks. Comment lines (``#``) at
@@ -61,6 +61,10 @@ def read_table(path: Path) -> Table:
     ``numpy.savetxt`` writes them. Decimal commas are read unless commas separate the columns. The
     text is UTF-8, UTF-16 with a byte order mark, or else Windows-1252, which contains Latin-1. An
     index that pandas or R wrote as a first column without a name is dropped.
+
+    Args:
+        path: the file.
+        as_text: whether to leave all cells as texts, where an empty cell is ''.
 
     Raises:
         DataError: rows have more cells than there are names, there are no names, or the text is no
@@ -93,11 +97,11 @@ def read_table(path: Path) -> Table:
         notes.append("the row names dropped")
     while rows and not rows[-1].strip():
         rows.pop()
-    columns = _parse("\n".join(rows), separator, path)
+    columns = _parse("\n".join(rows), separator, path, as_text=as_text)
     columns.columns = [str(name).strip() for name in columns.columns]
     if has_labels:
         columns = columns.iloc[:, 1:].copy()
-    if separator != ",":
+    if separator != "," and not as_text:
         commas = [
             name for name in columns if _has_decimal_commas(columns[name], f"{path}: {name!r}")
         ]
@@ -210,7 +214,7 @@ def _check_points(lines: list[str], separator: str, path: Path) -> None:
             )
 
 
-def _parse(body: str, separator: str, path: Path) -> Any:
+def _parse(body: str, separator: str, path: Path, *, as_text: bool) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)
         try:
@@ -220,6 +224,7 @@ def _parse(body: str, separator: str, path: Path) -> Any:
                 sep=separator,
                 index_col=False,
                 skipinitialspace=True,
+                **({"dtype": str, "keep_default_na": False} if as_text else {}),
                 # In a single column, an empty line is a missing value.
                 skip_blank_lines=len(_cells(body.partition("\n")[0], separator)) > 1,
             )

@@ -136,12 +136,21 @@ def checked(
     for name in names:
         what, value = f"{contents.sources[name]}: {name!r}", contents.values[name]
         if name in categories:
-            found[name] = _from_categories(value, what)
+            found[name] = _from_categories(_as_written(value, name, contents.sources[name]), what)
         elif missing and isinstance(value, pd.Series) and value.dtype.kind == "f":
             found[name] = value.to_numpy()
         else:
             found[name] = _check_value(value, what)
     return found
+
+
+def _as_written(value: Any, name: str, path: Path) -> Any:
+    """Return a column with its cells as they are written in a table of text: 007 is not 7."""
+    kinds = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in COMPRESSED]
+    if not kinds or kinds[-1] not in (".csv", ".tsv", ".txt"):
+        return value
+    column = read_table(path, as_text=True).columns[name].str.strip()
+    return column.where(column != "", None)
 
 
 def _from_categories(value: Any, what: str) -> Any:

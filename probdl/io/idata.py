@@ -641,7 +641,9 @@ def plot(idata: Any, kind: str, names: Sequence[str] | None = None) -> Any:
         held = dataset(idata, PLOTS[kind])
         options["var_names"] = [name if name in held else escaped(name) for name in names]
     if kind == "ppc":
-        result = plot_ppc(idata, num_pp_samples=100, **options)
+        sizes = dataset(idata, "posterior_predictive").sizes
+        count = min(100, sizes["chain"] * sizes["draw"])
+        result = plot_ppc(idata, num_pp_samples=count, **options)
     else:
         name = "trace_dist" if ARVIZ_1 and kind == "trace" else kind
         if kind == "forest":

@@ -81,7 +81,12 @@ def describe(fit: Any, arrays: dict[str, Tensor]) -> dict[str, Any]:
             "dtype": str(program.dtype).removeprefix("torch."),
             "arguments": pack(program.arguments, arrays, "data"),
             "encodings": [
-                {"argument": name, "kind": of.kind, "labels": [*of.labels]}
+                {
+                    "argument": name,
+                    "kind": of.kind,
+                    "labels": [*of.labels],
+                    "shared": program.shared.get(name, name),
+                }
                 for name, of in program.encodings.items()
             ],
         }

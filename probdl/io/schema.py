@@ -33,6 +33,7 @@ ENCODING = {
     "argument": str,
     "kind": ("categories", "columns"),
     "labels": [(str, int, float, bool)],
+    "shared?": str,
 }
 INDEX = {
     "model": {

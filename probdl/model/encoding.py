@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from probdl.errors import DataError
 from probdl.util.suggestions import did_you_mean
 
-__all__ = ["Encoding", "encode", "is_raw"]
+__all__ = ["Encoding", "encode", "is_array", "is_raw"]
 
 
 # Of pandas and xarray, which are not imported here, and NumPy.
@@ -69,8 +69,8 @@ def encode(
     if _is_table(value):
         columns = known.labels if known is not None and known.kind == "columns" else None
         return _matrix(value, columns, what)
-    if (found := _categories(value)) is not None:
-        labels = known.labels if known is not None and known.kind == "categories" else ()
+    labels = known.labels if known is not None and known.kind == "categories" else ()
+    if (found := _categories(value, labels)) is not None:
         return _codes(*found, labels, what)
     return (np.array(value) if is_raw(value) else value), None
 
@@ -90,13 +90,27 @@ def _is_numeric(values: Any) -> bool:
     return all(isinstance(x, (bool, int, float, np.number)) for x in values)
 
 
-def _categories(value: Any) -> tuple[NDArray[np.int64], list[Any]] | None:
-    """Return codes, -1 where missing, and their labels; None if the values are no categories."""
+def is_array(value: Any) -> bool:
+    """Return whether a value is an array of NumPy, pandas or xarray, or a list."""
+    return type(value).__name__ in _ARRAY_TYPES
+
+
+def _categories(
+    value: Any, known: tuple[Any, ...] = ()
+) -> tuple[NDArray[np.int64], list[Any]] | None:
+    """Return codes, -1 where missing, and their labels; None if the values are no categories.
+
+    Numbers are categories if the known ones are numbers, and texts that are numbers if the known
+    ones are texts.
+    """
     of = getattr(value, "cat", value)  # of a Series
     if hasattr(of, "codes") and hasattr(of, "categories"):
-        labels = np.asarray(of.categories).tolist()
-        plain = [x if isinstance(x, (str, int, float)) else str(x) for x in labels]
-        return np.asarray(of.codes, np.int64), plain
+        return np.asarray(of.codes, np.int64), _plain(of.categories)
+    if known and is_array(value) and not any(isinstance(label, str) for label in known):
+        numbers = np.asarray(value)
+        if numbers.ndim == 1 and numbers.dtype.kind in "biuf":
+            labels, codes = np.unique(numbers, return_inverse=True)
+            return codes.astype(np.int64), labels.tolist()
     if isinstance(value, list) and not _is_text(value):
         return None
     if (
@@ -111,11 +125,20 @@ def _categories(value: Any) -> tuple[NDArray[np.int64], list[Any]] | None:
     if not is_text.any() or any(not _is_missing(x) for x in array[~is_text]):
         return None
     labels, codes = np.unique(array[is_text].astype(str), return_inverse=True)
-    if all(map(_is_number, labels)):
+    if not known and all(map(_is_number, labels)):
         return None
     every = np.full(len(array), -1, np.int64)
     every[is_text] = codes
     return every, labels.tolist()
+
+
+def _plain(categories: Any) -> list[Any]:
+    """Return categories as texts or numbers; days as in 2020-01-31."""
+    array = np.asarray(categories)
+    if array.dtype.kind == "M":
+        days = array.astype("datetime64[D]")
+        return [str(x) for x in (days if (days == array).all() else array)]
+    return [x if isinstance(x, (str, int, float)) else str(x) for x in array.tolist()]
 
 
 def _is_number(text: str) -> bool:
@@ -151,25 +174,25 @@ def _codes(
 def _matrix(
     table: Any, columns: tuple[Any, ...] | None, what: str
 ) -> tuple[NDArray[np.float64], Encoding]:
-    held = list(table.columns)
+    named = {str(column): column for column in table.columns}  # names may be numbers
+    if len(named) < len(table.columns):
+        raise DataError(f"{what} is a table with two columns of one name. Rename one of them.")
     for column in columns or ():
-        if column not in held:
-            similar = did_you_mean(str(column), map(str, held), before="; ")
+        if column not in named:
+            similar = did_you_mean(column, named, before="; ")
             raise DataError(
                 f"{what} is a table without the column {column!r} of the fit{similar or '.'} Its "
-                f"columns are {', '.join(map(str, held))}."
+                f"columns are {', '.join(named)}."
             )
-    chosen = list(columns or held)
+    chosen = list(columns or named)
     for column in chosen:
-        dtype = np.asarray(table[column]).dtype
+        dtype = np.asarray(table[named[column]]).dtype
         if dtype.kind not in "biuf":
             raise DataError(
                 f"{what} is a table whose column {column!r} has dtype {dtype}, but a matrix has "
                 "numbers only. Leave it out, or pass it as an argument of its own: texts become "
                 "codes there."
             )
-    if len({*held}) < len(held):
-        raise DataError(f"{what} is a table with two columns of one name. Rename one of them.")
-    parts = [np.asarray(table[column], np.float64) for column in chosen]
+    parts = [np.asarray(table[named[column]], np.float64) for column in chosen]
     matrix = np.stack(parts, 1) if parts else np.zeros((len(table), 0))
-    return matrix, Encoding("columns", tuple(map(str, chosen)))
+    return matrix, Encoding("columns", tuple(chosen))

@@ -34,7 +34,7 @@ from probdl.model.callables import (
     runnable,
     signature,
 )
-from probdl.model.encoding import Encoding, encode, is_raw
+from probdl.model.encoding import Encoding, encode, is_array, is_raw
 from probdl.model.loader import LoaderRows
 from probdl.model.messengers import (
     CastObservations,
@@ -81,11 +81,12 @@ class Program:
         kwargs: Any = None,
         *,
         dtype: torch.dtype = torch.float64,
-        raw: bool = False,
+        raw: bool | frozenset[str] = False,
         masks_missing: bool = False,
     ) -> None:
         model = runnable(model)
         self.encodings: dict[str, Encoding] = {}
+        self.shared: dict[str, str] = {}  # the common name of arguments that have the same codes
         self.raw = raw
         self.masks_missing = masks_missing
         self.loader: LoaderRows | None = None
@@ -115,7 +116,7 @@ class Program:
             raw=self.raw,
             masks_missing=self.masks_missing,
         )
-        other.encodings = dict(self.encodings)
+        other.encodings, other.shared = dict(self.encodings), self.shared
         other.loader, other.minibatch = self.loader, self.minibatch
         other.fills = {name: fill.to(dtype) for name, fill in self.fills.items()}
         other.used = self.used
@@ -189,36 +190,60 @@ class Program:
 
     def _encoded(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Encode categories and, with ``raw``, tables and lists; keep how in ``encodings``."""
-        known, self.encodings = self.encodings, {}
-        before: dict[str, Any] = getattr(self, "arguments", {})
+        known = {self.shared.get(n, n): e for n, e in self.encodings.items()}
+        before = self._parts(getattr(self, "arguments", {}))
+        self.encodings = {}
+        found: dict[str, Any] = {}
+        encoded: list[str] = []
+        for name, value in self._parts(arguments).items():
+            key = self.shared.get(name, name)
+            found[name] = value
+            if not isinstance(value, Tensor):
+                what = f"Argument '{name}' of the model"
+                raw = self._takes_raw(name) or isinstance(before.get(name), Tensor)
+                found[name], encoding = encode(value, known.get(key), what, raw=raw)
+                if encoding is not None:
+                    known[key] = encoding
+                elif not is_array(value):
+                    continue
+            if key in known:
+                encoded.append(name)
+        self.encodings = {name: known[self.shared.get(name, name)] for name in encoded}
+        return self._packed(arguments, found)
+
+    def _takes_raw(self, name: str) -> bool:
+        return self.raw if isinstance(self.raw, bool) else name in self.raw
+
+    def _parts(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments by name, those of *args and **kwargs one by one."""
+        parts: dict[str, Any] = {}
+        for argument, given in arguments.items():
+            parameter = self.signature.parameters.get(argument)  # those of a guide may be others
+            kind = None if parameter is None else parameter.kind
+            if kind is inspect.Parameter.VAR_POSITIONAL:
+                parts |= {f"{argument}[{i}]": value for i, value in enumerate(given)}
+            elif kind is inspect.Parameter.VAR_KEYWORD:
+                parts |= given
+            else:
+                parts[argument] = given
+        return parts
+
+    def _packed(self, arguments: Mapping[str, Any], parts: Mapping[str, Any]) -> dict[str, Any]:
+        """Undo ``_parts``, with other values."""
         found: dict[str, Any] = {}
         for argument, given in arguments.items():
             kind = self.signature.parameters[argument].kind
-            parts = {argument: given}
             if kind is inspect.Parameter.VAR_POSITIONAL:
-                parts = {f"{argument}[{i}]": value for i, value in enumerate(given)}
+                found[argument] = tuple(parts[f"{argument}[{i}]"] for i in range(len(given)))
             elif kind is inspect.Parameter.VAR_KEYWORD:
-                parts = dict(given)
-            for name, value in parts.items():
-                encoding = known.get(name)
-                if not isinstance(value, Tensor):
-                    what = f"Argument '{name}' of the model"
-                    raw = self.raw or isinstance(before.get(name), Tensor)
-                    parts[name], encoding = encode(value, encoding, what, raw=raw)
-                if encoding is not None:
-                    self.encodings[name] = encoding
-            if kind is inspect.Parameter.VAR_POSITIONAL:
-                found[argument] = tuple(parts.values())
+                found[argument] = {name: parts[name] for name in given}
             else:
-                found[argument] = parts if kind is inspect.Parameter.VAR_KEYWORD else parts[name]
+                found[argument] = parts[argument]
         return found
 
     def has_raw(self) -> bool:
         """Return whether an argument is a list or a table that the model was given as it is."""
-        packed = (tuple, dict)  # of *args and **kwargs
-        given = self.arguments.values()
-        parts = [p for v in given for p in (v if isinstance(v, packed) else (v,))]
-        return not self.raw and any(is_raw(part) for part in parts)
+        return not self.raw and any(map(is_raw, self._parts(self.arguments).values()))
 
     def with_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Program:
         """Return the same program on other arguments."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import itertools
 import math
 import types
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 from torch.distributions import Transform, biject_to, constraints, transform_to
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from probdl.errors import ModelError, ProbdlError
+from probdl.errors import DataError, ModelError
 from probdl.model.callables import owner_module
 from probdl.model.dependence import Dependence
 from probdl.model.distributions import base_distribution, distribution_name, is_deterministic
@@ -47,7 +49,6 @@ __all__ = [
     "discover",
     "is_discrete",
     "own_parameter",
-    "prepared",
     "scalar_labels",
     "unconstrained_shape",
 ]
@@ -243,32 +244,6 @@ def discover(program: Program) -> Structure:
         return _discover(program)
 
 
-def prepared(
-    model: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    *,
-    dtype: torch.dtype = torch.float64,
-    masks_missing: bool = False,
-) -> Program:
-    """Return a model with its arguments, whose lists and tables are arrays if it needs arrays.
-
-    A list may be data or a setting, such as the widths of layers, and a model may read a table by
-    itself: lists and tables stay as they are if the model runs with them.
-    """
-    options: dict[str, Any] = {"dtype": dtype, "masks_missing": masks_missing}
-    program = Program(model, args, kwargs, **options)
-    if not program.has_raw():
-        return program
-    try:
-        discover(program)
-    except ProbdlError as error:
-        if "KeyError" in str(error):  # the model reads a table, but not a column that it has
-            raise
-        return Program(model, args, kwargs, raw=True, **options)
-    return program
-
-
 def _discover(program: Program) -> Structure:
     traces = _two_traces(program)
     first, second = ({s.name: s for s in _sites(program, trace)} for trace in traces)
@@ -280,6 +255,7 @@ def _discover(program: Program) -> Structure:
     return Structure(
         {
             name: _without_imputed(
+                program,
                 replace(
                     _without_moving_transform(site, second[name]),
                     term=terms.get(name),
@@ -326,9 +302,47 @@ def _two_traces(program: Program) -> list[Trace]:
         )
         if program.used:
             traces = list(itertools.islice(_traces(program), 2))
+    if program.masks_missing and program.fills:
+        _check_fills(program, traces[0])
     if program.not_finite() and not any(_is_possible(program, trace) for trace in traces):
         program.check_finite(_observed_arguments(program, observed))
     return traces
+
+
+def _check_fills(program: Program, trace: Trace) -> None:
+    """Check that what stands for missing observations has no influence on other sites.
+
+    Raises:
+        DataError: a site is computed from the missing values of another.
+    """
+    runs = []
+    for change in (0.0, 1.0):  # other values in the place of the missing ones
+        other = copy.copy(program)
+        other.fills = {name: fill + change for name, fill in program.fills.items()}
+        with isolated(0), evaluation(dtype=program.dtype), torch.no_grad():
+            run = next(_traces(other))
+            with program.precision.enforced(), contextlib.suppress(RuntimeError, ValueError):
+                run.compute_log_prob()
+        runs.append(run)
+    first, second = runs
+    for name, node in first.nodes.items():
+        if node["type"] != "sample" or site_is_subsample(node):
+            continue
+        mine, others = (n.nodes[name].get("log_prob") for n in runs)
+        # NaN has another cause, which is reported later.
+        same = mine is None or others is None or _equal(mine.nan_to_num(), others.nan_to_num())
+        values = node["value"], second.nodes[name]["value"]
+        if not same or (is_deterministic(node) and not _equal(*values)):
+            missing = ", ".join(map(repr, program.fills))
+            raise DataError(
+                f"Site '{name}' is computed from the missing values of {missing}, so they cannot "
+                "be left out. Give them a distribution: a latent site in their place, or leave out "
+                "these rows."
+            )
+
+
+def _equal(value: Any, other: Any) -> bool:
+    return torch.equal(torch.as_tensor(value), torch.as_tensor(other))
 
 
 def _observed_arguments(program: Program, observed: Iterable[Any]) -> list[str]:
@@ -370,19 +384,42 @@ def centred_sites(structure: Structure) -> list[str]:
     return [site.name for site in structure.of("latent") if site.centred]
 
 
-def _without_imputed(site: Site, other: Site) -> Site:
+def _without_imputed(program: Program, site: Site, other: Site) -> Site:
     """Return an observed site in which elements that are latent values do not count as observed.
 
-    They differ between two runs, and the others do not.
+    They differ between two runs, and the others are those of an argument. What is computed from
+    latent values and the argument together, such as a shifted observation, is an observation.
     """
     if not site.computed or site.value.shape != other.value.shape:
         return site
     known = site.value == other.value
     if known.all() or not known.any():
         return site
+    if not (known | _is_latent(program, site, known)).all():
+        return site
     mask = known if site.mask is None else known & site.mask
     events = mask.flatten(-site.event_dim).any(-1) if site.event_dim else mask
     return replace(site, mask=mask, count=int(events.sum()))
+
+
+def _is_latent(program: Program, site: Site, known: Tensor) -> Tensor:
+    """Return which elements of observed data do not depend on the argument with the others."""
+    nothing = torch.zeros_like(known)
+    for name, value in program.arguments.items():
+        if not isinstance(value, Tensor) or value.shape != site.value.shape:
+            continue
+        if not torch.equal(value[known].double(), site.value[known].double()):
+            continue
+        values = []
+        for change in (0.0, 0.5):
+            bound = program.signature.bind_partial()
+            bound.arguments.update(program.arguments | {name: value + change})
+            with isolated(0):
+                trace = next(_traces(program.with_arguments(bound.args, bound.kwargs)))
+            values.append(torch.as_tensor(trace.nodes[site.name]["value"]))
+        first, second = values
+        return torch.eq(first, second) if first.shape == second.shape else nothing
+    return nothing
 
 
 def _terms(program: Program, sites: Mapping[str, Site], trace: Trace) -> dict[str, Term]:

@@ -29,6 +29,7 @@ class WithoutModel(Program):
         self.arguments = dict(arguments)
         self.dtype = dtype
         self.encodings: dict[str, Encoding] = {}
+        self.shared: dict[str, str] = {}
         self.masks_missing = False
         self.loader = None
         self.minibatch = False

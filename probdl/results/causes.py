@@ -9,6 +9,8 @@ from probdl.findings import SEVERITIES, Finding
 
 __all__ = ["by_cause"]
 
+# A cause of which no consequence is a reason of its own to distrust the draws.
+FATAL = ("stuck_chain", "multimodal")
 # What a cause leads to. A funnel, for example, makes transitions diverge and chains mix slowly.
 CONSEQUENCES = {
     "stuck_chain": {"rhat", "ess", "mcse", "bfmi"},
@@ -19,7 +21,7 @@ CONSEQUENCES = {
 
 
 def by_cause(findings: Sequence[Finding]) -> list[Finding]:
-    """Join findings with their cause, unless they are more severe.
+    """Join findings with their cause, unless they are more severe, or errors that may have another.
 
     >>> slow = Finding("warning", "ess", "The effective sample size is 9. Unstable.")
     >>> apart = Finding("error", "rhat", "The chains do not agree.", "Run longer chains.")
@@ -33,7 +35,11 @@ def by_cause(findings: Sequence[Finding]) -> list[Finding]:
             continue
         rank = SEVERITIES.index(main.severity)
         parts = [
-            f for f in left if f.check in consequences and SEVERITIES.index(f.severity) >= rank
+            f
+            for f in left
+            if f.check in consequences
+            and SEVERITIES.index(f.severity) >= rank
+            and (f.severity != "error" or cause in FATAL)
         ]
         if not parts:
             continue

@@ -245,6 +245,12 @@ class Fit:
         given = {name: value for name, value in given.items() if value is not None}
         if kind is not None:
             given["kind"] = kind
+        if given and self.is_point:
+            raise SettingError(
+                f"summary({', '.join(given)}=) is for fits with draws. A point estimate has its "
+                "standard error and interval, whose probability is a setting of the method "
+                "(ci_prob=); select sites by var_names=."
+            )
         if var_names is not None and "filter_vars" in given:
             given["var_names"] = var_names
         elif var_names is not None:
@@ -459,6 +465,11 @@ class Fit:
                     self.whole,
                     _PRIOR_DRAWS if prior is True else prior,
                 )
+        if predictions is not None and not hasattr(predictions, "data_vars"):
+            raise SettingError(
+                f"to_idata(predictions=) takes what predictions() returned, and got a "
+                f"{type(predictions).__name__}."
+            )
         groups |= data_groups(self.program, self.structure, self.whole)
         return with_group(self._to_idata(groups), "predictions", predictions)
 
@@ -691,7 +702,7 @@ class Fit:
         if program is not self.program or fresh:  # the rows are others
             rows = self._elements(self.program).rows
             coords = {dim: of for dim, of in coords.items() if dim not in rows}
-            coords |= labels_at(program, self.program, self.dims, self.coords)
+            coords |= labels_at(program, self.program, self.dims, self.coords, given)
         return Labels(structure, self.dims, coords | dict(given))
 
     @sheltered()
@@ -858,7 +869,7 @@ class Fit:
     ) -> Elements:
         """Return how the elements of the model at other arguments match those of this fit."""
         if program is not self.program and program.encodings:
-            own = labels_at(program, self.program, self.dims, self.coords)
+            own = labels_at(program, self.program, self.dims, self.coords, coords or {})
             coords = own | dict(coords or {})
         return Elements(
             self.structure,

@@ -6,12 +6,11 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
-from probdl.errors import ProbdlError, SettingError
+from probdl.errors import SettingError
 from probdl.io.idata import unclashed
 from probdl.model.elements import check_labels
 from probdl.model.encoding import Encoding
+from probdl.model.preparing import grown_shapes
 from probdl.model.program import Program
 from probdl.model.sites import Site, Structure, discover
 from probdl.results.masking import kept_labels
@@ -167,7 +166,23 @@ def checked_labels(
     dims, coords = {} if dims is None else dims, {} if coords is None else coords
     _check_names(structure, data, dims, coords)
     own_dims, own_coords = _labels_of_data(program, structure)
+    _check_order(own_coords, coords)
     return {**own_dims, **dims}, own_coords | dict(coords)
+
+
+def _check_order(own: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Check that given labels are not others than those that come with categories.
+
+    Raises:
+        SettingError: they are, so that they would be at the wrong places.
+    """
+    for dim, labels in own.items():
+        if dim in given and [*map(str, given[dim])] != [*map(str, labels)]:
+            raise SettingError(
+                f"coords[{dim!r}] = {[*given[dim]][:6]} are not the labels of the categories in "
+                f"the data, which are {[*labels][:6]}, in this order. Leave them out; for another "
+                "order, pass pd.Categorical(values, categories=[...])."
+            )
 
 
 def _labels_of_data(
@@ -182,12 +197,16 @@ def _labels_of_data(
     coords: dict[str, Any] = {}
     for name, encoding in program.encodings.items():
         size = len(encoding.labels)
-        grown = _grown(program, name, encoding)
+        grown = grown_shapes(program, name, encoding)
+        of_rows = _labels_of_rows(program, name, encoding)
         for site in structure.sites.values():
             more = grown.get(site.name, site.shape)
             for axis, (dim, now) in enumerate(zip(site.dims, site.shape, strict=True)):
                 named = dim is not None and _is_named_after(dim, name) and now == size
                 grew = now <= size and more[axis : axis + 1] == (size + 1,)
+                if named and of_rows and not grew and dim is not None:
+                    coords[dim] = of_rows
+                    continue
                 if not grew and not (named and not grown):
                     continue
                 label = dim or (f"{name}_column" if encoding.kind == "columns" else name)
@@ -205,7 +224,11 @@ def _labels_of_data(
 
 
 def labels_at(
-    program: Program, fitted: Program, dims: Mapping[str, Any], coords: Mapping[str, Any]
+    program: Program,
+    fitted: Program,
+    dims: Mapping[str, Any],
+    coords: Mapping[str, Any],
+    given: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return labels at other arguments that come with their categories, by dimension.
 
@@ -214,6 +237,10 @@ def labels_at(
         fitted: the model with the data of the fit.
         dims: the names of dimensions of the fit, by site or argument.
         coords: the labels of the fit, by dimension.
+        given: the labels that the user gave at these arguments.
+
+    Raises:
+        SettingError: these are others than those of the categories.
     """
     known = {n: e.labels for n, e in fitted.encodings.items() if e.kind == "categories"}
     found: dict[str, Any] = {}
@@ -226,30 +253,17 @@ def labels_at(
             size = sizes.get(dim, 0)
             if [*held] == [*labels][: len(held)] and 0 < size <= len(now):
                 found[dim] = [*now][:size]
+    _check_order(found, given)
     return found
 
 
-def _grown(program: Program, name: str, encoding: Encoding) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the sites with one more category or column; empty if that fails."""
-    size = len(encoding.labels)
-    values = dict(program.arguments)
-    if name not in values:  # in *args or **kwargs
-        return {}
-    data = values[name].clone()
-    if encoding.kind == "columns":
-        data = torch.cat([data, data[:, :1]], 1)
-    else:
-        data[0] = size
-    counts = {n: v + 1 for n, v in values.items() if type(v) is int and v == size}
-    for extra in ({}, counts) if counts else ({},):
-        bound = program.signature.bind_partial()
-        bound.arguments.update(values | {name: data} | extra)
-        try:
-            sites = discover(program.with_arguments(bound.args, bound.kwargs)).sites
-        except ProbdlError:
-            continue
-        return {n: site.shape for n, site in sites.items()}
-    return {}
+def _labels_of_rows(program: Program, name: str, encoding: Encoding) -> list[Any]:
+    """Return the categories in the order of the rows, if each row has one of its own."""
+    codes = program.arguments.get(name)
+    if encoding.kind != "categories" or codes is None or len(codes) != len(encoding.labels):
+        return []
+    labels = [encoding.labels[code] for code in codes.tolist()]
+    return labels if len({*labels}) == len(labels) else []
 
 
 def _is_named_after(plate: str, argument: str) -> bool:

@@ -1,0 +1,155 @@
+"""Make a program of a model and data as they come: lists, tables, texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from probdl.errors import DataError, ProbdlError
+from probdl.model.encoding import Encoding
+from probdl.model.program import Program
+from probdl.model.sites import discover
+
+__all__ = ["grown_shapes", "prepared"]
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def prepared(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    dtype: torch.dtype = torch.float64,
+    masks_missing: bool = False,
+) -> Program:
+    """Return a model with its arguments, whose lists and tables are arrays where it needs arrays.
+
+    A list may be data or a setting, such as the widths of layers, and a model may read a table by
+    itself: lists and tables stay as they are if the model runs with them, unless they are observed
+    data. Arguments whose categories index the same plate have the same codes.
+
+    Raises:
+        DataError: a DataLoader has texts.
+    """
+    options: dict[str, Any] = {"dtype": dtype, "masks_missing": masks_missing}
+    program = Program(model, args, kwargs, **options)
+    if program.loader is not None and program.encodings:
+        raise DataError(
+            f"The batches of the DataLoader have texts ({', '.join(program.encodings)}), whose "
+            "codes would differ from batch to batch. Make codes of all rows before, as by "
+            "pd.Categorical(texts).codes."
+        )
+    if program.has_raw():
+        try:
+            structure = discover(program)
+        except ProbdlError as error:
+            if "KeyError" in str(error):  # the model reads a table, but not a column that it has
+                raise
+            program = Program(model, args, kwargs, raw=True, **options)
+        else:
+            lengths = [len(s.value) for s in structure.of("observed") if s.value.ndim]
+            held = [v for v in program.arguments.values() if isinstance(v, list)]
+            observed = [s.value for s in structure.of("observed")]
+            if any(_is_same(v, value) for v in held for value in observed):
+                program = Program(model, args, kwargs, raw=_of_length(program, lengths), **options)
+    return _with_shared_categories(program, args, kwargs)
+
+
+def _is_same(given: list[Any], value: torch.Tensor) -> bool:
+    array = np.asarray(given)
+    return array.shape == tuple(value.shape) and np.array_equal(array, np.asarray(value))
+
+
+def _of_length(program: Program, lengths: list[int]) -> frozenset[str]:
+    """Return the arguments that are lists or tables with as many rows as observed data."""
+    held = program.arguments.items()
+    return frozenset(n for n, v in held if hasattr(v, "__len__") and len(v) in lengths)
+
+
+def _with_shared_categories(
+    program: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Program:
+    """Return a program in which categories that index the same plate share their codes."""
+    names = [n for n, e in program.encodings.items() if e.kind == "categories"]
+    if len(names) < 2:
+        return program
+    plates = {name: _plates_of(program, name) for name in names}
+    groups: dict[str, str] = {}
+    for i, name in enumerate(names):
+        labels = {*program.encodings[name].labels}
+        for earlier in names[:i]:
+            overlap = labels & {*program.encodings[earlier].labels}
+            unknown = not plates[name] and not plates[earlier]  # which plates they index
+            if plates[name] & plates[earlier] or (unknown and overlap):
+                groups[name] = groups[earlier]
+                break
+        else:
+            groups[name] = name
+    if len({*groups.values()}) == len(names):
+        return program
+    joined = {
+        group: Encoding(
+            "categories",
+            tuple(
+                dict.fromkeys(
+                    label
+                    for name in names
+                    if groups[name] == group
+                    for label in program.encodings[name].labels
+                )
+            ),
+        )
+        for group in groups.values()
+    }
+    other = program.with_arguments(program.args, program.kwargs)
+    other.shared = groups
+    other.encodings |= {name: joined[group] for name, group in groups.items()}
+    return other.with_arguments(args, kwargs)
+
+
+def _plates_of(program: Program, name: str) -> set[str]:
+    """Return the plates that grow with the categories of an argument."""
+    most = max(len(e.labels) for e in program.encodings.values() if e.kind == "categories")
+    sites = discover(program).sites
+    found = set()
+    for site, shape in grown_shapes(program, name, program.encodings[name], most).items():
+        if site in sites:
+            dims = zip(sites[site].dims, sites[site].shape, shape, strict=False)
+            found |= {dim for dim, now, more in dims if dim and now < more == most + 1}
+    return found
+
+
+def grown_shapes(
+    program: Program, name: str, encoding: Encoding, code: int | None = None
+) -> Shapes:
+    """Return the shapes of the sites with one more category or column; empty if that fails.
+
+    Args:
+        program: the model with its data.
+        name: an argument.
+        encoding: how it became numbers.
+        code: the code of the additional category; None means the next one.
+    """
+    values = dict(program.arguments)
+    if name not in values:  # in *args or **kwargs
+        return {}
+    data, size = values[name].clone(), len(encoding.labels)
+    code = size if code is None else code
+    if encoding.kind == "columns":
+        data = torch.cat([data, data[:, :1]], 1)
+    else:
+        data[0] = code
+    counts = {n: code + 1 for n, v in values.items() if type(v) is int and v == size}
+    for extra in ({}, counts) if counts else ({},):
+        bound = program.signature.bind_partial()
+        bound.arguments.update(values | {name: data} | extra)
+        try:
+            sites = discover(program.with_arguments(bound.args, bound.kwargs)).sites
+        except ProbdlError:
+            continue
+        return {n: site.shape for n, site in sites.items()}
+    return {}
