@@ -15,7 +15,7 @@ from probdl.findings import Finding, Findings
 from probdl.methods import METHODS, Method, resolve
 from probdl.methods.base import PYRO_NAMES, setting_named
 from probdl.model.callables import accepts_argument, callable_name, runnable, signature
-from probdl.model.preparing import prepared
+from probdl.model.preparing import grown_shapes, prepared
 from probdl.model.program import Program
 from probdl.model.sites import discover
 from probdl.nn import is_network
@@ -304,6 +304,9 @@ def _category_findings(program: Program, fit: Fit, coords: Mapping[str, Any]) ->
         indexed = any({*of} <= {*labels} for of in coords.values())
         if encoding.kind != "categories" or indexed or codes is None:
             continue
+        grown, known = grown_shapes(program, name, encoding), fit.structure.sites
+        if any(shape != known[site].shape for site, shape in grown.items() if site in known):
+            continue  # such as contrasts, which are one fewer
         observed = [s for s in fit.structure.of("observed") if s.value.shape == codes.shape]
         sites = [s for s in observed if torch.equal(s.value.double(), codes.double())]
         if any(s.distribution in _OF_CODES for s in sites):

@@ -271,6 +271,19 @@ def test_rows_with_a_name_each_are_labelled_by_it():
     assert not [f for f in fit.diagnose() if f.check == "categories"]
 
 
+def test_contrasts_of_categories_are_no_numbers():
+    def model(town, y):
+        base = pyro.sample("base", dist.Normal(0.0, 10.0))
+        with pyro.plate("contrast", int(town.max())):
+            effect = pyro.sample("effect", dist.Normal(0.0, 10.0))
+        level = base + torch.cat([torch.zeros(1), effect])
+        with pyro.plate("rows", len(town)):
+            pyro.sample("y", dist.Normal(level[town], 1.0), obs=y)
+
+    fit = probdl.infer(model, TOWNS, Y, method=LAPLACE, seed=1)
+    assert not [f for f in fit.diagnose() if f.check == "categories"]
+
+
 def test_batches_with_texts_are_refused():
     rows = [(town, y) for town, y in zip(TOWNS.tolist(), Y.tolist(), strict=True)]
 
