@@ -304,8 +304,8 @@ def _category_findings(program: Program, fit: Fit, coords: Mapping[str, Any]) ->
         indexed = any({*of} <= {*labels} for of in coords.values())
         if encoding.kind != "categories" or indexed or codes is None:
             continue
-        grown, known = grown_shapes(program, name, encoding), fit.structure.sites
-        if any(shape != known[site].shape for site, shape in grown.items() if site in known):
+        grown, held = grown_shapes(program, name, encoding), fit.structure.sites
+        if any(shape != held[site].shape for site, shape in grown.items() if site in held):
             continue  # such as contrasts, which are one fewer
         observed = [s for s in fit.structure.of("observed") if s.value.shape == codes.shape]
         sites = [s for s in observed if torch.equal(s.value.double(), codes.double())]
