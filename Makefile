@@ -113,6 +113,7 @@ check: lint types docs test  ## all that must pass before a change is taken
 	.ci/newest
 
 $(STAMP): pyproject.toml $(CONSTRAINTS)
+	@test -n "$(VERSION)" || { echo "$(PYTHON) does not run. Pass the path of a Python 3.11 or later: make PYTHON=/path/to/python3.13 ..."; exit 1; }
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "probdl needs Python 3.11 or later; try: make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
