@@ -260,7 +260,7 @@ def _no_data_findings(program: Program, fit: Fit) -> list[Finding]:
 
 
 def _missing_findings(program: Program, fit: Fit) -> list[Finding]:
-    """Report how many observations ``missing="mask"`` left out."""
+    """Report the number of observations that ``missing="mask"`` leaves out."""
     if not program.masks_missing:
         return []
     findings = []
@@ -276,7 +276,7 @@ def _missing_findings(program: Program, fit: Fit) -> list[Finding]:
                 "Observe the data as they are, or leave out the rows in the model by poutine.mask.",
             )
         )
-    for site in fit.whole.of("observed"):
+    for site in sites:
         if site.mask is not None and not site.mask.all():
             left, of = int((~site.mask).sum()), site.mask.numel()
             findings.append(

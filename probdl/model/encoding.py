@@ -160,7 +160,7 @@ def _codes(
     if len(missing):
         raise DataError(
             f"{what}: {len(missing)} of {len(codes)} categories are missing (first: index "
-            f"{missing[0]}). Drop these rows, or give them a category of their own."
+            f"{missing[0]}). Drop these rows, or give them a separate category."
         )
     if known:
         used = {labels[i] for i in np.unique(codes)}
@@ -190,7 +190,7 @@ def _matrix(
         if dtype.kind not in "biuf":
             raise DataError(
                 f"{what} is a table whose column {column!r} has dtype {dtype}, but a matrix has "
-                "numbers only. Leave it out, or pass it as an argument of its own: texts become "
+                "numbers only. Leave it out, or pass it as a separate argument: texts become "
                 "codes there."
             )
     parts = [np.asarray(table[named[column]], np.float64) for column in chosen]

@@ -51,9 +51,9 @@ def prepared(
                 raise
             program = Program(model, args, kwargs, raw=True, **options)
         else:
-            lengths = [len(s.value) for s in structure.of("observed") if s.value.ndim]
             held = [v for v in program.arguments.values() if isinstance(v, list)]
             observed = [s.value for s in structure.of("observed")]
+            lengths = [len(value) for value in observed if value.ndim]
             if any(_is_same(v, value) for v in held for value in observed):
                 program = Program(model, args, kwargs, raw=_of_length(program, lengths), **options)
     return _with_shared_categories(program, args, kwargs)
@@ -145,10 +145,8 @@ def grown_shapes(
         data[0] = code
     counts = {n: code + 1 for n, v in values.items() if type(v) is int and v == size}
     for extra in ({}, counts) if counts else ({},):
-        bound = program.signature.bind_partial()
-        bound.arguments.update(values | {name: data} | extra)
         try:
-            sites = discover(program.with_arguments(bound.args, bound.kwargs)).sites
+            sites = discover(program.with_values(values | {name: data} | extra)).sites
         except ProbdlError:
             continue
         return {n: site.shape for n, site in sites.items()}

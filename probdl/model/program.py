@@ -64,7 +64,7 @@ class Program:
     data are computed part by part (``model/streaming.py``).
 
     Texts and categoricals become codes. Lists of numbers and tables become arrays with ``raw``, and
-    are passed to the model as they are otherwise; see :func:`~probdl.model.sites.prepared`.
+    are passed to the model as they are otherwise; see :func:`~probdl.model.preparing.prepared`.
 
     Attributes:
         masks_missing: whether observations that are NaN are left out of the density.
@@ -284,6 +284,12 @@ class Program:
     def tensors(self) -> list[Tensor]:
         """List the tensors among the arguments, in a fixed order."""
         return [leaf for leaf in tree_leaves(self.arguments) if isinstance(leaf, Tensor)]
+
+    def with_values(self, values: Mapping[str, Any]) -> Program:
+        """Return the same program on other values of the arguments, by name."""
+        bound = self.signature.bind_partial()
+        bound.arguments.update(values)
+        return self.with_arguments(bound.args, bound.kwargs)
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> Program:
         """Return the same program with its tensors replaced, in the order of :meth:`tensors`."""

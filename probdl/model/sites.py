@@ -303,13 +303,13 @@ def _two_traces(program: Program) -> list[Trace]:
         if program.used:
             traces = list(itertools.islice(_traces(program), 2))
     if program.masks_missing and program.fills:
-        _check_fills(program, traces[0])
+        _check_fills(program)
     if program.not_finite() and not any(_is_possible(program, trace) for trace in traces):
         program.check_finite(_observed_arguments(program, observed))
     return traces
 
 
-def _check_fills(program: Program, trace: Trace) -> None:
+def _check_fills(program: Program) -> None:
     """Check that what stands for missing observations has no influence on other sites.
 
     Raises:
@@ -412,10 +412,9 @@ def _is_latent(program: Program, site: Site, known: Tensor) -> Tensor:
             continue
         values = []
         for change in (0.0, 0.5):
-            bound = program.signature.bind_partial()
-            bound.arguments.update(program.arguments | {name: value + change})
+            changed = program.with_values(program.arguments | {name: value + change})
             with isolated(0):
-                trace = next(_traces(program.with_arguments(bound.args, bound.kwargs)))
+                trace = next(_traces(changed))
             values.append(torch.as_tensor(trace.nodes[site.name]["value"]))
         first, second = values
         return torch.eq(first, second) if first.shape == second.shape else nothing

@@ -9,7 +9,7 @@ from probdl.findings import SEVERITIES, Finding
 
 __all__ = ["by_cause"]
 
-# A cause of which no consequence is a reason of its own to distrust the draws.
+# Causes whose consequences add nothing to what they say about the draws, even as errors.
 FATAL = ("stuck_chain", "multimodal")
 # What a cause leads to. A funnel, for example, makes transitions diverge and chains mix slowly.
 CONSEQUENCES = {

@@ -40,7 +40,7 @@ def in_one_class(program: Program, name: str, argument: str) -> Iterator[Program
         ModelError: the site has no finite number of classes.
     """
     values = dict(program.arguments) | {argument: None}
-    unobserved = _with(program, values)
+    unobserved = program.with_values(values)
     nodes: Any = unobserved.run(lambda trace: trace.nodes)
     fn = base_distribution(nodes[name]["fn"]) if name in nodes else None
     if not isinstance(fn, (dist.Bernoulli, dist.Categorical, dist.OrderedLogistic)):
@@ -51,10 +51,4 @@ def in_one_class(program: Program, name: str, argument: str) -> Iterator[Program
     classes = fn.enumerate_support(expand=False).reshape(-1)[:MAX_CLASSES]
     shape = nodes[name]["fn"].batch_shape
     for value in classes.tolist():
-        yield _with(program, values | {argument: torch.full(shape, int(value))})
-
-
-def _with(program: Program, values: dict[str, Any]) -> Program:
-    bound = program.signature.bind_partial()
-    bound.arguments.update(values)
-    return program.with_arguments(bound.args, bound.kwargs)
+        yield program.with_values(values | {argument: torch.full(shape, int(value))})

@@ -258,7 +258,7 @@ def labels_at(
 
 
 def _labels_of_rows(program: Program, name: str, encoding: Encoding) -> list[Any]:
-    """Return the categories in the order of the rows, if each row has one of its own."""
+    """Return the categories in the order of the rows, if no two rows have the same."""
     codes = program.arguments.get(name)
     if encoding.kind != "categories" or codes is None or len(codes) != len(encoding.labels):
         return []

@@ -110,12 +110,13 @@ def _plots(fit: Any) -> Iterator[str]:
         del chosen["rank"]
     if 0 < observed * fit.num_chains * fit.num_draws <= MAX_OBSERVATIONS * 4000:
         chosen["ppc"] = None
+    posterior = fit.to_idata(predictive=False)
     for kind, names in chosen.items():
         if names is None or names:
             title, caption = PLOTS[kind]
             if names is not None and len(names) < len(fit.draws):
                 caption += f" Shown: {', '.join(names)}."
-            data = fit.idata if kind == "ppc" else fit.to_idata(predictive=False)
+            data = fit.idata if kind == "ppc" else posterior
             draw = functools.partial(plot, data, kind, names)
             yield _figure(draw, title, caption)
     if 0 < observed <= MAX_OBSERVATIONS:
