@@ -277,8 +277,13 @@ TOPICS: dict[str, dict[str, Check]] = {
         ),
         "early_stopping": Check(
             _INFO,
-            "Training ended early because the ELBO, in means of 100 steps, stopped improving "
-            "(patience=).",
+            "Training ended early because the ELBO, in means of 100 steps or of held-out data, "
+            "stopped improving (patience=).",
+        ),
+        "validation": Check(
+            ("warning", "info"),
+            "The fit holds an earlier state, where the ELBO of the held-out data was highest; a "
+            "warning if that ELBO was never finite.",
         ),
         "kl_annealing": Check(
             _WARNING,

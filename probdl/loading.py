@@ -19,7 +19,7 @@ from probdl.errors import DataError, ModelError, ProbdlError, SettingError, warn
 from probdl.findings import Finding
 from probdl.io import idata
 from probdl.io.folders import ARRAYS, IDATA, INDEX, folder_path, open_folder
-from probdl.io.identity import digest_of
+from probdl.io.identity import digest_of, identify
 from probdl.io.packing import Opaque, opaque_parts, unpack
 from probdl.io.schema import check_index, check_sites
 from probdl.io.source import source_of
@@ -281,7 +281,9 @@ class _SavedFit:
                     f"The fit in {self.path} is by {name!r}, not {given.name!r}. Pass its method."
                 )
             for setting, value in settings.items():
-                if not isinstance(value, Opaque) and getattr(given, setting, value) != value:
+                if isinstance(value, Opaque) or not hasattr(given, setting):
+                    continue
+                if identify(getattr(given, setting)) != identify(value):
                     raise SettingError(
                         f"The fit in {self.path} is by {recorded['shown']}, but method= has "
                         f"{setting}={getattr(given, setting)!r}. Pass the settings of the fit."

@@ -92,6 +92,8 @@ def plot_fit(fit: Fit, kind: str, sites: Sequence[str] | None = None) -> Figure:
 def plot_elbo(fit: Fit, ax: Axes | None = None, window: int = 100) -> Axes:
     """Plot the ELBO (nats) at each step of a fit by SVI, with its moving average.
 
+    With ``validation``, all curves are in nats per row, and one is that of the held-out data.
+
     Args:
         fit: a fit by SVI.
         ax: the axes to draw on; None makes a figure.
@@ -115,17 +117,25 @@ def plot_elbo(fit: Fit, ax: Axes | None = None, window: int = 100) -> Axes:
             f"Fits with {fit.method.name} do not record the ELBO at each step. Use method='svi'."
         )
     ax = ax or plt.subplots(figsize=(7, 4))[1]
+    held_out, unit = fit.stats.get("validation_elbo"), "nats"
+    if held_out is not None:
+        elbo, unit = elbo / fit.stats["rows"], "nats per row"
     window = max(1, min(window, len(elbo) // 2))
     smooth = np.convolve(elbo, np.ones(window) / window, "valid")
     steps = np.arange(1, len(elbo) + 1)
     ax.plot(steps, elbo, color="C0", alpha=0.25, lw=0.5, label="each step")
     ax.plot(steps[window - 1 :], smooth, color="C0", label=f"mean of {window}")
+    if held_out is not None:
+        ax.plot(fit.stats["validation_steps"], held_out, color="C1", label="held-out data")
     # The first steps are far below the others and would flatten the rest of the curve.
     low, high = np.quantile(elbo[len(elbo) // 10 :], [0.005, 1.0])
+    if held_out is not None:
+        late = held_out[np.isfinite(held_out) & (fit.stats["validation_steps"] > len(elbo) // 10)]
+        low, high = min([low, *late]), max([high, *late])
     ax.set_ylim(low - 0.1 * (high - low), high + 0.05 * (high - low))
     best = fit.stats["best_step"]
     ax.axvline(best, color="k", lw=0.8, ls=":", label=f"best: step {best}")
-    ax.set(xlabel="step", ylabel="ELBO (nats)")
+    ax.set(xlabel="step", ylabel=f"ELBO ({unit})")
     ax.legend()
     return ax
 

@@ -22,7 +22,7 @@ FENCE = re.compile(
 OTHERS = ("PyMC", "Stan")  # titles of blocks for libraries that are not installed here
 SMALLER = {
     "docs/tour.md": [
-        ("torch.rand(1000, 28, 28)", "torch.rand(128, 28, 28)"),
+        ("torch.rand(1000, 28, 28)", "torch.rand(228, 28, 28)"),
         ("fit.log_evidence(x)", "fit.log_evidence(x, num_samples=50)"),
         ("sizes=[10, 100, 1000])", "sizes=[10, 100], replicates=20, workers=1)"),
         ("(np.zeros(10),))", "(np.zeros(10),), simulations=40, workers=1)"),

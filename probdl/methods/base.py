@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 from torch import Tensor
 
 from probdl.errors import SettingError
@@ -131,7 +132,7 @@ class Method(metaclass=_CheckedSettings):
     def __repr__(self) -> str:
         """Show the settings that differ from their defaults."""
         changed = [
-            f"{f.name}={getattr(self, f.name)!r}"
+            f"{f.name}={_shown(getattr(self, f.name))}"
             for f in fields(self)
             if _differs(getattr(self, f.name), f.default)
         ]
@@ -247,6 +248,17 @@ class Method(metaclass=_CheckedSettings):
 
     def _refuse(self, setting: str, rule: str) -> None:
         raise setting_error(type(self).__name__, setting, getattr(self, setting), rule)
+
+
+def _shown(value: Any) -> str:
+    """Return a setting as text, with the shapes of arrays instead of their values."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        return f"{type(value).__name__} of shape {tuple(value.shape)}"
+    if isinstance(value, tuple) and any(isinstance(v, (Tensor, np.ndarray)) for v in value):
+        return f"({', '.join(map(_shown, value))}{',' * (len(value) == 1)})"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{k!r}: {_shown(v)}' for k, v in value.items())}}}"
+    return repr(value)
 
 
 def _differs(value: Any, default: Any) -> bool:

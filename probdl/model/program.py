@@ -253,6 +253,13 @@ class Program:
         other._bind(args, kwargs)
         return other
 
+    def on_loader(self, loader: DataLoader[Any]) -> Program:
+        """Return the same program on the rows of another DataLoader."""
+        rows = LoaderRows(loader)
+        other = self.with_arguments(*batch_arguments(rows.first(), self.signature))
+        other.loader, other.minibatch = rows, True
+        return other
+
     def alongside(self, model: Program) -> Program:
         """Return this program, a guide, on the arguments of a model."""
         other = copy.copy(self)

@@ -43,7 +43,12 @@ class GuidedFit(Fit, needs="guide; Fit by method='svi'."):
             return []
         last = elbo[-max(1, len(elbo) // 20) :]
         per_row = "; fit.elbo(x) and fit.log_evidence(x) score new data" if self._has_rows else ""
-        return [f"{len(elbo)} steps, ELBO {last.mean():.6g} nats in the last {len(last)}{per_row}"]
+        facts = [f"{len(elbo)} steps, ELBO {last.mean():.6g} nats in the last {len(last)}{per_row}"]
+        if "validation_elbo" in self.stats:
+            steps = np.asarray(self.stats["validation_steps"])
+            kept = max(int(np.searchsorted(steps, self.stats["best_step"], "right")) - 1, 0)
+            facts.append(f"held-out ELBO {self.stats['validation_elbo'][kept]:.6g} nats per row")
+        return facts
 
     def _sketch(self) -> str:
         elbo = np.asarray(self.stats.get("elbo", ()), dtype=np.float64)

@@ -437,7 +437,8 @@ def elbo(program: Program, structure: Structure, proposal: Proposal, count: int)
     parts = {k: v.numpy() for k, v in _evaluate_draws(terms_of_draw, program, count).items()}
     reconstruction, kl = parts["reconstruction"], parts["kl"]
     totals = reconstruction.sum(1) - kl.sum(1) - parts["shared"]
-    error = float(totals.std(ddof=1)) / math.sqrt(count) if count > 1 else math.nan
+    with np.errstate(invalid="ignore"):  # of rows with density zero
+        error = float(totals.std(ddof=1)) / math.sqrt(count) if count > 1 else math.nan
     shared = float(parts["shared"].mean())
     return Elbo(reconstruction.mean(0), kl.mean(0), shared, error, plates)
 

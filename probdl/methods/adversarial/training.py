@@ -224,7 +224,7 @@ class AdversarialTraining(TrainingLoop):
     def state(self) -> dict[str, Any]:
         """Return the weights and the optimizers of both players."""
         return {
-            "weights": self.snapshot(),
+            "weights": [flat.clone() for flat in self.weights],
             "training": [
                 self.discriminator.optimizer.state(),
                 self.generator.optimizer.state(),

@@ -27,9 +27,9 @@ from probdl.util.memory import machine_memory
 __all__ = ["Checkpoint", "checkpoint_of", "copy_saved"]
 
 FILE = "checkpoint.pt"
-CHECKSUMS = ("model's source", "guide's source", "arguments", "data")  # or long texts
+CHECKSUMS = ("model's source", "guide's source", "arguments", "data", "validation")  # or long texts
 PART = ".part"  # the end of the names of unfinished files
-_VERSION = 1
+_VERSION = 2
 SHOWN_MAX = 60  # characters of a value in a message
 
 

@@ -47,7 +47,7 @@ class TrainingLoop(ABC):
     Attributes:
         done: number of steps taken.
         records: what was recorded at each step, (steps,) or (steps, values_per_step).
-        last_good: a step and the weights after it, with which the loss was finite.
+        last_good: a step, and the weights and buffers after it, with which the loss was finite.
         over: whether training ended before all steps were taken.
         findings: findings so far.
     """
@@ -216,11 +216,16 @@ class TrainingLoop(ABC):
     # -- good states and failures ---------------------------------------------------------
 
     def snapshot(self) -> list[Tensor]:
-        """Copy the weights."""
-        return [flat.clone() for flat in self.weights]
+        """Copy the weights and buffers."""
+        return [tensor.clone() for tensor in (*self.weights, *self.buffers)]
+
+    def put_back(self, snapshot: Sequence[Tensor]) -> None:
+        """Restore the weights and buffers of a snapshot."""
+        for tensor, value in zip((*self.weights, *self.buffers), snapshot, strict=True):
+            tensor.copy_(value)
 
     def keep_early_state(self) -> None:
-        """Keep the weights at steps 0, 1, 2, 4, ...: the first block has no good state before."""
+        """Keep a snapshot at steps 0, 1, 2, 4, ...: the first block has no good state before."""
         if self.done < BLOCK and self.done & (self.done - 1) == 0:
             self.last_good = (self.done, self.snapshot())
 
@@ -244,10 +249,9 @@ class TrainingLoop(ABC):
         self.over = True
 
     def rewind(self) -> int:
-        """Restore the weights of the last good state, and return its step."""
+        """Restore the last good state, and return its step."""
         step, good = self.last_good
-        for flat, value in zip(self.weights, good, strict=True):
-            flat.copy_(value)
+        self.put_back(good)
         return step
 
     @property

@@ -121,12 +121,18 @@ class Trainable:
     def traces(
         self,
         values: Sequence[Tensor],
-        data: Sequence[Tensor] | None = None,
+        data: Sequence[Tensor] | Program | None = None,
         *,
         subsampled: bool = False,
     ) -> Any:
-        """Run guide and model at values of the parameters, and return their traces."""
-        program = self.program if data is None else self.program.with_tensors(data)
+        """Run guide and model at values of the parameters, and return their traces.
+
+        The data are tensors, a program with other arguments, or None for those of the program.
+        """
+        if data is None or isinstance(data, Program):
+            program = data or self.program
+        else:
+            program = self.program.with_tensors(data)
         model, guide = self.callables()
         swap = self.swap(values)
         with self.replaced(swap, subsampled=subsampled):
@@ -147,14 +153,27 @@ class Trainable:
             By name, the constrained values of the parameters of both programs.
         """
         own = {id(p) for m in [*self.program.modules, *self.guide.modules] for p in m.parameters()}
-        params = {}
         with torch.no_grad():
-            for name, leaf, value in zip(self.names, self.leaves, values, strict=True):
-                params[name] = value.detach().clone()
+            for leaf, value in zip(self.leaves, values, strict=True):
                 if id(leaf) in own:
                     leaf.copy_(value)
-            with self.replaced(self.swap(values)):
-                with poutine.trace(param_only=True) as capture:
-                    self.traces(values)
-                nodes: Mapping[str, Any] = capture.trace.nodes
-                return params | {n: node["value"].clone().detach() for n, node in nodes.items()}
+        return self.unconstrained(values) | self.constrained(values)
+
+    def constrained(
+        self, values: Sequence[Tensor], program: Program | None = None
+    ) -> dict[str, Tensor]:
+        """Return the constrained values of the parameters by name, as statements declare them.
+
+        Args:
+            values: the unconstrained values.
+            program: the model on other arguments, on which it runs once.
+        """
+        with torch.no_grad(), self.replaced(self.swap(values)):
+            with poutine.trace(param_only=True) as capture:
+                self.traces(values, program)
+            nodes: Mapping[str, Any] = capture.trace.nodes
+            return {n: node["value"].clone().detach() for n, node in nodes.items()}
+
+    def unconstrained(self, values: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return copies of values by the names of the parameters."""
+        return {n: v.detach().clone() for n, v in zip(self.names, values, strict=True)}

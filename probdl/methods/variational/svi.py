@@ -16,7 +16,7 @@ from torch import Tensor
 
 from probdl.compile import ENGINES, choose
 from probdl.compile.step import Parameters
-from probdl.errors import ModelError, ProbdlError
+from probdl.errors import ModelError, ProbdlError, SettingError
 from probdl.findings import TAIL_DRAWS_MIN, Finding
 from probdl.io.idata import psis
 from probdl.methods.approximate.comparison import compare_with_density
@@ -45,9 +45,10 @@ from probdl.methods.variational.guides import check_guide, make_guide, starts_it
 from probdl.methods.variational.objective import ELBOS, Objective, resolve_elbo
 from probdl.methods.variational.starting import Start, find_start, place_guide
 from probdl.methods.variational.training import Plan, train
+from probdl.methods.variational.validation import Validation, held_out
 from probdl.model.density import LogDensity
 from probdl.model.program import Program
-from probdl.model.sites import Site, Structure, data_plate, discover
+from probdl.model.sites import Site, Structure, data_plate, data_plates, discover
 from probdl.model.starting import checked_values
 from probdl.results.fit import Fit
 from probdl.results.guided import GuidedFit
@@ -126,8 +127,15 @@ class SVI(Method, name="svi"):
             Default: 1.
         kl_annealing: number of steps over which the weight of the KL term rises to 1. Default: 0.
         clip_norm: gradients are clipped to this norm; None leaves them. Default: None.
-        patience: training ends if the ELBO, smoothed over 100 steps, has not improved for this
-            number of steps; None for no limit. Default: None.
+        patience: training ends if the ELBO, smoothed over 100 steps, or with ``validation`` the
+            ELBO of the held-out data, has not improved for this number of steps; None for no
+            limit. Default: None.
+        validation: held-out data, as a tuple of the model's arguments, ``(x_test,)``, a dict of
+            them by name, or a DataLoader. Their ELBO per row (without the KL terms of sites that
+            all rows share) is evaluated once in an epoch, is drawn by ``plot_elbo``, and replaces
+            the training's ELBO for ``patience`` and for the choice of the best state.
+            ``stats`` then has ``validation_elbo`` (nats per row) and ``validation_steps``.
+            Default: None.
         init: values of latent sites by name, from which the search for the start of an automatic
             guide begins, as in ``{"mu": 2.0}``; None begins at random points. Default: None.
         draws: number of draws of the guide that the fit holds. Default: 1000.
@@ -173,6 +181,7 @@ class SVI(Method, name="svi"):
     kl_annealing: int = 0
     clip_norm: float | None = None
     patience: int | None = None
+    validation: Any = None
     init: Mapping[str, Any] | None = None
     draws: int = 1000
     checkpoint: str | os.PathLike[str] | None = None
@@ -212,6 +221,9 @@ class SVI(Method, name="svi"):
             program = program.to(dtype)
         structure = self._discover(program)
         batches = self._batches(program, structure)
+        held_out_program = None
+        if self.validation is not None:
+            held_out_program = held_out(program, self.validation)
         if batches.plate is not None:
             masked = bool(program.used)
             program = program.in_minibatches()
@@ -224,6 +236,8 @@ class SVI(Method, name="svi"):
             structure = structure.with_sampled(sampled_by(guide, structure))
             structure.check_summable()
             self._check_local(structure, batches, automatic)
+            if automatic and held_out_program is not None:
+                self._check_held_out(structure)
             if automatic:
                 self._check_supports(structure)
             self._check_estimator(automatic)
@@ -252,12 +266,14 @@ class SVI(Method, name="svi"):
                 local = ()
             parameters = Parameters(objective.leaves)
             parameters.units = units
-            outcome = train(
-                objective,
-                parameters,
-                batches,
-                self._plan(program, objective, parameters, batches, seed, progress),
-            )
+            plan = self._plan(program, objective, parameters, batches, seed, progress)
+            if held_out_program is not None:
+                validation = Validation(
+                    held_out_program, guide, objective, local, stream(seed, "validation")
+                )
+                validation.check(parameters.values)
+                plan = replace(plan, validation=validation)
+            outcome = train(objective, parameters, batches, plan)
             params = objective.finish(parameters.values)
         for module in [*program.modules, *guide.modules]:
             module.eval()
@@ -273,6 +289,13 @@ class SVI(Method, name="svi"):
             "engine": outcome.engine,
             "params": {name: value.numpy() for name, value in params.items()},
         }
+        if outcome.held_out:
+            steps, values = zip(*outcome.held_out, strict=True)
+            stats |= {
+                "validation_steps": np.array(steps),
+                "validation_elbo": np.array(values),
+                "rows": batches.size or sum(data_plates(structure).values()),
+            }
         # Seeded again, so that a resumed run makes the same draws.
         torch.default_generator.manual_seed(stream(seed, "draws"))
         draws, weight_stats, findings = self._draws(
@@ -355,6 +378,18 @@ class SVI(Method, name="svi"):
                 "so an automatic guide has parameters for each row, which cannot be trained on "
                 "minibatches. Leave out batch_size, or pass a guide that computes the parameters "
                 "from the data."
+            )
+
+    def _check_held_out(self, structure: Structure) -> None:
+        """Raise SettingError for an automatic guide of rows, which has no held-out ones."""
+        plates = data_plates(structure)
+        local = [s.name for s in structure.of("latent") if plates.keys() & set(s.dims)]
+        if local:
+            raise SettingError(
+                f"SVI(validation=...): the latent sites {', '.join(map(repr, local))} are in the "
+                "data plate, so an automatic guide has parameters for each row of the data, and "
+                "no values for held-out rows. Pass a guide that computes them from the data, or "
+                "leave out validation."
             )
 
     def _check_supports(self, structure: Structure) -> None:

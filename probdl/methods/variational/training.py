@@ -21,6 +21,7 @@ from probdl.methods.training.loop import TrainingLoop
 from probdl.methods.training.minibatch import Batches, Data, FullData
 from probdl.methods.training.optimizers import ScheduledOptimizer
 from probdl.methods.variational.objective import Objective
+from probdl.methods.variational.validation import Validation
 from probdl.util.clock import check_time_limit
 from probdl.util.openmp import WaitPolicy
 
@@ -28,6 +29,7 @@ __all__ = ["Outcome", "Plan", "VariationalTraining", "train"]
 
 # Ours, about 95%: standard errors by which the last block may be worse than the best one.
 WORSE_THAN_BEST_ERRORS = 2.0
+VALIDATION_INTERVAL = 0.03  # of the steps so far
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Plan:
         annealing: number of steps over which the temperature rises to 1; 0 for no annealing.
         patience: number of steps without improvement that end the training; None for no limit.
         checkpoint: where the state is saved.
+        validation: the held-out data; None without any.
     """
 
     steps: int
@@ -58,6 +61,7 @@ class Plan:
     annealing: int = 0
     patience: int | None = None
     checkpoint: Checkpoint | None = None
+    validation: Validation | None = None
 
 
 @dataclass
@@ -68,25 +72,28 @@ class Outcome:
         losses: the loss of each step, in nats.
         best_step: the step of the state that was kept.
         engine: the engine that evaluated the steps.
+        held_out: steps, and the held-out ELBO after them in nats per row.
         findings: the findings of the training.
     """
 
     losses: NDArray[np.float64]
     best_step: int
     engine: str
+    held_out: list[tuple[int, float]] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
 
 @dataclass
 class _Best:
-    """The state at the end of the best block of steps."""
+    """The state at the end of the best block of steps, or at the best held-out ELBO."""
 
-    flat: Tensor
+    state: list[Tensor]
     loss: float = math.inf
     error: float = math.inf  # standard error of the block's mean
     step: int = 0
     improved_at: int = 0  # the last step with an improvement larger than the noise
     improved_loss: float = math.inf  # the loss at that step
+    rows: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))  # held-out
 
 
 class VariationalTraining(TrainingLoop):
@@ -100,14 +107,16 @@ class VariationalTraining(TrainingLoop):
         self.loss = loss
         self.parameters = parameters
         self.plan = plan
-        self.best = _Best(parameters.flat.clone())
         self.compiled: dict[Any, Step] = {}  # by the shapes of a minibatch
         self.optimizer: ScheduledOptimizer | None = None
         self.saved_optimizer: dict[str, Any] | None = None  # of a checkpoint, until it is made
         self.wanted_engine = plan.engine
         self.adam: NativeAdam | None = None
         self.adam_data: Data = ()
+        self.held_out: list[tuple[int, float]] = []  # steps, and the ELBO in nats per row
+        self.rows = torch.zeros(0, dtype=torch.float64)  # of the last evaluation
         super().__init__(plan.steps, batches, plan.seed, plan.checkpoint)
+        self.best = _Best(self.snapshot())
 
     @property
     def weights(self) -> list[Tensor]:
@@ -194,9 +203,9 @@ class VariationalTraining(TrainingLoop):
     def rewind(self) -> int:
         """Restore the weights of the best block, or of the last good state before the first."""
         if self.best.step:
-            self.last_good = (self.best.step, [self.best.flat])
+            self.last_good = (self.best.step, self.best.state)
         step = super().rewind()
-        self.best = _Best(self.last_good[1][0], step=step)
+        self.best = _Best(self.last_good[1], step=step)
         return step
 
     # -- a block of steps in native code --------------------------------------------------
@@ -242,7 +251,7 @@ class VariationalTraining(TrainingLoop):
         self.done += len(losses)
         self.records[start : self.done] = losses
         if len(losses) < count:
-            self.last_good = (max(self.done - 1, 0), [self.adam.good])
+            self.last_good = (max(self.done - 1, 0), [self.adam.good, *self.buffers])
             self.fail_at(self.adam_data, math.nan)
 
     # -- the best state -------------------------------------------------------------------
@@ -252,36 +261,92 @@ class VariationalTraining(TrainingLoop):
         best, losses, plan = self.best, self.last_block, self.plan
         if self.done - len(losses) < plan.annealing:  # with another objective
             return
-        mean, error = float(losses.mean()), _standard_error(losses)
+        what = "smoothed"
+        if plan.validation is None:
+            mean, error = float(losses.mean()), _standard_error(losses)
+        elif self._is_validated():
+            self.rows = torch.from_numpy(plan.validation.elbo_of_rows(self.parameters.values))
+            mean, error = -float(self.rows.mean()), 0.0
+            self.held_out.append((self.done, -mean))
+            what = "held-out"
+        else:
+            return
         if mean < best.improved_loss - error:
             best.improved_loss, best.improved_at = mean, self.done
         if mean < best.loss:
             best.loss, best.error, best.step = mean, error, self.done
-            best.flat = self.last_good[1][0]
+            best.state = self.last_good[1]
+            best.rows = self.rows
         if plan.patience is not None and self.done - best.improved_at >= plan.patience:
             self.over = True
             self.findings.append(
                 Finding(
                     "info",
                     "early_stopping",
-                    f"Training ended after {self.done} of {self.steps} steps: the smoothed ELBO "
+                    f"Training ended after {self.done} of {self.steps} steps: the {what} ELBO "
                     f"had not improved for {plan.patience} steps.",
                 )
             )
+
+    def _is_validated(self) -> bool:
+        """Return whether the held-out ELBO is due after this block.
+
+        It is evaluated once in an epoch, and in long runs at steps that are a few percent apart.
+        """
+        last = self.held_out[-1][0] if self.held_out else 0
+        interval = max(self.batches.per_epoch, BLOCK, VALIDATION_INTERVAL * last)
+        return self.done == self.steps or self.done - last >= interval
 
     def keep_best(self) -> None:
         """Restore the best state if the last block is worse by more than noise."""
         losses = self.last_block
         if not len(losses):
             return
+        if self.held_out:
+            self._keep_best_validated()
+            return
         error = math.hypot(self.best.error, _standard_error(losses))
         # The best of many blocks is expected to be lower than the others by noise alone.
         luck = math.sqrt(2 * math.log(max(1, self.done / BLOCK)))
         limit = self.best.loss + (luck + WORSE_THAN_BEST_ERRORS) * error
         if self.best.step and float(losses.mean()) > limit:
-            self.parameters.flat.copy_(self.best.flat)
+            self.put_back(self.best.state)
         else:
             self.best.step = self.done
+
+    def _keep_best_validated(self) -> None:
+        """Restore the state with the best held-out ELBO, unless the last is as good up to noise.
+
+        All evaluations use the same draws, so that the noise is that of the rows.
+        """
+        best, (_, last) = self.best, self.held_out[-1]
+        if not best.step:
+            best.step = self.done
+            self.findings.append(
+                Finding(
+                    "warning",
+                    "validation",
+                    f"The held-out ELBO was {last} at each of {len(self.held_out)} evaluations, so "
+                    "the fit holds the last parameters.",
+                    "Check that the model gives the held-out data a positive density.",
+                )
+            )
+            return
+        differences = (best.rows - self.rows).numpy()
+        gain = float(differences.mean())
+        if len(differences) > 1 and gain <= WORSE_THAN_BEST_ERRORS * _standard_error(differences):
+            best.step = self.done
+        elif best.step < self.done:
+            self.put_back(best.state)
+            self.findings.append(
+                Finding(
+                    "info",
+                    "validation",
+                    f"The fit holds the parameters of step {best.step} of {self.done}, where the "
+                    f"held-out ELBO was highest: {-best.loss:.5g} nats per row, and at the last "
+                    f"evaluation {last:.5g}.",
+                )
+            )
 
     # -- checkpoints ----------------------------------------------------------------------
 
@@ -293,8 +358,10 @@ class VariationalTraining(TrainingLoop):
             "over": self.over,
             "flat": self.parameters.flat,
             "training": optimizer.state(),
+            "best_state": best.state,
+            "held_out": self.held_out,
+            "rows": [best.rows, self.rows],
             "best": [
-                best.flat,
                 best.loss,
                 best.error,
                 best.step,
@@ -308,11 +375,17 @@ class VariationalTraining(TrainingLoop):
         self.over, self.wanted_engine = state["over"], state["engine"]
         copy_saved(self.parameters.flat, state["flat"])
         self.saved_optimizer = state["training"]
-        flat, *numbers = state["best"]
-        if not all(type(number) in (int, float) for number in numbers):
+        numbers, held_out = state["best"], state["held_out"]
+        if not all(
+            type(number) in (int, float) for pair in (numbers, *held_out) for number in pair
+        ):
             raise ValueError("the best state has no loss")
-        copy_saved(self.best.flat, flat)
-        self.best = _Best(self.best.flat, *numbers)
+        for kept, saved in zip(self.best.state, state["best_state"], strict=True):
+            copy_saved(kept, saved)
+        best_rows, self.rows = (rows.to(torch.float64).reshape(-1) for rows in state["rows"])
+        self.best = _Best(self.best.state, *numbers)
+        self.best.rows = best_rows
+        self.held_out = [(step, value) for step, value in held_out]
 
 
 def train(loss: Objective, parameters: Parameters, batches: Batches, plan: Plan) -> Outcome:
@@ -333,8 +406,11 @@ def train(loss: Objective, parameters: Parameters, batches: Batches, plan: Plan)
     if not training.failed:
         training.keep_best()
     losses = training.records[: training.done]
-    findings = [*training.findings, *_check_convergence(losses[plan.annealing :])]
-    return Outcome(losses, training.best.step, training.engine, findings)
+    findings = list(training.findings)
+    chosen = {"early_stopping", "validation"} if plan.validation is not None else set()
+    if not chosen & {finding.check for finding in findings}:  # else it is expected to rise
+        findings += _check_convergence(losses[plan.annealing :])
+    return Outcome(losses, training.best.step, training.engine, training.held_out, findings)
 
 
 def _standard_error(losses: NDArray[np.float64]) -> float:
