@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from typing import Any
 
@@ -22,6 +23,7 @@ from probdl.nn import is_network
 from probdl.results.fit import Fit
 from probdl.results.labels import checked_labels
 from probdl.results.priors import check_prior
+from probdl.util.blas import one_blas_thread
 from probdl.util.clock import Clock, TimeUp, clock
 from probdl.util.isolation import isolated
 from probdl.util.progress import print_line
@@ -218,7 +220,8 @@ def _check_likelihood(
 def _run(method: Method, program: Program, seed: int, progress: bool | None, own: Clock) -> Fit:
     """Run the method; if the time limit passes too early, report where the time was spent."""
     try:
-        with isolated(seed):
+        # Chains run side by side, each on one thread; networks train on all of them.
+        with isolated(seed), nullcontext() if method.trains_networks else one_blas_thread():
             return method.run(program, seed, progress)
     except TimeUp:
         spent = ", ".join(f"{part} {seconds:.3g} s" for part, seconds in own.timings.items())

@@ -100,6 +100,7 @@ class Method(metaclass=_CheckedSettings):
 
     name: ClassVar[str]
     takes_loader: ClassVar[bool] = False  # whether the model's data may be a DataLoader
+    trains_networks: ClassVar[bool] = False
     uses_prior: ClassVar[bool] = True  # whether the priors of latent sites enter the fit
     sums_out: ClassVar[bool] = True  # whether all discrete sites are summed out
     draws_are_independent: ClassVar[bool] = False

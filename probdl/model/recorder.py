@@ -264,11 +264,18 @@ class _Recorder(DispatchMode):
 class _ReadsValues(TorchFunctionMode):
     """Raise an error for calls from Python that use values and that the dispatcher does not see."""
 
-    def __init__(self, recorder: _Recorder) -> None:
+    def __init__(
+        self,
+        recorder: _Recorder,
+        replacements: Mapping[Callable[..., Any], Callable[..., Any]],
+    ) -> None:
         super().__init__()
         self.recorder = recorder
+        self.replacements = replacements
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func in self.replacements:
+            return self.replacements[func](*args, **(kwargs or {}))
         if func in _READ_VALUES:
             read = args[1:] if func is Tensor.new_tensor else args
             # A whole tensor, unlike a list of tensors, is copied by the dispatcher.
@@ -466,6 +473,7 @@ def record(
     fn: Callable[..., Any],
     inputs: Sequence[Tensor],
     decompositions: Mapping[Any, Callable[..., Any]] | None = None,
+    replacements: Mapping[Callable[..., Any], Callable[..., Any]] | None = None,
 ) -> Recording:
     """Run ``fn(*inputs)`` and return its operations as a graph.
 
@@ -473,6 +481,8 @@ def record(
         fn: a function of tensors that returns a tree of tensors.
         inputs: the values to run at. Other tensors that ``fn`` uses become constants.
         decompositions: functions of simpler operations to record instead, by operation.
+        replacements: functions to call instead of functions of torch, which may have other
+            gradients.
 
     Raises:
         ControlFlowError: Python code read the value of a tensor that depends on an input or on
@@ -485,7 +495,7 @@ def record(
     tensor([2., 2.])
     """
     recorder = _Recorder(inputs, decompositions or {})
-    with _ReadsValues(recorder), recorder, without_nan_checks():
+    with _ReadsValues(recorder, replacements or {}), recorder, without_nan_checks():
         result = fn(*inputs)
     recorder.graph.output(tree_map(recorder.node_of, result))
     return Recording(recorder.graph, recorder.constants, recorder.default_dtype)

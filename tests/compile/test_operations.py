@@ -12,6 +12,7 @@ import torch.nn.functional as F  # noqa: N812
 import probdl
 from probdl.compile import choose
 from probdl.compile.codegen import operations
+from probdl.compile.codegen.own import cholesky_backward
 from probdl.compile.tracing.trace import trace
 from probdl.compile.verify import verify
 
@@ -257,7 +258,9 @@ def test_operations_without_an_exact_c_form_are_refused(name):
 
 
 # Recorded only by certain versions of torch, or in the steps of SVI; tested by their other forms.
+# That of large matrices is tested in test_large_matrices.py.
 OTHER_FORMS = {
+    cholesky_backward.default.overloadpacket,
     torch.ops.aten._to_copy,
     torch.ops.aten._unsafe_index,
     torch.ops.aten._unsafe_index_put,

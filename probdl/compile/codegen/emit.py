@@ -60,11 +60,13 @@ class Source:
         text: the translation unit; it defines ``int64_t logp(dim, z, grad, logp, user)``.
         work: the size of the work space of a call, in numbers; 0 if it fits on the stack.
         statements: the number of operations, a measure of the code's length.
+        uses_lapack: whether it calls BLAS and LAPACK, whose addresses ``use_lapack`` takes.
     """
 
     text: str
     work: int
     statements: int
+    uses_lapack: bool = False
 
 
 def is_view(node: fx.Node) -> bool:
@@ -238,7 +240,8 @@ class _Emitter(Builder):
                 parts.append([])
             parts[-1] += lines
         signature = "const double *restrict z, const double *const *restrict d, double *restrict w"
-        text = [files("probdl.compile.codegen").joinpath("prelude.h").read_text()]
+        headers = ["prelude.h", *(["lapack.h"] if self.uses_lapack else [])]
+        text = [files("probdl.compile.codegen").joinpath(name).read_text() for name in headers]
         for i, lines in enumerate(self.passes):
             own_parameters = "ptrdiff_t first, ptrdiff_t last, double *restrict own"
             text += [f"static void pass{i}({signature}, {own_parameters}) {{", *lines, "}"]
@@ -268,7 +271,8 @@ class _Emitter(Builder):
             "return fine ? 0 : 1;",
             "}",
         ]
-        return Source("\n".join(text) + "\n", 0 if on_stack else work, len(self.statements))
+        length = len(self.statements)
+        return Source("\n".join(text) + "\n", 0 if on_stack else work, length, self.uses_lapack)
 
     def reader(self, buffer: Buffer | float) -> Element:
         """Return the function from a C expression of a position to one of a buffer's element."""

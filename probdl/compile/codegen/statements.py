@@ -118,6 +118,7 @@ class Builder:
         dtype: the dtype of that result.
         input_fills_storage: whether the operation's first input covers its storage in torch
             without gaps.
+        uses_lapack: whether a statement calls a function of lapack.h.
     """
 
     shape: tuple[int, ...]
@@ -126,6 +127,7 @@ class Builder:
 
     def __init__(self) -> None:
         self.statements: list[Statement] = []
+        self.uses_lapack = False
 
     def statement(
         self,

@@ -11,6 +11,7 @@ from typing import Any
 
 from probdl.compile.codegen.emit import Source
 from probdl.compile.runtime import cache
+from probdl.compile.runtime.lapack import lapack
 from probdl.compile.runtime.toolchain import CompilerError, compile_to, find_compiler, identity
 from probdl.util.isolation import lock_suspended
 
@@ -24,14 +25,20 @@ def loaded(source: Source, *functions: str) -> Any:
     """Return the library compiled from a source, which must contain these functions.
 
     Raises:
-        CompilerError: there is no compiler, it failed, or its library does not load.
+        CompilerError: there is no compiler, it failed, or its library does not load; or SciPy does
+            not export the functions that it needs.
         TimeUp: the time limit of the fit passed while it compiled.
     """
     key = hashlib.sha256(identity(source).encode()).hexdigest()[:40]
     place = cache.folder(), key
     if place not in _loaded:
         try:
-            _loaded[place] = cache.get(key, _maker(source), lambda path: _load(path, functions))
+            library = cache.get(key, _maker(source), lambda path: _load(path, functions))
+            if source.uses_lapack:
+                library.use_lapack(ctypes.byref(lapack()))
+            _loaded[place] = library
+        except ImportError as error:
+            raise CompilerError(f"{error}. Use another release of SciPy") from None
         except OSError as error:
             raise CompilerError(
                 f"a library made by {find_compiler()} does not load ({error}). Set CC to another "

@@ -38,6 +38,8 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         aten.cholesky_inverse.default: _cholesky_inverse,
         aten.cholesky_solve.default: _cholesky_solve,
         aten.elu.default: _elu,
+        aten.eye.default: lambda n, **options: _eye(n, n, **options),
+        aten.eye.m: _eye,
         aten.gelu.default: _gelu,
         aten.hardtanh.default: lambda x, low=-1.0, high=1.0: x.clamp(low, high),
         aten.index.Tensor: _index,
@@ -128,6 +130,11 @@ def _all(x: Tensor, dim: Any = None) -> list[int]:
 def _typed(options: dict[str, Any]) -> dict[str, Any]:
     """Fill in the dtype that torch uses if none is given."""
     return options | {"dtype": options.get("dtype") or torch.get_default_dtype()}
+
+
+def _eye(rows: int, columns: int, **options: Any) -> Tensor:
+    dtype = _typed(options)["dtype"]  # torch's own counts in a dtype without CPU kernels
+    return (torch.arange(rows)[:, None] == torch.arange(columns)).to(dtype)
 
 
 def _logit(x: Tensor, eps: float | None = None) -> Tensor:

@@ -22,6 +22,7 @@ from torch.func import functionalize
 
 from probdl.compile.codegen import emit
 from probdl.compile.codegen.operations import ALLOCATIONS, CONSTANTS
+from probdl.compile.tracing.cholesky import REPLACEMENTS
 from probdl.compile.tracing.decompositions import decompositions, functional_decompositions
 from probdl.errors import ProbdlError
 from probdl.model.advice import where
@@ -122,7 +123,7 @@ def trace_function(
 
 
 def _record(fn: Callable[..., Any], inputs: Sequence[Tensor], random: bool) -> Recording:
-    recording = record(fn, inputs, decompositions())
+    recording = record(fn, inputs, decompositions(), REPLACEMENTS)
     # Random numbers that a training step draws and does not use keep the others in their order.
     if not random and not recording.has_mutation:
         _erase_unused_with_random(recording.graph)

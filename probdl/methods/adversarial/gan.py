@@ -127,6 +127,7 @@ class GAN(Method, name="gan"):
     """
 
     takes_loader: ClassVar[bool] = True
+    trains_networks: ClassVar[bool] = True
     fit_type: ClassVar[type[Fit]] = AdversarialFit
 
     discriminator: nn.Module | None = None

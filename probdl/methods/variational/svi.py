@@ -165,6 +165,7 @@ class SVI(Method, name="svi"):
     """
 
     takes_loader: ClassVar[bool] = True
+    trains_networks: ClassVar[bool] = True
     draws_are_independent: ClassVar[bool] = True
     sums_out: ClassVar[bool] = False  # a guide may sample them
     fit_type: ClassVar[type[Fit]] = GuidedFit

@@ -9,8 +9,10 @@ import torch
 
 from probdl.compile.codegen.loops import Element, contiguous, copy, nest
 from probdl.compile.codegen.operations.views import slices_along
+from probdl.compile.codegen.own import cholesky_backward
 from probdl.compile.codegen.statements import (
     MAX_SHORT_LOOP,
+    Buffer,
     Builder,
     ByRows,
     UnsupportedError,
@@ -22,9 +24,14 @@ __all__ = ["RULES"]
 
 aten = torch.ops.aten
 
+# From these sizes on BLAS and LAPACK are faster than loops that the compiler can vectorise.
+MIN_PRODUCT = 2**16  # multiplications
+MIN_PRODUCT_SIDE = 8
+MIN_FACTOR = 32  # rows
 
-def _triangle(kept: str) -> Callable[..., Value]:
-    """Return the rule that keeps the elements with ``column - row`` <= or >= the diagonal."""
+
+def _triangle(*, lower: bool) -> Callable[..., Value]:
+    """Return the rule that keeps the elements up to the diagonal, or from it on."""
 
     def rule(builder: Builder, x: Value, diagonal: int = 0) -> Value:
         *batch, rows, columns = builder.shape
@@ -33,17 +40,21 @@ def _triangle(kept: str) -> Callable[..., Value]:
         whole = tuple(s * rows * columns for s in contiguous(batch))
 
         def lines(source: Element, target: Element) -> list[str]:
-            return nest(
-                batch,
-                [access, (whole, 0)],
-                lambda at: [
-                    f"for (ptrdiff_t r = 0; r < {rows}; r++)",
-                    f"for (ptrdiff_t c = 0; c < {columns}; c++)",
-                    f"{target(f'{at[1]} + {columns} * r + c')} = c - r {kept} {diagonal} ? "
-                    f"{source(f'{at[0]} + {row_stride} * r + {column_stride} * c')} : 0.0;",
-                ],
-                None,
-            )
+            def of_matrix(at: list[str]) -> list[str]:
+                to = target(f"{at[1]} + {columns} * r + c")
+                given = source(f"{at[0]} + {row_stride} * r + {column_stride} * c")
+                # The first column on the other side of the boundary.
+                end = f"r + {diagonal + lower}"
+                before, after = (given, "0.0") if lower else ("0.0", given)
+                return [
+                    f"for (ptrdiff_t r = 0; r < {rows}; r++) {{",
+                    f"const ptrdiff_t end = {end} < 0 ? 0 : {end} < {columns} ? {end} : {columns};",
+                    f"for (ptrdiff_t c = 0; c < end; c++) {to} = {before};",
+                    f"for (ptrdiff_t c = end; c < {columns}; c++) {to} = {after};",
+                    "}",
+                ]
+
+            return nest(batch, [access, (whole, 0)], of_matrix, None)
 
         return builder.statement(None, [x], [builder.shape], lines)[0]
 
@@ -78,8 +89,24 @@ def _product(builder: Builder, a: Value, b: Value) -> Value:
     b_access = (tuple(right.stride()[:-2]), int(right.storage_offset()))
     to = tuple(s * m * n for s in contiguous(batch))
 
+    large = m * n * k >= MIN_PRODUCT and min(m, n, k) >= MIN_PRODUCT_SIDE
+    if large:
+        builder.uses_lapack = True
+        a, a_stored = _stored_rows(builder, a)
+        b, b_stored = _stored_rows(builder, b)
+        left, right = a.layout, b.layout
+        ar, ac = left.stride()[-2:]
+        br, bc = right.stride()[-2:]
+        a_access = (tuple(left.stride()[:-2]), int(left.storage_offset()))
+        b_access = (tuple(right.stride()[:-2]), int(right.storage_offset()))
+
     def call(names: Sequence[Element], at: Sequence[str], m: Any, k: Any, add: int) -> str:
         x, y, z = names
+        if large:
+            return (
+                f"product({m}, {n}, {k}, 1.0, &{x(at[0])}, {a_stored}, &{y(at[1])}, {b_stored}, "
+                f"{'ONE' if add else 'ZERO'}, &{z(at[2])}, {n});"
+            )
         return (
             f"multiply({m}, {n}, {k}, &{x(at[0])}, {ar}, {ac}, &{y(at[1])}, {br}, {bc}, "
             f"&{z(at[2])}, {add});"
@@ -110,6 +137,30 @@ def _product(builder: Builder, a: Value, b: Value) -> Value:
     return builder.statement(None, operands, [shape], lines, by_rows=by_rows)[0]
 
 
+def _row_by_row(builder: Builder, x: Value) -> Value:
+    """Return matrices that are contiguous, copied if need be."""
+    shape = x.layout.shape
+    plain = isinstance(x.buffer, Buffer) and tuple(x.layout.stride()) == contiguous(shape)
+    return x if plain else builder.copied(x)
+
+
+def _stored_rows(builder: Builder, x: Value) -> tuple[Value, str]:
+    """Return matrices whose rows or columns are contiguous, copied if need be.
+
+    Returns:
+        The matrices; in C whether they are stored as their transposes, and the length of a row as
+        stored.
+    """
+    x = builder.in_memory(x)
+    rows, columns = x.layout.shape[-2:]
+    down, along = x.layout.stride()[-2:]
+    if along == 1 and down >= columns:
+        return x, f"0, {down}"
+    if down == 1 and along >= rows:
+        return x, f"1, {along}"
+    return builder.copied(x), f"0, {columns}"
+
+
 def _cholesky(
     builder: Builder, a: Value, *, upper: bool = False, check_errors: bool = False
 ) -> list[Value]:
@@ -117,17 +168,20 @@ def _cholesky(
         raise UnsupportedError(
             "an upper Cholesky factor is not supported by the native engine; use the lower one"
         )
-    a = builder.copied(a)
+    a = _row_by_row(builder, a)
     shape = tuple(a.layout.shape)
     *batch, n, _ = shape
     step = tuple(s * n * n for s in contiguous(batch))
+    large = n >= MIN_FACTOR
+    call = "large_cholesky" if large else "cholesky"
+    builder.uses_lapack |= large
 
     def lines(*names: Element) -> list[str]:
         source, factor, info = names
         return nest(
             batch,
-            [(step, 0), (contiguous(batch), 0)],
-            lambda at: [f"{info(at[1])} = cholesky({n}, &{source(at[0])}, &{factor(at[0])});"],
+            [(step, a.access[1]), (step, 0), (contiguous(batch), 0)],
+            lambda at: [f"{info(at[2])} = {call}({n}, &{source(at[0])}, &{factor(at[1])});"],
             None,
         )
 
@@ -154,12 +208,18 @@ def _solve_triangular(
         return x.like(x.layout.mT)
     a = builder.in_memory(a)
     *batch, n, m = shape
+    large = n >= MIN_FACTOR
+    stored = ""
+    if large:
+        builder.uses_lapack = True
+        a, stored = _stored_rows(builder, a)
     matrix = a.layout.expand(*batch, n, n)
     ar, ac = matrix.stride()[-2:]
     a_access = (tuple(matrix.stride()[:-2]), int(matrix.storage_offset()))
     right = b.layout.expand(shape)
     b_access = (tuple(right.stride()), int(right.storage_offset()))
     to = tuple(s * n * m for s in contiguous(batch))
+    call = "large_solve_triangular" if large else "solve_triangular"
 
     def lines(*names: Element) -> list[str]:
         source, given, target = names
@@ -167,7 +227,7 @@ def _solve_triangular(
             batch,
             [a_access, (to, 0)],
             lambda at: [
-                f"solve_triangular({n}, {m}, &{source(at[0])}, {ar}, {ac}, {int(upper)}, "
+                f"{call}({n}, {m}, &{source(at[0])}, {stored or f'{ar}, {ac}'}, {int(upper)}, "
                 f"{int(unitriangular)}, &{target(at[1])});"
             ],
             None,
@@ -176,13 +236,36 @@ def _solve_triangular(
     return builder.statement(None, [a, b], [shape], lines)[0]
 
 
+def _cholesky_backward(builder: Builder, factor: Value, grad: Value) -> Value:
+    factor, grad = _row_by_row(builder, factor), _row_by_row(builder, grad)
+    shape = builder.shape
+    *batch, n, _ = shape
+    starts = [factor.access[1], grad.access[1]]
+    step = tuple(s * n * n for s in contiguous(batch))
+    builder.uses_lapack = True
+
+    def lines(*names: Element) -> list[str]:
+        source, given, target = names
+        return nest(
+            batch,
+            [*((step, start) for start in starts), (step, 0)],
+            lambda at: [
+                f"cholesky_gradient({n}, &{source(at[0])}, &{given(at[1])}, &{target(at[2])});"
+            ],
+            None,
+        )
+
+    return builder.statement(None, [factor, grad], [shape], lines)[0]
+
+
 RULES: dict[Any, Callable[..., Any]] = {
-    aten.tril: _triangle("<="),
-    aten.triu: _triangle(">="),
+    aten.tril: _triangle(lower=True),
+    aten.triu: _triangle(lower=False),
     aten.mm: _product,
     aten.bmm: _product,
     aten.mv: _product,
     aten.dot: _product,
     aten.linalg_cholesky_ex: _cholesky,
     aten.linalg_solve_triangular: _solve_triangular,
+    cholesky_backward: _cholesky_backward,
 }
