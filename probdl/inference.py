@@ -16,7 +16,7 @@ from probdl.findings import Finding, Findings
 from probdl.methods import METHODS, Method, resolve
 from probdl.methods.base import PYRO_NAMES, setting_named
 from probdl.model.callables import accepts_argument, callable_name, runnable, signature
-from probdl.model.preparing import grown_shapes, prepared
+from probdl.model.preparing import grown_shapes, is_index, prepared
 from probdl.model.program import Program
 from probdl.model.sites import discover
 from probdl.nn import is_network
@@ -310,6 +310,8 @@ def _category_findings(program: Program, fit: Fit, coords: Mapping[str, Any]) ->
         grown, held = grown_shapes(program, name, encoding), fit.structure.sites
         if any(shape != held[site].shape for site, shape in grown.items() if site in held):
             continue  # such as contrasts, which are one fewer
+        if is_index(program, name):
+            continue
         observed = [s for s in fit.structure.of("observed") if s.value.shape == codes.shape]
         sites = [s for s in observed if torch.equal(s.value.double(), codes.double())]
         if any(s.distribution in _OF_CODES for s in sites):

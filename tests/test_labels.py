@@ -317,3 +317,125 @@ def test_a_point_estimate_has_no_options_of_draws():
     fit = probdl.infer(towns, TOWNS, TABLE, Y, method="map", seed=1)
     with pytest.raises(probdl.SettingError, match="is for fits with draws"):
         fit.summary(ci_prob=0.5)
+
+
+# -- more than one argument or site with the same labels -------------------------------------
+
+
+def forecast_by_group(g, y=None, future=None):
+    with pyro.plate("group", 3):
+        mean = pyro.sample("mean", dist.Normal(0.0, 20.0))
+    with pyro.plate("row", len(g)):
+        pyro.sample("y", dist.Normal(mean[g], 1.0), obs=y)
+    if future is not None:
+        with pyro.plate("ahead", len(future)):
+            pyro.sample("f", dist.Normal(mean[future], 1.0))
+
+
+@pytest.fixture(scope="module")
+def fit_of_groups():
+    rng = np.random.default_rng(0)
+    g = rng.choice(["a", "b", "c"], 90)
+    y = np.array([{"a": 0.0, "b": 10.0, "c": 20.0}[text] for text in g]) + rng.normal(size=90)
+    return probdl.infer(forecast_by_group, g, y, method="laplace", seed=1), g
+
+
+@pytest.mark.parametrize(
+    "future",
+    [
+        pd.Series(["c", "b"]),
+        ["c", "b"],
+        np.array(["c", "b"]),
+        pd.Categorical(["c", "b"], categories=["c", "b", "a"]),
+        [2, 1],
+    ],
+    ids=["series", "list", "array", "categorical in another order", "codes"],
+)
+@pytest.mark.parametrize("loaded", [False, True])
+def test_categories_that_were_not_in_the_fit_are_those_of_the_argument_that_has_them(
+    fit_of_groups, future, loaded, tmp_path
+):
+    fit, g = fit_of_groups
+    if loaded:
+        fit = probdl.load(fit.save(tmp_path / "fit"), model=forecast_by_group)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Using a non-tuple sequence")
+        found = fit.predictions(g, future=future)["f"].mean(("chain", "draw"))
+    np.testing.assert_allclose(found, [20.0, 10.0], atol=1.0)  # 5 standard errors of the means
+
+
+def test_an_index_of_a_plate_of_fixed_size_is_no_finding(fit_of_groups):
+    assert not [f for f in fit_of_groups[0].diagnose() if f.check == "categories"]
+
+
+def test_only_new_categories_of_an_argument_that_was_not_in_the_fit_are_refused(fit_of_groups):
+    fit, g = fit_of_groups
+    with pytest.raises(probdl.DataError, match=r"'future'.*had none in the fit.*'g'.*codes"):
+        fit.predictions(g, future=pd.Series(["z"]))
+
+
+def test_a_missing_category_in_a_list_is_named(fit_of_groups):
+    fit, _ = fit_of_groups
+    with pytest.raises(probdl.DataError, match="1 of 2 categories are missing"):
+        fit.predictions(["a", None])
+
+
+def grouped(g, y=None):
+    count = int(g.max()) + 1
+    mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+    with pyro.plate("group", count):
+        mean = pyro.sample("mean", dist.Normal(mu, 5.0))
+    with pyro.plate("row", len(g)):
+        pyro.sample("y", dist.Normal(mean[g], 1.0), obs=y)
+
+
+def test_a_category_that_differs_in_case_or_spaces_only_is_reported():
+    g = ["Ely", "Rye"] * 5
+    fit = probdl.infer(grouped, g, np.zeros(10), method="laplace", seed=1)
+    with pytest.warns(UserWarning, match="'rye ' is a new category beside 'Rye'"):
+        fit.predict(["rye "])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit.predict(["Diss"])
+
+
+def test_codes_of_pandas_are_indices():
+    codes = pd.Series(["b", "a", "b"]).astype("category").cat.codes
+    assert codes.dtype == np.int8
+    fit = probdl.infer(grouped, codes, np.zeros(3), method="laplace", seed=1)
+    assert fit.draws["mean"].shape[-1] == 2
+    assert fit.predict(codes)["y"].shape[-1] == 3
+
+
+def slopes(g, y=None):
+    mu = pyro.sample("mu", dist.Normal(torch.zeros(2), 10.0).to_event(1))
+    with pyro.plate("group", 3):
+        ab = pyro.sample("ab", dist.Normal(mu, torch.tensor([10.0, 0.1])).to_event(1))
+    with pyro.plate("row", len(g)):
+        pyro.sample("y", dist.Normal(ab[g, 0], 1.0), obs=y)
+
+
+def test_a_summary_labels_sites_whose_dimensions_come_in_different_orders():
+    g = np.repeat([0, 1, 2], 30)
+    y = np.random.default_rng(0).normal(10.0 * g)
+    fit = probdl.infer(
+        slopes,
+        g,
+        y,
+        method="laplace",
+        seed=1,
+        dims={"mu": ["coef"], "ab": ["group", "coef"]},
+        coords={"coef": ["i", "s"], "group": list("abc")},
+    )
+    means = fit["ab"].mean(("chain", "draw"))
+    for names in (None, ["mu", "ab"], "ab", "~mu"):
+        table = fit.summary() if names is None else fit.summary(names)
+        for group in "abc":
+            for coef in "is":
+                expected = float(means.sel(group=group, coef=coef))
+                assert float(table.loc[f"ab[{group}, {coef}]", "mean"]) == pytest.approx(
+                    expected, abs=0.02
+                )
+    part = fit.summary(coords={"group": ["b"], "coef": ["i"]})
+    assert float(part.loc["ab[b, i]", "mean"]) == pytest.approx(10.0, abs=1.0)
+    assert "ab[a, i]" not in part.index

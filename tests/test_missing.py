@@ -183,3 +183,43 @@ def test_missing_values_that_the_model_replaces_are_reported():
     (finding,) = [f for f in fit.diagnose() if f.check == "missing"]
     assert finding.severity == "warning"
     assert "no observation is left out" in finding.message
+
+
+def walk(y, *, scatter=False):
+    """Impute missing values of a random walk."""
+    missing = torch.isnan(y)
+    scale = pyro.sample("scale", dist.HalfNormal(2.0))
+    with pyro.plate("gaps", int(missing.sum())):
+        gap = pyro.sample("gap", dist.Normal(0.0, 5.0))
+    if scatter:
+        full = torch.where(missing, 0.0, y).masked_scatter(missing, gap)
+    else:
+        full = y.clone()
+        full[missing] = gap
+    with pyro.plate("time", len(y) - 1):
+        pyro.sample("y", dist.Normal(full[:-1], scale), obs=full[1:])
+
+
+@pytest.mark.parametrize("scatter", [False, True])
+@pytest.mark.parametrize("missing", [None, "mask"])
+def test_imputed_values_of_a_part_of_the_data_are_no_observations(scatter, missing):
+    y = np.cumsum(np.random.default_rng(0).normal(size=60))
+    y[10:20] = np.nan
+    fit = probdl.infer(walk, y, scatter=scatter, missing=missing, method="laplace", seed=1)
+    assert fit.stats["engine"] == "native"
+    assert fit.whole.sites["y"].count == 49
+    observed = np.asarray(fit.idata.observed_data["y"])
+    np.testing.assert_allclose(observed, y[1:][~np.isnan(y[1:])])
+
+
+def test_the_advice_for_missing_values_that_are_no_observations_is_not_to_leave_them_out():
+    def autoregression(y):
+        b = pyro.sample("b", dist.Normal(0.0, 1.0))
+        with pyro.plate("time", len(y) - 1):
+            pyro.sample("y", dist.Normal(b * y[:-1], 1.0), obs=y[1:])
+
+    y = np.random.default_rng(0).normal(size=20)
+    y[5] = np.nan
+    with pytest.raises(probdl.DataError, match="impute the missing ones by a latent site") as error:
+        probdl.infer(autoregression, y, missing="mask")
+    assert "missing='mask'" not in str(error.value)

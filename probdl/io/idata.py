@@ -230,8 +230,46 @@ def summary(
     if ARVIZ_1:
         by_1: Any = az.summary
         with _silent():
-            return by_1(idata, kind=kind, ci_prob=ci_prob, ci_kind=ci_kind, **options)
+            options["data"] = idata
+            options = _with_separate_dims(**options)
+            return by_1(kind=kind, ci_prob=ci_prob, ci_kind=ci_kind, **options)
     return _summary_by_0(idata, kind, ci_prob or _CI_PROB, ci_kind or "eti", options)
+
+
+def _with_separate_dims(
+    *,
+    data: Any,
+    var_names: Any = None,
+    filter_vars: str | None = None,
+    group: str = "posterior",
+    coords: Any = None,
+    sample_dims: Any = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Return arguments of ``az.summary`` by which each row has the label of its values.
+
+    ArviZ 1 stacks the elements of all variables by the order in which dimensions appear in the
+    dataset, and labels them by the order in each variable: with ``mu (coef)`` before
+    ``effect (group, coef)`` the rows of ``effect`` have one another's labels. Where the orders
+    differ, dimensions get separate names for each variable; labels do not have them.
+    """
+    extract: Any = az.extract
+    selected = {"var_names": var_names, "filter_vars": filter_vars, "group": group}
+    sampled: list[Any] = ["chain", "draw"] if sample_dims is None else [*np.atleast_1d(sample_dims)]
+    dataset = extract(data, **selected, sample_dims=sample_dims, combined=False, keep_dataset=True)
+    dims = {name: [d for d in x.dims if d not in sampled] for name, x in dataset.data_vars.items()}
+    order = [*dict.fromkeys(d for of in dims.values() for d in of)]
+    own = {"coords": coords, "sample_dims": sample_dims, **options}
+    if all(sorted(of, key=order.index) == of for of in dims.values()):
+        return {"data": data, **selected, **own}
+    if coords is not None:
+        dataset = dataset.sel(coords)
+    separate = {
+        name: x.rename({d: f"{d} of {name}" for d in x.dims if d not in sampled})
+        for name, x in dataset.data_vars.items()
+    }
+    tree = xr.DataTree.from_dict({group: xr.Dataset(separate)})
+    return {"data": tree, "group": group, "sample_dims": sample_dims, **options}
 
 
 def _summary_by_0(

@@ -32,8 +32,8 @@ _DEFAULT_ADVICE = (
     "the sites inside it."
 )
 _ADVICE = {  # by a part of the message from Pyro or torch
-    "Multiple sample sites named": "Each site needs a unique name: f'y{i}' in a loop, or better "
-    "one site in a pyro.plate.",
+    "Multiple sample sites named": "Each site needs a unique name, which no plate has: f'y{i}' in "
+    "a loop, or better one site in a pyro.plate of another name.",
     "size cannot be zero": "The data are empty, and a plate needs at least one row.",
     "Shape mismatch inside plate": "The size of the plate and the shape of the site inside it "
     "differ. If one observation is a vector, use .to_event(1).",

@@ -86,6 +86,8 @@ def cast_argument(x: Any, dtype: torch.dtype, what: str) -> Any:
         x = x.detach().cpu()
         if x.is_inference():  # autograd refuses inference tensors
             x = x.clone()
+        if x.dtype in (torch.int8, torch.int16):  # as of pandas' codes; torch cannot index by them
+            return x.long()
         return x.to(dtype) if x.is_floating_point() else x
     return x
 
@@ -137,17 +139,29 @@ def check_dense(tensor: Tensor, what: str) -> None:
         )
 
 
-def check_finite(tensor: Tensor, what: str) -> None:
-    """Raise DataError, with the first index, if a tensor holds NaN or infinite values."""
+def check_finite(tensor: Tensor, what: str, *, masked: bool = False) -> None:
+    """Raise DataError, with the first index, if a tensor holds NaN or infinite values.
+
+    Args:
+        tensor: the tensor.
+        what: its name in the message.
+        masked: whether missing observations are left out, so that these values are no observations.
+    """
     bad = ~torch.isfinite(tensor)
     if not bad.any():
         return
     index = tuple(bad.nonzero()[0].tolist())
     raise DataError(
         f"{what}: {int(bad.sum())} of {bad.numel()} values are NaN or infinite (first: index "
-        f"{format_index(index)} = {tensor[index].item()}). Drop them, replace them by a finite "
-        "number and exclude those elements with poutine.mask, or leave out missing observations by "
-        "infer(..., missing='mask')."
+        f"{format_index(index)} = {tensor[index].item()}). "
+        + (
+            "Only observations can be left out. Predictors, and earlier values of a series that "
+            "predict later ones, need a distribution: impute the missing ones by a latent site "
+            "(see the page on missing data), or drop these rows."
+            if masked
+            else "Drop them, replace them by a finite number and exclude those elements with "
+            "poutine.mask, or leave out missing observations by infer(..., missing='mask')."
+        )
     )
 
 

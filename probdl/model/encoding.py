@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from probdl.errors import DataError
+from probdl.errors import DataError, warn
 from probdl.util.suggestions import did_you_mean
 
-__all__ = ["Encoding", "encode", "is_array", "is_raw"]
+__all__ = ["Encoding", "encode", "is_array", "is_raw", "shared_key"]
 
 
 # Of pandas and xarray, which are not imported here, and NumPy.
@@ -75,6 +75,36 @@ def encode(
     return (np.array(value) if is_raw(value) else value), None
 
 
+def shared_key(value: Any, known: Mapping[str, Encoding], what: str) -> str | None:
+    """Return the name of the known categories that an argument without known ones has, too.
+
+    An argument that a fit did not have, such as the groups of a forecast, has the codes of the
+    argument whose categories it shares.
+
+    Returns:
+        The name; None if the argument has no categories, or none are known.
+
+    Raises:
+        DataError: no known categories are among its own, or those of several arguments are.
+    """
+    by_name = {n: e.labels for n, e in known.items() if e.kind == "categories"}
+    found = _categories(value) if by_name else None
+    if found is None:
+        return None
+    labels = {*found[1]}
+    names = [name for name, of in by_name.items() if labels & {*of}]
+    if len(names) == 1:
+        return names[0]
+    if not names and isinstance(value, list):  # perhaps a setting
+        return None
+    listed = ", ".join(map(repr, names or by_name))
+    which = "those of several arguments" if names else "new, and may be of any plate"
+    raise DataError(
+        f"{what} has categories, but had none in the fit, and they are {which} ({listed}). Pass "
+        "their codes, as integers."
+    )
+
+
 def _is_table(value: Any) -> bool:
     return type(value).__name__ == "DataFrame" and hasattr(value, "columns")
 
@@ -111,7 +141,7 @@ def _categories(
         if numbers.ndim == 1 and numbers.dtype.kind in "biuf":
             labels, codes = np.unique(numbers, return_inverse=True)
             return codes.astype(np.int64), labels.tolist()
-    if isinstance(value, list) and not _is_text(value):
+    if isinstance(value, list) and not (_is_text(value) or known):
         return None
     if (
         type(value).__name__ not in _ARRAY_TYPES
@@ -164,11 +194,23 @@ def _codes(
         )
     if known:
         used = {labels[i] for i in np.unique(codes)}
+        _warn_of_misspelt({x for x in used if isinstance(x, str)} - {*known}, known, what)
         every = [*known, *(label for label in labels if label in used and label not in known)]
         position = {label: i for i, label in enumerate(every)}
         codes = np.array([position.get(label, -1) for label in labels], np.int64)[codes]
         labels = every
     return codes, Encoding("categories", tuple(labels))
+
+
+def _warn_of_misspelt(new: set[str], known: tuple[Any, ...], what: str) -> None:
+    """Warn of new categories that differ from known ones in case and spaces only."""
+    plain = {" ".join(x.lower().split()): x for x in known if isinstance(x, str)}
+    for label in sorted(new):
+        if (meant := plain.get(" ".join(label.lower().split()))) is not None:
+            warn(
+                f"{what}: {label!r} is a new category beside {meant!r}. If they are one, correct "
+                "the text."
+            )
 
 
 def _matrix(

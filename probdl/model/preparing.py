@@ -13,7 +13,7 @@ from probdl.model.encoding import Encoding
 from probdl.model.program import Program
 from probdl.model.sites import discover
 
-__all__ = ["grown_shapes", "prepared"]
+__all__ = ["grown_shapes", "is_index", "prepared"]
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -121,6 +121,16 @@ def _plates_of(program: Program, name: str) -> set[str]:
             dims = zip(sites[site].dims, sites[site].shape, shape, strict=False)
             found |= {dim for dim, now, more in dims if dim and now < more == most + 1}
     return found
+
+
+def is_index(program: Program, name: str) -> bool:
+    """Return whether the model takes codes as an index: as numbers they would be an error."""
+    codes = program.arguments[name]
+    try:
+        discover(program.with_values(program.arguments | {name: codes.double()}))
+    except ProbdlError:
+        return True
+    return False
 
 
 def grown_shapes(

@@ -34,7 +34,7 @@ from probdl.model.callables import (
     runnable,
     signature,
 )
-from probdl.model.encoding import Encoding, encode, is_array, is_raw
+from probdl.model.encoding import Encoding, encode, is_array, is_raw, shared_key
 from probdl.model.loader import LoaderRows
 from probdl.model.messengers import (
     CastObservations,
@@ -191,6 +191,7 @@ class Program:
     def _encoded(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Encode categories and, with ``raw``, tables and lists; keep how in ``encodings``."""
         known = {self.shared.get(n, n): e for n, e in self.encodings.items()}
+        shared = dict(self.shared)
         before = self._parts(getattr(self, "arguments", {}))
         self.encodings = {}
         found: dict[str, Any] = {}
@@ -201,6 +202,11 @@ class Program:
             if not isinstance(value, Tensor):
                 what = f"Argument '{name}' of the model"
                 raw = self._takes_raw(name) or isinstance(before.get(name), Tensor)
+                if key not in known and before.get(name) is None:
+                    key = shared_key(value, known, what) or key
+                    raw = raw or key in known
+                    if key in known:
+                        shared[name] = key
                 found[name], encoding = encode(value, known.get(key), what, raw=raw)
                 if encoding is not None:
                     known[key] = encoding
@@ -208,7 +214,8 @@ class Program:
                     continue
             if key in known:
                 encoded.append(name)
-        self.encodings = {name: known[self.shared.get(name, name)] for name in encoded}
+        self.shared = shared
+        self.encodings = {name: known[shared.get(name, name)] for name in encoded}
         return self._packed(arguments, found)
 
     def _takes_raw(self, name: str) -> bool:
@@ -325,7 +332,7 @@ class Program:
         """Raise DataError if an argument, except some, holds NaN or infinite values."""
         for name, tensor in self.named_data():
             if name not in exempt:
-                check_finite(tensor, f"Argument '{name}'")
+                check_finite(tensor, f"Argument '{name}'", masked=self.masks_missing)
 
     def not_finite(self) -> list[str]:
         """List the arguments that hold NaN or infinite values."""

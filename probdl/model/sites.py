@@ -405,10 +405,11 @@ def _without_imputed(program: Program, site: Site, other: Site) -> Site:
 def _is_latent(program: Program, site: Site, known: Tensor) -> Tensor:
     """Return which elements of observed data do not depend on the argument with the others."""
     nothing = torch.zeros_like(known)
+    counted = known if site.mask is None else known & site.mask
+    if not counted.any():
+        return nothing
     for name, value in program.arguments.items():
-        if not isinstance(value, Tensor) or value.shape != site.value.shape:
-            continue
-        if not torch.equal(value[known].double(), site.value[known].double()):
+        if not isinstance(value, Tensor) or not value.is_floating_point():
             continue
         values = []
         for change in (0.0, 0.5):
@@ -417,7 +418,8 @@ def _is_latent(program: Program, site: Site, known: Tensor) -> Tensor:
                 trace = next(_traces(changed))
             values.append(torch.as_tensor(trace.nodes[site.name]["value"]))
         first, second = values
-        return torch.eq(first, second) if first.shape == second.shape else nothing
+        if first.shape == second.shape == known.shape and (first != second)[counted].all():
+            return torch.eq(first, second)
     return nothing
 
 

@@ -160,11 +160,15 @@ SECTIONS: tuple[Callable[[Any], Iterator[str]], ...] = (_head, _tables, _plots, 
 
 
 def _few(fit: Any, limit: int) -> list[str]:
-    """Return the first sites as shown, with at most this many scalars together."""
+    """Return the first sites as shown, with at most this many scalars together.
+
+    Sites with a constant element, as in a Cholesky factor, are left out: it looks like a failure.
+    """
     names: list[str] = []
     for name in fit.shown_sites:
-        size = fit.draws[name][0, 0].size
-        if 0 < size <= limit:
+        draws = fit.draws[name]
+        size = draws[0, 0].size
+        if 0 < size <= limit and np.ptp(draws, axis=(0, 1)).all():
             names.append(name)
             limit -= size
     return names

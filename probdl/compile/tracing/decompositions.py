@@ -50,6 +50,8 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         aten.linalg_vector_norm.default: _norm,
         aten.logit.default: _logit,
         aten.logsumexp.default: _logsumexp,
+        aten.masked_scatter.default: _masked_scatter,
+        aten.masked_scatter_backward.default: _masked_scatter_backward,
         aten.max.default: lambda x: x.amax(_all(x)),
         aten.mean.default: lambda x, dtype=None: _mean(x, dtype=dtype),
         aten.mean.dim: _mean,
@@ -210,6 +212,20 @@ def _masks_as_positions(indices: Sequence[Tensor | None]) -> list[Tensor | None]
         else:
             positions.extend(index.nonzero().unbind(1))
     return positions
+
+
+def _masked_scatter(x: Tensor, mask: Tensor, source: Tensor) -> Tensor:
+    x, mask = torch.broadcast_tensors(x, mask)
+    positions = mask.reshape(-1).nonzero()[:, 0]  # computed from the data
+    values = source.reshape(-1)[: len(positions)]
+    return aten.index_put.default(x.reshape(-1), [positions], values).reshape(x.shape)
+
+
+def _masked_scatter_backward(grad: Tensor, mask: Tensor, sizes: Sequence[int]) -> Tensor:
+    positions = mask.expand(grad.shape).reshape(-1).nonzero()[:, 0]
+    values = grad.reshape(-1)[positions]
+    rest = values.new_zeros(math.prod(sizes) - len(positions))
+    return torch.cat([values, rest]).reshape(tuple(sizes))
 
 
 def _index(x: Tensor, indices: Sequence[Tensor | None]) -> Any:
