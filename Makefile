@@ -14,7 +14,7 @@ SIMUK := .venv-simuk
 # NumPyro, PyMC and PyStan.
 PEERS := .venv-peers
 
-.PHONY: demo test coverage environment test-matrix docs findings notebooks bench bench-busy bench-peers bench-scaling bench-references bench-mass bench-starts bench-engine bench-loops bench-svi bench-gan bench-studies bench-predict bench-pyro bench-honesty attack lint types check format clean
+.PHONY: demo test coverage environment test-matrix docs findings notebooks bench bench-busy bench-peers bench-scaling bench-matrices bench-references bench-mass bench-starts bench-engine bench-loops bench-svi bench-gan bench-studies bench-predict bench-pyro bench-honesty attack lint types check format clean
 
 demo: $(STAMP)  ## fit eight schools and a logistic regression on real data, by four methods
 	$(BIN)/python examples/demo.py
@@ -52,6 +52,9 @@ bench-peers: $(STAMP) $(PEERS)/.installed  ## NUTS on ten tasks; writes benchmar
 
 bench-scaling: $(STAMP) $(PEERS)/.installed  ## gradients over rows and predictors
 	$(BIN)/python -m benchmarks.peers.scaling
+
+bench-matrices: $(STAMP) $(PEERS)/.installed  ## gradients of models with matrices, beside NumPyro
+	$(BIN)/python -m benchmarks.peers.matrices
 
 bench-references: $(STAMP) $(PEERS)/.installed  ## long runs of Stan where there is no reference
 	mkdir -p output

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from probdl.errors import DataError, FindingWarning, warn
 from probdl.findings import PARETO_K_MAX
+from probdl.io import mixing
 from probdl.io.netcdf import check_netcdf
 from probdl.util.lazy import arviz as az
 from probdl.util.lazy import arviz_stats_base, ecdf_utils, h5netcdf, stats
@@ -54,6 +55,7 @@ __all__ = [
     "read",
     "rhat",
     "summary",
+    "tail_probs",
     "to_container",
     "to_idata",
     "unclashed",
@@ -305,7 +307,7 @@ def _summary_by_0(
 
 def rhat(idata: Any) -> dict[str, NDArray[np.float64]]:
     """Return the rank-normalised split R-hat by variable, each of the variable's shape."""
-    return _arrays(az.rhat, idata)
+    return {name: mixing.rhat(x) for name, x in variables(idata, "posterior").items()}
 
 
 def num_draws(idata: Any) -> int:
@@ -320,27 +322,35 @@ def num_chains(idata: Any) -> int:
 
 def chain_rhat(idata: Any) -> dict[str, NDArray[np.float64]]:
     """Return the split R-hat of each single chain by variable, of shape (chain, *shape)."""
-    posterior = idata.posterior.dataset if ARVIZ_1 else idata.posterior
-    half = posterior.sizes["draw"] // 2
+    half = num_draws(idata) // 2
 
-    def halves(array: NDArray[Any]) -> NDArray[Any]:
-        return array[: 2 * half].reshape(2, half, *array.shape[1:])
+    def of_halves(chain: NDArray[Any]) -> NDArray[np.float64]:
+        return mixing.rhat(chain[: 2 * half].reshape(2, half, *chain.shape[1:]))
 
-    found = [
-        rhat(to_idata({"posterior": {n: halves(v.values[i]) for n, v in posterior.items()}}))
-        for i in range(posterior.sizes["chain"])
-    ]
-    return {name: np.stack([of[name] for of in found]) for name in found[0]}
+    arrays = variables(idata, "posterior")
+    return {name: np.stack([*map(of_halves, array)]) for name, array in arrays.items()}
 
 
 def ess(idata: Any, kind: str) -> dict[str, NDArray[np.float64]]:
     """Return the effective sample size by variable; ``kind`` is ``"bulk"`` or ``"tail"``."""
-    return _arrays(az.ess, idata, method=kind)
+    arrays = variables(idata, "posterior")
+    if kind == "bulk":
+        return {name: mixing.ess_bulk(x) for name, x in arrays.items()}
+    return {name: mixing.ess_tail(x, tail_probs()) for name, x in arrays.items()}
+
+
+def tail_probs() -> tuple[float, float]:
+    """Return the probabilities of the quantiles that ArviZ calls the tails."""
+    if not ARVIZ_1:
+        return 0.05, 0.95
+    rc_params: Any = az.rcParams  # type: ignore[attr-defined]
+    inside = float(rc_params["stats.ci_prob"])
+    return min(inside, 1 - inside), max(inside, 1 - inside)
 
 
 def mcse(idata: Any) -> dict[str, NDArray[np.float64]]:
     """Return the Monte Carlo standard error of the mean by variable."""
-    return _arrays(az.mcse, idata, method="mean")
+    return {name: mixing.mcse_mean(x) for name, x in variables(idata, "posterior").items()}
 
 
 def bfmi(energy: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -709,10 +719,3 @@ def _silent() -> Iterator[None]:
                 yield
         finally:
             logger.disabled = disabled
-
-
-def _arrays(statistic: Any, idata: Any, **options: Any) -> dict[str, NDArray[np.float64]]:
-    with _silent():
-        result = statistic(idata, **options)
-    dataset = result.dataset if ARVIZ_1 else result
-    return {_unescape(name): np.asarray(array.values) for name, array in dataset.data_vars.items()}

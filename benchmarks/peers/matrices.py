@@ -1,0 +1,246 @@
+"""Gradients of models with matrices, loops and groups, beside NumPyro: `make bench-matrices`.
+
+Each system evaluates value and gradient on one core, NumPyro in a compiled loop. Writes
+results/matrices.json and results/matrices.md. ``SYSTEM MODEL`` as arguments times one of them in
+this process and prints the seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from benchmarks.peers.gradients import ROUND_S, best, called
+
+ONE_CORE = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
+}
+REPEATS = 3
+
+MODELS: dict[str, tuple[str, tuple[int, ...]]] = {
+    "Gaussian process, 100 points": ("process", (100,)),
+    "Gaussian process, 250 points": ("process", (250,)),
+    "Gaussian process, 500 points": ("process", (500,)),
+    "Gaussian process, 1,000 points": ("process", (1000,)),
+    "Gaussian process, 2,000 points": ("process", (2000,)),
+    "Bayesian network 1-100-100-1, 200 rows": ("network", (200, 100)),
+    "Bayesian network 1-100-100-1, 2,000 rows": ("network", (2000, 100)),
+    "correlated normals, 10 dimensions, 1,000 rows": ("correlated", (1000, 10)),
+    "hierarchical, 1,000 groups, 100,000 rows": ("hierarchical", (100_000, 1000)),
+}
+
+
+def data(kind: str, sizes: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+    rng = np.random.default_rng(0)
+    if kind == "process":
+        x = np.sort(rng.uniform(0, 10, sizes[0]))
+        return x, np.sin(x) + 0.3 * rng.normal(size=len(x))
+    if kind == "network":
+        x = rng.normal(size=(sizes[0], 1))
+        return x, np.sin(2 * x[:, 0]) + 0.1 * rng.normal(size=len(x))
+    if kind == "correlated":
+        return (rng.normal(size=sizes),)
+    group = rng.integers(sizes[1], size=sizes[0])
+    return group, rng.normal(size=sizes[1])[group] + rng.normal(size=sizes[0])
+
+
+def torch_models(sizes: tuple[int, ...]) -> dict[str, Callable[..., Any]]:
+    import pyro
+    import pyro.distributions as dist
+    import torch
+
+    def process(x: Any, y: Any) -> None:
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        variance = pyro.sample("variance", dist.LogNormal(0.0, 1.0))
+        noise = pyro.sample("noise", dist.LogNormal(-1.0, 1.0))
+        distance = (x[:, None] - x[None]) / scale
+        cov = variance * torch.exp(-0.5 * distance**2) + noise * torch.eye(len(x))
+        zero = torch.zeros(len(x))
+        pyro.sample("y", dist.MultivariateNormal(zero, covariance_matrix=cov), obs=y)
+
+    def network(x: Any, y: Any) -> None:
+        h = sizes[-1]
+        normal = lambda *shape: dist.Normal(torch.zeros(shape), 1.0).to_event(len(shape))  # noqa: E731
+        w1, b1 = pyro.sample("w1", normal(1, h)), pyro.sample("b1", normal(h))
+        w2, b2 = pyro.sample("w2", normal(h, h)), pyro.sample("b2", normal(h))
+        w3 = pyro.sample("w3", normal(h, 1))
+        sd = pyro.sample("sd", dist.Gamma(3.0, 1.0))
+        mean = torch.tanh(torch.tanh(x @ w1 + b1) @ w2 + b2) @ w3
+        with pyro.plate("rows", len(x)):
+            pyro.sample("y", dist.Normal(mean[:, 0], sd), obs=y)
+
+    def correlated(y: Any) -> None:
+        d = sizes[-1]
+        sd = pyro.sample("sd", dist.HalfNormal(torch.ones(d)).to_event(1))
+        factor = pyro.sample("factor", dist.LKJCholesky(d, 1.0))
+        with pyro.plate("rows", len(y)):
+            pyro.sample(
+                "y",
+                dist.MultivariateNormal(torch.zeros(d), scale_tril=sd[:, None] * factor),
+                obs=y,
+            )
+
+    def hierarchical(group: Any, y: Any) -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+        tau = pyro.sample("tau", dist.HalfNormal(2.0))
+        with pyro.plate("groups", sizes[-1]):
+            effect = pyro.sample("effect", dist.Normal(0.0, 1.0))
+        sd = pyro.sample("sd", dist.HalfNormal(2.0))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(mu + tau * effect[group], sd), obs=y)
+
+    return {f.__name__: f for f in (process, network, correlated, hierarchical)}
+
+
+def jax_models(sizes: tuple[int, ...]) -> dict[str, Callable[..., Any]]:
+    import jax.numpy as jnp
+    import numpyro
+    import numpyro.distributions as dist
+
+    def process(x: Any, y: Any) -> None:
+        scale = numpyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        variance = numpyro.sample("variance", dist.LogNormal(0.0, 1.0))
+        noise = numpyro.sample("noise", dist.LogNormal(-1.0, 1.0))
+        distance = (x[:, None] - x[None]) / scale
+        cov = variance * jnp.exp(-0.5 * distance**2) + noise * jnp.eye(len(x))
+        zero = jnp.zeros(len(x))
+        numpyro.sample("y", dist.MultivariateNormal(zero, covariance_matrix=cov), obs=y)
+
+    def network(x: Any, y: Any) -> None:
+        h = sizes[-1]
+        normal = lambda *shape: dist.Normal(jnp.zeros(shape), 1.0).to_event(len(shape))  # noqa: E731
+        w1, b1 = numpyro.sample("w1", normal(1, h)), numpyro.sample("b1", normal(h))
+        w2, b2 = numpyro.sample("w2", normal(h, h)), numpyro.sample("b2", normal(h))
+        w3 = numpyro.sample("w3", normal(h, 1))
+        sd = numpyro.sample("sd", dist.Gamma(3.0, 1.0))
+        mean = jnp.tanh(jnp.tanh(x @ w1 + b1) @ w2 + b2) @ w3
+        with numpyro.plate("rows", len(x)):
+            numpyro.sample("y", dist.Normal(mean[:, 0], sd), obs=y)
+
+    def correlated(y: Any) -> None:
+        d = sizes[-1]
+        sd = numpyro.sample("sd", dist.HalfNormal(jnp.ones(d)).to_event(1))
+        factor = numpyro.sample("factor", dist.LKJCholesky(d, 1.0))
+        with numpyro.plate("rows", len(y)):
+            numpyro.sample(
+                "y",
+                dist.MultivariateNormal(jnp.zeros(d), scale_tril=sd[:, None] * factor),
+                obs=y,
+            )
+
+    def hierarchical(group: Any, y: Any) -> None:
+        mu = numpyro.sample("mu", dist.Normal(0.0, 5.0))
+        tau = numpyro.sample("tau", dist.HalfNormal(2.0))
+        with numpyro.plate("groups", sizes[-1]):
+            effect = numpyro.sample("effect", dist.Normal(0.0, 1.0))
+        sd = numpyro.sample("sd", dist.HalfNormal(2.0))
+        with numpyro.plate("rows", len(y)):
+            numpyro.sample("y", dist.Normal(mu + tau * effect[group], sd), obs=y)
+
+    return {f.__name__: f for f in (process, network, correlated, hierarchical)}
+
+
+def probdl(kind: str, sizes: tuple[int, ...]) -> float:
+    import torch
+
+    from probdl import LogDensity
+    from probdl.compile import choose
+
+    torch.set_num_threads(1)
+    density = LogDensity.from_model(torch_models(sizes)[kind], data(kind, sizes))
+    compiled, _ = choose(density, "native", 0)
+    point = density.initial(torch.Generator().manual_seed(1)).numpy().copy()
+    return best(called(compiled.address, compiled.user, point))
+
+
+def numpyro(kind: str, sizes: tuple[int, ...]) -> float:
+    import jax
+    import jax.numpy as jnp
+    import numpyro
+    from numpyro.infer.util import initialize_model
+
+    numpyro.enable_x64()
+    arrays = tuple(map(jnp.asarray, data(kind, sizes)))
+    start = initialize_model(jax.random.key(0), jax_models(sizes)[kind], model_args=arrays)
+    evaluate = jax.jit(jax.value_and_grad(start.potential_fn))
+    point = start.param_info.z
+    alone = best(lambda: jax.block_until_ready(evaluate(point)))
+    times = max(1, min(1000, int(ROUND_S / alone)))
+
+    def move(_: int, at: Any) -> Any:  # each gradient depends on the previous one
+        value, gradient = jax.value_and_grad(start.potential_fn)(at)
+        return jax.tree.map(lambda a, g: a - 1e-12 * (g + value), at, gradient)
+
+    loop = jax.jit(lambda at: jax.lax.fori_loop(0, times, move, at))
+    return min(alone, best(lambda: jax.block_until_ready(loop(point))) / times)
+
+
+def measured(system: str, name: str) -> float:
+    """Time a gradient in a separate process, in seconds."""
+    from benchmarks.peers.systems import ROOT, interpreter
+
+    done = subprocess.run(
+        [interpreter(system), "-m", "benchmarks.peers.matrices", system, name],
+        cwd=ROOT,
+        env=os.environ | ONE_CORE,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return float(json.loads(done.stdout.splitlines()[-1]))
+
+
+def flops_per_second() -> float:
+    """Measure the peak of one core by a matrix product."""
+    from threadpoolctl import threadpool_limits
+
+    square = np.random.default_rng(0).normal(size=(1000, 1000))
+    with threadpool_limits(1):
+        return 2 * 1000**3 / best(lambda: square @ square)
+
+
+def main() -> None:
+    from benchmarks.parts import RESULTS
+
+    rows = []
+    for name in MODELS:
+        # One after the other, several times: the speed of the machine changes.
+        pairs = [{s: measured(s, name) for s in ("probdl", "numpyro")} for _ in range(REPEATS)]
+        times = {s: min(pair[s] for pair in pairs) for s in ("probdl", "numpyro")}
+        rows.append({"model": name, **times, "ratio": times["probdl"] / times["numpyro"]})
+        print(rows[-1], flush=True)
+    peak = flops_per_second()
+    (RESULTS / "matrices.json").write_text(
+        json.dumps({"peak": peak, "rows": rows}, indent=1) + "\n"
+    )
+    lines = [
+        "# Gradients beside NumPyro",
+        "",
+        "Made by `make bench-matrices`: value and gradient on one core, in microseconds, the best "
+        f"of {REPEATS} processes each; NumPyro in a compiled loop. One core takes "
+        f"{peak / 1e9:.0f} · 10⁹ operations a second in NumPy's product of matrices.",
+        "",
+        "| model | probdl, µs | NumPyro, µs | probdl / NumPyro |",
+        "| --- | ---: | ---: | ---: |",
+        *(
+            f"| {r['model']} | {1e6 * r['probdl']:,.0f} | {1e6 * r['numpyro']:,.0f} | "
+            f"{r['ratio']:.2f} |"
+            for r in rows
+        ),
+    ]
+    (RESULTS / "matrices.md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:]:
+        print(json.dumps(globals()[sys.argv[1]](*MODELS[sys.argv[2]])))
+    else:
+        main()

@@ -1,0 +1,86 @@
+"""Diagnostics of many scalars at once, against ArviZ's."""
+
+import warnings
+
+import arviz as az
+import numpy as np
+import pytest
+
+from probdl.io import idata, mixing
+
+RNG = np.random.default_rng(0)
+FIGURES = {
+    "rhat": (mixing.rhat, lambda data: az.rhat(data)),
+    "ess of the bulk": (mixing.ess_bulk, lambda data: az.ess(data, method="bulk")),
+    "ess of the tail": (
+        lambda x: mixing.ess_tail(x, idata.tail_probs()),
+        lambda data: az.ess(data, method="tail"),
+    ),
+    "mcse": (mixing.mcse_mean, lambda data: az.mcse(data, method="mean")),
+}
+
+
+def autoregression(chains, draws, scalars, coefficient):
+    x = RNG.normal(size=(chains, draws, scalars))
+    for t in range(1, draws):
+        x[:, t] += coefficient * x[:, t - 1]
+    return x
+
+
+def with_values(x, **places):
+    """Return draws in which some scalars have other values."""
+    x = x.copy()
+    x[..., 0] = 1.5
+    x[0, :, 1] += 3.0
+    x[..., 2] = np.round(x[..., 2])
+    x[..., 3] = (x[..., 3] > 0).astype(float) * 0.3
+    x[0, 0, 4] = np.nan
+    x[0, 1, 5] = np.inf
+    x[1:, :, 6] = 0.0
+    x[..., 7] *= 1e-20
+    x[..., 8] *= 1e200
+    return x
+
+
+DRAWS = {
+    "independent": autoregression(4, 200, 30, 0.0),
+    "slow": autoregression(4, 200, 30, 0.9),
+    "very slow": autoregression(2, 300, 30, 0.999),
+    "alternating": autoregression(4, 200, 30, -0.8),
+    "odd numbers": autoregression(3, 101, 30, 0.5),
+    "one chain": autoregression(1, 500, 30, 0.5),
+    "four draws": autoregression(4, 4, 200, 0.0),
+    "few draws": autoregression(2, 7, 200, 0.3),
+    "eight draws": autoregression(2, 8, 200, -0.9),
+    "special values": with_values(autoregression(4, 150, 12, 0.3)),
+    "a matrix": autoregression(2, 50, 12, 0.3).reshape(2, 50, 3, 4),
+    "integers": RNG.poisson(2.0, size=(4, 100, 20)).astype(float),
+}
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+@pytest.mark.parametrize("case", DRAWS)
+def test_figures_are_those_of_arviz(case, figure):
+    draws = DRAWS[case]
+    ours, theirs = FIGURES[figure]
+    container = idata.to_idata({"posterior": {"x": draws}})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = theirs(container)
+    expected = np.asarray((result.dataset if idata.ARVIZ_1 else result)["x"].values)
+    if figure == "rhat" and draws.shape[0] == 1:
+        assert np.isnan(ours(draws)).all()
+        return
+    np.testing.assert_allclose(ours(draws), expected, rtol=1e-10)
+
+
+def test_parts_of_bounded_size_give_the_same(monkeypatch):
+    draws = DRAWS["slow"]
+    whole = mixing.ess_bulk(draws)
+    monkeypatch.setattr(mixing, "MAX_NUMBERS", 4 * 200 * 7)
+    np.testing.assert_array_equal(mixing.ess_bulk(draws), whole)
+
+
+def test_too_few_draws_have_no_figures():
+    assert np.isnan(mixing.ess_bulk(np.zeros((4, 3, 2)))).all()
+    assert mixing.rhat(np.zeros((4, 10, 0))).shape == (0,)
