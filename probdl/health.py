@@ -15,12 +15,14 @@ import torch
 
 from probdl.compile.codegen.emit import emit
 from probdl.compile.runtime import cache
+from probdl.compile.runtime.lapack import lapack
 from probdl.compile.runtime.native_density import NativeDensity
 from probdl.compile.runtime.toolchain import CompilerError, compile_to, find_compiler
 from probdl.compile.tracing.trace import trace
 from probdl.compile.verify import verify
 from probdl.methods.mcmc import nutpie_adapter
 from probdl.model.density import LogDensity
+from probdl.util.blas import blas_kernels
 from probdl.util.clock import TimeUp, clock
 
 __all__ = ["Report", "clear_cache", "doctor"]
@@ -64,8 +66,9 @@ def _toy_model(y: torch.Tensor) -> None:
 def doctor() -> Report:
     """Check the requirements of the native engine, and print a report.
 
-    The checks cover the C compiler, nutpie and the part of its interface that probdl uses, and the
-    cache of compiled code. Then a toy model runs through every step, without the cache.
+    The checks cover the C compiler, nutpie and the part of its interface that probdl uses, SciPy's
+    BLAS, and the cache of compiled code. Then a toy model runs through every step, without the
+    cache.
 
     Returns:
         The report, which prints as a table.
@@ -88,6 +91,11 @@ def doctor() -> Report:
     except CompilerError as error:
         lines["C compiler"] = f"{str(error).rstrip('.')}. Install gcc or clang."
     lines["nutpie's interface"] = nutpie_adapter.state()
+    try:
+        lapack()
+        lines["BLAS for large matrices"] = blas_kernels()
+    except ImportError as error:
+        lines["BLAS for large matrices"] = f"{error}. Use another release of SciPy."
     entries, size = cache.size()
     lines["compiled code"] = f"{entries} entries, {size / 2**20:.1f} MiB, in {cache.folder()}"
     seconds: dict[str, float] = {}

@@ -16,7 +16,7 @@ from probdl.model.streaming import whole
 from probdl.results.container import assemble, data_groups, prior_groups
 from probdl.results.labels import Labels, checked_labels
 from probdl.util.isolation import isolated
-from probdl.util.settings import check_int, check_seed
+from probdl.util.settings import check_int, check_seed, setting_error
 
 __all__ = ["prior_predictive"]
 
@@ -40,6 +40,7 @@ def prior_predictive(
     seed: int | None = None,
     coords: Mapping[str, Any] | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
+    missing: str | None = None,
     **kwargs: Any,
 ) -> Any:
     r"""Draw parameters from the prior and data from the model, before any fit.
@@ -54,6 +55,8 @@ def prior_predictive(
         seed: the random seed; None draws one.
         coords: labels along dimensions by name, see :func:`infer`.
         dims: names of dimensions by site, see :func:`infer`.
+        missing: as for :func:`infer`, so that a call can have the same arguments. Observed data
+            may be NaN without it, too.
         kwargs: the model's keyword arguments.
 
     Returns:
@@ -66,7 +69,8 @@ def prior_predictive(
         ModelError: the model does not run on the arguments, a prior is improper, or there is no
             site to draw.
         DataError: the data are not finite, or outside the support of their site.
-        SettingError: ``num_samples`` is less than 1, or labels do not fit the model.
+        SettingError: ``num_samples`` is less than 1, ``missing`` is another word, or labels do not
+            fit the model.
 
     Example:
         >>> import numpy as np, pyro, pyro.distributions as dist, probdl
@@ -84,6 +88,8 @@ def prior_predictive(
         seed = secrets.randbits(32)
     else:
         check_seed("prior_predictive", seed)
+    if missing not in (None, "mask"):
+        raise setting_error("prior_predictive", "missing", missing, "must be 'mask' or None")
     with isolated(int(seed)):
         program = prepared(model, args, kwargs, masks_missing=True)
         all_dims, all_coords = checked_labels(program, dims, coords)

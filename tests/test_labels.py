@@ -407,6 +407,12 @@ def test_codes_of_pandas_are_indices():
     assert fit.predict(codes)["y"].shape[-1] == 3
 
 
+def test_a_table_in_place_of_its_columns_is_explained():
+    fit = probdl.infer(grouped, ["Ely", "Rye"] * 5, np.zeros(10), method="laplace", seed=1)
+    with pytest.raises(probdl.ModelError, match=r"columns of the table by name, as in \(\*\*table"):
+        fit.predict(pd.DataFrame({"g": ["Ely"]}), None, 1)
+
+
 def slopes(g, y=None):
     mu = pyro.sample("mu", dist.Normal(torch.zeros(2), 10.0).to_event(1))
     with pyro.plate("group", 3):

@@ -212,6 +212,19 @@ def test_imputed_values_of_a_part_of_the_data_are_no_observations(scatter, missi
     np.testing.assert_allclose(observed, y[1:][~np.isnan(y[1:])])
 
 
+def test_the_prior_predictive_takes_the_arguments_of_a_fit():
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("row", len(y)):
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    y = np.array([1.0, np.nan])
+    prior = probdl.prior_predictive(model, y, missing="mask", num_samples=5, seed=1)
+    assert prior.prior_predictive["y"].shape == (1, 5, 1)  # of what was observed
+    with pytest.raises(probdl.SettingError, match="missing must be 'mask' or None"):
+        probdl.prior_predictive(model, y, missing="drop")
+
+
 def test_the_advice_for_missing_values_that_are_no_observations_is_not_to_leave_them_out():
     def autoregression(y):
         b = pyro.sample("b", dist.Normal(0.0, 1.0))

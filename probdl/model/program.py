@@ -168,10 +168,14 @@ class Program:
             bound = self.signature.bind(*args, **kwargs)
         except TypeError as error:
             given = [f"{len(args)} positional"] + [f"'{k}'" for k in kwargs]
+            table = next((x for x in args if type(x).__name__ == "DataFrame"), None)
+            columns = [] if table is None else [*map(str, table.columns)]
+            by_name = bool({*columns} & {*self.signature.parameters})
             raise ModelError(
-                f"{self.name}{self.signature}: {error}. Given: {', '.join(given)}. Pass the data "
-                "as the model's own arguments. Give arguments that hold only observed data the "
-                "default None, so that they can be omitted for prediction."
+                f"{self.name}{self.signature}: {error}. Given: {', '.join(given)}. "
+                + ("Pass the columns of the table by name, as in (**table). " if by_name else "")
+                + "Pass the data as the model's own arguments. Give arguments that hold only "
+                "observed data the default None, so that they can be omitted for prediction."
             ) from None
         bound.arguments.update(self._encoded(bound.arguments))
         for name, value in bound.arguments.items():

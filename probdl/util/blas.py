@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any
 
 from threadpoolctl import ThreadpoolController
 
 from probdl.util.lazy import linalg
 
-__all__ = ["one_blas_thread"]
+__all__ = ["blas_kernels", "one_blas_thread"]
 
 
 @functools.cache
@@ -25,3 +26,34 @@ def one_blas_thread() -> Any:
     1.5 milliseconds.
     """
     return _libraries().limit(limits=1, user_api="blas")
+
+
+def blas_kernels() -> str:
+    """Describe SciPy's BLAS, and say if it does not use the vector instructions of the processor.
+
+    OpenBLAS chooses its kernels by the model of the processor, and takes old ones for a new model.
+    """
+    _libraries.cache_clear()  # SciPy's may have been loaded since
+    found = [
+        library
+        for library in _libraries().info()
+        if library["user_api"] == "blas" and "numpy.libs" not in library["filepath"]
+    ]
+    if not found:
+        return "not known"
+    name = found[-1]["internal_api"]
+    version, kernels = found[-1].get("version") or "", found[-1].get("architecture") or ""
+    text = f"{name} {version}, kernels for {kernels or 'an unknown processor'}"
+    if kernels in ("Haswell", "Zen") and _has_avx512():
+        text += (
+            ". The processor has AVX-512, which they do not use: large matrices may be up to twice "
+            "as fast with OPENBLAS_CORETYPE=SKYLAKEX in the environment"
+        )
+    return text
+
+
+def _has_avx512() -> bool:
+    try:
+        return "avx512f" in Path("/proc/cpuinfo").read_text(errors="replace")
+    except OSError:
+        return False

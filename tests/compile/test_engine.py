@@ -487,7 +487,8 @@ def test_doctor_reports_what_is_available(capsys):
     report = probdl.doctor()
     assert report.healthy
     text = capsys.readouterr().out
-    for part in ("C compiler", "nutpie", "compiled code", "toy model, compile", "works"):
+    parts = ("C compiler", "nutpie", "BLAS", "compiled code", "toy model, compile", "works")
+    for part in parts:
         assert part in text
 
 

@@ -20,6 +20,7 @@ from probdl.compile.runtime.native_density import NativeDensity
 from probdl.compile.tracing.cholesky import MIN_SIZE
 from probdl.compile.tracing.trace import trace
 from probdl.compile.verify import verify
+from probdl.util import blas
 
 RNG = np.random.default_rng(0)
 SIZES = [16, 24, 25, 31, 32, 33, 49, 50, 100, 130]  # around all limits, odd halves included
@@ -207,6 +208,27 @@ def test_without_the_functions_of_scipy_another_engine_is_used(monkeypatch, tmp_
     evaluator, findings = choose(density, "auto", 0)
     assert evaluator.engine != "native"
     assert "does not export dgemm" in findings[-1].message
+
+
+@pytest.mark.parametrize("kernels", ["Haswell", "SkylakeX"])
+def test_the_doctor_says_if_blas_does_not_use_the_processor(monkeypatch, kernels):
+    found = [
+        {"user_api": "blas", "internal_api": "openblas", "version": "0.3", "architecture": kernels}
+        | {"filepath": f"site-packages/{of}.libs/libscipy_openblas.so"}
+        for of in ("scipy", "numpy")
+    ]
+
+    class Libraries:
+        def info(self):
+            return found
+
+    monkeypatch.setattr(blas, "ThreadpoolController", Libraries)
+    monkeypatch.setattr(blas, "_has_avx512", lambda: True)
+    blas._libraries.cache_clear()
+    text = blas.blas_kernels()
+    blas._libraries.cache_clear()
+    assert f"kernels for {kernels}" in text
+    assert ("OPENBLAS_CORETYPE" in text) == (kernels == "Haswell")
 
 
 def test_the_addresses_are_those_of_scipy():
