@@ -46,6 +46,10 @@ _PARTS_OF_MODELS = {
 }
 
 
+# By name of a stat of a training: its number of dimensions.
+TRAINING = {"elbo": 1, "validation_elbo": 1, "validation_steps": 1, "best_step": 0, "rows": 0}
+
+
 @dataclass(frozen=True, repr=False)
 class _IncompleteMethod(Method):
     """The method of a loaded fit if some of its settings could not be saved."""
@@ -205,7 +209,7 @@ class _SavedFit:
             self.without_program(),
             Structure(sites, index["plate_depth"]),
             self.draws(sites),
-            unpack(index["stats"], self.arrays),
+            self.stats(),
             index["seed"],
             [Finding.saved(f) for f in index["findings"]],
             {
@@ -219,6 +223,26 @@ class _SavedFit:
         )
         vars(fit)["idata"] = self.container  # the cache of the property
         return fit
+
+    def stats(self) -> dict[str, Any]:
+        """Return the stats; those of a training, which are printed, are numbers.
+
+        Raises:
+            ValueError: they are not.
+        """
+        stats = unpack(self.index["stats"], self.arrays)
+        if not isinstance(stats, dict):
+            raise ValueError("its stats have no names")
+        for name, ndim in TRAINING.items():
+            if name in stats:
+                value = stats[name]
+                if isinstance(value, Opaque) or np.asarray(value).dtype.kind not in "iuf":
+                    raise ValueError(f"its '{name}' is no number")
+                if np.ndim(value) != ndim:
+                    raise ValueError(f"its '{name}' has {np.ndim(value)} dimensions")
+        if len(stats.get("validation_steps", ())) != len(stats.get("validation_elbo", ())):
+            raise ValueError("its 'validation_steps' are not those of 'validation_elbo'")
+        return stats
 
     def draws(self, sites: Mapping[str, Site]) -> dict[str, NDArray[Any]]:
         """Return the draws, which must have the shapes of their sites.
