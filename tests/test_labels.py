@@ -445,3 +445,34 @@ def test_a_summary_labels_sites_whose_dimensions_come_in_different_orders():
     part = fit.summary(coords={"group": ["b"], "coef": ["i"]})
     assert float(part.loc["ab[b, i]", "mean"]) == pytest.approx(10.0, abs=1.0)
     assert "ab[a, i]" not in part.index
+
+
+def two_groups(g, h, y=None):
+    with pyro.plate("G", int(g.max()) + 1):
+        a = pyro.sample("a", dist.Normal(0.0, 3.0))
+    with pyro.plate("H", int(h.max()) + 1):
+        b = pyro.sample("b", dist.Normal(0.0, 3.0))
+    with pyro.plate("row", len(g)):
+        pyro.sample("y", dist.Normal(a[g] + b[h], 1.0), obs=y)
+
+
+@pytest.mark.parametrize(
+    ("h", "labels"),
+    [(["p", "q", "q", "p"], ["p", "q"]), (["other", "x", "z", "x"], ["other", "x", "z"])],
+    ids=["no label in common", "a label in common"],
+)
+def test_two_arguments_with_categories_of_separate_plates(h, labels):
+    g = ["a", "b", "other", "a"]
+    fit = probdl.infer(two_groups, g, h, np.arange(4.0), method="laplace", seed=1)
+    assert fit.idata.posterior.coords["H"].values.tolist() == labels
+    assert fit.draws["a"].shape[-1] == 3
+    assert fit.predict(g, h)["y"].shape[-1] == 4
+
+
+def test_other_forms_of_a_summary_keep_the_names_of_dimensions():
+    if not containers.ARVIZ_1:
+        pytest.skip("ArviZ 0.x has another interface")
+    g = np.repeat([0, 1, 2], 3)
+    dims = {"mu": ["coef"], "ab": ["group", "coef"]}
+    fit = probdl.infer(slopes, g, np.zeros(9), method="laplace", seed=1, dims=dims)
+    assert {"coef", "group"} <= {*fit.summary(fmt="xarray").dims}

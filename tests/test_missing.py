@@ -236,3 +236,55 @@ def test_the_advice_for_missing_values_that_are_no_observations_is_not_to_leave_
     with pytest.raises(probdl.DataError, match="impute the missing ones by a latent site") as error:
         probdl.infer(autoregression, y, missing="mask")
     assert "missing='mask'" not in str(error.value)
+
+
+def imputed(kind, y, mask):
+    """Return data in which latent values ``z`` replace the missing ones, of several forms."""
+    count = len(mask)
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    z = pyro.sample("z", dist.Normal(torch.zeros(count), 3.0).to_event(1))
+    given = y["y"] if isinstance(y, dict) else y
+    if kind == "standardised":
+        known = given[~torch.isnan(given)]
+        full = torch.where(torch.isnan(given), z, (given - known.mean()) / known.std())
+    elif kind == "in two parts":
+        full = torch.where(mask, z, torch.cat([given[:20], given[20:]]))
+    elif kind == "rescaled":
+        full = torch.where(mask, z, given / 1e17)
+    else:
+        full = torch.where(mask, z, given.double())
+    with pyro.plate("row", count):
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=full)
+
+
+@pytest.mark.parametrize("kind", ["integers", "standardised", "in a dict", "rescaled", "plain"])
+def test_imputed_values_are_no_observations_in_other_forms_of_data(kind):
+    rng = np.random.default_rng(0)
+    mask = np.zeros(40, bool)
+    mask[[3, 10, 11, 30]] = True
+    y = rng.normal(size=40)
+    if kind == "integers":
+        y = rng.poisson(4.0, size=40)
+    elif kind == "rescaled":
+        y = y * 1e17
+    else:
+        y[mask] = np.nan
+    data = {"y": y} if kind == "in a dict" else y
+    fit = probdl.infer(imputed, kind, data, mask, method="laplace", seed=1)
+    assert fit.whole.sites["y"].count == 36
+
+
+def test_imputed_values_of_one_of_two_arguments():
+    def model(a, b):
+        missing = torch.isnan(a)
+        z = pyro.sample("z", dist.Normal(torch.zeros(len(a)), 3.0).to_event(1))
+        mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+        with pyro.plate("row", len(a) + len(b)):
+            full = torch.cat([torch.where(missing, z, a), b])
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=full)
+
+    a = np.random.default_rng(0).normal(size=20)
+    b = np.random.default_rng(1).normal(size=20)
+    a[:4] = np.nan
+    fit = probdl.infer(model, a, b, method="laplace", seed=1)
+    assert fit.whole.sites["y"].count == 36

@@ -39,6 +39,10 @@ def with_values(x, **places):
     x[1:, :, 6] = 0.0
     x[..., 7] *= 1e-20
     x[..., 8] *= 1e200
+    x[..., 9] = 0.0  # two chains at each of two values, so that the folded part is constant
+    x[: len(x) // 2, :, 9] = 1.0
+    x[..., 10] = x[..., 9]
+    x[0, 5, 10], x[-1, 7, 10] = 0.0, 1.0
     return x
 
 

@@ -262,7 +262,9 @@ def _with_separate_dims(
     dims = {name: [d for d in x.dims if d not in sampled] for name, x in dataset.data_vars.items()}
     order = [*dict.fromkeys(d for of in dims.values() for d in of)]
     own = {"coords": coords, "sample_dims": sample_dims, **options}
-    if all(sorted(of, key=order.index) == of for of in dims.values()):
+    if options.get("fmt", "wide") != "wide" or all(
+        sorted(of, key=order.index) == of for of in dims.values()
+    ):
         return {"data": data, **selected, **own}
     if coords is not None:
         dataset = dataset.sel(coords)

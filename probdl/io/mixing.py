@@ -34,7 +34,8 @@ def rhat(draws: Array) -> Array:
     def of_part(x: Array) -> Array:
         halves = _halves(x)
         folded = np.abs(halves - np.median(halves, (0, 1)))
-        return np.maximum(_rhat(_normal_scores(halves)), _rhat(_normal_scores(folded)))
+        bulk, tail = _rhat(_normal_scores(halves)), _rhat(_normal_scores(folded))
+        return np.where(tail > bulk, tail, bulk)  # of two values, all are as far from the median
 
     return _by_scalar(draws, of_part, chains=2)
 

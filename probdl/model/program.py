@@ -195,7 +195,7 @@ class Program:
     def _encoded(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Encode categories and, with ``raw``, tables and lists; keep how in ``encodings``."""
         known = {self.shared.get(n, n): e for n, e in self.encodings.items()}
-        shared = dict(self.shared)
+        in_fit, shared = dict(known), dict(self.shared)
         before = self._parts(getattr(self, "arguments", {}))
         self.encodings = {}
         found: dict[str, Any] = {}
@@ -206,11 +206,10 @@ class Program:
             if not isinstance(value, Tensor):
                 what = f"Argument '{name}' of the model"
                 raw = self._takes_raw(name) or isinstance(before.get(name), Tensor)
-                if key not in known and before.get(name) is None:
-                    key = shared_key(value, known, what) or key
-                    raw = raw or key in known
-                    if key in known:
-                        shared[name] = key
+                absent = key not in known and before.get(name) is None
+                if absent and (of_other := shared_key(value, in_fit, what)) is not None:
+                    shared[name] = key = of_other
+                    raw = True
                 found[name], encoding = encode(value, known.get(key), what, raw=raw)
                 if encoding is not None:
                     known[key] = encoding

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.distributions import Transform, biject_to, constraints, transform_to
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from probdl.errors import DataError, ModelError
+from probdl.errors import DataError, ModelError, ProbdlError
 from probdl.model.callables import owner_module
 from probdl.model.dependence import Dependence
 from probdl.model.distributions import base_distribution, distribution_name, is_deterministic
@@ -403,24 +403,36 @@ def _without_imputed(program: Program, site: Site, other: Site) -> Site:
 
 
 def _is_latent(program: Program, site: Site, known: Tensor) -> Tensor:
-    """Return which elements of observed data do not depend on the argument with the others."""
-    nothing = torch.zeros_like(known)
+    """Return which elements of observed data do not depend on the arguments with the others."""
     counted = known if site.mask is None else known & site.mask
-    if not counted.any():
-        return nothing
-    for name, value in program.arguments.items():
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            continue
-        values = []
-        for change in (0.0, 0.5):
-            changed = program.with_values(program.arguments | {name: value + change})
+    given = torch.zeros_like(known)  # elements that depend on these arguments
+    for i, value in enumerate(program.tensors()):
+        if value.dtype != torch.bool:
+            moved = _moved(program, site, i, value)
+            if moved is not None and (moved & counted).any():
+                given = given | moved
+    explained = bool(counted.any()) and bool(given[counted].all())
+    return ~given if explained else torch.zeros_like(known)
+
+
+def _moved(program: Program, site: Site, i: int, value: Tensor) -> Tensor | None:
+    """Return which elements of observed data depend on a tensor; None if the model needs it."""
+    tensors = program.tensors()
+    change = torch.ones_like(value)
+    if value.is_floating_point():  # other amounts for each element, which no standardising removes
+        ramp = torch.linspace(1.0, 2.0, value.numel(), dtype=value.dtype).reshape(value.shape)
+        change = 0.5 * (1 + value.abs()) * ramp
+    found = []
+    for changed in (value, value + change):
+        tensors[i] = changed
+        try:
             with isolated(0):
-                trace = next(_traces(changed))
-            values.append(torch.as_tensor(trace.nodes[site.name]["value"]))
-        first, second = values
-        if first.shape == second.shape == known.shape and (first != second)[counted].all():
-            return torch.eq(first, second)
-    return nothing
+                trace = next(_traces(program.with_tensors(tensors)))
+        except ProbdlError:  # such as an index, which is now out of range
+            return None
+        found.append(torch.as_tensor(trace.nodes[site.name]["value"]))
+    first, second = found
+    return first != second if first.shape == second.shape == site.value.shape else None
 
 
 def _terms(program: Program, sites: Mapping[str, Site], trace: Trace) -> dict[str, Term]:

@@ -244,3 +244,21 @@ def test_an_elbo_that_is_never_finite_is_reported():
     with pytest.warns(probdl.FindingWarning, match="held-out ELBO"):
         fit = probdl.infer(model, torch.tensor([1.0, 2.0]), method=method, seed=1)
     assert fit.stats["best_step"] == 300
+
+
+def test_missing_held_out_rows_are_left_out_of_the_mean():
+    x, y = rows(40, 1)
+    y[0] = torch.nan
+    xt, yt = rows(30, 2)
+    values = []
+    for held_out in ((xt, torch.where(torch.arange(30) < 5, torch.nan, yt)), (xt[5:], yt[5:])):
+        method = probdl.SVI(steps=200, validation=held_out)
+        fit = probdl.infer(regression, x, y, method=method, missing="mask", seed=1)
+        values.append(fit.stats["validation_elbo"][-1])
+    assert values[0] == pytest.approx(values[1], rel=1e-6)
+
+
+def test_held_out_data_are_evaluated_at_the_end_of_a_long_annealing():
+    method = probdl.SVI(steps=300, kl_annealing=290, patience=100, validation=rows(20, 2))
+    fit = probdl.infer(regression, *rows(40, 1), method=method, seed=1)
+    assert fit.stats["validation_steps"].tolist() == [300]

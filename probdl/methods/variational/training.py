@@ -259,7 +259,8 @@ class VariationalTraining(TrainingLoop):
     def check_block(self) -> None:
         """Compare the block with the best one; end the training if it no longer improves."""
         best, losses, plan = self.best, self.last_block, self.plan
-        if self.done - len(losses) < plan.annealing:  # with another objective
+        annealed = self.done - len(losses) < plan.annealing  # with another objective
+        if annealed and (plan.validation is None or self.done < self.steps):
             return
         what = "smoothed"
         if plan.validation is None:

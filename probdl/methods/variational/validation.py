@@ -16,7 +16,7 @@ from probdl.errors import ProbdlError, SettingError
 from probdl.methods.variational.objective import Objective
 from probdl.model.arguments import batch_arguments
 from probdl.model.program import Program
-from probdl.model.sites import Structure, discover
+from probdl.model.sites import Structure, data_plates, discover
 from probdl.model.streaming import count_rows
 from probdl.results.latent import MAX_SCORED_ELEMENTS, Proposal, elbo
 
@@ -95,7 +95,7 @@ class Validation:
             raise _unusable(error) from None
 
     def elbo_of_rows(self, values: list[Tensor]) -> NDArray[np.float64]:
-        """Return the ELBO of each row, (rows,), in nats.
+        """Return the ELBO of each row with an observation, (rows,), in nats.
 
         Raises:
             ModelError: the model has no data plate, or fails on the held-out data.
@@ -112,7 +112,21 @@ class Validation:
             params = objective.unconstrained(values) | constrained
             proposal = Proposal(self._guide, params, objective.parameters, self._local)
             found = elbo(self._program, self._structure, proposal, self._draws)
-        return np.asarray(found.pointwise, dtype=np.float64)
+        elbos = np.asarray(found.pointwise, dtype=np.float64)
+        return elbos if self._program.loader is not None else elbos[self._observed_rows()]
+
+    def _observed_rows(self) -> NDArray[np.bool_]:
+        """Return which rows have an observation that is not missing, plate after plate."""
+        rows = {n: np.zeros(size, bool) for n, size in data_plates(self._structure).items()}
+        for site in self._structure.of("observed"):
+            if site.dims and site.dims[0] in rows:
+                mask = torch.ones(site.shape[0]) if site.mask is None else site.mask
+                rows[site.dims[0]] |= (
+                    np.asarray(mask.bool().flatten(1).any(1))
+                    if mask.ndim > 1
+                    else np.asarray(mask.bool())
+                )
+        return np.concatenate([*rows.values()])
 
     @contextmanager
     def _in_evaluation_mode(self) -> Iterator[None]:
