@@ -120,12 +120,8 @@ class Validation:
         rows = {n: np.zeros(size, bool) for n, size in data_plates(self._structure).items()}
         for site in self._structure.of("observed"):
             if site.dims and site.dims[0] in rows:
-                mask = torch.ones(site.shape[0]) if site.mask is None else site.mask
-                rows[site.dims[0]] |= (
-                    np.asarray(mask.bool().flatten(1).any(1))
-                    if mask.ndim > 1
-                    else np.asarray(mask.bool())
-                )
+                mask = torch.ones(site.shape[0], 1) if site.mask is None else site.mask
+                rows[site.dims[0]] |= mask.bool().reshape(len(mask), -1).any(1).numpy()
         return np.concatenate([*rows.values()])
 
     @contextmanager
