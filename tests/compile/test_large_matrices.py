@@ -60,6 +60,7 @@ FUNCTIONS = {
         torch.stack([spd(x, 35), spd(x * 0.5, 35)])
     ),
     "a batch of equal matrices": lambda x: torch.linalg.cholesky(spd(x, 35).expand(3, 35, 35)),
+    "with an option": lambda x: torch.linalg.cholesky(spd(x, 33), upper=False),
     "with an error code": lambda x: torch.linalg.cholesky_ex(spd(x, 33)).L,
     "used twice": lambda x: (lambda f: f @ f.mT + f)(torch.linalg.cholesky(spd(x, 40))),
     "solve a vector": lambda x: torch.linalg.solve_triangular(

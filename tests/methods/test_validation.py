@@ -262,3 +262,12 @@ def test_held_out_data_are_evaluated_at_the_end_of_a_long_annealing():
     method = probdl.SVI(steps=300, kl_annealing=290, patience=100, validation=rows(20, 2))
     fit = probdl.infer(regression, *rows(40, 1), method=method, seed=1)
     assert fit.stats["validation_steps"].tolist() == [300]
+
+
+def test_held_out_data_without_an_observation_are_refused():
+    x, y = rows(40, 1)
+    y[0] = torch.nan
+    xt, yt = rows(5, 2)
+    method = probdl.SVI(steps=10**9, validation=(xt, yt * torch.nan))
+    with pytest.raises(probdl.SettingError, match="held-out ELBO cannot be computed"):
+        probdl.infer(regression, x, y, method=method, missing="mask", seed=1)

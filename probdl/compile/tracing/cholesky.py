@@ -8,7 +8,7 @@ Source: Murray, "Differentiation of the Cholesky decomposition", arXiv 1602.0752
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,29 +36,26 @@ class _Cholesky(torch.autograd.Function):
         return cholesky_backward(factor, grad)  # type: ignore[no-any-return]
 
 
-def _cholesky_ex(matrix: Tensor, *, upper: bool = False, check_errors: bool = False) -> Any:
-    if upper or not _is_replaced(matrix):
-        return torch.linalg.cholesky_ex(matrix, upper=upper, check_errors=check_errors)
-    factor, info = _Cholesky.apply(matrix)
-    if check_errors:
-        _check(info, matrix)
-    return torch.return_types.linalg_cholesky_ex((factor, info))  # type: ignore[attr-defined]
+def _cholesky_ex(*args: Any, **kwargs: Any) -> Any:
+    if not _is_replaced(args, kwargs):
+        return torch.linalg.cholesky_ex(*args, **kwargs)
+    return torch.return_types.linalg_cholesky_ex(_Cholesky.apply(*args))  # type: ignore[attr-defined]
 
 
-def _cholesky(matrix: Tensor, *, upper: bool = False) -> Tensor:
-    if upper or not _is_replaced(matrix):
-        return torch.linalg.cholesky(matrix, upper=upper)
-    factor, info = _Cholesky.apply(matrix)
-    _check(info, matrix)
-    return factor  # type: ignore[no-any-return]
+def _cholesky(*args: Any, **kwargs: Any) -> Any:
+    if not _is_replaced(args, kwargs):
+        return torch.linalg.cholesky(*args, **kwargs)
+    factor, info = _Cholesky.apply(*args)
+    torch.ops.aten._linalg_check_errors(info, "linalg.cholesky", is_matrix=info.ndim == 0)
+    return factor
 
 
-def _is_replaced(matrix: Tensor) -> bool:
-    return matrix.requires_grad and matrix.dtype == torch.float64 and matrix.shape[-1] >= MIN_SIZE
-
-
-def _check(info: Tensor, matrix: Tensor) -> None:
-    torch.ops.aten._linalg_check_errors(info, "linalg.cholesky", is_matrix=matrix.ndim == 2)
+def _is_replaced(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Return whether the arguments are one large matrix, without options."""
+    if kwargs or len(args) != 1:
+        return False
+    (x,) = args
+    return bool(x.requires_grad) and x.dtype == torch.float64 and x.shape[-1] >= MIN_SIZE
 
 
 REPLACEMENTS: dict[Callable[..., Any], Callable[..., Any]] = {

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from probdl.errors import ProbdlError, SettingError
+from probdl.errors import DataError, ProbdlError, SettingError
 from probdl.methods.variational.objective import Objective
 from probdl.model.arguments import batch_arguments
 from probdl.model.program import Program
@@ -90,7 +90,8 @@ class Validation:
             SettingError: it cannot.
         """
         try:
-            self.elbo_of_rows(values)
+            if not len(self.elbo_of_rows(values)):
+                raise DataError("All their observations are missing.")
         except ProbdlError as error:
             raise _unusable(error) from None
 
