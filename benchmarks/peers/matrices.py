@@ -52,110 +52,63 @@ def data(kind: str, sizes: tuple[int, ...]) -> tuple[np.ndarray, ...]:
     return group, rng.normal(size=sizes[1])[group] + rng.normal(size=sizes[0])
 
 
-def torch_models(sizes: tuple[int, ...]) -> dict[str, Callable[..., Any]]:
-    import pyro
-    import pyro.distributions as dist
-    import torch
+def models(sizes: tuple[int, ...], ppl: Any, arrays: Any) -> dict[str, Callable[..., Any]]:
+    """Return the models, which Pyro with torch and NumPyro with JAX write alike."""
+    dist = ppl.distributions
 
     def process(x: Any, y: Any) -> None:
-        scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
-        variance = pyro.sample("variance", dist.LogNormal(0.0, 1.0))
-        noise = pyro.sample("noise", dist.LogNormal(-1.0, 1.0))
+        scale = ppl.sample("scale", dist.LogNormal(0.0, 1.0))
+        variance = ppl.sample("variance", dist.LogNormal(0.0, 1.0))
+        noise = ppl.sample("noise", dist.LogNormal(-1.0, 1.0))
         distance = (x[:, None] - x[None]) / scale
-        cov = variance * torch.exp(-0.5 * distance**2) + noise * torch.eye(len(x))
-        zero = torch.zeros(len(x))
-        pyro.sample("y", dist.MultivariateNormal(zero, covariance_matrix=cov), obs=y)
+        cov = variance * arrays.exp(-0.5 * distance**2) + noise * arrays.eye(len(x))
+        zero = arrays.zeros(len(x))
+        ppl.sample("y", dist.MultivariateNormal(zero, covariance_matrix=cov), obs=y)
 
     def network(x: Any, y: Any) -> None:
         h = sizes[-1]
-        normal = lambda *shape: dist.Normal(torch.zeros(shape), 1.0).to_event(len(shape))  # noqa: E731
-        w1, b1 = pyro.sample("w1", normal(1, h)), pyro.sample("b1", normal(h))
-        w2, b2 = pyro.sample("w2", normal(h, h)), pyro.sample("b2", normal(h))
-        w3 = pyro.sample("w3", normal(h, 1))
-        sd = pyro.sample("sd", dist.Gamma(3.0, 1.0))
-        mean = torch.tanh(torch.tanh(x @ w1 + b1) @ w2 + b2) @ w3
-        with pyro.plate("rows", len(x)):
-            pyro.sample("y", dist.Normal(mean[:, 0], sd), obs=y)
+        normal = lambda *shape: dist.Normal(arrays.zeros(shape), 1.0).to_event(len(shape))  # noqa: E731
+        w1, b1 = ppl.sample("w1", normal(1, h)), ppl.sample("b1", normal(h))
+        w2, b2 = ppl.sample("w2", normal(h, h)), ppl.sample("b2", normal(h))
+        w3 = ppl.sample("w3", normal(h, 1))
+        sd = ppl.sample("sd", dist.Gamma(3.0, 1.0))
+        mean = arrays.tanh(arrays.tanh(x @ w1 + b1) @ w2 + b2) @ w3
+        with ppl.plate("rows", len(x)):
+            ppl.sample("y", dist.Normal(mean[:, 0], sd), obs=y)
 
     def correlated(y: Any) -> None:
         d = sizes[-1]
-        sd = pyro.sample("sd", dist.HalfNormal(torch.ones(d)).to_event(1))
-        factor = pyro.sample("factor", dist.LKJCholesky(d, 1.0))
-        with pyro.plate("rows", len(y)):
-            pyro.sample(
+        sd = ppl.sample("sd", dist.HalfNormal(arrays.ones(d)).to_event(1))
+        factor = ppl.sample("factor", dist.LKJCholesky(d, 1.0))
+        with ppl.plate("rows", len(y)):
+            ppl.sample(
                 "y",
-                dist.MultivariateNormal(torch.zeros(d), scale_tril=sd[:, None] * factor),
+                dist.MultivariateNormal(arrays.zeros(d), scale_tril=sd[:, None] * factor),
                 obs=y,
             )
 
     def hierarchical(group: Any, y: Any) -> None:
-        mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
-        tau = pyro.sample("tau", dist.HalfNormal(2.0))
-        with pyro.plate("groups", sizes[-1]):
-            effect = pyro.sample("effect", dist.Normal(0.0, 1.0))
-        sd = pyro.sample("sd", dist.HalfNormal(2.0))
-        with pyro.plate("rows", len(y)):
-            pyro.sample("y", dist.Normal(mu + tau * effect[group], sd), obs=y)
-
-    return {f.__name__: f for f in (process, network, correlated, hierarchical)}
-
-
-def jax_models(sizes: tuple[int, ...]) -> dict[str, Callable[..., Any]]:
-    import jax.numpy as jnp
-    import numpyro
-    import numpyro.distributions as dist
-
-    def process(x: Any, y: Any) -> None:
-        scale = numpyro.sample("scale", dist.LogNormal(0.0, 1.0))
-        variance = numpyro.sample("variance", dist.LogNormal(0.0, 1.0))
-        noise = numpyro.sample("noise", dist.LogNormal(-1.0, 1.0))
-        distance = (x[:, None] - x[None]) / scale
-        cov = variance * jnp.exp(-0.5 * distance**2) + noise * jnp.eye(len(x))
-        zero = jnp.zeros(len(x))
-        numpyro.sample("y", dist.MultivariateNormal(zero, covariance_matrix=cov), obs=y)
-
-    def network(x: Any, y: Any) -> None:
-        h = sizes[-1]
-        normal = lambda *shape: dist.Normal(jnp.zeros(shape), 1.0).to_event(len(shape))  # noqa: E731
-        w1, b1 = numpyro.sample("w1", normal(1, h)), numpyro.sample("b1", normal(h))
-        w2, b2 = numpyro.sample("w2", normal(h, h)), numpyro.sample("b2", normal(h))
-        w3 = numpyro.sample("w3", normal(h, 1))
-        sd = numpyro.sample("sd", dist.Gamma(3.0, 1.0))
-        mean = jnp.tanh(jnp.tanh(x @ w1 + b1) @ w2 + b2) @ w3
-        with numpyro.plate("rows", len(x)):
-            numpyro.sample("y", dist.Normal(mean[:, 0], sd), obs=y)
-
-    def correlated(y: Any) -> None:
-        d = sizes[-1]
-        sd = numpyro.sample("sd", dist.HalfNormal(jnp.ones(d)).to_event(1))
-        factor = numpyro.sample("factor", dist.LKJCholesky(d, 1.0))
-        with numpyro.plate("rows", len(y)):
-            numpyro.sample(
-                "y",
-                dist.MultivariateNormal(jnp.zeros(d), scale_tril=sd[:, None] * factor),
-                obs=y,
-            )
-
-    def hierarchical(group: Any, y: Any) -> None:
-        mu = numpyro.sample("mu", dist.Normal(0.0, 5.0))
-        tau = numpyro.sample("tau", dist.HalfNormal(2.0))
-        with numpyro.plate("groups", sizes[-1]):
-            effect = numpyro.sample("effect", dist.Normal(0.0, 1.0))
-        sd = numpyro.sample("sd", dist.HalfNormal(2.0))
-        with numpyro.plate("rows", len(y)):
-            numpyro.sample("y", dist.Normal(mu + tau * effect[group], sd), obs=y)
+        mu = ppl.sample("mu", dist.Normal(0.0, 5.0))
+        tau = ppl.sample("tau", dist.HalfNormal(2.0))
+        with ppl.plate("groups", sizes[-1]):
+            effect = ppl.sample("effect", dist.Normal(0.0, 1.0))
+        sd = ppl.sample("sd", dist.HalfNormal(2.0))
+        with ppl.plate("rows", len(y)):
+            ppl.sample("y", dist.Normal(mu + tau * effect[group], sd), obs=y)
 
     return {f.__name__: f for f in (process, network, correlated, hierarchical)}
 
 
 def probdl(kind: str, sizes: tuple[int, ...]) -> float:
+    import pyro
     import torch
 
     from probdl import LogDensity
     from probdl.compile import choose
 
     torch.set_num_threads(1)
-    density = LogDensity.from_model(torch_models(sizes)[kind], data(kind, sizes))
+    model = models(sizes, pyro, torch)[kind]
+    density = LogDensity.from_model(model, data(kind, sizes))
     compiled, _ = choose(density, "native", 0)
     point = density.initial(torch.Generator().manual_seed(1)).numpy().copy()
     return best(called(compiled.address, compiled.user, point))
@@ -165,11 +118,13 @@ def numpyro(kind: str, sizes: tuple[int, ...]) -> float:
     import jax
     import jax.numpy as jnp
     import numpyro
+    import numpyro.distributions
     from numpyro.infer.util import initialize_model
 
     numpyro.enable_x64()
-    arrays = tuple(map(jnp.asarray, data(kind, sizes)))
-    start = initialize_model(jax.random.key(0), jax_models(sizes)[kind], model_args=arrays)
+    given = tuple(map(jnp.asarray, data(kind, sizes)))
+    model = models(sizes, numpyro, jnp)[kind]
+    start = initialize_model(jax.random.key(0), model, model_args=given)
     evaluate = jax.jit(jax.value_and_grad(start.potential_fn))
     point = start.param_info.z
     alone = best(lambda: jax.block_until_ready(evaluate(point)))

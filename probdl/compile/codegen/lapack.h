@@ -52,8 +52,8 @@ static void large_solve_triangular(int n, int m, const double *a, int at, int la
 enum { SMALL_FACTOR = 24 };
 
 /* g gets, from the gradient for the lower factor l (n, n), that for the lower triangle of the
-   matrix; both have rows of length s. By halves (Murray, arXiv 1602.07527, equation 12), and
-   element by element (Smith, 1995) for small ones. */
+   matrix; both have rows of length s. By halves, as the blocks of Murray (arXiv 1602.07527),
+   and element by element (Smith, 1995) for small ones. */
 static void factor_gradient(int n, const double *l, double *g, int s) {
   if (n <= SMALL_FACTOR) {
     for (ptrdiff_t i = n - 1; i >= 0; i--)

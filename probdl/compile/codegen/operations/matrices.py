@@ -82,23 +82,18 @@ def _product(builder: Builder, a: Value, b: Value) -> Value:
     n = right.shape[-1]
     if batch and 0 < k <= MAX_SHORT_LOOP:
         return _unrolled_product(builder, a, b)
-    # Strides of the rows and columns of both matrices.
-    ar, ac = left.stride()[-2:]
-    br, bc = right.stride()[-2:]
-    a_access = (tuple(left.stride()[:-2]), int(left.storage_offset()))
-    b_access = (tuple(right.stride()[:-2]), int(right.storage_offset()))
-    to = tuple(s * m * n for s in contiguous(batch))
-
     large = m * n * k >= MIN_PRODUCT and min(m, n, k) >= MIN_PRODUCT_SIDE
     if large:
         builder.uses_lapack = True
         a, a_stored = _stored_rows(builder, a)
         b, b_stored = _stored_rows(builder, b)
         left, right = a.layout, b.layout
-        ar, ac = left.stride()[-2:]
-        br, bc = right.stride()[-2:]
-        a_access = (tuple(left.stride()[:-2]), int(left.storage_offset()))
-        b_access = (tuple(right.stride()[:-2]), int(right.storage_offset()))
+    # Strides of the rows and columns of both matrices.
+    ar, ac = left.stride()[-2:]
+    br, bc = right.stride()[-2:]
+    a_access = (tuple(left.stride()[:-2]), int(left.storage_offset()))
+    b_access = (tuple(right.stride()[:-2]), int(right.storage_offset()))
+    to = tuple(s * m * n for s in contiguous(batch))
 
     def call(names: Sequence[Element], at: Sequence[str], m: Any, k: Any, add: int) -> str:
         x, y, z = names
