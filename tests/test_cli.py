@@ -198,6 +198,14 @@ def test_invalid_input_is_refused(here, words, message):
     assert message in refused("infer", *words)
 
 
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [("fit", "Did you mean 'infer'?"), ("summry", "Did you mean 'summary'?"), ("zz", "(infer,")],
+)
+def test_an_unknown_command_is_refused_with_the_known_ones(command, message):
+    assert message in refused(command, "model.py:normal")
+
+
 def test_an_unexpected_error_has_a_traceback_only_on_request(here, monkeypatch):
     monkeypatch.setattr(probdl, "infer", lambda *_, **__: 1 / 0)
     words = ["infer", "my_models.py:normal", "--data", "y.json"]

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from probdl import __version__
 from probdl.command.catalogue import catalogue, find_method
@@ -26,7 +26,7 @@ from probdl.command.outputs import check_file, check_folder, check_picture
 from probdl.command.settings import parse, parse_labels
 from probdl.errors import ProbdlError, SettingError
 from probdl.io.idata import PLOTS
-from probdl.util.suggestions import suggest
+from probdl.util.suggestions import nearest, suggest
 
 __all__ = ["app"]
 
@@ -65,7 +65,32 @@ class _Command(TyperCommand):
             raise typer.Exit(3) from None
 
 
+# What other tools call these commands.
+_OTHER_NAMES = {
+    **dict.fromkeys(("fit", "run", "sample", "train", "mcmc"), "infer"),
+    **dict.fromkeys(("check", "findings"), "diagnose"),
+    **dict.fromkeys(("print", "show", "stats"), "summary"),
+    "forecast": "predict",
+    "loo": "compare",
+}
+
+
+class _Commands(TyperGroup):
+    """The commands, with a suggestion for a misspelt one."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the command that the arguments name."""
+        if args[0] not in self.commands and not args[0].startswith("-"):
+            name = _OTHER_NAMES.get(args[0]) or nearest(args[0], self.commands)
+            meant = f"Did you mean {name!r}? " if name else ""
+            known = ", ".join(self.commands)
+            typer.echo(f"error: There is no command {args[0]!r}. {meant}({known})", err=True)
+            raise typer.Exit(2)
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
+    cls=_Commands,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
