@@ -261,10 +261,10 @@ class _Emitter(Builder):
         text += [f"part{i}(z, d, w, bound->threads);" for i in range(len(parts))]
         grad, value = self.grad, self.value
         text += copy(
-            grad.access, ((1,), 0), (self.dim,), self.reader(grad.buffer), lambda i: f"grad[{i}]"
+            grad.access, ((1,), 0), (self.dim,), self.elements(grad), lambda i: f"grad[{i}]"
         )
         text += [
-            f"*value = {self.reader(value.buffer)(str(value.access[1]))};",
+            f"*value = {self.elements(value)('0')};",
             "int fine = __builtin_isfinite(*value);",
             "for (size_t i = 0; i < dim; i++) fine &= __builtin_isfinite(grad[i]) != 0;",
             *([] if on_stack else [_RELEASE]),
@@ -286,10 +286,15 @@ class _Emitter(Builder):
         offset = self.offsets[buffer]
         return lambda at: f"w[{shifted(at, offset)}]"
 
+    def elements(self, value: Value) -> Element:
+        """Return the function from a C position, counted from a value's first element."""
+        read = self.reader(value.buffer)
+        return (lambda at: read(shifted(at, value.start))) if value.start else read
+
     def group(self, group: list[Statement]) -> list[str]:
         first = group[0]
         if first.key is None:
-            names = [self.reader(v.buffer) for v in first.operands]
+            names = [self.elements(v) for v in first.operands]
             names += [self.reader(b) for b in first.outputs]
             if self.rows is not None:
                 return ["{", *self.by_rows[first].write(*names, *self.rows), "}"]
@@ -307,7 +312,7 @@ class _Emitter(Builder):
                 elif value.buffer in inside:
                     names.append(inside[value.buffer])
                 else:
-                    names.append(self.reader(value.buffer)(str(value.access[1])))
+                    names.append(self.reader(value.buffer)(str(value.start)))
             lines.append(f"const double {statement.name} = {statement.write(*names)};")
             if statement.outputs[0] in self.offsets:
                 lines.append(f"{self.reader(statement.outputs[0])('0')} = {statement.name};")

@@ -142,19 +142,21 @@ def _levels(statements: Sequence[Statement], ways: dict[Statement, ByRows]) -> d
             producer = value.producer
             if producer is None:
                 continue
-            same_pass = way is not None and _same_rows(producer, ways, way.reads[i])
+            same_pass = way is not None and _same_rows(producer, ways, way.reads[i], value.start)
             level = max(level, levels[producer] + (producer in ways and not same_pass))
         levels[statement] = level
     return levels
 
 
-def _same_rows(producer: Statement, ways: dict[Statement, ByRows], read: tuple[int, int]) -> bool:
+def _same_rows(
+    producer: Statement, ways: dict[Statement, ByRows], read: tuple[int, int], start: int
+) -> bool:
     """Return whether the rows that are read are those that another statement computes."""
     way = ways.get(producer)
     if way is None or way.total:
         return False
     length = producer.outputs[0].size // way.rows
-    return read[0] == length and read[1] < length
+    return read[0] == length and start + read[1] < length
 
 
 def _row_pass(

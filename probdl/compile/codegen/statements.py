@@ -54,11 +54,15 @@ class Value:
     """A tensor: a layout over a buffer, or one number for all elements."""
 
     buffer: Buffer | float
-    layout: Tensor  # shape, strides and offset, as a tensor on the meta device
+    layout: Tensor  # shape and strides, as a tensor on the meta device whose offset is 0
+    start: int = 0  # the position of the first element in the buffer
 
     def like(self, layout: Tensor) -> Value:
-        """Return the same memory in another layout."""
-        return Value(self.buffer, layout)
+        """Return the same memory in another layout, whose offset counts from the first element."""
+        offset = int(layout.storage_offset())
+        if offset:
+            layout = layout.as_strided(layout.shape, layout.stride(), 0)
+        return Value(self.buffer, layout, self.start + offset)
 
     @property
     def producer(self) -> Statement | None:
@@ -67,8 +71,8 @@ class Value:
 
     @property
     def access(self) -> Access:
-        """The strides, and the position of the first element."""
-        return tuple(self.layout.stride()), int(self.layout.storage_offset())
+        """How a loop runs along the elements, from the first one."""
+        return tuple(self.layout.stride()), 0
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ class ByRows:
         rows: the number of rows.
         total: whether each block adds to the whole result; otherwise each computes its own rows.
         reads: for each operand, the distance between two rows, and the last position that is read
-            relative to the start of a row; (0, ...) where all blocks read the same elements.
+            relative to the first one in a row; (0, ...) where all blocks read the same elements.
         write: takes the operands, the result, and C expressions of the first row and the row after
             the last; returns code, which adds to the result if that is a total.
     """
@@ -247,14 +251,14 @@ def shape_of(key: Any) -> tuple[int, ...]:
 
 
 def reach(layout: Tensor, dim: int) -> tuple[int, int]:
-    """Return where the rows along a dimension are in memory; see ``ByRows.reads``."""
+    """Return where the rows along a dimension are, from the first element on; see ``ByRows``."""
     others = zip(layout.stride(), layout.shape, strict=True)
     last = sum(step * (n - 1) for d, (step, n) in enumerate(others) if d != dim)
-    return int(layout.stride(dim)), int(layout.storage_offset()) + last
+    return int(layout.stride(dim)), last
 
 
 def squeezed_access(value: Value) -> Access:
-    """Return the access of a value without its dimensions of size 1."""
+    """Return the access of a value in its buffer, without its dimensions of size 1."""
     layout = value.layout
     strides = tuple(s for s, n in zip(layout.stride(), layout.shape, strict=True) if n != 1)
-    return strides, int(layout.storage_offset())
+    return strides, value.start

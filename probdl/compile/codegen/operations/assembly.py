@@ -46,8 +46,7 @@ def _assembled(
             )
         for (part, value), source in zip(pieces, sources, strict=True):
             to = (tuple(part.stride()), int(part.storage_offset()))
-            expanded = value.layout.expand(part.shape)
-            access = (tuple(expanded.stride()), int(expanded.storage_offset()))
+            access = (tuple(value.layout.expand(part.shape).stride()), 0)
             lines += copy(access, to, tuple(part.shape), source, target)
         return lines
 

@@ -58,11 +58,11 @@ def _selection(builder: Builder, x: Tensor, indices: Sequence[Value | None]) -> 
         expanded = value.layout.expand(picked)
         strides = [0] * len(shape)
         strides[first : first + len(picked)] = expanded.stride()
-        accesses.append((tuple(strides), int(expanded.storage_offset())))
+        accesses.append((tuple(strides), 0))
     along = [0] * len(shape)
     along[:first] = rest.stride()[:first]
     along[first + len(picked) :] = rest.stride()[first:]
-    accesses.append((tuple(along), int(rest.storage_offset())))
+    accesses.append((tuple(along), 0))
     sizes = [x.shape[d] for d in indexed]
     steps = [x.stride()[d] for d in indexed]
 
@@ -108,7 +108,7 @@ def _index_put(
     result = builder.shape
     chosen = _selection(builder, empty(result), indices)
     spread = values.layout.expand(chosen.shape)
-    of_values = (tuple(spread.stride()), int(spread.storage_offset()))
+    of_values = (tuple(spread.stride()), 0)
     sign = "+=" if accumulate else "="
 
     def lines(*names: Element) -> list[str]:
@@ -143,7 +143,7 @@ def _selection_along(x: Tensor, dim: int, index: Value) -> _Selection:
             f"const ptrdiff_t p = {at[1]} + {step} * (q < 0 ? 0 : q >= {size} ? {size - 1} : q);",
         ]
 
-    accesses = [index.access, (tuple(strides), int(x.storage_offset()))]
+    accesses = [index.access, (tuple(strides), 0)]
     return _Selection(shape, [index], accesses, position)
 
 
@@ -177,7 +177,7 @@ def _scatter(sign: str) -> Callable[..., Value]:
         if not isinstance(source, Value):
             source = Value(float(source), torch.empty((), device="meta").expand(chosen.shape))
         part = source.layout[tuple(slice(n) for n in chosen.shape)]
-        of_source = (tuple(part.stride()), int(part.storage_offset()))
+        of_source = (tuple(part.stride()), 0)
 
         def lines(*names: Element) -> list[str]:
             base, of_index, given, target = names

@@ -36,7 +36,7 @@ def _triangle(*, lower: bool) -> Callable[..., Value]:
     def rule(builder: Builder, x: Value, diagonal: int = 0) -> Value:
         *batch, rows, columns = builder.shape
         *outer, row_stride, column_stride = x.layout.stride()
-        access = (tuple(outer), int(x.layout.storage_offset()))
+        access = (tuple(outer), 0)
         whole = tuple(s * rows * columns for s in contiguous(batch))
 
         def lines(source: Element, target: Element) -> list[str]:
@@ -91,8 +91,7 @@ def _product(builder: Builder, a: Value, b: Value) -> Value:
     # Strides of the rows and columns of both matrices.
     ar, ac = left.stride()[-2:]
     br, bc = right.stride()[-2:]
-    a_access = (tuple(left.stride()[:-2]), int(left.storage_offset()))
-    b_access = (tuple(right.stride()[:-2]), int(right.storage_offset()))
+    a_access, b_access = (tuple(left.stride()[:-2]), 0), (tuple(right.stride()[:-2]), 0)
     to = tuple(s * m * n for s in contiguous(batch))
 
     def call(names: Sequence[Element], at: Sequence[str], m: Any, k: Any, add: int) -> str:
@@ -113,12 +112,12 @@ def _product(builder: Builder, a: Value, b: Value) -> Value:
 
     def rows_of_left(*given: Any) -> list[str]:
         *names, first, last = given
-        at = [f"{a_access[1]} + {ar} * {first}", str(b_access[1]), f"{n} * {first}"]
+        at = [f"{ar} * {first}", "0", f"{n} * {first}"]
         return [call(names, at, f"{last} - {first}", k, 0)]
 
     def rows_of_right(*given: Any) -> list[str]:
         *names, first, last = given
-        at = [f"{a_access[1]} + {ac} * {first}", f"{b_access[1]} + {br} * {first}", "0"]
+        at = [f"{ac} * {first}", f"{br} * {first}", "0"]
         return [call(names, at, m, f"{last} - {first}", 1)]
 
     by_rows = []
@@ -175,7 +174,7 @@ def _cholesky(
         source, factor, info = names
         return nest(
             batch,
-            [(step, a.access[1]), (step, 0), (contiguous(batch), 0)],
+            [(step, 0), (step, 0), (contiguous(batch), 0)],
             lambda at: [f"{info(at[2])} = {call}({n}, &{source(at[0])}, &{factor(at[1])});"],
             None,
         )
@@ -210,9 +209,8 @@ def _solve_triangular(
         a, stored = _stored_rows(builder, a)
     matrix = a.layout.expand(*batch, n, n)
     ar, ac = matrix.stride()[-2:]
-    a_access = (tuple(matrix.stride()[:-2]), int(matrix.storage_offset()))
-    right = b.layout.expand(shape)
-    b_access = (tuple(right.stride()), int(right.storage_offset()))
+    a_access = (tuple(matrix.stride()[:-2]), 0)
+    b_access = (tuple(b.layout.expand(shape).stride()), 0)
     to = tuple(s * n * m for s in contiguous(batch))
     call = "large_solve_triangular" if large else "solve_triangular"
 
@@ -235,7 +233,6 @@ def _cholesky_backward(builder: Builder, factor: Value, grad: Value) -> Value:
     factor, grad = _row_by_row(builder, factor), _row_by_row(builder, grad)
     shape = builder.shape
     *batch, n, _ = shape
-    starts = [factor.access[1], grad.access[1]]
     step = tuple(s * n * n for s in contiguous(batch))
     builder.uses_lapack = True
 
@@ -243,7 +240,7 @@ def _cholesky_backward(builder: Builder, factor: Value, grad: Value) -> Value:
         source, given, target = names
         return nest(
             batch,
-            [*((step, start) for start in starts), (step, 0)],
+            [(step, 0), (step, 0), (step, 0)],
             lambda at: [
                 f"cholesky_gradient({n}, &{source(at[0])}, &{given(at[1])}, &{target(at[2])});"
             ],

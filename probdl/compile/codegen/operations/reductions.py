@@ -131,13 +131,11 @@ class _Loops:
 
     Attributes:
         op: the reduction.
-        offset: the position of the first element.
         kept: sizes and strides of the dimensions that it keeps.
         reduced: sizes and strides of the dimensions that it reduces.
     """
 
     op: Any
-    offset: int
     kept: tuple[tuple[int, ...], tuple[int, ...]]
     reduced: tuple[tuple[int, ...], tuple[int, ...]]
 
@@ -145,8 +143,7 @@ class _Loops:
     def of(cls, op: Any, x: Value, kept: Sequence[int], reduced: Sequence[int]) -> _Loops:
         layout = x.layout.permute(*kept, *reduced)
         sizes, strides, k = tuple(layout.shape), tuple(layout.stride()), len(kept)
-        offset = int(layout.storage_offset())
-        return cls(op, offset, (sizes[:k], strides[:k]), (sizes[k:], strides[k:]))
+        return cls(op, (sizes[:k], strides[:k]), (sizes[k:], strides[k:]))
 
     @property
     def target(self) -> Access:
@@ -169,7 +166,7 @@ class _Loops:
         clause = " reduction(+ : sum)" if self.op is aten.sum else None
         return nest(
             sizes,
-            [(strides, self.offset), self.target],
+            [(strides, 0), self.target],
             lambda at: [
                 f"double sum = {initial};",
                 *nest(
@@ -192,7 +189,7 @@ class _Loops:
         sizes, strides = self.reduced
         return nest(
             sizes,
-            [(strides, self.offset)],
+            [(strides, 0)],
             lambda outer: nest(
                 inner_sizes,
                 [(inner_strides, 0), self.target],
@@ -226,7 +223,7 @@ def _extreme(sign: str) -> Callable[..., list[Value]]:
             ]
         strides = list(x.layout.stride())
         step = strides.pop(dim)
-        access = (tuple(strides), int(x.layout.storage_offset()))
+        access = (tuple(strides), 0)
 
         def lines(source: Element, best: Element, position: Element) -> list[str]:
             return nest(

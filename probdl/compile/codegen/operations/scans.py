@@ -26,7 +26,7 @@ def _scan(sign: str, initial: str) -> Callable[..., Value]:
         others = [n for d, n in enumerate(shape) if d != dim]
         strides, to = list(x.layout.stride()), list(contiguous(shape))
         step, to_step = strides.pop(dim), to.pop(dim)
-        access = (tuple(strides), int(x.layout.storage_offset()))
+        access = (tuple(strides), 0)
 
         def lines(source: Element, target: Element) -> list[str]:
             return nest(

@@ -38,7 +38,7 @@ def _as_strided(
 
 def _flip(builder: Builder, x: Value, dims: Sequence[int]) -> Value:
     flipped = {d % x.layout.ndim for d in dims}
-    strides, start = list(x.layout.stride()), int(x.layout.storage_offset())
+    strides, start = list(x.layout.stride()), 0
     for d in flipped:
         start += strides[d] * (x.layout.shape[d] - 1)
         strides[d] = -strides[d]
