@@ -26,15 +26,21 @@ from probdl.compile.codegen.operations import (
     REDUCTIONS,
     RULES,
     VIEWS,
+    Slices,
+    added,
+    assembled,
     literal,
     reduction,
 )
+from probdl.compile.codegen.roll import Loop, roll
 from probdl.compile.codegen.rows import RowPass, row_passes
 from probdl.compile.codegen.schedule import place, schedule
 from probdl.compile.codegen.statements import (
     Buffer,
     Builder,
     ByRows,
+    Numbers,
+    Parts,
     Statement,
     UnsupportedError,
     Value,
@@ -118,6 +124,8 @@ class _Emitter(Builder):
         self.chunk_buffers: dict[Buffer, tuple[int, int]] = {}
         self.rows: tuple[str, str] | None = None
         self.by_rows: dict[Statement, ByRows] = {}
+        self.loops: dict[Statement, Loop] = {}
+        self.tables: list[str] = []  # C arrays of numbers by turn of the loop that is written
         arrays = 0
         for node in graph.nodes:
             if node.op == "placeholder":
@@ -126,7 +134,7 @@ class _Emitter(Builder):
                 layout = laid_out(empty(node.meta["val"].shape))
                 self.values[node] = Value(Buffer(name, layout.numel()), layout)
             elif node.op == "output":
-                grad, value = (self.values[n] for n in node.args[0])
+                grad, value = (self.operand(n) for n in node.args[0])
                 self.grad, self.value = self.stored(grad), self.stored(value)
             else:
                 self.visit(node)
@@ -134,6 +142,9 @@ class _Emitter(Builder):
     # -- reading the graph ----------------------------------------------------------------
 
     def visit(self, node: fx.Node) -> None:
+        if (total := self.sum_of_slices(node)) is not None:
+            self.values[node] = total
+            return
         args = [self.operand(a) for a in node.args]
         kwargs = {k: self.operand(v) for k, v in node.kwargs.items()}
         if not isinstance(node.target, torch._ops.OpOverload):  # operator.getitem
@@ -180,8 +191,22 @@ class _Emitter(Builder):
         if (single and not exact) or self.dtype.is_complex:
             raise UnsupportedError(f"{node.target} computes in {self.dtype}, not in float64")
 
+    def sum_of_slices(self, node: fx.Node) -> Slices | None:
+        """Return the sum of two tensors that consist of slices, if the node is one."""
+        if node.target is not aten.add.Tensor or len(node.args) != 2 or node.kwargs:
+            return None
+        a, b = (self.values.get(arg) if isinstance(arg, fx.Node) else None for arg in node.args)
+        alone = all(isinstance(arg, fx.Node) and len(arg.users) == 1 for arg in node.args)
+        if alone and isinstance(a, Slices) and isinstance(b, (Slices, Value)):
+            return added(self, a, b)
+        if alone and isinstance(b, Slices) and isinstance(a, Value):
+            return added(self, b, a)
+        return None
+
     def operand(self, x: Any) -> Any:
         if isinstance(x, fx.Node):
+            if isinstance(self.values[x], Slices):
+                self.values[x] = assembled(self, self.values[x])
             return self.values[x]
         if isinstance(x, (list, tuple)):
             return [self.operand(item) for item in x]
@@ -230,7 +255,8 @@ class _Emitter(Builder):
     # -- writing --------------------------------------------------------------------------
 
     def source(self) -> Source:
-        statements, passes = row_passes(self.statements)
+        rolled, self.loops = roll(self.statements)
+        statements, passes = row_passes(rolled)
         groups = schedule([*statements, *map(self.row_statement, passes)])
         self.offsets, work = place(groups)
         parts: list[list[str]] = [[]]
@@ -271,20 +297,65 @@ class _Emitter(Builder):
             "return fine ? 0 : 1;",
             "}",
         ]
-        length = len(self.statements)
+        length = len(rolled) + sum(map(len, (g for x in self.loops.values() for g in x.groups)))
         return Source("\n".join(text) + "\n", 0 if on_stack else work, length, self.uses_lapack)
 
     def reader(self, buffer: Buffer | float) -> Element:
         """Return the function from a C expression of a position to one of a buffer's element."""
         if not isinstance(buffer, Buffer):
             return lambda at: literal(buffer)
+        if isinstance(buffer, Numbers):
+            number = self.by_turn("double", [literal(x) for x in buffer.numbers])
+            return lambda at: number
+        if isinstance(buffer, Parts):
+            return self.part(buffer)
         if buffer.producer is None:
             return lambda at: f"{buffer.name}[{at}]"
         if buffer in self.chunk_buffers:
             start, row = self.chunk_buffers[buffer]
             return lambda at: f"own[{start} + {at}{f' - {row} * lo' if row else ''}]"
-        offset = self.offsets[buffer]
+        root, start = buffer.place
+        offset = self.offsets[root] + start
         return lambda at: f"w[{shifted(at, offset)}]"
+
+    def part(self, buffer: Parts) -> Element:
+        """Return the same for memory that is another part of some buffers in each turn."""
+        root, _ = buffer.parts[0]
+        start = self.by_turn("ptrdiff_t", [at for _, at in buffer.parts])
+        if not root.name:
+            offset = self.offsets[root]
+            return lambda at: f"w[{shifted(f'{start} + {at}', offset)}]"
+        array = root.name
+        if root.name != "z":
+            arrays = [int(root.name[2:-1]) for root, _ in buffer.parts]
+            array = f"d[{self.by_turn('ptrdiff_t', arrays)}]"
+        return lambda at: f"{array}[{start} + {at}]"
+
+    def by_turn(self, kind: str, numbers: Sequence[Any]) -> str:
+        """Return a C expression of a number in a turn; of a table, if there is no formula."""
+        first = numbers[0]
+        if all(n == first for n in numbers):
+            return str(first)
+        if kind != "double":
+            step = numbers[1] - first
+            if all(n == first + step * turn for turn, n in enumerate(numbers)):
+                return f"{first} + {step} * turn"
+        name = f"by_turn{len(self.tables)}"
+        self.tables.append(f"static const {kind} {name}[] = {{{', '.join(map(str, numbers))}}};")
+        return f"{name}[turn]"
+
+    def turns(self, loop: Loop) -> list[str]:
+        """Write a loop."""
+        start = self.offsets[loop.memory]
+        self.offsets.update((buffer, start + at) for buffer, at in loop.places.items())
+        self.tables = []
+        body = [line for group in loop.groups for line in self.group(group)]
+        head = f"for (ptrdiff_t turn = 0; turn < {loop.turns}; turn++) {{"
+        return ["{", *self.tables, head, *body, "}", "}"]
+
+    def is_stored(self, buffer: Buffer) -> bool:
+        """Return whether a result of a loop is written to memory."""
+        return buffer in self.offsets or buffer in self.chunk_buffers or isinstance(buffer, Parts)
 
     def elements(self, value: Value) -> Element:
         """Return the function from a C position, counted from a value's first element."""
@@ -293,6 +364,8 @@ class _Emitter(Builder):
 
     def group(self, group: list[Statement]) -> list[str]:
         first = group[0]
+        if first in self.loops:
+            return self.turns(self.loops[first])
         if first.key is None:
             names = [self.elements(v) for v in first.operands]
             names += [self.reader(b) for b in first.outputs]
@@ -314,7 +387,7 @@ class _Emitter(Builder):
                 else:
                     names.append(self.reader(value.buffer)(str(value.start)))
             lines.append(f"const double {statement.name} = {statement.write(*names)};")
-            if statement.outputs[0] in self.offsets:
+            if self.is_stored(statement.outputs[0]):
                 lines.append(f"{self.reader(statement.outputs[0])('0')} = {statement.name};")
         return [*lines, "}"]
 
@@ -358,10 +431,7 @@ class _Emitter(Builder):
                     lines.append(REDUCTIONS[statement.total][1].format(statement.name, expression))
                     continue
                 lines.append(f"const double {statement.name} = {expression};")
-                if (
-                    statement.outputs[0] in self.offsets
-                    or statement.outputs[0] in self.chunk_buffers
-                ):
+                if self.is_stored(statement.outputs[0]):
                     lines.append(f"{self.reader(statement.outputs[0])(at[-1])} = {statement.name};")
             return lines
 

@@ -169,7 +169,7 @@ def _row_pass(
     wanted = {  # by statements outside the pass
         value.buffer for s in statements if s not in inside for value in s.operands
     }
-    kept = {s.outputs[0] for s in members if s.outputs[0].keep}
+    kept = {b for b in (s.outputs[0] for s in members) if b.keep or b.home is not None}
     groups = schedule(members)
     chunk_buffers: dict[Buffer, tuple[int, int]] = {}
     totals = 0

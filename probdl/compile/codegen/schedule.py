@@ -11,6 +11,7 @@ from typing import Any
 from probdl.compile.codegen.loops import contiguous
 from probdl.compile.codegen.statements import (
     Buffer,
+    Parts,
     Statement,
     Value,
     is_shape,
@@ -83,11 +84,11 @@ def place(groups: Sequence[Sequence[Statement]]) -> tuple[dict[Buffer, int], int
     Returns:
         The positions, and the size of the work space, in numbers.
     """
-    last_readers: dict[Buffer, int] = {}
-    for statement in (s for group in groups for s in group):
-        for value in statement.operands:
-            if isinstance(value.buffer, Buffer) and value.buffer.producer is not None:
-                last_readers[value.buffer] = max(last_readers.get(value.buffer, 0), statement.group)
+    last_used: dict[Buffer, int] = {}  # the last group that reads or writes a buffer
+    for i, group in enumerate(groups):
+        for statement in group:
+            used = [v.buffer for v in statement.operands if isinstance(v.buffer, Buffer)]
+            last_used.update((buffer.place[0], i) for buffer in [*used, *statement.outputs])
     ends: dict[int, list[Buffer]] = defaultdict(list)
     offsets: dict[Buffer, int] = {}
     free: list[tuple[int, int]] = []  # (size, offset)
@@ -95,20 +96,26 @@ def place(groups: Sequence[Sequence[Statement]]) -> tuple[dict[Buffer, int], int
     for i, group in enumerate(groups):
         for statement in group:
             for buffer in statement.outputs:
-                inside = all(c.group == i and aligned for c, aligned in statement.consumers)
-                if inside and statement.key is not None and not buffer.keep and not statement.total:
+                if isinstance(buffer, Parts):
                     continue
-                fitting = [f for f in free if f[0] >= buffer.size >= MIN_REUSED_SIZE]
-                if fitting:
-                    size, offset = min(fitting)
-                    free.remove((size, offset))
-                    if size > buffer.size:
-                        free.append((size - buffer.size, offset + buffer.size))
-                else:
-                    offset, end = end, end + buffer.size
-                offsets[buffer] = offset
-                if not buffer.keep:
-                    ends[last_readers.get(buffer, i)].append(buffer)
+                inside = all(c.group == i and aligned for c, aligned in statement.consumers)
+                stored = buffer.keep or buffer.home is not None or bool(statement.total)
+                if inside and statement.key is not None and not stored:
+                    continue
+                root, at = buffer.place
+                if root not in offsets:
+                    fitting = [f for f in free if f[0] >= root.size >= MIN_REUSED_SIZE]
+                    if fitting:
+                        size, offset = min(fitting)
+                        free.remove((size, offset))
+                        if size > root.size:
+                            free.append((size - root.size, offset + root.size))
+                    else:
+                        offset, end = end, end + root.size
+                    offsets[root] = offset
+                    if not root.keep:
+                        ends[last_used[root]].append(root)
+                offsets[buffer] = offsets[root] + at
         for buffer in ends.pop(i, []):
             if buffer.size >= MIN_REUSED_SIZE:
                 free.append((buffer.size, offsets[buffer]))

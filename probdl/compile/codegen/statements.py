@@ -19,6 +19,8 @@ __all__ = [
     "Buffer",
     "Builder",
     "ByRows",
+    "Numbers",
+    "Parts",
     "Statement",
     "UnsupportedError",
     "Value",
@@ -47,6 +49,27 @@ class Buffer:
     size: int
     producer: Statement | None = None
     keep: bool = False  # whether it is read after the last statement
+    home: tuple[Buffer, int] | None = None  # a larger buffer that it is a part of, and where
+    whole: bool = False  # whether it has such parts
+
+    @property
+    def place(self) -> tuple[Buffer, int]:
+        """The buffer itself or the one that it is a part of, and its position there."""
+        return self.home or (self, 0)
+
+
+@dataclass(eq=False)
+class Parts(Buffer):
+    """Memory that is another part of some buffers in each turn of a loop."""
+
+    parts: Sequence[tuple[Buffer, int]] = ()
+
+
+@dataclass(eq=False)
+class Numbers(Buffer):
+    """Another number in each turn of a loop."""
+
+    numbers: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -141,12 +164,13 @@ class Builder:
         write: Callable[..., Any],
         total: Any = None,
         by_rows: Sequence[ByRows] = (),
+        into: Sequence[Buffer] | None = None,
     ) -> list[Value]:
-        """Add a statement, and return its results, each in its own contiguous buffer."""
+        """Add a statement, and return its results, contiguous in new or given buffers."""
         layouts = [empty(shape) for shape in shapes]
-        buffers = [Buffer("", layout.numel()) for layout in layouts]
+        buffers = into or [Buffer("", layout.numel()) for layout in layouts]
         statement = Statement(
-            len(self.statements), key, list(operands), buffers, write, total, tuple(by_rows)
+            len(self.statements), key, list(operands), list(buffers), write, total, tuple(by_rows)
         )
         for buffer in buffers:
             buffer.producer = statement

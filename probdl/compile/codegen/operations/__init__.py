@@ -20,6 +20,7 @@ from probdl.compile.codegen.operations import (
     scans,
     views,
 )
+from probdl.compile.codegen.operations.assembly import Slices, added, assembled
 from probdl.compile.codegen.operations.creation import ALLOCATIONS, CONSTANTS, EXACT
 from probdl.compile.codegen.operations.pointwise import POINTWISE, literal
 from probdl.compile.codegen.operations.reductions import REDUCTIONS, reduction
@@ -33,6 +34,9 @@ __all__ = [
     "REDUCTIONS",
     "RULES",
     "VIEWS",
+    "Slices",
+    "added",
+    "assembled",
     "literal",
     "reduction",
 ]
