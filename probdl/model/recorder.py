@@ -30,6 +30,7 @@ from probdl.errors import ProbdlError
 __all__ = [
     "ControlFlowError",
     "DispatchMode",
+    "Graph",
     "Recording",
     "erase_unused",
     "is_random",
@@ -83,6 +84,21 @@ class DispatchMode(TorchDispatchMode):
         return False
 
 
+class Graph(fx.Graph):
+    """A graph that looks for symbolic numbers in no arguments, which takes long and has none."""
+
+    def create_node(
+        self, op: str, target: Any, args: Any = None, kwargs: Any = None, *rest: Any, **named: Any
+    ) -> fx.Node:
+        """Add a node, and its arguments afterwards."""
+        node = super().create_node(op, target, None, None, *rest, **named)
+        if args:
+            node.args = args
+        if kwargs:
+            node.kwargs = kwargs
+        return node
+
+
 class _Recorder(DispatchMode):
     """Append each dispatched operation to a graph."""
 
@@ -91,7 +107,7 @@ class _Recorder(DispatchMode):
     ) -> None:
         super().__init__()
         self.decompositions = decompositions
-        self.graph = fx.Graph()
+        self.graph = Graph()
         self.constants: dict[str, Tensor] = {}
         self.held: dict[int, list[str]] = {}  # the constants in each memory
         self.default_dtype = torch.get_default_dtype()

@@ -49,6 +49,7 @@ from probdl.compile.codegen.statements import (
     shape_of,
     squeezed_access,
 )
+from probdl.util.garbage import no_collection
 
 __all__ = ["Source", "emit", "is_view", "supports"]
 
@@ -103,6 +104,7 @@ def supports(op: Any) -> bool:
     )
 
 
+@no_collection()
 def emit(graph: fx.Graph, dim: int) -> Source:
     """Write a graph from (z, *arrays) to (gradient, value) as C.
 

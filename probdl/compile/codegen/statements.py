@@ -204,6 +204,8 @@ class Builder:
             operands: the operands, each of a shape that can be expanded to the result's.
             shape: the shape of the result.
         """
+        if not shape:
+            return self.statement((), operands, [()], expression)[0]
         expanded = [v.like(v.layout.expand(shape)) for v in operands]
         # Where no operand varies along a dimension, compute one element of it.
         small = list(shape)

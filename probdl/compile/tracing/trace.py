@@ -27,7 +27,15 @@ from probdl.compile.tracing.decompositions import decompositions, functional_dec
 from probdl.errors import ProbdlError
 from probdl.model.advice import where
 from probdl.model.density import LogDensity
-from probdl.model.recorder import ControlFlowError, Recording, erase_unused, is_random, record
+from probdl.model.recorder import (
+    ControlFlowError,
+    Graph,
+    Recording,
+    erase_unused,
+    is_random,
+    record,
+)
+from probdl.util.garbage import no_collection
 from probdl.util.isolation import evaluation
 
 __all__ = ["Traced", "UntraceableError", "trace", "trace_function"]
@@ -87,6 +95,7 @@ def trace(density: LogDensity, z: Tensor) -> Traced:
     return trace_function(value_and_grad, z, data)
 
 
+@no_collection()
 def trace_function(
     fn: Callable[..., tuple[Tensor, Tensor]],
     z: Tensor,
@@ -341,7 +350,7 @@ def _extract(graph: fx.Graph, results: Sequence[fx.Node], kept: _Kept) -> fx.Gra
     for node in reversed(graph.nodes):
         if node in wanted:
             wanted.update(node.all_input_nodes)
-    part, of = fx.Graph(), dict[fx.Node, fx.Node]()
+    part, of = Graph(), dict[fx.Node, fx.Node]()
     for node in graph.nodes:
         if node in wanted:
             of[node] = part.node_copy(node, of.__getitem__)
@@ -358,7 +367,7 @@ class _GraphCopy:
     """
 
     def __init__(self) -> None:
-        self.graph = fx.Graph()
+        self.graph = Graph()
         self.of: dict[fx.Node, fx.Node] = {}
         self._seen: dict[Any, fx.Node] = {}
 
