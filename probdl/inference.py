@@ -16,10 +16,12 @@ from probdl.findings import Finding, Findings
 from probdl.methods import METHODS, Method, resolve
 from probdl.methods.base import PYRO_NAMES, setting_named
 from probdl.model.callables import accepts_argument, callable_name, runnable, signature
-from probdl.model.preparing import grown_shapes, is_index, prepared
+from probdl.model.imputation import has_imputed
+from probdl.model.preparing import ignores, prepared, uses_codes_as_numbers
 from probdl.model.program import Program
 from probdl.model.sites import discover
 from probdl.nn import is_network
+from probdl.results.classes import OF_CLASSES
 from probdl.results.fit import Fit
 from probdl.results.labels import checked_labels
 from probdl.results.priors import check_prior
@@ -51,7 +53,6 @@ _HABITS = {
     "return_inferencedata": "fit.idata is the ArviZ container.",
     "data": "Pass the data as the model's own arguments: infer(model, x, y).",
 }
-_OF_CODES = ("Bernoulli", "Categorical", "OrderedLogistic")  # distributions of categories
 _RESERVED_NAMES = ("method", "seed", "coords", "dims", "progress", "time_limit", "missing")
 
 
@@ -268,7 +269,9 @@ def _missing_findings(program: Program, fit: Fit) -> list[Finding]:
         return []
     findings = []
     sites = fit.whole.of("observed")
-    if program.not_finite() and all(site.mask is None or site.mask.all() for site in sites):
+    complete = all(site.mask is None or site.mask.all() for site in sites)
+    imputed = any(has_imputed(program, site) for site in fit.structure.of("latent"))
+    if program.not_finite() and complete and not imputed:
         names = ", ".join(map(repr, program.not_finite()))
         findings.append(
             Finding(
@@ -287,7 +290,10 @@ def _missing_findings(program: Program, fit: Fit) -> list[Finding]:
                     "info",
                     "missing",
                     f"{left} of {of} observed values of '{site.name}' are missing and left out.",
-                    "To predict them, add a latent site in their place, or pass them to predict().",
+                    "A latent site takes their place."
+                    if imputed
+                    else "To predict them, add a latent site in their place, or pass them to "
+                    "predict().",
                     (site.name,),
                 )
             )
@@ -305,16 +311,15 @@ def _category_findings(program: Program, fit: Fit, coords: Mapping[str, Any]) ->
         labels = [*encoding.labels]
         codes = program.arguments.get(name)
         indexed = any({*of} <= {*labels} for of in coords.values())
-        if encoding.kind != "categories" or indexed or codes is None:
-            continue
-        grown, held = grown_shapes(program, name, encoding), fit.structure.sites
-        if any(shape != held[site].shape for site, shape in grown.items() if site in held):
-            continue  # such as contrasts, which are one fewer
-        if is_index(program, name):
+        if indexed or codes is None or not uses_codes_as_numbers(program, name, fit.structure):
             continue
         observed = [s for s in fit.structure.of("observed") if s.value.shape == codes.shape]
         sites = [s for s in observed if torch.equal(s.value.double(), codes.double())]
-        if any(s.distribution in _OF_CODES for s in sites):
+        if any(s.distribution == "OrderedLogistic" for s in sites):
+            if not encoding.ordered and len(labels) > 2 and labels == sorted(labels):
+                findings.append(_alphabetical(name, labels))
+            continue
+        if any(s.distribution in OF_CLASSES for s in sites) or ignores(program, name):
             continue
         known = ", ".join(f"{label!r} is {code}" for code, label in enumerate(labels[:3]))
         more = ", …" * (len(labels) > 3)
@@ -329,6 +334,17 @@ def _category_findings(program: Program, fit: Fit, coords: Mapping[str, Any]) ->
             )
         )
     return findings
+
+
+def _alphabetical(name: str, labels: Sequence[str]) -> Finding:
+    return Finding(
+        "warning",
+        "categories",
+        f"The classes in '{name}' are ordered, but their codes are in alphabetical order "
+        f"({' < '.join(map(str, labels[:6]))}).",
+        f"Pass pd.Categorical({name}, categories=[...], ordered=True) with the lowest class first "
+        f"(in the shell: --category {name}=lowest,…,highest).",
+    )
 
 
 def _factor_findings(fit: Fit) -> list[Finding]:

@@ -354,6 +354,12 @@ def plot_calibration(calibration: Calibration, ax: Axes | None = None, prob: flo
     >>> plot_calibration(found).get_xlabel()
     'normalised rank of the true value'
     """
+    if not hasattr(calibration, "ranks"):
+        raise SettingError(
+            f"plot_calibration() takes the result of probdl.montecarlo.calibrate, not a "
+            f"{type(calibration).__name__}. For probabilities of classes, see "
+            "Fit.predict_proba."
+        )
     ax = ax or plt.subplots(figsize=(7, 4))[1]
     count, draws = calibration.ranks.sizes["simulation"], calibration.num_draws
     points, low, high = ecdf_band(count, draws, prob)

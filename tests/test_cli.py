@@ -198,6 +198,36 @@ def test_invalid_input_is_refused(here, words, message):
     assert message in refused("infer", *words)
 
 
+ORDINAL = """
+import torch, pyro, pyro.distributions as dist
+def ordinal(x, y=None):
+    b = pyro.sample('b', dist.Normal(0.0, 1.0))
+    with pyro.plate('row', len(x)):
+        pyro.sample('y', dist.OrderedLogistic(b * x, torch.tensor([-1.0, 1.0])), obs=y)
+"""
+
+
+def test_classes_have_an_order_and_probabilities(here):
+    (here / "ordinal.py").write_text(ORDINAL)
+    texts = ["poor", "fair", "good"]
+    rows = [f"{i / 15 - 1},{texts[i // 10]}" for i in range(30)]
+    (here / "train.csv").write_text("\n".join(["x,y", *rows]))
+    (here / "new.csv").write_text("x\n-1.0\n1.0\n")
+    fit = ["infer", "ordinal.py:ordinal", "--data", "train.csv", "--seed", 1, "--out", "fit"]
+    fit += ["--method", "laplace", "--category", "y=poor,fair,good"]
+    result = run(*fit)
+    assert result.exit_code == 0
+    assert "codes of y: 0 = poor, 1 = fair, 2 = good" in result.stderr
+    more = ["--out", "p.csv", "--model", "ordinal.py:ordinal", "--coords", "row=a,b"]
+    assert run("predict", "fit", "--data", "new.csv", *more).exit_code == 0
+    table = pd.read_csv(here / "p.csv")
+    assert table["index"].tolist() == ["a", "b"]
+    shares = table[["p[poor]", "p[fair]", "p[good]"]]
+    np.testing.assert_allclose(shares.sum(axis=1), 1.0, atol=1e-6)
+    assert (shares["p[good]"].diff()[1:] > 0.2).all()
+    assert "does not list" in refused(*fit[:-1], "y=poor,fair")
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [("fit", "Did you mean 'infer'?"), ("summry", "Did you mean 'summary'?"), ("zz", "(infer,")],

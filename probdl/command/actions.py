@@ -30,6 +30,7 @@ from probdl.command.saved import (
     load_with_model,
     observed_arguments,
     prediction_table,
+    with_classes,
     write_predictions,
 )
 from probdl.command.tabular import checked, read_raw
@@ -46,6 +47,7 @@ __all__ = [
 ]
 
 MAX_SHOWN_ROWS = 20  # of predictions
+MAX_CODES = 10  # of categories, that are printed
 
 
 def infer(
@@ -107,6 +109,10 @@ def infer(
             except Exception as error:  # its results are shown in any case
                 unsaved = error
     seconds = time.perf_counter() - start
+    for name, of in fit.program.encodings.items():
+        if of.kind == "categories":
+            codes = ", ".join(f"{i} = {label}" for i, label in enumerate(of.labels[:MAX_CODES]))
+            log(f"codes of {name}: {codes}{', …' * (len(of.labels) > MAX_CODES)}", quiet)
     log(f"done in {seconds:.1f} s, seed {fit.seed}; {count_findings(findings)}", quiet)
     for finding in findings:
         log(str(finding), quiet)
@@ -152,6 +158,7 @@ def predict(
     trust: bool,
     columns: Columns,
     *,
+    coords: Mapping[str, Sequence[Any]],
     draws: bool,
     quiet: bool,
     as_json: bool,
@@ -167,10 +174,11 @@ def predict(
             bound = _bind_files(
                 fit.model, data, columns, fit.predict, optional=observed, quiet=quiet
             )
-            predictions = fit.predictions(*bound.args, **bound.kwargs)
+            arguments: Any = (bound.args, bound.kwargs)
         else:
-            predictions = fit.predictions()
-    table = prediction_table(predictions)
+            arguments = ((), {})
+        predictions = fit.predictions(*arguments[0], coords=coords or None, **arguments[1])
+        table = with_classes(prediction_table(predictions), fit, *arguments)
     with written(out) as part:
         write_predictions(part, predictions, table, draws=draws)
     variables = {n: dict(array.sizes) for n, array in predictions.items()}
@@ -292,6 +300,7 @@ def _bind_files(
         contents,
         used,
         categories=[name for name in columns.categories if name in used or not columns.known],
+        orders=columns.orders,
         missing=columns.missing is not None,
     )
     bound = bind(model, values, optional=optional)

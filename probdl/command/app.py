@@ -109,7 +109,8 @@ Drop = Annotated[
 Category = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="NAME", help="A column of categories, which become codes; may be repeated."
+        metavar="NAME[=A,B,…]",
+        help="A column of categories, and their order if it matters; may be repeated.",
     ),
 ]
 Model = Annotated[
@@ -197,7 +198,7 @@ def infer(
         seed=seed,
         time_limit=time_limit,
         out=out,
-        columns=Columns(drop or (), category or (), missing),
+        columns=Columns.of(drop, category, missing),
         coords=parse_labels("coords", coords or ()),
         dims=parse_labels("dims", dims or ()),
         quiet=quiet,
@@ -232,19 +233,32 @@ def predict(
     trust: Trust = False,
     drop: Drop = None,
     category: Category = None,
+    coords: Annotated[
+        list[str] | None,
+        typer.Option(metavar="DIM=A,B,…", help="Labels at the new data; may be repeated."),
+    ] = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Draw from the posterior predictive, at new data or at the data of the fit.
 
     The new data may omit the observed arguments. A .csv has the mean, the standard deviation and
-    quantiles of each value; a .nc, which ArviZ opens, has the group predictions with dimensions
-    (chain, draw, *dimensions of the site). They run the model: name it by --model, or pass --trust.
+    quantiles of each value, and the probabilities of classes; a .nc, which ArviZ opens, has the
+    group predictions with dimensions (chain, draw, *dimensions of the site). They run the model:
+    name it by --model, or pass --trust.
     """
     check_file(out, "predictions", (".csv", ".nc", ".npz"), data)
-    columns = Columns(drop or (), category or ())
     _actions().predict(
-        folder, out, data, model, trust, columns, draws=draws, quiet=quiet, as_json=as_json
+        folder,
+        out,
+        data,
+        model,
+        trust,
+        Columns.of(drop, category),
+        coords=parse_labels("coords", coords or ()),
+        draws=draws,
+        quiet=quiet,
+        as_json=as_json,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ __all__ = [
     "load_with_model",
     "observed_arguments",
     "prediction_table",
+    "with_classes",
     "write_npz",
     "write_predictions",
 ]
@@ -80,6 +81,24 @@ def prediction_table(predictions: xr.Dataset) -> pd.DataFrame:
             columns[f"q{100 * level:g}"] = np.quantile(values, level, axis=0)
         parts.append(pd.DataFrame(columns))
     return pd.concat(parts, ignore_index=True)
+
+
+def with_classes(
+    table: pd.DataFrame, fit: probdl.Fit, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> pd.DataFrame:
+    """Add the probabilities of the classes of categorical sites to a table of predictions."""
+    if not fit.classes:
+        return table
+    try:
+        found = fit.predict_proba(*args, **kwargs)
+    except ModelError:  # another observed site has no classes
+        return table
+    for name, probabilities in found.items():
+        rows = table["site"] == name
+        shares = probabilities.reshape(-1, probabilities.shape[-1])
+        for label, share in zip(fit.classes[name], shares.T, strict=True):
+            table.loc[rows, f"p[{label}]"] = share
+    return table
 
 
 def _draws_table(predictions: xr.Dataset) -> pd.DataFrame:

@@ -8,7 +8,7 @@ import lzma
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,7 @@ def checked(
     names: Iterable[str],
     *,
     categories: Collection[str] = (),
+    orders: Mapping[str, Sequence[str]] | None = None,
     missing: bool = False,
 ) -> Values:
     """Return the contents of some names as scalars, strings, arrays of numbers or categoricals.
@@ -115,6 +116,7 @@ def checked(
         contents: what was read.
         names: the names.
         categories: those of columns that are categories.
+        orders: the order of their categories, by name, where it is given.
         missing: whether cells may be empty, which become NaN.
 
     Raises:
@@ -136,7 +138,8 @@ def checked(
     for name in names:
         what, value = f"{contents.sources[name]}: {name!r}", contents.values[name]
         if name in categories:
-            found[name] = _from_categories(_as_written(value, name, contents.sources[name]), what)
+            written = _as_written(value, name, contents.sources[name])
+            found[name] = _from_categories(written, what, (orders or {}).get(name))
         elif missing and isinstance(value, pd.Series) and value.dtype.kind == "f":
             found[name] = value.to_numpy()
         else:
@@ -153,7 +156,7 @@ def _as_written(value: Any, name: str, path: Path) -> Any:
     return column.where(column != "", None)
 
 
-def _from_categories(value: Any, what: str) -> Any:
+def _from_categories(value: Any, what: str, order: Sequence[str] | None) -> Any:
     column = pd.Series(value)
     empty = np.flatnonzero(column.isna())
     if len(empty):
@@ -161,7 +164,14 @@ def _from_categories(value: Any, what: str) -> Any:
             f"{what} is empty in {len(empty)} of {len(column)} rows, first in row {empty[0] + 1}. "
             "Fill in the categories, or remove the rows."
         )
-    return pd.Categorical(column)
+    if order is None:
+        return pd.Categorical(column)
+    if others := [x for x in column.astype(str).unique() if x not in order]:
+        raise DataError(
+            f"{what} has the category {others[0]!r}, which --category does not list: "
+            f"{', '.join(order)}."
+        )
+    return pd.Categorical(column.astype(str), categories=[*order], ordered=True)
 
 
 def read_raw(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 from probdl.errors import DataError, warn
 from probdl.util.suggestions import did_you_mean
 
-__all__ = ["Encoding", "encode", "is_array", "is_raw", "shared_key"]
+__all__ = [
+    "Encoding",
+    "check_new",
+    "check_order",
+    "encode",
+    "is_array",
+    "is_raw",
+    "shared_key",
+    "warn_of_index",
+]
 
 
 # Of pandas and xarray, which are not imported here, and NumPy.
@@ -27,10 +36,15 @@ class Encoding:
         kind: ``"categories"``, whose codes are positions in ``labels``, or the ``"columns"`` of a
             table.
         labels: the categories or the names of the columns.
+        ordered: whether their order is one that the user gave.
+        given: the categories in the order of pandas' categorical, which ``labels`` has only if it
+            begins with those of the fit.
     """
 
     kind: Literal["categories", "columns"]
     labels: tuple[Any, ...]
+    ordered: bool = field(default=False, compare=False)
+    given: tuple[Any, ...] = field(default=(), compare=False, repr=False)
 
 
 def is_raw(value: Any) -> bool:
@@ -71,8 +85,110 @@ def encode(
         return _matrix(value, columns, what)
     labels = known.labels if known is not None and known.kind == "categories" else ()
     if (found := _categories(value, labels)) is not None:
-        return _codes(*found, labels, what)
+        of = getattr(value, "cat", value)
+        declared = hasattr(of, "codes") and hasattr(of, "categories")
+        codes, encoding = _codes(*found, labels, what, declared=declared)
+        ordered = bool(getattr(of, "ordered", False)) or (known is not None and known.ordered)
+        given = tuple(found[1]) if declared else ()
+        return codes, replace(encoding, ordered=ordered, given=given)
+    if labels and isinstance(labels[0], str) and _is_numbers(value):
+        warn(
+            f"{what} has the categories {_listed(labels)} in the fit, but is numbers here. They "
+            f"are taken as codes, 0 for {labels[0]!r}. Pass the categories."
+        )
     return (np.array(value) if is_raw(value) else value), None
+
+
+def _is_numbers(value: Any) -> bool:
+    dtype = getattr(value, "dtype", None)
+    return is_array(value) and getattr(dtype, "kind", "O") in "iuf"
+
+
+def _listed(labels: Sequence[Any], most: int = 3) -> str:
+    return ", ".join(map(repr, labels[:most])) + ", …" * (len(labels) > most)
+
+
+def check_new(
+    fitted: Mapping[str, Encoding], now: Mapping[str, Encoding], is_number: Callable[[str], bool]
+) -> None:
+    """Check categories that a fit did not have.
+
+    Args:
+        fitted: how the arguments of the fit were encoded, by name.
+        now: the same at other arguments.
+        is_number: returns whether the model uses the codes of an argument as numbers.
+
+    Raises:
+        DataError: the code of a new category would be used as a number.
+    """
+    for name, encoding in now.items():
+        known = fitted.get(name)
+        if known is None or encoding.kind != "categories":
+            continue
+        new = [label for label in encoding.labels if label not in known.labels]
+        if new and is_number(name):
+            raise DataError(
+                f"Argument '{name}' has the new category {new[0]!r}, but the model uses the codes "
+                f"of its categories ({_listed(known.labels)}) as numbers, and the next one has no "
+                "meaning. Predict for categories of the fit, or fit with an effect of each "
+                "category, in a plate."
+            )
+
+
+def check_order(
+    fitted: Mapping[str, Any],
+    now: Mapping[str, Any],
+    encodings: Mapping[str, Encoding],
+    held: Mapping[str, Encoding],
+) -> None:
+    """Check that arguments with a value of each category can follow the order of their codes.
+
+    Args:
+        fitted: the arguments of the fit, by name.
+        now: other arguments.
+        encodings: how these were encoded.
+        held: how those of the fit were encoded.
+
+    Raises:
+        DataError: categories were given in an order that their codes do not have, and another
+            argument has a value for each of them.
+    """
+    for name, encoding in encodings.items():
+        known = held[name].labels if name in held else ()
+        if not known or not encoding.given or encoding.given == encoding.labels:
+            continue
+        for other, value in now.items():
+            size, before = _length(value), _length(fitted.get(other))
+            each = size in (len(encoding.given), len(encoding.labels)) and before == len(known)
+            if other != name and each and size != _length(now.get(name)):
+                raise DataError(
+                    f"Argument '{other}' has a value for each category of '{name}', whose codes "
+                    f"have the order {_listed(encoding.labels, 6)}: those of the fit, and then new "
+                    f"ones. Its categories were given in another order "
+                    f"({_listed(encoding.given, 6)}). Pass both in the order of the codes, such as "
+                    "pd.Categorical(values, categories=[*those of the fit, *new ones])."
+                )
+
+
+def _length(value: Any) -> int:
+    shape: Sequence[int] = getattr(value, "shape", ())
+    return int(shape[0]) if len(shape) else -1
+
+
+def warn_of_index(name: str, value: Any, encodings: Mapping[str, Encoding]) -> None:
+    """Warn of a Series by category that is in another order than the codes of the categories."""
+    index = getattr(value, "index", None)
+    if type(value).__name__ != "Series" or index is None:
+        return
+    by = [*index]
+    for other, encoding in encodings.items():
+        labels = [*encoding.labels]
+        if len(by) == len(labels) and by != labels and {*map(str, by)} == {*map(str, labels)}:
+            warn(
+                f"Argument '{name}' is a Series by the categories of '{other}', in another order "
+                f"({_listed(by)}) than their codes ({_listed(labels)}), but values are taken by "
+                f"position. Pass {name}.loc[{labels[:2]!r}…]."
+            )
 
 
 def shared_key(value: Any, known: Mapping[str, Encoding], what: str) -> str | None:
@@ -184,7 +300,12 @@ def _is_missing(x: Any) -> bool:
 
 
 def _codes(
-    codes: NDArray[np.int64], labels: list[Any], known: tuple[Any, ...], what: str
+    codes: NDArray[np.int64],
+    labels: list[Any],
+    known: tuple[Any, ...],
+    what: str,
+    *,
+    declared: bool,
 ) -> tuple[NDArray[np.int64], Encoding]:
     missing = np.flatnonzero(codes < 0)
     if len(missing):
@@ -195,6 +316,8 @@ def _codes(
     if known:
         used = {labels[i] for i in np.unique(codes)}
         _warn_of_misspelt({x for x in used if isinstance(x, str)} - {*known}, known, what)
+        if declared and {*known} <= {*labels}:  # all groups there are, some perhaps without rows
+            used = {*labels}
         every = [*known, *(label for label in labels if label in used and label not in known)]
         position = {label: i for i, label in enumerate(every)}
         codes = np.array([position.get(label, -1) for label in labels], np.int64)[codes]

@@ -11,9 +11,10 @@ import torch
 from probdl.errors import DataError, ProbdlError
 from probdl.model.encoding import Encoding
 from probdl.model.program import Program
-from probdl.model.sites import discover
+from probdl.model.sites import Structure, discover
+from probdl.util.isolation import isolated
 
-__all__ = ["grown_shapes", "is_index", "prepared"]
+__all__ = ["grown_shapes", "ignores", "is_index", "prepared", "uses_codes_as_numbers"]
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -121,6 +122,31 @@ def _plates_of(program: Program, name: str) -> set[str]:
             dims = zip(sites[site].dims, sites[site].shape, shape, strict=False)
             found |= {dim for dim, now, more in dims if dim and now < more == most + 1}
     return found
+
+
+def uses_codes_as_numbers(program: Program, name: str, structure: Structure) -> bool:
+    """Return whether nothing in the model has an element for each category of an argument."""
+    codes, encoding = program.arguments.get(name), program.encodings[name]
+    if encoding.kind != "categories" or codes is None:
+        return False
+    grown, held = grown_shapes(program, name, encoding), structure.sites
+    if any(shape != held[site].shape for site, shape in grown.items() if site in held):
+        return False  # such as contrasts, which are one fewer
+    return not is_index(program, name)
+
+
+def ignores(program: Program, name: str) -> bool:
+    """Return whether the model gives the same for other codes of an argument, as for its length."""
+    codes = program.arguments[name]
+    other = program.with_values(program.arguments | {name: codes.max() - codes})
+    results = []
+    for each in (program, other):
+        with isolated(0):
+            try:
+                results.append(each.run(lambda trace: trace.log_prob_sum()))
+            except ProbdlError:
+                return False
+    return bool(torch.equal(*map(torch.as_tensor, results)))
 
 
 def is_index(program: Program, name: str) -> bool:

@@ -34,7 +34,14 @@ from probdl.model.callables import (
     runnable,
     signature,
 )
-from probdl.model.encoding import Encoding, encode, is_array, is_raw, shared_key
+from probdl.model.encoding import (
+    Encoding,
+    encode,
+    is_array,
+    is_raw,
+    shared_key,
+    warn_of_index,
+)
 from probdl.model.loader import LoaderRows
 from probdl.model.messengers import (
     CastObservations,
@@ -219,6 +226,8 @@ class Program:
                 encoded.append(name)
         self.shared = shared
         self.encodings = {name: known[shared.get(name, name)] for name in encoded}
+        for name, value in self._parts(arguments).items():
+            warn_of_index(name, value, self.encodings)
         return self._packed(arguments, found)
 
     def _takes_raw(self, name: str) -> bool:

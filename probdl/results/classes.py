@@ -13,9 +13,10 @@ from probdl.model.distributions import base_distribution
 from probdl.model.program import Program
 from probdl.model.sites import Site
 
-__all__ = ["in_one_class", "observed_by"]
+__all__ = ["OF_CLASSES", "classes_of", "in_one_class", "observed_by"]
 
 MAX_CLASSES = 1000
+OF_CLASSES = ("Bernoulli", "Categorical", "OrderedLogistic")  # distributions
 
 
 def observed_by(program: Program, site: Site) -> str | None:
@@ -26,6 +27,20 @@ def observed_by(program: Program, site: Site) -> str | None:
         if isinstance(value, torch.Tensor) and torch.equal(value.double(), site.value.double()):
             return name
     return None
+
+
+def classes_of(program: Program, site: Site) -> list[Any]:
+    """Return the categories of the data of a site, or the values of its distribution."""
+    encoding = program.encodings.get(observed_by(program, site) or "")
+    if encoding is not None and encoding.kind == "categories":
+        return list(encoding.labels)
+    nodes: Any = program.run(lambda trace: trace.nodes)
+    return [int(value) for value in _support(nodes[site.name]["fn"]).tolist()]
+
+
+def _support(fn: Any) -> torch.Tensor:
+    values: torch.Tensor = base_distribution(fn).enumerate_support(expand=False)
+    return values.reshape(-1)[:MAX_CLASSES]
 
 
 def in_one_class(program: Program, name: str, argument: str) -> Iterator[Program]:
@@ -48,7 +63,6 @@ def in_one_class(program: Program, name: str, argument: str) -> Iterator[Program
             f"The site '{name}' has no classes: its distribution is not Bernoulli, Categorical or "
             "OrderedLogistic. Use predict()."
         )
-    classes = fn.enumerate_support(expand=False).reshape(-1)[:MAX_CLASSES]
     shape = nodes[name]["fn"].batch_shape
-    for value in classes.tolist():
+    for value in _support(fn).tolist():
         yield program.with_values(values | {argument: torch.full(shape, int(value))})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -86,13 +86,20 @@ def data_groups(program: Program, structure: Structure, whole: Structure) -> dic
     }
 
 
-def predicted(draws: Mapping[str, Array], labels: Labels, given: Mapping[str, Any]) -> Any:
+def predicted(
+    draws: Mapping[str, Array],
+    labels: Labels,
+    given: Mapping[str, Any],
+    matched: Collection[str] = (),
+) -> Any:
     """Return predictions as a labelled dataset.
 
     Args:
         draws: (chain, draw, *shape) by site.
         labels: the names of the dimensions at the arguments of the predictions, and their labels.
         given: the labels that the user gave, which must fit.
+        matched: dimensions of the fit, by whose labels groups were matched; the predictions need
+            not have them.
 
     Raises:
         SettingError: there are labels of no dimension, or not one for each index.
@@ -104,10 +111,12 @@ def predicted(draws: Mapping[str, Array], labels: Labels, given: Mapping[str, An
             sizes[dims[axis] or f"{name}_dim_{axis}"] = size
     for dim, of in given.items():
         size = sizes.get(labels.plates.get(dim, dim))
+        if size is None and dim in matched:
+            continue
         if size is None:
             raise SettingError(
-                f"coords has labels of {dim!r}, but the predictions have the dimensions "
-                f"{suggest(dim, sizes)}."
+                f"coords has labels of {dim!r}, which is no dimension of the predictions; "
+                f"{suggest(dim, sizes)}"
             )
         if len(of) != size:
             raise SettingError(

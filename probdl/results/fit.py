@@ -36,13 +36,16 @@ from probdl.io.saving import save
 from probdl.model import predictive, streaming
 from probdl.model.discrete import observations
 from probdl.model.elements import Elements, check_labels
+from probdl.model.encoding import check_new, check_order
+from probdl.model.imputation import imputed_plates
 from probdl.model.loader import MissingLoader
+from probdl.model.preparing import uses_codes_as_numbers
 from probdl.model.program import Program
 from probdl.model.sites import Site, Structure, data_plate, discover
 from probdl.model.without_model import WithoutModel
 from probdl.results import display, table
 from probdl.results.causes import by_cause
-from probdl.results.classes import in_one_class, observed_by
+from probdl.results.classes import OF_CLASSES, classes_of, in_one_class, observed_by
 from probdl.results.container import (
     as_numpy,
     assemble,
@@ -644,7 +647,7 @@ class Fit:
             return self.posterior_predictive() if out is None else self._sample(self.program, out)
         program = self.program
         if args or kwargs:
-            program = self.program.with_arguments(args, kwargs)
+            program = self._program_at(args, kwargs)
             program.check_finite(exempt=self.program.not_finite())
         return self._sample(program, out, self._elements(program, coords))
 
@@ -692,7 +695,7 @@ class Fit:
             *args, num_samples=num_samples, coords=matched_labels or None, **kwargs
         )
         labels = self._labels_at(program, structure, given, fresh=num_samples is not None)
-        return predicted(draws, labels, given)
+        return predicted(draws, labels, given, matched_labels)
 
     def _labels_at(
         self, program: Program, structure: Structure, given: Mapping[str, Any], *, fresh: bool
@@ -704,6 +707,26 @@ class Fit:
             coords = {dim: of for dim, of in coords.items() if dim not in rows}
             coords |= labels_at(program, self.program, self.dims, self.coords, given)
         return Labels(structure, self.dims, coords | dict(given))
+
+    @property
+    def classes(self) -> dict[str, list[Any]]:
+        """The classes of each categorical observed site, in the order of ``predict_proba``.
+
+        They are the categories of the data, or the values of the distribution.
+
+        Example:
+            >>> import numpy as np, probdl
+            >>> from probdl.models import logistic_regression
+            >>> x, y = np.linspace(-2, 2, 40)[:, None], np.repeat(["no", "yes"], 20)
+            >>> fit = probdl.infer(logistic_regression, x, y, method="laplace", seed=1)
+            >>> fit.classes
+            {'y': ['no', 'yes']}
+        """
+        return {
+            site.name: classes_of(self.program, site)
+            for site in self.structure.of("observed")
+            if site.distribution in OF_CLASSES
+        }
 
     @sheltered()
     def predict_proba(
@@ -723,7 +746,8 @@ class Fit:
             kwargs: the model's keyword arguments.
 
         Returns:
-            By observed site, the probabilities (*batch shape at these arguments, classes).
+            By observed site, the probabilities (*batch shape at these arguments, classes); the
+            classes are ``fit.classes``.
 
         Raises:
             ModelError: an observed site has no finite number of classes, or its data are not an
@@ -871,6 +895,8 @@ class Fit:
         if program is not self.program and program.encodings:
             own = labels_at(program, self.program, self.dims, self.coords, coords or {})
             coords = own | dict(coords or {})
+        if program is not self.program:
+            fresh = [*fresh, *imputed_plates(self.program, self.structure, program)]
         return Elements(
             self.structure,
             dims=self._labels.sites,
@@ -1154,8 +1180,25 @@ class Fit:
         """Return the program at other arguments, and its sites there."""
         if not args and not kwargs:
             return self.program, self.structure
-        program = self.program.with_arguments(args, kwargs)
+        program = self._program_at(args, kwargs)
         return program, discover(program)
+
+    def _program_at(self, args: Any, kwargs: Any) -> Program:
+        """Return the program at other arguments, whose categories fit those of the data.
+
+        Raises:
+            DataError: they do not.
+        """
+        fitted = self.program
+        program = fitted.with_arguments(args, kwargs)
+        observed = {observed_by(fitted, site) for site in self.structure.of("observed")}
+
+        def is_number(name: str) -> bool:
+            return name not in observed and uses_codes_as_numbers(fitted, name, self.structure)
+
+        check_new(fitted.encodings, program.encodings, is_number)
+        check_order(fitted.arguments, program.arguments, program.encodings, fitted.encodings)
+        return program
 
     def _rows(self, count: int) -> Program:
         """Return the program on this number of rows, repeating its data."""

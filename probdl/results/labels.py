@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from probdl.errors import SettingError
+from probdl.errors import SettingError, warn
 from probdl.io.idata import unclashed
 from probdl.model.elements import check_labels
 from probdl.model.encoding import Encoding
@@ -167,6 +167,7 @@ def checked_labels(
     _check_names(structure, data, dims, coords)
     own_dims, own_coords = _labels_of_data(program, structure)
     _check_order(own_coords, coords)
+    _warn_of_order(program, coords)
     return {**own_dims, **dims}, own_coords | dict(coords)
 
 
@@ -183,6 +184,20 @@ def _check_order(own: Mapping[str, Any], given: Mapping[str, Any]) -> None:
                 f"the data, which are {[*labels][:6]}, in this order. Leave them out; for another "
                 "order, pass pd.Categorical(values, categories=[...])."
             )
+
+
+def _warn_of_order(program: Program, given: Mapping[str, Any]) -> None:
+    """Warn of labels that are categories of the data in another order than their codes."""
+    for dim, labels in given.items():
+        for name, encoding in program.encodings.items():
+            listed = [*map(str, labels)]
+            own = [*map(str, encoding.labels)]
+            if listed != own and sorted(listed) == sorted(own):
+                warn(
+                    f"coords[{dim!r}] has the categories of '{name}' in another order than their "
+                    f"codes, which are {own[:6]}. If the dimension is indexed by '{name}', its "
+                    "labels are at the wrong places."
+                )
 
 
 def _labels_of_data(

@@ -1,0 +1,176 @@
+"""Categories at other arguments, their order, and the classes of observed sites."""
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+import probdl
+from probdl.errors import DataError, FindingWarning
+
+COUNTIES = ["Aa", "Ab", "Ac", "Ad"]
+
+
+def by_county(county, u, y=None):
+    b = pyro.sample("b", dist.Normal(0.0, 1.0))
+    with pyro.plate("county", len(u)):
+        a = pyro.sample("a", dist.Normal(b * u, 0.1))
+    with pyro.plate("row", len(county)):
+        pyro.sample("y", dist.Normal(a[county], 0.5), obs=y)
+
+
+def slope(floor, y=None):
+    b = pyro.sample("b", dist.Normal(0.0, 1.0))
+    with pyro.plate("row", len(floor)):
+        pyro.deterministic("mu", b * floor)
+        pyro.sample("y", dist.Normal(b * floor, 0.5), obs=y)
+
+
+def ordinal(x, y=None):
+    b = pyro.sample("b", dist.Normal(0.0, 1.0))
+    with pyro.plate("row", len(x)):
+        pyro.sample("y", dist.OrderedLogistic(b * x, torch.tensor([-1.0, 0.0, 1.0])), obs=y)
+
+
+def fitted(model, *data, **settings):
+    return probdl.infer(model, *data, method="laplace", seed=1, progress=False, **settings)
+
+
+@pytest.fixture(scope="module")
+def of_counties():
+    u = np.array([-1.0, 0.0, 1.0, 2.0])
+    codes = np.tile(np.arange(4), 10)
+    y = 2 * u[codes] + np.random.default_rng(0).normal(size=40) * 0.5
+    return fitted(by_county, np.array(COUNTIES)[codes], u, y)
+
+
+def severities(fit, check):
+    return [f.severity for f in fit.diagnose() if f.check == check]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_new_category_whose_code_would_be_a_number_is_refused():
+    fit = fitted(slope, ["basement", "first"] * 10, np.tile([0.0, -1.0], 10))
+    with pytest.raises(DataError, match="new category 'attic', but the model uses the codes"):
+        fit.predict(["basement", "attic"])
+    assert fit.predict(["first", "basement"])["mu"].shape[-1] == 2
+
+
+def test_values_by_category_must_follow_the_order_of_the_codes(of_counties):
+    u = np.array([-1.0, 5.0, 0.0, 1.0, 2.0])
+    listed = ["Aa", "New", "Ab", "Ac", "Ad"]
+    with pytest.raises(DataError, match=r"'u' has a value for each category of 'county'.*'New'"):
+        of_counties.predict(pd.Categorical(["New", "Ab"], categories=listed), u)
+    order = [0, 2, 3, 4, 1]
+    after = pd.Categorical(["New", "Ab"], categories=[*COUNTIES, "New"])
+    mean = of_counties.predict(after, u[order])["y"].mean((0, 1))
+    np.testing.assert_allclose(mean, [10.0, 0.0], atol=0.6)
+
+
+def test_categories_without_rows_keep_their_place(of_counties):
+    u = np.array([-1.0, 0.0, 1.0, 2.0, 4.0, 5.0])
+    after = pd.Categorical(["Y", "Ab"], categories=[*COUNTIES, "X", "Y"])
+    mean = of_counties.predict(after, u)["y"].mean((0, 1))
+    np.testing.assert_allclose(mean, [10.0, 0.0], atol=0.6)
+
+
+def test_numbers_in_the_place_of_texts_are_reported(of_counties):
+    u = np.array([-1.0, 0.0, 1.0, 2.0])
+    with pytest.warns(UserWarning, match="has the categories 'Aa', 'Ab', 'Ac', … in the fit"):
+        of_counties.predict(np.array([0, 1]), u)
+
+
+def test_a_series_by_category_in_another_order_is_reported():
+    u = pd.Series([2.0, -1.0, 0.0, 1.0], index=["Ad", "Aa", "Ab", "Ac"])
+    with pytest.warns(UserWarning, match="'u' is a Series by the categories of 'county'"):
+        fitted(by_county, np.tile(COUNTIES, 5), u, np.zeros(20))
+
+
+def test_labels_in_another_order_than_the_codes_are_reported():
+    def model(kind, y):
+        with pyro.plate("group", 4):
+            a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(a[kind.sum() * 0], 1.0).expand(y.shape).to_event(1), obs=y)
+
+    with pytest.warns(UserWarning, match="in another order than their codes"):
+        fitted(model, np.tile(COUNTIES, 5), np.zeros(20), coords={"group": COUNTIES[::-1]})
+
+
+def test_texts_of_ordered_classes_are_reported_unless_they_have_an_order():
+    texts = np.tile(["poor", "fair", "good", "great"], 10)
+    x = np.linspace(-1, 1, 40)
+    with pytest.warns(FindingWarning, match="fair < good < great < poor"):
+        fit = fitted(ordinal, x, texts)
+    assert severities(fit, "categories") == ["warning"]
+    order = ["poor", "fair", "good", "great"]
+    fit = fitted(ordinal, x, pd.Categorical(texts, categories=order, ordered=True))
+    assert severities(fit, "categories") == []
+    assert fit.classes == {"y": order}
+
+
+def test_classes_of_codes_are_the_values_of_the_distribution():
+    fit = fitted(ordinal, np.linspace(-1, 1, 40), np.tile([0, 1, 2, 3], 10))
+    assert fit.classes == {"y": [0, 1, 2, 3]}
+
+
+def test_categories_of_which_only_the_number_is_used_are_no_finding():
+    def pooled(county, y):
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        with pyro.plate("row", len(county)):
+            pyro.sample("y", dist.Normal(m, 1.0), obs=y)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit = fitted(pooled, np.tile(COUNTIES, 5), np.zeros(20))
+    assert severities(fit, "categories") == []
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_labels_of_groups_that_predictions_do_not_have():
+    def model(school, count, y=None):
+        with pyro.plate("schools", count):
+            a = pyro.sample("a", dist.Normal(0.0, 3.0))
+        with pyro.plate("row", len(school)):
+            pyro.sample("y", dist.Normal(a[school], 0.5), obs=y)
+
+    codes = np.tile(np.arange(4), 10)
+    fit = fitted(model, codes, 4, 2.0 * codes, coords={"schools": list("abcd")})
+    found = fit.predictions(np.array([0, 1]), 2, coords={"schools": ["d", "a"]})
+    np.testing.assert_allclose(found["y"].mean(("chain", "draw")), [6.0, 0.0], atol=0.5)
+
+
+def imputed(x, y=None):
+    missing = torch.isnan(x)
+    with pyro.plate("gap", int(missing.sum())):
+        gaps = pyro.sample("gaps", dist.Normal(0.0, 1.0))
+    x = torch.where(missing, torch.zeros(()), x).masked_scatter(missing, gaps)
+    b = pyro.sample("b", dist.Normal(0.0, 1.0))
+    with pyro.plate("row", len(x)):
+        pyro.sample("y", dist.Normal(b * x, 1.0), obs=y)
+
+
+def test_imputed_values_are_not_reported_as_replaced():
+    x = np.random.default_rng(0).normal(size=30)
+    y = x + 0.1
+    x[:5] = np.nan
+    fit = fitted(imputed, x, y, missing="mask")
+    assert severities(fit, "missing") == []
+
+
+def test_imputed_values_are_not_those_of_other_rows():
+    x = np.random.default_rng(0).normal(size=60)
+    y = 3 * x + np.random.default_rng(1).normal(size=60)
+    x[:5] = np.nan
+    fit = fitted(imputed, x, y)
+    other = np.zeros(12)
+    other[:5] = np.nan
+    draws = fit.predict(other)["y"][..., :5]
+    error = 5 * draws.std() / np.sqrt(draws.shape[1])  # five standard errors
+    np.testing.assert_allclose(draws.mean((0, 1)), 0.0, atol=error)
+    more = np.concatenate([x, [0.0]])
+    kept = fit.predict(more)["y"][..., :5].mean((0, 1))
+    np.testing.assert_allclose(kept, fit.predict()["y"][..., :5].mean((0, 1)), atol=error)
