@@ -333,7 +333,8 @@ TOPICS: dict[str, dict[str, Check]] = {
         "categories": Check(
             ("info", "warning"),
             "Texts among the data became codes, and the model has no group for each of them, so "
-            "the codes may be used as numbers. Of two categories only a note.",
+            "the codes may be used as numbers. Of two categories only a note. Or texts are the "
+            "classes of an ordinal model, and their codes follow the alphabet.",
         ),
         "factor": Check(
             _INFO,
