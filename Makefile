@@ -75,8 +75,8 @@ bench-starts: $(STAMP)  ## chains that stay where they started; needs PROBDL_SHA
 bench-engine: $(STAMP)  ## how fast the native engine is; writes benchmarks/results/
 	$(BIN)/python -m benchmarks.engine
 
-bench-loops: $(STAMP)  ## what unrolled loops over time cost to compile
-	PROBDL_CACHE="$$(mktemp -d)" $(BIN)/python -m benchmarks.loops
+bench-loops: $(STAMP) $(PEERS)/.installed  ## loops over time, beside NumPyro's scan
+	$(BIN)/python -m benchmarks.peers.loops
 
 bench-svi: $(STAMP)  ## SVI steps, VAEs and guides; needs PROBDL_SHARED; writes benchmarks/results/
 	$(BIN)/python -m benchmarks.svi

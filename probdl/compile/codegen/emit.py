@@ -232,9 +232,9 @@ class _Emitter(Builder):
             raise UnsupportedError(
                 f"{op.__name__} on Boolean tensors is not supported by the native engine"
             )
+        # A number may be another one in each step of a loop, as a tensor may.
+        args = [Value(float(a), _SCALAR) if _is_number(a) else a for a in args]
         operands = [a for a in args if isinstance(a, Value)]
-        numbers = [None if isinstance(a, Value) else a for a in args]
-        is_value = [isinstance(a, Value) for a in args]
         if op in _BITWISE and self.dtype != torch.bool:
             raise UnsupportedError(
                 f"{op.__name__} on integers is not supported by the native engine"
@@ -245,10 +245,7 @@ class _Emitter(Builder):
 
         def expression(*names: str) -> str:
             given = iter(names)
-            parts = [
-                next(given) if value else (literal(number) if _is_number(number) else number)
-                for value, number in zip(is_value, numbers, strict=True)
-            ]
+            parts = [next(given) if isinstance(a, Value) else a for a in args]
             return POINTWISE[op](*parts, **kwargs)
 
         expression(*("x" for _ in operands))  # so that an error is raised here and not later
@@ -522,6 +519,7 @@ def _unchanged_operand(op: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> 
     return None
 
 
+_SCALAR = empty(())
 _SUMS = {aten.add, aten.sub, aten.rsub}
 _BITWISE = {aten.bitwise_and, aten.bitwise_not, aten.bitwise_or, aten.bitwise_xor}
 _NEUTRAL: dict[Any, float] = {aten.add: 0.0, aten.sub: 0.0, aten.mul: 1.0, aten.div: 1.0}

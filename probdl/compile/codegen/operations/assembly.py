@@ -29,6 +29,7 @@ __all__ = ["RULES", "Slices", "added", "assembled"]
 aten = torch.ops.aten
 
 MIN_APART = 8  # slices that are written by separate statements, which a loop can run
+MAX_SPLIT = 8  # length of slices that are split if they overlap
 
 
 @dataclass
@@ -64,14 +65,26 @@ def added(builder: Builder, a: Slices, b: Slices | Value) -> Slices | None:
         return a
     if a.shape != b.shape or a.dim != b.dim or b.base is not None:
         return None
-    if any(part not in a.parts and not a.covered.isdisjoint(range(*part)) for part in b.parts):
-        return None
-    for part, value in b.parts.items():
+    parts = b.parts
+    if any(part not in a.parts and not a.covered.isdisjoint(range(*part)) for part in parts):
+        if max(last - first for first, last in [*a.parts, *parts]) > MAX_SPLIT:
+            return None
+        a.parts, parts = _split(a), _split(b)
+    for part, value in parts.items():
         if part in a.parts:
             value = _sum(builder, a.parts[part], value)
         a.parts[part] = value
         a.covered.update(range(*part))
     return a
+
+
+def _split(x: Slices) -> dict[tuple[int, int], Value]:
+    """Return slices of length 1."""
+    return {
+        (i, i + 1): value.like(value.layout.narrow(x.dim, i - first, 1))
+        for (first, last), value in x.parts.items()
+        for i in range(first, last)
+    }
 
 
 def _sum(builder: Builder, a: Value, b: Value) -> Value:

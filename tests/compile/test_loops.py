@@ -1,0 +1,215 @@
+"""Loops over time: the C code is as long for many steps as for few, and gives the same."""
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+import probdl
+from probdl.compile import choose
+from probdl.compile.codegen.emit import emit
+from probdl.compile.codegen.periods import Repeat, repeats
+from probdl.compile.tracing.trace import trace
+from probdl.compile.verify import verify
+
+RNG = np.random.default_rng(0)
+
+
+def normals(name, *shape):
+    return pyro.sample(name, dist.Normal(torch.zeros(shape), 1.0).to_event(len(shape)))
+
+
+def garch(y):
+    a, b = normals("a"), normals("b")
+    variance, variances = torch.tensor(1.0), []
+    for t in range(len(y)):
+        variances.append(variance)
+        variance = a**2 + 0.3 * y[t] ** 2 + torch.sigmoid(b) * variance
+    with pyro.plate("t", len(y)):
+        pyro.sample("y", dist.Normal(0.0, torch.stack(variances).sqrt()), obs=y)
+
+
+def local_level(y):
+    moves, sd = normals("moves", len(y)), normals("sd").exp()
+    level, levels = torch.tensor(0.0), []
+    for t in range(len(y)):
+        level = 0.9 * level + moves[t]
+        levels.append(level)
+    pyro.sample("y", dist.Normal(torch.stack(levels), sd).to_event(1), obs=y)
+
+
+def matrix_of_latent_values(y):
+    x = normals("x", 3, len(y))
+    state, total = torch.zeros(3), torch.tensor(0.0)
+    for t in range(len(y)):
+        state = torch.tanh(state + x[:, t])
+        total = total + state.sum() * y[t]
+    pyro.factor("f", total - (x**4).sum())
+
+
+def overlapping_slices(y):
+    x = normals("x", len(y) + 2)
+    total = torch.tensor(0.0)
+    for t in range(len(y)):
+        total = total + (x[t : t + 3] * y[t]).sin().sum() + x[t] * x[t + 1]
+    pyro.factor("f", total)
+
+
+def forward(y):
+    rows = pyro.sample("rows", dist.Dirichlet(torch.ones(3)).expand([3]).to_event(1))
+    alpha = torch.zeros(3)
+    for t in range(len(y)):
+        alpha = torch.logsumexp(alpha[:, None] + rows.log(), 0) + y[t] * torch.arange(3.0)
+    pyro.factor("f", torch.logsumexp(alpha, 0))
+
+
+def sites_in_each_step(y):
+    x = torch.tensor(0.0)
+    for t in pyro.markov(range(len(y))):
+        x = pyro.sample(f"x{t}", dist.Normal(0.9 * x, 1.0))
+        pyro.sample(f"y{t}", dist.Normal(x, 0.5), obs=y[t])
+
+
+def kalman_filter(y):
+    q, r = normals("q").exp(), normals("r").exp()
+    move, eye = torch.tensor([[1.0, 1.0], [0.0, 1.0]]), torch.eye(2)
+    m, p, total = torch.zeros(2), 10 * torch.eye(2), torch.tensor(0.0)
+    for t in range(len(y)):
+        m, p = move @ m, move @ p @ move.T + q * eye
+        s = p[0, 0] + r
+        gain = p[:, 0] / s
+        total = total + dist.Normal(m[0], s.sqrt()).log_prob(y[t])
+        m, p = m + gain * (y[t] - m[0]), p - torch.outer(gain, p[0])
+    pyro.factor("f", total)
+
+
+def two_branches(y):
+    a, x, xs = normals("a"), torch.tensor(0.5), []
+    for t in range(len(y)):
+        x = torch.sin(x + a) if t % 2 else torch.cos(x * a) + y[t]
+        xs.append(x)
+    pyro.factor("f", torch.stack(xs).sum())
+
+
+def seasons(y):
+    season, a = normals("season", 4), normals("a")
+    x = torch.tensor(0.0)
+    for t in range(len(y)):
+        x = a * x + season[t % 4] * y[t] * (0.1 * t)
+    pyro.factor("f", torch.tanh(x))
+
+
+def a_second_loop_backwards(y):
+    a, x, xs = normals("a"), torch.tensor(0.5), []
+    for t in range(len(y)):
+        x = torch.tanh(a * x + y[t])
+        xs.append(x)
+    back = torch.tensor(0.0)
+    for t in reversed(range(len(y))):
+        back = torch.sin(back + xs[t] * xs[(7 * t) % len(y)])
+    pyro.factor("f", back)
+
+
+def lags(y):
+    a, b = normals("a"), normals("b")
+    xs = [a, b, a * b]
+    for t in range(len(y)):
+        xs.append(torch.tanh(a * xs[-1] - b * xs[-3] + y[t]))
+    pyro.factor("f", torch.stack(xs[3:], 0).square().sum())
+
+
+def writes_in_place(y):
+    a = normals("a")
+    x, last = torch.zeros(len(y)), a
+    for t in range(len(y)):
+        last = torch.sin(last * a) + y[t]
+        x[t] = last
+    pyro.factor("f", x.sum())
+
+
+def arrays_of_each_step(y):
+    a, total = normals("a", 4), torch.tensor(0.0)
+    for t in range(len(y)):
+        total = total + (a * torch.linspace(0, 1 + t, 4) ** 2 * y[t]).tanh().sum()
+    pyro.factor("f", total)
+
+
+def recurrent_network(y):
+    w, out, h, hs = normals("w", 4, 5), normals("out", 4), torch.zeros(4), []
+    for t in range(len(y)):
+        h = torch.tanh(w @ torch.cat([h, y[t : t + 1]]))
+        hs.append(h)
+    pyro.sample("y", dist.Normal(torch.stack(hs, 1).T @ out, 1.0).to_event(1), obs=y)
+
+
+def extremes(y):
+    a, x, total = normals("a", 12), torch.zeros(12), torch.tensor(0.0)
+    for t in range(len(y)):
+        best, place = (x + a * y[t]).max(0)
+        x = torch.where(x > 0, x.clamp(max=3.0), a) + 0.1 * best
+        total = total + best * place
+    pyro.factor("f", total)
+
+
+# With the number of statements of the C code that more steps do not add to.
+ROLLED = {
+    f.__name__: f
+    for f in (
+        garch, local_level, matrix_of_latent_values, overlapping_slices, forward,
+        sites_in_each_step, kalman_filter, two_branches, seasons, lags, recurrent_network, extremes,
+    )
+}  # fmt: skip
+OTHER = {f.__name__: f for f in (writes_in_place, arrays_of_each_step, a_second_loop_backwards)}
+
+
+def density_of(model, steps):
+    return probdl.LogDensity.from_model(model, (RNG.normal(size=steps),))
+
+
+@pytest.mark.parametrize("name", [*ROLLED, *OTHER])
+@pytest.mark.parametrize("steps", [1, 5, 8, 33])
+def test_value_and_gradient_are_those_of_the_model(name, steps):
+    density = density_of((ROLLED | OTHER)[name], steps)
+    compiled, findings = choose(density, "native", 0)
+    assert compiled.engine == "native"
+    points = torch.tensor(RNG.normal(size=(4, density.dim)))
+    verify(compiled, density, points)
+
+
+@pytest.mark.parametrize("name", ROLLED)
+def test_more_steps_have_no_more_code(name):
+    lengths = []
+    for steps in (48, 96):
+        density = density_of(ROLLED[name], steps)
+        traced = trace(density, torch.full((density.dim,), 0.1, dtype=torch.float64))
+        lengths.append(emit(traced.density, density.dim).statements)
+    assert lengths[0] == lengths[1]
+
+
+def test_the_code_of_a_sum_over_steps_is_linear_in_its_work():
+    def model(y):
+        x = normals("x", len(y))
+        pyro.factor("f", sum(torch.sin(x[t]) * y[t] for t in range(len(y))))
+
+    work = []
+    for steps in (200, 400):
+        density = density_of(model, steps)
+        traced = trace(density, torch.full((density.dim,), 0.1, dtype=torch.float64))
+        work.append(emit(traced.density, density.dim).work)
+    assert work[1] <= 2 * max(work[0], 4096)
+
+
+@pytest.mark.parametrize(
+    ("items", "expected"),
+    [
+        ([1, 2, 3], []),
+        ([5] * 13, [Repeat(0, 1, 13)]),
+        ([*range(9)] * 5, []),
+        ([*range(9)] * 6, [Repeat(0, 9, 6)]),
+        ([0, *[1, 2, 1, 3] * 6, 4], [Repeat(1, 4, 6)]),
+        ([*[1, 2] * 9, 9, *[3] * 17], [Repeat(0, 2, 9), Repeat(19, 1, 17)]),
+    ],
+)
+def test_repeats_of_a_sequence(items, expected):
+    assert list(repeats(items)) == expected
