@@ -171,7 +171,7 @@ def density_of(model, steps):
 @pytest.mark.parametrize("steps", [1, 5, 8, 33])
 def test_value_and_gradient_are_those_of_the_model(name, steps):
     density = density_of((ROLLED | OTHER)[name], steps)
-    compiled, findings = choose(density, "native", 0)
+    compiled, _ = choose(density, "native", 0)
     assert compiled.engine == "native"
     points = torch.tensor(RNG.normal(size=(4, density.dim)))
     verify(compiled, density, points)
