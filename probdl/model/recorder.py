@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
 from probdl.errors import ProbdlError
+from probdl.util.clock import check_time_limit
 
 __all__ = [
     "ControlFlowError",
@@ -68,6 +69,8 @@ _ANY = {torch.any, Tensor.any}
 _WHERE = {torch.where, Tensor.where}  # with one argument, the same as nonzero
 
 _CHANGES = "Python control flow depends on the value of a tensor that changes between evaluations"
+
+CHECK_AFTER_NODES = 256  # for the time limit
 
 _RANDOM = -1  # stands for the random numbers among the inputs that a node depends on
 
@@ -154,6 +157,8 @@ class _Recorder(DispatchMode):
         if func in _IDENTITIES:
             self.nodes[result] = self.node_of(args[0])
             return result
+        if len(self.sources) % CHECK_AFTER_NODES == 0:
+            check_time_limit()
         inputs: list[fx.Node] = []
         node_args = tuple(self._as_nodes(x, inputs) for x in args)
         node_kwargs = {name: self._as_nodes(x, inputs) for name, x in kwargs.items()}

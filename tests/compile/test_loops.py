@@ -12,6 +12,7 @@ from probdl.compile.codegen.emit import emit
 from probdl.compile.codegen.periods import Repeat, repeats
 from probdl.compile.tracing.trace import trace
 from probdl.compile.verify import verify
+from probdl.util.clock import TimeUp, clock
 
 RNG = np.random.default_rng(0)
 
@@ -198,6 +199,16 @@ def test_the_code_of_a_sum_over_steps_is_linear_in_its_work():
         traced = trace(density, torch.full((density.dim,), 0.1, dtype=torch.float64))
         work.append(emit(traced.density, density.dim).work)
     assert work[1] <= 2 * max(work[0], 4096)
+
+
+def test_the_time_limit_ends_tracing_and_writing():
+    density = density_of(garch, 100)
+    z = torch.full((density.dim,), 0.1, dtype=torch.float64)
+    with clock(0.0), pytest.raises(TimeUp):
+        trace(density, z)
+    traced = trace(density, z)
+    with clock(0.0), pytest.raises(TimeUp):
+        emit(traced.density, density.dim)
 
 
 @pytest.mark.parametrize(

@@ -49,12 +49,14 @@ from probdl.compile.codegen.statements import (
     shape_of,
     squeezed_access,
 )
+from probdl.util.clock import check_time_limit
 from probdl.util.garbage import no_collection
 
 __all__ = ["Source", "emit", "is_view", "supports"]
 
 aten = torch.ops.aten
 
+CHECK_AFTER_NODES = 256  # for the time limit
 MAX_FUNCTION_LINES = 250  # compile time grows faster than linearly with a function's length
 MAX_STACK_NUMBERS = 4096  # of work space; they fit on any thread's stack
 
@@ -129,7 +131,9 @@ class _Emitter(Builder):
         self.loops: dict[Statement, Loop] = {}
         self.tables: list[str] = []  # C arrays of numbers by turn of the loop that is written
         arrays = 0
-        for node in graph.nodes:
+        for i, node in enumerate(graph.nodes):
+            if i % CHECK_AFTER_NODES == 0:
+                check_time_limit()
             if node.op == "placeholder":
                 name = "z" if node.name == "z" else f"d[{arrays}]"
                 arrays += node.name != "z"
