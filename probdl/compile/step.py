@@ -263,6 +263,10 @@ class NativeStep:
                 "its matrix products are large, so the native engine would be slower than torch"
             )
         source = emit(traced.density, len(parameters.flat))
+        if source.calls:  # torch is faster with all of the step
+            raise UnsupportedError(
+                f"the operation {source.calls[0].op} is not supported by the native engine"
+            )
         if source.statements > MAX_STATEMENTS:
             raise UnsupportedError(f"its graph has {source.statements} operations")
         arrays = traced.arrays(data[self._held :])

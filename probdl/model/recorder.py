@@ -181,6 +181,9 @@ class _Recorder(DispatchMode):
         elif isinstance(result, (tuple, list)):
             node = self.graph.call_function(func, node_args, node_kwargs)
             self.sources[node] = sources
+            node.meta["vals"] = [
+                torch.empty_like(x, device="meta") if isinstance(x, Tensor) else x for x in result
+            ]
             for i, x in enumerate(result):
                 if isinstance(x, Tensor):
                     part = self.graph.call_function(operator.getitem, (node, i))

@@ -134,6 +134,18 @@ FUNCTIONS = {
     * torch.logical_xor(x > 0, x > 1),
     "one-sided limits": lambda x: torch.clamp_min(x, 0.1) + torch.clamp_max(x, 0.2),
     "written diagonals": lambda x: torch.diagonal_scatter(torch.outer(x, x), x**3),
+    "lengths": lambda x: torch.hypot(x, 1 + x**2) + torch.copysign(x, -1 - x**2),
+    "bessel functions": lambda x: torch.special.i0(x) + torch.special.i1(x) * torch.special.i0e(x),
+    "scaled bessel functions": lambda x: torch.special.i1e(x) + torch.i0(x**2),
+    "inverse error functions": lambda x: (x / 4).erfinv() + torch.special.ndtri(torch.sigmoid(x)),
+    "tails of the normal": lambda x: torch.special.erfcx(x) + torch.special.log_ndtr(3 * x),
+    "incomplete gamma functions": lambda x: (
+        torch.special.gammainc(torch.tensor(2.5), x**2 + 0.1)
+        + torch.special.gammaincc(torch.tensor(0.5), x**2 + 0.1)
+    ),
+    "derivatives of gamma functions": lambda x: (
+        torch.digamma(x**2 + 0.1) + torch.polygamma(1, x + 0.123) + torch.polygamma(2, x**2 + 0.1)
+    ),
     "windows": lambda x: x.unfold(0, 3, 1).sum(-1) * x[:4],
     "scattered sums": lambda x: torch.zeros(3, dtype=x.dtype).scatter_add(
         0, torch.tensor([0, 2, 2, 1, 0, 2]), x**2
@@ -255,6 +267,62 @@ def test_operations_without_an_exact_c_form_are_refused(name):
     density, _ = evaluate(REFUSED[name])
     with pytest.raises(probdl.ModelError, match="cannot run on the native engine"):
         choose(density, "native", 0)
+
+
+# Computed by torch, in a call from the C code.
+CALLED = {
+    "sorted": lambda x: x.sort().values * x + x.argsort() * x,
+    "largest": lambda x: x.topk(3).values * x[:3] + x.median() + x.kthvalue(2).values,
+    "running extremes": lambda x: x.cummax(0).values + x.cummin(0).values * x,
+    "running sums of exponentials": lambda x: x.logcumsumexp(0),
+    "eigenvalues": lambda x: torch.linalg.eigh(spd(x)).eigenvalues,
+    "singular values": lambda x: torch.linalg.svdvals(spd(x) + torch.outer(x, x**2)),
+    "systems": lambda x: torch.linalg.solve(spd(x) + torch.diag(x[:5], 1), x),
+    "determinants": lambda x: torch.stack([torch.logdet(spd(x)), torch.linalg.det(spd(x))]),
+    "inverses": lambda x: torch.linalg.inv(spd(x)),
+    "orthogonal factors": lambda x: torch.linalg.qr(spd(x)).R,
+    "matrix exponential": lambda x: torch.linalg.matrix_exp(torch.outer(x, x) / 4),
+    "places": lambda x: torch.searchsorted(torch.arange(3.0), x.detach()) * x,
+    "convolution": lambda x: F.conv1d(x[None, None], x[:3][None, None]),
+    "convolution of data": lambda x: F.conv1d(torch.ones(1, 1, 9), x[:3][None, None]) ** 2,
+    "layer norm": lambda x: F.layer_norm(x, (6,)) * x,
+    "distances": lambda x: torch.cdist(x.reshape(3, 2), MATRIX[:, :2].to(x.dtype)),
+    "the same twice": lambda x: x.sort().values + (2 * x).sort().values,
+    "nothing": lambda x: x[:0].sort().values.sum() + x,
+}
+
+
+@pytest.mark.parametrize("name", CALLED)
+def test_operations_without_a_c_form_are_computed_by_torch(name):
+    density, points = evaluate(CALLED[name])
+    compiled, findings = choose(density, "native", 0)
+    assert compiled.engine == "native"
+    assert not findings
+    assert verify(compiled, density, points) < 1e-10
+
+
+def test_calls_of_torch_from_several_chains():
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(torch.zeros(3), 5.0).to_event(1))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(mu.sort().values[torch.arange(len(y)) % 3], 1.0), obs=y)
+
+    y = torch.tensor([-4.0, 0.0, 4.0]).repeat(20) + torch.tensor(RNG.normal(size=60)) * 0.1
+    method = probdl.NUTS(chains=4, warmup=300, draws=300)
+    fit = probdl.infer(model, y, method=method, seed=1, progress=False)
+    ordered = np.sort(fit.draws["mu"], -1).mean((0, 1))
+    np.testing.assert_allclose(ordered, [-4, 0, 4], atol=0.15)
+
+
+def test_a_failure_in_torch_is_a_density_that_is_not_finite():
+    def model():
+        x = pyro.sample("x", dist.Normal(torch.ones(2), 1.0).to_event(1))
+        pyro.factor("f", torch.linalg.inv(torch.diag(x)).diagonal().sum())
+
+    density = probdl.LogDensity.from_model(model)
+    compiled, _ = choose(density, "native", 0)
+    value, _ = compiled.value_and_grad(torch.zeros(2, dtype=torch.float64))
+    assert not math.isfinite(value)
 
 
 # Recorded only by certain versions of torch, or in the steps of SVI; tested by their other forms.

@@ -9,6 +9,7 @@ numbers become straight-line code, so that an unrolled loop over time stays affo
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from probdl.compile.codegen.calls import Call, call_of
 from probdl.compile.codegen.loops import Access, Element, contiguous, copy, nest, shifted
 from probdl.compile.codegen.operations import (
     ALLOCATIONS,
@@ -31,6 +33,7 @@ from probdl.compile.codegen.operations import (
     assembled,
     literal,
     reduction,
+    special_arity,
 )
 from probdl.compile.codegen.roll import Loop, roll
 from probdl.compile.codegen.rows import RowPass, row_passes
@@ -70,12 +73,16 @@ class Source:
         work: the size of the work space of a call, in numbers; 0 if it fits on the stack.
         statements: the number of operations, a measure of the code's length.
         uses_lapack: whether it calls BLAS and LAPACK, whose addresses ``use_lapack`` takes.
+        special: functions of SciPy that it calls, whose addresses ``use_special`` takes.
+        calls: operations that torch computes, by the function that ``use_torch`` takes.
     """
 
     text: str
     work: int
     statements: int
     uses_lapack: bool = False
+    special: tuple[str, ...] = ()
+    calls: tuple[Call, ...] = ()
 
 
 def is_view(node: fx.Node) -> bool:
@@ -129,6 +136,7 @@ class _Emitter(Builder):
         self.rows: tuple[str, str] | None = None
         self.by_rows: dict[Statement, ByRows] = {}
         self.loops: dict[Statement, Loop] = {}
+        self.calls: dict[str, tuple[int, Call]] = {}  # with their numbers, by description
         self.tables: list[str] = []  # C arrays of numbers by turn of the loop that is written
         arrays = 0
         for i, node in enumerate(graph.nodes):
@@ -178,13 +186,35 @@ class _Emitter(Builder):
                     )
                 self.values[node] = reduction(self, op, *args, **kwargs)
             else:
-                raise UnsupportedError(
-                    f"the operation {node.target} is not supported by the native engine"
-                )
+                self.values[node] = self.called(node)
         except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
             if isinstance(error, UnsupportedError):
                 raise
             raise UnsupportedError(f"{node.target}: {error}") from error
+
+    def called(self, node: fx.Node) -> Any:
+        """Let torch compute a node, in a call from the C code."""
+        found = call_of(node)
+        if found is None:
+            raise UnsupportedError(
+                f"the operation {node.target} is not supported by the native engine"
+            )
+        call, nodes = found
+        number = self.calls.setdefault(call.description, (len(self.calls), call))[0]
+        operands = [self.copied(self.in_memory(self.operand(n))) for n in nodes]
+        count = len(operands)
+
+        def write(*names: Element) -> list[str]:
+            given = ", ".join(f"&{name('0')}" for name in names[:count]) or "w"
+            to = ", ".join(f"&{name('0')}" for name in names[count:])
+            return [
+                f"/* {call.description} */",
+                f"call_torch({number}, (const double *[]){{{given}}}, (double *[]){{{to}}});",
+            ]
+
+        results = iter(self.statement(None, operands, call.shapes, write))
+        every = [None if shape is None else next(results) for shape in call.results]
+        return every if "vals" in node.meta else every[0]
 
     def check_dtype(self, node: fx.Node) -> None:
         """Refuse results that differ from those computed in float64."""
@@ -270,7 +300,11 @@ class _Emitter(Builder):
             parts[-1] += lines
         signature = "const double *restrict z, const double *const *restrict d, double *restrict w"
         headers = ["prelude.h", *(["lapack.h"] if self.uses_lapack else [])]
+        headers += ["torch.h"] if self.calls else []
         text = [files("probdl.compile.codegen").joinpath(name).read_text() for name in headers]
+        body = "\n".join(line for lines in [*self.passes, *parts] for line in lines)
+        special = tuple(sorted(set(_SPECIAL.findall(body))))
+        text += _declared(special)
         for i, lines in enumerate(self.passes):
             own_parameters = "ptrdiff_t first, ptrdiff_t last, double *restrict own"
             text += [f"static void pass{i}({signature}, {own_parameters}) {{", *lines, "}"]
@@ -301,7 +335,14 @@ class _Emitter(Builder):
             "}",
         ]
         length = len(rolled) + sum(map(len, (g for x in self.loops.values() for g in x.groups)))
-        return Source("\n".join(text) + "\n", 0 if on_stack else work, length, self.uses_lapack)
+        return Source(
+            "\n".join(text) + "\n",
+            0 if on_stack else work,
+            length,
+            self.uses_lapack,
+            special,
+            tuple(call for _, call in self.calls.values()),
+        )
 
     def reader(self, buffer: Buffer | float) -> Element:
         """Return the function from a C expression of a position to one of a buffer's element."""
@@ -505,6 +546,22 @@ _RELEASE = """if (slot < bound->slots) __atomic_store_n(bound->busy + slot, 0, _
 else free(w);"""
 
 
+def _declared(special: Sequence[str]) -> list[str]:
+    """Declare SciPy's functions, and the function that takes their addresses."""
+    if not special:
+        return []
+    types = {name: "double, " * special_arity(name) for name in special}
+    return [
+        *(f"static double (*scipy_{name})({types[name]}int);" for name in special),
+        "void use_special(void *const *table) {",
+        *(
+            f"scipy_{name} = (double (*)({types[name]}int))table[{i}];"
+            for i, name in enumerate(special)
+        ),
+        "}",
+    ]
+
+
 def _is_number(x: Any) -> bool:
     return isinstance(x, (bool, int, float))
 
@@ -524,6 +581,7 @@ def _unchanged_operand(op: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> 
 
 
 _SCALAR = empty(())
+_SPECIAL = re.compile(r"\bscipy_(\w+)\(")
 _SUMS = {aten.add, aten.sub, aten.rsub}
 _BITWISE = {aten.bitwise_and, aten.bitwise_not, aten.bitwise_or, aten.bitwise_xor}
 _NEUTRAL: dict[Any, float] = {aten.add: 0.0, aten.sub: 0.0, aten.mul: 1.0, aten.div: 1.0}

@@ -33,7 +33,8 @@ double sinh(double) VECTOR_235, cosh(double) VECTOR_235, tanh(double) VECTOR_235
 double asinh(double) VECTOR_235, acosh(double) VECTOR_235, atanh(double) VECTOR_235;
 double erf(double) VECTOR_235, erfc(double) VECTOR_235, atan2(double, double) VECTOR_235;
 double sqrt(double), fabs(double), floor(double), ceil(double), trunc(double), nearbyint(double);
-double fmod(double, double), lgamma_r(double, int *);
+double fmod(double, double), lgamma_r(double, int *), hypot(double, double);
+double copysign(double, double);
 
 /* By exp(-|x|), which log-sigmoid has too: where both are computed, compilers take it once. */
 static inline double sigmoid(double x) {
@@ -82,6 +83,44 @@ static double digamma(double x) {
                 y * (1.0 / 252 -
                      y * (1.0 / 240 - y * (1.0 / 132 - y * (691.0 / 32760 - y * (1.0 / 12)))))));
   return result + log(x) - 0.5 / x - series;
+}
+
+/* The Hurwitz zeta function for s > 1: ten terms, then Euler and Maclaurin's formula (DLMF, 25.11.5),
+   whose next term is below 1e-16 for q + 10 > 10. */
+static double zeta(double s, double q) {
+  if (s == 1.0) return INFINITY;
+  if (s < 1.0) return NAN;
+  if (q <= 0.0) {
+    if (q == floor(q)) return INFINITY;
+    if (s != floor(s)) return NAN;
+  }
+  double sum = 0.0;
+  for (; q <= 0.0; q += 1.0) sum += pow(q, -s);
+  for (int k = 0; k < 10; k++, q += 1.0) sum += pow(q, -s);
+  /* Bernoulli numbers B_2j / (2j)! */
+  static const double ratios[] = {
+      1.0 / 12,          -1.0 / 720,           1.0 / 30240,           -1.0 / 1209600,
+      1.0 / 47900160,    -691.0 / 1307674368000, 1.0 / 74724249600.0, -3617.0 / 10670622842880000.0,
+  };
+  sum += pow(q, 1.0 - s) / (s - 1.0) + 0.5 * pow(q, -s);
+  double factor = s * pow(q, -s - 1.0);
+  for (int j = 0; j < 8; j++) {
+    sum += ratios[j] * factor;
+    factor *= (s + 2 * j + 1) * (s + 2 * j + 2) / (q * q);
+  }
+  return sum;
+}
+
+/* The derivatives of digamma, as torch has them: n = 1 with reflection below 1/2. */
+static double polygamma(double n, double x) {
+  const double pi = 3.14159265358979323846;
+  if (n == 0.0) return digamma(x);
+  if (n == 1.0 && x < 0.5) {
+    const double s = sin(pi * x);
+    return pi * pi / (s * s) - zeta(2.0, 1.0 - x);
+  }
+  const double sign = fmod(n, 2.0) == 0.0 ? -1.0 : 1.0;
+  return sign * exp(log_gamma(n + 1.0)) * zeta(n + 1.0, x);
 }
 
 /* The lower Cholesky factor of a (n, n), row-major; the first failing column plus 1, or 0. */

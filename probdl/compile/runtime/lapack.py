@@ -10,7 +10,8 @@ import ctypes
 import functools
 import importlib
 import re
-from typing import Any
+
+from probdl.compile.runtime.addresses import exported
 
 __all__ = ["Lapack", "lapack"]
 
@@ -45,16 +46,11 @@ def lapack() -> Lapack:
 
 def _address(name: str, where: str, types: str) -> int:
     module = importlib.import_module(f"scipy.linalg.cython_{where}")
-    capsule = getattr(module, "__pyx_capi__", {}).get(name)
-    if capsule is None:
+    found = exported(module, name)
+    if found is None:
         raise ImportError(f"{module.__name__} does not export {name}")
-    signature = _function("PyCapsule_GetName", ctypes.c_char_p, ctypes.py_object)(capsule)
-    found = re.sub(rb"__pyx_t_\w+_d\b", b"double", signature).decode()
-    if found != f"void ({', '.join(f'{t} *' for t in types.split())})":
-        raise ImportError(f"{module.__name__} exports {name} as {signature.decode()}")
-    pointer = _function("PyCapsule_GetPointer", ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
-    return int(pointer(capsule, signature))
-
-
-def _function(name: str, result: type, *arguments: type) -> Any:
-    return ctypes.PYFUNCTYPE(result, *arguments)((name, ctypes.pythonapi))
+    signature, address = found
+    plain = re.sub(r"__pyx_t_\w+_d\b", "double", signature)
+    if plain != f"void ({', '.join(f'{t} *' for t in types.split())})":
+        raise ImportError(f"{module.__name__} exports {name} as {signature}")
+    return address

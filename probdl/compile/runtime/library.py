@@ -11,7 +11,9 @@ from typing import Any
 
 from probdl.compile.codegen.emit import Source
 from probdl.compile.runtime import cache
+from probdl.compile.runtime.callback import callback
 from probdl.compile.runtime.lapack import lapack
+from probdl.compile.runtime.special import special
 from probdl.compile.runtime.toolchain import CompilerError, compile_to, find_compiler, identity
 from probdl.util.isolation import lock_suspended
 
@@ -36,6 +38,11 @@ def loaded(source: Source, *functions: str) -> Any:
             library = cache.get(key, _maker(source), lambda path: _load(path, functions))
             if source.uses_lapack:
                 library.use_lapack(ctypes.byref(lapack()))
+            if source.special:
+                library.use_special(special(source.special))
+            if source.calls:
+                library.callback = callback(source.calls)  # as long as the library
+                library.use_torch(library.callback)
             _loaded[place] = library
         except ImportError as error:
             raise CompilerError(f"{error}. Use another release of SciPy") from None

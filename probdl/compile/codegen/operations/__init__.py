@@ -22,7 +22,7 @@ from probdl.compile.codegen.operations import (
 )
 from probdl.compile.codegen.operations.assembly import Slices, added, assembled
 from probdl.compile.codegen.operations.creation import ALLOCATIONS, CONSTANTS, EXACT
-from probdl.compile.codegen.operations.pointwise import POINTWISE, literal
+from probdl.compile.codegen.operations.pointwise import POINTWISE, literal, special_arity
 from probdl.compile.codegen.operations.reductions import REDUCTIONS, reduction
 from probdl.compile.codegen.operations.views import VIEWS
 
@@ -39,6 +39,7 @@ __all__ = [
     "assembled",
     "literal",
     "reduction",
+    "special_arity",
 ]
 
 RULES: dict[Any, Callable[..., Any]] = {

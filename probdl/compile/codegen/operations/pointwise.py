@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["POINTWISE", "literal"]
+__all__ = ["POINTWISE", "literal", "special_arity"]
 
 aten = torch.ops.aten
 
@@ -113,6 +113,10 @@ POINTWISE: dict[Any, Callable[..., str]] = {
     aten.isinf: lambda x: f"(double)(fabs({x}) == INFINITY)",
     aten.relu: lambda x: f"at_least({x}, 0.0)",
     aten.clone: lambda x: x,
+    aten.hypot: lambda a, b: f"hypot({a}, {b})",
+    aten.copysign: lambda a, b: f"copysign({a}, {b})",
+    aten.polygamma: lambda n, x: f"polygamma({n}, {x})",
+    aten.special_zeta: lambda s, q: f"zeta({s}, {q})",
 }
 for _name in ("and", "or", "xor"):
     _symbol = {"and": "&", "or": "|", "xor": "^"}[_name]
@@ -126,3 +130,27 @@ _SAME_NAME = """
 """
 for _name in _SAME_NAME.split():
     POINTWISE[getattr(aten, _name)] = _function(_name)
+
+# SciPy's functions, by those of torch; see compile/runtime/special.py.
+_SCIPY = {
+    "erfinv": "erfinv", "i0": "i0", "igamma": "gammainc", "igammac": "gammaincc",
+    "special_bessel_j0": "j0", "special_bessel_j1": "j1", "special_bessel_y0": "y0",
+    "special_bessel_y1": "y1", "special_erfcx": "erfcx", "special_i0e": "i0e",
+    "special_i1": "i1", "special_i1e": "i1e", "special_modified_bessel_i0": "i0",
+    "special_modified_bessel_i1": "i1", "special_modified_bessel_k0": "k0",
+    "special_modified_bessel_k1": "k1", "special_ndtri": "ndtri",
+    "special_scaled_modified_bessel_k0": "k0e", "special_scaled_modified_bessel_k1": "k1e",
+}  # fmt: skip
+
+
+def special_arity(name: str) -> int:
+    """Return the number of arguments of one of SciPy's functions."""
+    return 2 if name.startswith("gammainc") else 1
+
+
+def _scipy(name: str) -> Callable[..., str]:
+    return lambda *xs: f"scipy_{name}({', '.join(xs)}, 0)"
+
+
+for _name, _exported in _SCIPY.items():
+    POINTWISE[getattr(aten, _name)] = _scipy(_exported)

@@ -1,0 +1,55 @@
+"""The function by which compiled code asks torch to compute an operation."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from probdl.compile.codegen.calls import Call, Operand
+
+__all__ = ["callback"]
+
+_POINTERS = ctypes.POINTER(ctypes.c_void_p)
+_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_int64, _POINTERS, _POINTERS)
+
+
+def callback(calls: Sequence[Call]) -> Any:
+    """Return a C function that computes these calls; it takes the interpreter's lock."""
+    sizes = [(_operand_sizes(call), [math.prod(s) for s in call.shapes]) for call in calls]
+
+    def run(index: int, operands: Any, results: Any) -> None:
+        of_operands, of_results = sizes[index]
+        tensors = [_memory(operands[i], size) for i, size in enumerate(of_operands)]
+        targets = [_memory(results[i], size) for i, size in enumerate(of_results)]
+        with torch.no_grad():
+            calls[index].run(tensors, targets)
+
+    return _FUNCTION(run)
+
+
+def _operand_sizes(call: Call) -> list[int]:
+    found: dict[int, int] = {}
+
+    def visit(x: Any) -> None:
+        if isinstance(x, Operand):
+            found[x.index] = math.prod(x.shape)
+        elif isinstance(x, (list, tuple)):
+            for item in x:
+                visit(item)
+        elif isinstance(x, dict):
+            visit(list(x.values()))
+
+    visit([call.args, dict(call.kwargs)])
+    return [found[i] for i in range(len(found))]
+
+
+def _memory(address: int, size: int) -> Tensor:
+    """Return a tensor (size,) over memory of float64."""
+    if not size:
+        return torch.empty(0, dtype=torch.float64)
+    return torch.frombuffer((ctypes.c_double * size).from_address(address), dtype=torch.float64)
