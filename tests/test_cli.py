@@ -228,6 +228,17 @@ def test_classes_have_an_order_and_probabilities(here):
     assert "does not list" in refused(*fit[:-1], "y=poor,fair")
 
 
+def test_a_report_has_the_source_of_a_named_model(here):
+    fit = ["infer", "my_models.py:normal", "--data", "y.json", "--seed", 1, "--out", "fit"]
+    assert run(*fit, "--method", "laplace").exit_code == 0
+    bare = run("report", "fit", "--out", "bare.html")
+    assert "without the source of the model" in bare.stderr
+    named = run("report", "fit", "--out", "named.html", "--model", "my_models.py:normal")
+    assert named.exit_code == 0
+    assert "def normal" in (here / "named.html").read_text()
+    assert "def normal" not in (here / "bare.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [("fit", "Did you mean 'infer'?"), ("summry", "Did you mean 'summary'?"), ("zz", "(infer,")],

@@ -203,3 +203,55 @@ def test_a_saved_fit_has_its_log_prior(tmp_path, fit):
     np.testing.assert_array_equal(loaded.log_prior()["beta"], fit.log_prior()["beta"])
     with pytest.warns(probdl.FindingWarning):
         assert loaded.loo().n_data_points == 20
+
+
+def walk(times, y=None):
+    with pyro.plate("step", len(times)):
+        moves = pyro.sample("moves", dist.Normal(0.0, 1.0))
+    with pyro.plate("time", len(times)):
+        pyro.sample("y", dist.Normal(moves.cumsum(-1), SCALE), obs=y)
+
+
+def walk_in_one_plate(times, y=None):
+    with pyro.plate("time", len(times)):
+        moves = pyro.sample("moves", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(moves.cumsum(-1), SCALE), obs=y)
+
+
+@pytest.mark.parametrize("model", [walk, walk_in_one_plate], ids=lambda m: m.__name__)
+def test_rows_of_a_series_are_held_out_in_their_places(model):
+    n = 16
+    y = np.cumsum(np.random.default_rng(0).normal(size=n))
+    method = probdl.Laplace(draws=8000)  # exact: the posterior is normal
+    fit = probdl.infer(model, np.arange(n), y, method=method, seed=1, progress=False)
+    found = fit.cross_validate(4, workers=1)
+    path = np.tril(np.ones((n, n)))
+    covariance = path @ path.T + SCALE**2 * np.eye(n)
+    expected = np.empty(n)
+    for fold in range(4):
+        out, kept = found.folds == fold, found.folds != fold
+        gain = np.linalg.solve(covariance[np.ix_(kept, kept)], covariance[np.ix_(kept, out)]).T
+        mean = gain @ y[kept]
+        variance = np.diag(covariance[np.ix_(out, out)] - gain @ covariance[np.ix_(kept, out)])
+        expected[out] = stats.norm.logpdf(y[out], mean, np.sqrt(variance))
+    np.testing.assert_allclose(found.pointwise, expected, atol=0.1)
+
+
+def test_an_autoregression_is_cross_validated_by_its_terms():
+    def model(y):
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        with pyro.plate("time", len(y) - 1):
+            pyro.sample("y", dist.Normal(a * y[:-1], 1.0), obs=y[1:])
+
+    y = np.random.default_rng(0).normal(size=21)
+    method = probdl.Laplace(draws=4000)
+    fit = probdl.infer(model, y, method=method, seed=1, progress=False)
+    found = fit.cross_validate(20, workers=1).pointwise
+    expected = []
+    for i in range(20):
+        kept = np.arange(20) != i
+        precision = 1 + (y[:-1][kept] ** 2).sum()
+        mean = (y[:-1][kept] * y[1:][kept]).sum() / precision
+        sd = np.sqrt(1 + y[i] ** 2 / precision)
+        expected.append(stats.norm.logpdf(y[i + 1], y[i] * mean, sd))
+    np.testing.assert_allclose(found, expected, atol=0.03)

@@ -188,13 +188,18 @@ def predict(
     print_result(as_json, "\n".join(lines), predictions=str(out), variables=variables)
 
 
-def report(folder: Path, out: Path, quiet: bool, as_json: bool) -> None:
+def report(
+    folder: Path, out: Path, model: str | None, trust: bool, quiet: bool, as_json: bool
+) -> None:
     """Write the report of a fit."""
     mpl.use("Agg")
     with output_to_stderr(quiet):
-        fit = probdl.load(folder)
-        with written(out) as part:
-            fit.report(part)
+        named = model is not None or trust
+        fit = load_with_model(folder, model, trust=trust) if named else probdl.load(folder)
+    if not named:
+        log("without the source of the model; --model file.py:name or --trust adds it", quiet)
+    with output_to_stderr(quiet), written(out) as part:
+        fit.report(part)
     print_result(as_json, f"wrote {out}", report=str(out))
 
 

@@ -302,12 +302,17 @@ def plot(
 def report(
     folder: Folder,
     out: Annotated[Path, typer.Option(help="An .html file.", show_default=False)],
+    model: Model = None,
+    trust: Trust = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a page with the findings, tables and plots of a fit."""
+    """Write a page with the findings, tables and plots of a fit.
+
+    With --model or --trust, it has the source of the model, too.
+    """
     check_file(out, "reports", (".html",))
-    _actions().report(folder, out, quiet, as_json)
+    _actions().report(folder, out, model, trust, quiet, as_json)
 
 
 @app.command(cls=_Command)

@@ -701,7 +701,8 @@ def plot(idata: Any, kind: str, names: Sequence[str] | None = None) -> Any:
         if kind == "pair" and not ARVIZ_1:
             options["divergences"] = "diverging" in variables(idata, "sample_stats")
         function: Any = getattr(az, f"plot_{name}")
-        result = function(idata, **options)
+        with az.rc_context({"plot.max_subplots": None}):  # type: ignore[attr-defined]
+            result = function(idata, **options)
     figure = result.viz["figure"].item() if ARVIZ_1 else np.ravel(result)[0].figure
     if not ARVIZ_1 and kind != "forest":  # in 0.x, axis labels overlap the titles of the next row
         figure.set_layout_engine("constrained")

@@ -27,6 +27,7 @@ from probdl.model.distributions import (
 __all__ = [
     "CastObservations",
     "FreshTransforms",
+    "LeaveOut",
     "MinibatchPlates",
     "ParallelEnumeration",
     "Substitute",
@@ -131,6 +132,28 @@ def _mask_missing(msg: Any, missing: Tensor) -> None:
         return
     kept = ~(missing.flatten(-fn.event_dim).any(-1) if fn.event_dim else missing)
     msg["mask"] = kept if msg["mask"] is None else msg["mask"] & kept
+
+
+class LeaveOut(Messenger):
+    """Leave rows of a plate out of the likelihood, and keep their latent values.
+
+    Args:
+        plate: the name of the plate.
+        kept: which rows count, (rows,), bool.
+    """
+
+    def __init__(self, plate: str, kept: Tensor) -> None:
+        super().__init__()
+        self.plate = plate
+        self.kept = kept
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["is_observed"] or site_is_subsample(msg):
+            return
+        for frame in msg["cond_indep_stack"]:
+            if frame.name == self.plate and frame.dim is not None:
+                mask = self.kept.reshape(-1, *[1] * (-frame.dim - 1))
+                msg["mask"] = mask if msg["mask"] is None else msg["mask"] & mask
 
 
 class ParallelEnumeration(Messenger):

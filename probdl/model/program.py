@@ -46,6 +46,7 @@ from probdl.model.loader import LoaderRows
 from probdl.model.messengers import (
     CastObservations,
     FreshTransforms,
+    LeaveOut,
     MinibatchPlates,
     ParallelEnumeration,
     replaced,
@@ -270,6 +271,21 @@ class Program:
         other.loader = None
         other.fills, other.used = {}, {}
         other._bind(args, kwargs)
+        return other
+
+    def without_rows(self, plate: str, rows: Any, size: int) -> Program:
+        """Return the program with the likelihood of some rows left out, in their places."""
+        kept = torch.ones(size, dtype=torch.bool)
+        kept[torch.as_tensor(rows)] = False
+        other = copy.copy(self)
+        model = self.model
+
+        def rest(*args: Any, **kwargs: Any) -> Any:
+            with LeaveOut(plate, kept):
+                return model(*args, **kwargs)
+
+        rest.__name__ = self.name
+        other.model = rest
         return other
 
     def on_loader(self, loader: DataLoader[Any]) -> Program:

@@ -18,7 +18,7 @@ from probdl.errors import ModelError, ProbdlError, SettingError
 from probdl.model import predictive
 from probdl.model.elements import Elements
 from probdl.model.program import Program
-from probdl.model.sites import data_plate, discover
+from probdl.model.sites import Site, data_plate, discover
 from probdl.results.diagnostics import require_complete
 from probdl.util.isolation import isolated
 from probdl.util.parallel import parallel_map
@@ -76,11 +76,10 @@ def score_held_out(
     program, structure = fit.program, fit.structure
     _check_all_data(program)
     plate, size = data_plate(program, structure)
-    tensors = program.tensors()
+    tied = _are_tied(fit, plate, size)
 
     def program_at(rows: Any) -> Program:
-        index = torch.as_tensor(np.asarray(rows))
-        return program.with_tensors([t[index] if t.ndim and len(t) == size else t for t in tensors])
+        return _at_rows(program, rows, size)
 
     # The folds are other runs than the one that its checkpoint, if any, belongs to.
     method = fit.method
@@ -94,12 +93,13 @@ def score_held_out(
         seed = stream(fit.seed, "fold", number)
         try:
             with isolated(seed):
-                refit = method.run(program_at(kept), seed, False)
+                rest = program.without_rows(plate, rows, size) if tied else program_at(kept)
+                refit = method.run(rest, seed, False)
                 require_complete(refit.findings)
-                held_out = program_at(rows)
-                new_rows = Elements(refit.structure, fresh=[plate])
+                held_out = program if tied else program_at(rows)
+                elements = Elements(refit.structure, fresh=[] if tied else [plate])
                 scored = predictive.log_likelihood(
-                    held_out, discover(held_out), refit.tensors(), new_rows, quiet=True
+                    held_out, discover(held_out), refit.tensors(), elements, quiet=True
                 )
         except ProbdlError as error:
             return str(error)
@@ -113,8 +113,9 @@ def score_held_out(
                 if plate not in pooled.plates:
                     return f"discrete sites tie rows of the plate '{plate}' together"
                 mean = mean.movedim(pooled.plates.index(plate), 0)
-            if mean.ndim < 1 or len(mean) != len(rows):
+            if mean.ndim < 1 or len(mean) != (size if tied else len(rows)):
                 return f"a term of the likelihood does not run along the plate '{plate}'"
+            mean = mean[torch.as_tensor(rows)] if tied else mean
             total += mean.reshape(len(rows), -1).sum(1).numpy()
         return total
 
@@ -129,6 +130,67 @@ def score_held_out(
             )
         scores.append(result)
     return scores
+
+
+def _at_rows(program: Program, rows: Any, size: int) -> Program:
+    """Return a program on some rows of its data, in arguments that have as many rows."""
+    index = torch.as_tensor(np.asarray(rows))
+    tensors = program.tensors()
+    return program.with_tensors([t[index] if t.ndim and len(t) == size else t for t in tensors])
+
+
+def _are_tied(fit: Any, plate: str, size: int) -> bool:
+    """Return whether rows must stay in their places, as the times of a series.
+
+    They must if no argument has them as its rows; if the model has other latent sites on fewer
+    rows; or if the latent values of one row change the likelihood of others.
+    """
+    program, structure = fit.program, fit.structure
+    if not any(t.ndim and len(t) == size for t in program.tensors()):
+        return True
+    try:
+        fewer = discover(_at_rows(program, np.arange(size - 1), size)).sites
+    except ProbdlError:
+        return True
+    for site in structure.of("latent"):
+        other = fewer.get(site.name)
+        if other is None or _without(site, plate) != _without(other, plate):
+            return True
+    local = [s for s in structure.of("latent") if plate in s.dims]
+    return bool(local) and size > 2 and _affects_others(fit, local, plate, size)
+
+
+def _without(site: Site, plate: str) -> list[int]:
+    """Return the shape of a site without the dimension of a plate."""
+    return [n for dim, n in zip(site.dims, site.shape, strict=True) if dim != plate]
+
+
+def _affects_others(fit: Any, local: Sequence[Site], plate: str, size: int) -> bool:
+    """Return whether exchanging the latent values of two rows changes those of other rows."""
+    two = [0, size // 2]  # not neighbours, whose exchange leaves running sums after them
+    order = torch.arange(size)
+    order[two] = order[two[::-1]]
+    draws = {name: value[:1] for name, value in fit.tensors().items()}
+    exchanged = dict(draws)
+    for site in local:
+        axis = site.dims.index(plate) + 1  # after the draws
+        if site.name in draws:
+            exchanged[site.name] = draws[site.name].index_select(axis, order)
+    with isolated(stream(fit.seed, "exchange")):
+        before, after = (
+            predictive.log_likelihood(fit.program, fit.structure, values, quiet=True).points
+            for values in (draws, exchanged)
+        )
+    others = torch.ones(size, dtype=torch.bool)
+    others[two] = False
+    for name, value in before.items():
+        axes = [d for d, n in enumerate(value.shape[1:], 1) if n == size]
+        if not axes:
+            continue
+        one, other = (x.movedim(axes[0], 0)[others] for x in (value, after[name]))
+        if not torch.allclose(one, other, rtol=1e-9, atol=1e-9, equal_nan=True):
+            return True
+    return False
 
 
 def _check_all_data(program: Program) -> None:

@@ -1270,7 +1270,8 @@ class Fit:
         .. math:: \mathrm{elpd} = \sum_i \log p(y_i | y_{-\mathrm{fold}(i)})
 
         The rows of the data plate are assigned to k folds at random, and the model is fitted to
-        the data without each fold in turn.
+        the data without each fold in turn. Rows that others depend on, such as the times of a
+        series, stay in their places, and their observations do not count in the likelihood.
 
         Args:
             k: number of folds; the number of rows gives leave-one-out cross-validation.

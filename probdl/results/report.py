@@ -142,7 +142,8 @@ def _loo(fit: Any) -> Iterator[str]:
 def _origin(fit: Any) -> Iterator[str]:
     yield "<h2>Model</h2>"
     source = _source(fit)
-    yield f"<pre>{html.escape(source)}</pre>" if source else "<p>The source is not available.</p>"
+    absent = "<p>The source is not available. Load the fit with its model.</p>"
+    yield f"<pre>{html.escape(source)}</pre>" if source else absent
     shapes = {
         name: f"{tuple(value.shape)}, {str(value.dtype).removeprefix('torch.')}"
         for name, value in fit.program.named_data()
