@@ -153,15 +153,50 @@ def extremes(y):
     pyro.factor("f", total)
 
 
+def first_steps_of_another_kind(y):
+    z, a = normals("z", len(y), 5), normals("a", 3, 5)
+    xs, total = [], a[0, 0]
+    for t in range(len(y)):
+        xs.append(torch.sin(z[t] + (a[t] if t < 3 else xs[t % 3])))
+        total = total + xs[t].sum()
+    pyro.factor("f", total)
+
+
+def partly_stacked(y):
+    x = normals("x", max(len(y), 14))
+    s = [x[t : t + 1].sum() for t in range(len(x))]
+    pyro.factor("f", (torch.stack(s[: len(s) // 2]) ** 2).sum() + (s[-2] * s[-1]).sin())
+
+
+def empty_slices(y):
+    x, total = normals("x", 4 * len(y) + 2), torch.tensor(0.0)
+    for t in range(len(y)):
+        total = total + x[4 * t : 4 * t + 2].sum().sin() * x[4 * t + 1 : 4 * t + 1].sum().cos()
+    pyro.factor("f", total + (x[2:1] ** 2).sum())
+
+
+def compartments(y):
+    rates, state, total = normals("rates", 10), torch.linspace(0, 1, 10), torch.tensor(0.0)
+    for t in range(len(y)):
+        flows = [rates[i] * state[i] for i in range(10)]
+        state = state + 0.1 * torch.stack([flows[i - 1] - flows[i] for i in range(10)])
+        total = total + state[3] * y[t]
+    pyro.factor("f", torch.tanh(total))
+
+
 # With the number of statements of the C code that more steps do not add to.
 ROLLED = {
     f.__name__: f
     for f in (
         garch, local_level, matrix_of_latent_values, overlapping_slices, forward,
         sites_in_each_step, kalman_filter, two_branches, seasons, lags, recurrent_network, extremes,
+        first_steps_of_another_kind, empty_slices, compartments,
     )
 }  # fmt: skip
-OTHER = {f.__name__: f for f in (writes_in_place, arrays_of_each_step, a_second_loop_backwards)}
+OTHER = {
+    f.__name__: f
+    for f in (writes_in_place, arrays_of_each_step, a_second_loop_backwards, partly_stacked)
+}
 
 
 def density_of(model, steps):

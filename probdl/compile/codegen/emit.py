@@ -159,10 +159,8 @@ class _Emitter(Builder):
         if (total := self.sum_of_slices(node)) is not None:
             self.values[node] = total
             return
-        args = [self.operand(a) for a in node.args]
-        kwargs = {k: self.operand(v) for k, v in node.kwargs.items()}
         if not isinstance(node.target, torch._ops.OpOverload):  # operator.getitem
-            self.values[node] = args[0][args[1]]
+            self.values[node] = self.operand(node.args[0])[node.args[1]]
             return
         op = node.target.overloadpacket
         self.shape = tuple(node.meta["val"].shape) if "val" in node.meta else ()
@@ -171,6 +169,8 @@ class _Emitter(Builder):
         self.input_fills_storage = bool(first) and first[0].meta.get("whole", False)
         self.check_dtype(node)
         try:
+            args = [self.operand(a) for a in node.args]
+            kwargs = {k: self.operand(v) for k, v in node.kwargs.items()}
             if is_view(node):
                 self.values[node] = self.view(node.target, args, kwargs)
             elif op in RULES:
@@ -365,6 +365,8 @@ class _Emitter(Builder):
     def part(self, buffer: Parts) -> Element:
         """Return the same for memory that is another part of some buffers in each turn."""
         root, _ = buffer.parts[0]
+        if not root.name and any(other is not root for other, _ in buffer.parts):
+            raise UnsupportedError("steps of a loop read memory of several kinds")
         start = self.by_turn("ptrdiff_t", [at for _, at in buffer.parts])
         if not root.name:
             offset = self.offsets[root]

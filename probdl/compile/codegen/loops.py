@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+MAX_SHORT_SUM = 8  # GCC 12 sums a few strided numbers with a condition wrongly in vectors
+
 __all__ = ["Access", "Element", "contiguous", "copy", "nest", "shifted"]
 
 Access = tuple[tuple[int, ...], int]
@@ -79,7 +81,8 @@ def nest(
             lowest, end = (f"{sizes[0] // first} * {name}" for name in rows)
         loop = f"for (ptrdiff_t {names[k]} = {lowest}; {names[k]} < {end}; {names[k]}++) {{"
         lines = [loop, *lines, "}"]
-        if k == len(sizes) - 1 and pragma is not None:
+        short = sizes[k] <= MAX_SHORT_SUM and "reduction" in (pragma or "")
+        if k == len(sizes) - 1 and pragma is not None and not short:
             lines.insert(0, f"#pragma omp simd{pragma}")
     return lines
 

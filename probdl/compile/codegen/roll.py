@@ -249,9 +249,11 @@ class _Block:
             of_statement: list[Buffer] = []
             for k, sample in enumerate(self.turns[self.first][j].outputs):
                 every = [block[j].outputs[k] for block in self.turns]
-                if any(self._is_read_elsewhere(buffer) for buffer in every):
-                    if sample.home is None:
-                        _join(every)
+                stored = any(map(self._is_read_elsewhere, every[self.first : self.last]))
+                others = [*every[: self.first], *every[self.last :]]
+                if stored or any(map(self._is_read_in_loop, others)):
+                    _join([b for b in every if b.home is None])
+                if stored:
                     parts = [buffer.place for buffer in every[self.first : self.last]]
                     of_statement.append(Parts("", sample.size, parts=parts))
                 else:
@@ -262,11 +264,13 @@ class _Block:
     def _is_read_elsewhere(self, buffer: Buffer) -> bool:
         """Return whether a result is read outside its turn of the loop."""
         turn = self.made[buffer][0]
-        if not self.first <= turn < self.last:
-            return False
         mine = range(self.position(turn), self.position(turn + 1))
         elsewhere = any(i not in mine for i in self.readers.get(buffer, ()))
         return buffer.keep or buffer.home is not None or elsewhere
+
+    def _is_read_in_loop(self, buffer: Buffer) -> bool:
+        loop = range(self.position(self.first), self.position(self.last))
+        return any(i in loop for i in self.readers.get(buffer, ()))
 
     def _of_one_turn(self, j: int, results: Sequence[Sequence[Buffer]]) -> Statement:
         sample = self.turns[self.first][j]
@@ -321,7 +325,7 @@ def _kind(sources: Sequence[_Source], turn: int, like: Any = None) -> Any:
     if root is None:
         return "number"
     if source.maker is not None:
-        return source.maker, source.lag if source.lag <= 0 else 1, source.at
+        return source.maker, min(source.lag, 1), source.at, root.home and root.home[0]
     if root.name and root.name != "z":
         return "array"
     if like is not None and like[0] == "loose":
@@ -340,6 +344,8 @@ def _is_loose(buffer: Buffer) -> bool:
 def _join(buffers: Iterable[Buffer]) -> None:
     """Place buffers of the same size one after the other."""
     distinct = list(dict.fromkeys(buffers))
+    if not distinct:
+        return
     size = distinct[0].size
     root = Buffer("", size * len(distinct), keep=any(b.keep for b in distinct))
     root.whole = True

@@ -28,7 +28,7 @@ __all__ = ["RULES", "Slices", "added", "assembled"]
 
 aten = torch.ops.aten
 
-MIN_APART = 8  # slices that are written by separate statements, which a loop can run
+MIN_APART = 32  # slices that are written by separate statements, which a loop can run
 MAX_SPLIT = 8  # length of slices that are split if they overlap
 
 
@@ -53,7 +53,8 @@ class Slices:
     @classmethod
     def of(cls, shape: Sequence[int], dim: int, first: int, last: int, value: Value) -> Slices:
         """Return a tensor with one slice."""
-        return cls(tuple(shape), dim, {(first, last): value}, set(range(first, last)))
+        parts = {(first, last): value} if first < last else {}
+        return cls(tuple(shape), dim, parts, set(range(first, last)))
 
 
 def added(builder: Builder, a: Slices, b: Slices | Value) -> Slices | None:
