@@ -35,10 +35,10 @@ class CrossValidation:
     """The expected log predictive density of new data, by cross-validation.
 
     Attributes:
-        elpd: the sum of ``pointwise``, in nats.
+        elpd: the sum of ``pointwise`` without NaN, in nats.
         standard_error: the standard error of the sum.
         pointwise: the log predictive density of each row given the other folds, (rows,), float64;
-            0 for a masked row, which does not count in the standard error.
+            NaN for a masked row, which does not count.
         folds: the number of each row's fold, (rows,), int64.
     """
 
@@ -50,7 +50,7 @@ class CrossValidation:
     def __repr__(self) -> str:
         return (
             f"CrossValidation(elpd={self.elpd:.2f} ± {self.standard_error:.2g}, "
-            f"{len(self.pointwise)} rows in {self.folds.max() + 1} folds)"
+            f"{(~np.isnan(self.pointwise)).sum()} rows in {self.folds.max() + 1} folds)"
         )
 
 
@@ -227,4 +227,5 @@ def cross_validate(
         kept = site.is_scored
         scored |= True if kept is None else kept.reshape(size, -1).any(1).numpy()
     error = math.sqrt(scored.sum()) * float(pointwise[scored].std(ddof=1))
-    return CrossValidation(float(pointwise.sum()), error, pointwise, folds)
+    elpd = float(pointwise[scored].sum())
+    return CrossValidation(elpd, error, np.where(scored, pointwise, np.nan), folds)

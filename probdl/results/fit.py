@@ -59,7 +59,7 @@ from probdl.results.diagnostics import check_draws
 from probdl.results.discrete import draw_discrete
 from probdl.results.labels import Labels, labels_at
 from probdl.results.loo import check_moment_matching, matched, warn_of_high_k
-from probdl.results.masking import put_back, without_masked, zero_masked
+from probdl.results.masking import nan_masked, put_back, without_masked, zero_masked
 from probdl.results.report import write_report
 from probdl.util.cached import cached
 from probdl.util.isolation import isolated, sheltered
@@ -106,7 +106,7 @@ class LogPredictive:
         total: the sum of all pointwise values, which is the log score of independent predictions.
         joint: log p(y | data) of all observations together; it differs from the sum, since the
             observations share the draws.
-        count: the number of observations without the masked ones, whose pointwise value is 0.
+        count: the number of observations without the masked ones, whose pointwise value is NaN.
     """
 
     pointwise: dict[str, Array]
@@ -1121,7 +1121,7 @@ class Fit:
         }
         total = sum(float(v.sum()) for v in pointwise.values())
         return LogPredictive(
-            pointwise,
+            {name: nan_masked(sites[name], v) for name, v in pointwise.items()},
             math.nan if scored.missing else total,
             float(predictive.log_mean_exp(scored.joint)),
             sum(site.count for site in sites.values()),

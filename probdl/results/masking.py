@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from probdl.model.sites import Site
 
-__all__ = ["kept_labels", "put_back", "without_masked", "zero_masked"]
+__all__ = ["kept_labels", "nan_masked", "put_back", "without_masked", "zero_masked"]
 
 Array = NDArray[Any]
 
@@ -60,6 +60,11 @@ def zero_masked(site: Site, array: Array) -> Array:
         array: their scores, (*lead shape, *batch shape).
     """
     return array if site.is_scored is None else np.where(site.is_scored.numpy(), array, 0.0)
+
+
+def nan_masked(site: Site, array: Array) -> Array:
+    """Set the scores of masked observations to NaN, so that means over all of them show it."""
+    return array if site.is_scored is None else np.where(site.is_scored.numpy(), array, np.nan)
 
 
 def kept_labels(site: Site, labels: Sequence[Sequence[Any]]) -> list[Any]:
