@@ -425,7 +425,7 @@ def test_sites_of_a_guide(model):
     y = MODELS[model]
     fit = probdl.infer(model, y, method=probdl.SVI(steps=3000), seed=1)
     assert fit.stats["engine"] == "native"
-    nuts = probdl.infer(model, y, method="nuts", seed=1)
+    nuts = probdl.infer(model, y, method=probdl.NUTS(draws=4000), seed=1)
     name = next(iter(fit.draws))
     sd = nuts.draws[name].std((0, 1))
     assert np.all(np.abs(fit.draws[name].mean((0, 1)) - nuts.draws[name].mean((0, 1))) < 0.5 * sd)

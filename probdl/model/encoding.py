@@ -43,7 +43,7 @@ class Encoding:
 
     kind: Literal["categories", "columns"]
     labels: tuple[Any, ...]
-    ordered: bool = field(default=False, compare=False)
+    ordered: bool = field(default=False, compare=False, repr=False)
     given: tuple[Any, ...] = field(default=(), compare=False, repr=False)
 
 
@@ -180,10 +180,11 @@ def warn_of_index(name: str, value: Any, encodings: Mapping[str, Encoding]) -> N
     index = getattr(value, "index", None)
     if type(value).__name__ != "Series" or index is None:
         return
-    by = [*index]
     for other, encoding in encodings.items():
-        labels = [*encoding.labels]
-        if len(by) == len(labels) and by != labels and {*map(str, by)} == {*map(str, labels)}:
+        if len(index) != len(encoding.labels):
+            continue
+        by, labels = [*index], [*encoding.labels]
+        if by != labels and {*map(str, by)} == {*map(str, labels)}:
             warn(
                 f"Argument '{name}' is a Series by the categories of '{other}', in another order "
                 f"({_listed(by)}) than their codes ({_listed(labels)}), but values are taken by "

@@ -12,7 +12,9 @@ import torch.nn.functional as F  # noqa: N812
 import probdl
 from probdl.compile import choose
 from probdl.compile.codegen import operations
+from probdl.compile.codegen.emit import emit
 from probdl.compile.codegen.own import cholesky_backward
+from probdl.compile.runtime.native_density import NativeDensity
 from probdl.compile.tracing.trace import trace
 from probdl.compile.verify import verify
 
@@ -292,6 +294,32 @@ CALLED = {
 }
 
 
+# torch has no derivatives of these, so that the checks before a fit refuse them.
+special = torch.special
+WITHOUT_DERIVATIVE = {
+    "bessel_j": lambda x: special.bessel_j0(x) + special.bessel_j1(x),
+    "bessel_y": lambda x: special.bessel_y0(x**2 + 0.1) + special.bessel_y1(x**2 + 0.1),
+    "modified_bessel_i": lambda x: special.modified_bessel_i0(x) + special.modified_bessel_i1(x),
+    "modified_bessel_k": lambda x: (
+        special.modified_bessel_k0(x**2 + 0.1) + special.modified_bessel_k1(x**2 + 0.1)
+    ),
+    "scaled_modified_bessel_k": lambda x: (
+        special.scaled_modified_bessel_k0(x**2 + 0.1)
+        + special.scaled_modified_bessel_k1(x**2 + 0.1)
+    ),
+    "zeta": lambda x: special.zeta(torch.tensor(2.5), x**2 + 0.1),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_DERIVATIVE)
+def test_functions_without_a_derivative(name):
+    density, points = evaluate(lambda x: WITHOUT_DERIVATIVE[name](x.detach()) * x)
+    traced = trace(density, points[0])
+    arrays = traced.arrays(density.program.tensors())
+    compiled = NativeDensity(emit(traced.density, density.dim), density.dim, arrays, 1)
+    assert verify(compiled, density, points) < 1e-11
+
+
 @pytest.mark.parametrize("name", CALLED)
 def test_operations_without_a_c_form_are_computed_by_torch(name):
     density, points = evaluate(CALLED[name])
@@ -342,7 +370,7 @@ OTHER_FORMS = {
 
 def test_each_operation_with_a_c_form_is_in_a_function_here():
     recorded = set()
-    for function in {**FUNCTIONS, **EDGE_CASES}.values():
+    for function in {**FUNCTIONS, **EDGE_CASES, **WITHOUT_DERIVATIVE}.values():
         density, points = evaluate(function)
         graph = trace(density, points[0]).density
         recorded |= {getattr(n.target, "overloadpacket", n.target) for n in graph.nodes}

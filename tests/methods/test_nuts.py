@@ -111,7 +111,8 @@ def funnel():
 
 
 def test_a_funnel_diverges_and_the_finding_has_a_remedy():
-    method = probdl.NUTS(draws=200, warmup=200, chains=2, max_treedepth=6, init="random")
+    settings = {"draws": 1000, "warmup": 200, "target_accept": 0.6}  # many divergences
+    method = probdl.NUTS(chains=2, max_treedepth=6, **settings)
     with pytest.warns(probdl.FindingWarning, match="transitions diverged"):
         fit = probdl.infer(funnel, method=method, seed=1)
     finding = next(f for f in fit.diagnose() if f.check == "divergences")
