@@ -15,6 +15,8 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.utils import lazy_property
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from probdl.errors import ModelError
 from probdl.findings import Finding
@@ -146,20 +148,33 @@ def _check_gradient(density: LogDensity, z: Tensor) -> None:
     )
 
 
+class _SeenParameters(TorchFunctionMode):
+    """Collect the trainable parameters that functions of torch receive.
+
+    Walking through the graph of autograd in Python finds them too, but torch then frees a long
+    graph recursively, which overflows the stack.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[int, torch.nn.Parameter] = {}
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        for x in tree_leaves((args, kwargs)):
+            if isinstance(x, torch.nn.Parameter) and x.requires_grad:
+                self.found[id(x)] = x
+        return func(*args, **(kwargs or {}))
+
+
 def _undeclared_parameters(density: LogDensity, z: Tensor) -> list[Finding]:
     """Report trainable tensors that the density depends on but that are not sites."""
-    with torch.enable_grad():
+    with torch.enable_grad(), _SeenParameters() as seen:
         value = density(z.detach().requires_grad_())
-    seen, left, shapes = set(), [value.grad_fn], []
-    while left:
-        node = left.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        leaf = getattr(node, "variable", None)
-        if leaf is not None and isinstance(leaf, torch.nn.Parameter):
-            shapes.append(tuple(leaf.shape))
-        left.extend(following for following, _ in node.next_functions)
+    parameters = list(seen.found.values())
+    if not parameters or not value.requires_grad:
+        return []
+    grads = torch.autograd.grad(value, parameters, allow_unused=True)
+    shapes = [tuple(p.shape) for p, grad in zip(parameters, grads, strict=True) if grad is not None]
     if not shapes:
         return []
     shown = ", ".join(map(str, shapes[:5])) + (" …" if len(shapes) > 5 else "")

@@ -10,6 +10,7 @@ import probdl
 from probdl.compile import choose
 from probdl.compile.codegen.emit import emit
 from probdl.compile.codegen.periods import Repeat, repeats
+from probdl.compile.probe import probe
 from probdl.compile.tracing.trace import trace
 from probdl.compile.verify import verify
 from probdl.util.clock import TimeUp, clock
@@ -259,3 +260,14 @@ def test_the_time_limit_ends_tracing_and_writing():
 )
 def test_repeats_of_a_sequence(items, expected):
     assert list(repeats(items)) == expected
+
+
+def test_a_chain_of_100_000_operations_is_checked():
+    def model():
+        x = z = pyro.sample("x", dist.Normal(0.0, 1.0))
+        for _ in range(25_000):
+            x = x + 1e-5 * torch.sin(z * x)
+        pyro.factor("f", x)
+
+    density = probdl.LogDensity.from_model(model)
+    assert probe(density, torch.tensor([0.5], dtype=torch.float64)) == []
