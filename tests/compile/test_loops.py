@@ -262,6 +262,19 @@ def test_repeats_of_a_sequence(items, expected):
     assert list(repeats(items)) == expected
 
 
+def test_many_kinds_of_steps_are_divided_into_few_loops():
+    def model(y):
+        states = [normals("a"), normals("b")]
+        x = torch.tensor(0.0)
+        for t in range(len(y)):
+            x = torch.sin(x + states[t // 7 % 2] * y[t])
+        pyro.factor("f", x)
+
+    density = density_of(model, 700)
+    compiled, _ = choose(density, "native", 0)
+    verify(compiled, density, torch.tensor(RNG.normal(size=(3, density.dim))))
+
+
 def test_a_chain_of_100_000_operations_is_checked():
     def model():
         x = z = pyro.sample("x", dist.Normal(0.0, 1.0))

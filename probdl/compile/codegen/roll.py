@@ -31,6 +31,7 @@ from probdl.compile.codegen.statements import (
 __all__ = ["Loop", "roll"]
 
 MAX_TOGETHER = 4  # repeats that are tried as one turn
+MAX_BLOCKS = 32  # loops that one repeat is divided into
 
 
 @dataclass(eq=False)
@@ -81,27 +82,28 @@ def _blocks(
     statements: Sequence[Statement], repeat: Repeat, readers: dict[Buffer, list[int]]
 ) -> Iterator[_Block]:
     """Yield the parts of a repeat that loops can run, from left to right."""
-    if repeat.turns < MIN_TURNS:
-        return
-    # Operands of equal statements may be of several kinds in turn: such turns belong together.
-    together = (
-        _Block(statements, Repeat(repeat.start, repeat.period * m, turns), readers, sample)
-        for m in range(1, MAX_TOGETHER + 1)
-        if (turns := repeat.turns // m) >= MIN_TURNS
-        for sample in (turns // 2, turns // 4, 3 * turns // 4)
-    )
-    block = next((b for b in together if b.last - b.first >= MIN_TURNS), None)
-    if block is None:
-        return
-    before = Repeat(repeat.start, block.period, block.first)
-    after = Repeat(block.position(block.last), block.period, len(block.turns) - block.last)
-    if before.turns >= MIN_TURNS:
-        yield from _blocks(statements, before, readers)
-        turns = block.last - block.first
-        repeat = Repeat(before.end, block.period, turns)
-        block = _Block(statements, repeat, readers, turns // 2)
-    yield block
-    yield from _blocks(statements, after, readers)
+    for _ in range(MAX_BLOCKS):  # each takes time in proportion to what is left
+        if repeat.turns < MIN_TURNS:
+            return
+        # Operands of equal statements may be of several kinds in turn: such turns belong together.
+        together = (
+            _Block(statements, Repeat(repeat.start, repeat.period * m, turns), readers, sample)
+            for m in range(1, MAX_TOGETHER + 1)
+            if (turns := repeat.turns // m) >= MIN_TURNS
+            for sample in (turns // 2, turns // 4, 3 * turns // 4)
+        )
+        block = next((b for b in together if b.last - b.first >= MIN_TURNS), None)
+        if block is None:
+            return
+        before = Repeat(repeat.start, block.period, block.first)
+        after = Repeat(block.position(block.last), block.period, len(block.turns) - block.last)
+        if before.turns >= MIN_TURNS:
+            yield from _blocks(statements, before, readers)
+            turns = block.last - block.first
+            here = Repeat(before.end, block.period, turns)
+            block = _Block(statements, here, readers, turns // 2)
+        yield block
+        repeat = after
 
 
 def _codes(statements: Sequence[Statement]) -> list[int]:
