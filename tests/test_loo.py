@@ -255,3 +255,25 @@ def test_an_autoregression_is_cross_validated_by_its_terms():
         sd = np.sqrt(1 + y[i] ** 2 / precision)
         expected.append(stats.norm.logpdf(y[i + 1], y[i] * mean, sd))
     np.testing.assert_allclose(found, expected, atol=0.03)
+
+
+def test_rows_that_the_model_counts_are_held_out_in_their_places():
+    def counted(y):
+        slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        with pyro.plate("time", len(y)):
+            pyro.sample("y", dist.Normal(slope * torch.arange(len(y)), 1.0), obs=y)
+
+    def given(times, y=None):
+        slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        with pyro.plate("time", len(times)):
+            pyro.sample("y", dist.Normal(slope * times, 1.0), obs=y)
+
+    times = np.arange(24.0)
+    y = 0.5 * times + np.random.default_rng(0).normal(size=24)
+    method = probdl.Laplace(draws=4000)
+    fits = [
+        probdl.infer(model, *data, method=method, seed=1, progress=False)
+        for model, data in ((counted, (y,)), (given, (times, y)))
+    ]
+    a, b = (fit.cross_validate(4, workers=1).pointwise for fit in fits)
+    np.testing.assert_allclose(a, b, atol=0.03)

@@ -143,13 +143,15 @@ def _are_tied(fit: Any, plate: str, size: int) -> bool:
     """Return whether rows must stay in their places, as the times of a series.
 
     They must if no argument has them as its rows; if the model has other latent sites on fewer
-    rows; or if the latent values of one row change the likelihood of others.
+    rows; if the likelihood of other rows changes when the first is removed, as it does where the
+    model counts them; or if the latent values of one row change the likelihood of others.
     """
     program, structure = fit.program, fit.structure
     if not any(t.ndim and len(t) == size for t in program.tensors()):
         return True
+    rest = _at_rows(program, np.arange(1, size), size)
     try:
-        fewer = discover(_at_rows(program, np.arange(size - 1), size)).sites
+        fewer = discover(rest).sites
     except ProbdlError:
         return True
     for site in structure.of("latent"):
@@ -157,12 +159,40 @@ def _are_tied(fit: Any, plate: str, size: int) -> bool:
         if other is None or _without(site, plate) != _without(other, plate):
             return True
     local = [s for s in structure.of("latent") if plate in s.dims]
+    if _changes_others(fit, rest, local, plate, size):
+        return True
     return bool(local) and size > 2 and _affects_others(fit, local, plate, size)
 
 
 def _without(site: Site, plate: str) -> list[int]:
     """Return the shape of a site without the dimension of a plate."""
     return [n for dim, n in zip(site.dims, site.shape, strict=True) if dim != plate]
+
+
+def _changes_others(fit: Any, rest: Program, local: Sequence[Site], plate: str, size: int) -> bool:
+    """Return whether the rows after the first have another likelihood without it."""
+    whole = {name: value[:1] for name, value in fit.tensors().items()}
+    fewer = dict(whole)
+    for site in local:
+        if site.name in whole:
+            fewer[site.name] = whole[site.name].narrow(site.dims.index(plate) + 1, 1, size - 1)
+    try:
+        with isolated(stream(fit.seed, "remove")):
+            of_all = predictive.log_likelihood(fit.program, fit.structure, whole, quiet=True)
+            of_rest = predictive.log_likelihood(rest, discover(rest), fewer, quiet=True)
+    except ProbdlError:
+        return True
+    for name, value in of_all.points.items():
+        axes = [d for d, n in enumerate(value.shape[1:], 1) if n == size]
+        if not axes or name not in of_rest.points:
+            continue
+        expected = value.narrow(axes[0], 1, size - 1)
+        found = of_rest.points[name]
+        if found.shape == expected.shape and not torch.allclose(
+            found, expected, rtol=1e-9, atol=1e-9, equal_nan=True
+        ):
+            return True
+    return False
 
 
 def _affects_others(fit: Any, local: Sequence[Site], plate: str, size: int) -> bool:
