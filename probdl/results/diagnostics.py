@@ -317,7 +317,7 @@ def check_energy(stats: Mapping[str, Any], centred: Sequence[str]) -> list[Findi
     """
     funnels = (
         f"write {', '.join(map(repr, centred[:3]))} non-centred (pyro.infer.reparam."
-        "LocScaleReparam)"
+        "LocScaleReparam(0.0))"
         if centred
         else "use priors that keep scales away from 0 and hold what the data do not identify"
     )
