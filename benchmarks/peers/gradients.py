@@ -80,6 +80,23 @@ def called(address: int, user: int, point: np.ndarray) -> Callable[[], Any]:
     return lambda: (function(*arguments), point, grad, value)
 
 
+def seconds_in_jax(
+    potential: Callable[..., Any], evaluate: Callable[..., Any], point: Any
+) -> float:
+    """Time a gradient in JAX, alone (compiled) and in a compiled loop; return the shorter time."""
+    import jax
+
+    alone = best(lambda: jax.block_until_ready(evaluate(point)))
+    times = max(1, min(1000, int(ROUND_S / alone)))
+
+    def move(_: int, at: Any) -> Any:  # tiny: each gradient depends on the previous one
+        value, gradient = jax.value_and_grad(potential)(at)
+        return jax.tree.map(lambda a, g: a - 1e-12 * (g + value), at, gradient)
+
+    loop = jax.jit(lambda at: jax.lax.fori_loop(0, times, move, at))
+    return min(alone, best(lambda: jax.block_until_ready(loop(point))) / times)
+
+
 def probdl(x: np.ndarray, y: np.ndarray) -> float:
     import torch
 
@@ -113,17 +130,7 @@ def numpyro(x: np.ndarray, y: np.ndarray) -> float:
     start = initialize_model(jax.random.key(0), model, model_args=arrays)
     evaluate = jax.jit(jax.value_and_grad(start.potential_fn))
     point = jax.tree.map(jnp.zeros_like, start.param_info.z)
-    alone = best(lambda: jax.block_until_ready(evaluate(point)))
-    times = max(1, min(1000, int(ROUND_S / alone)))
-
-    def move(
-        _: int, at: Any
-    ) -> Any:  # a tiny step, so that each gradient depends on the previous one
-        value, gradient = jax.value_and_grad(start.potential_fn)(at)
-        return jax.tree.map(lambda a, g: a - 1e-12 * (g + value), at, gradient)
-
-    loop = jax.jit(lambda at: jax.lax.fori_loop(0, times, move, at))
-    return min(alone, best(lambda: jax.block_until_ready(loop(point))) / times)
+    return seconds_in_jax(start.potential_fn, evaluate, point)
 
 
 def pymc(x: np.ndarray, y: np.ndarray) -> float:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peers.gradients import ROUND_S, best, called
+from benchmarks.peers.gradients import best, called, seconds_in_jax
 from benchmarks.peers.matrices import ONE_CORE
 
 LENGTHS = (100, 1000, 10_000)
@@ -174,15 +174,7 @@ def numpyro(name: str, steps: int) -> tuple[float, float]:
     point = start.param_info.z
     jax.block_until_ready(evaluate(point))
     spent = time.perf_counter() - begin
-    alone = best(lambda: jax.block_until_ready(evaluate(point)))
-    times = max(1, min(1000, int(ROUND_S / alone)))
-
-    def move(_: int, at: Any) -> Any:  # each gradient depends on the previous one
-        value, gradient = jax.value_and_grad(start.potential_fn)(at)
-        return jax.tree.map(lambda a, g: a - 1e-12 * (g + value), at, gradient)
-
-    loop = jax.jit(lambda at: jax.lax.fori_loop(0, times, move, at))
-    return spent, min(alone, best(lambda: jax.block_until_ready(loop(point))) / times)
+    return spent, seconds_in_jax(start.potential_fn, evaluate, point)
 
 
 def measured(system: str, name: str, steps: int) -> tuple[float, float]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peers.gradients import ROUND_S, best, called
+from benchmarks.peers.gradients import best, called, seconds_in_jax
 
 ONE_CORE = {
     "OMP_NUM_THREADS": "1",
@@ -127,15 +127,7 @@ def numpyro(kind: str, sizes: tuple[int, ...]) -> float:
     start = initialize_model(jax.random.key(0), model, model_args=given)
     evaluate = jax.jit(jax.value_and_grad(start.potential_fn))
     point = start.param_info.z
-    alone = best(lambda: jax.block_until_ready(evaluate(point)))
-    times = max(1, min(1000, int(ROUND_S / alone)))
-
-    def move(_: int, at: Any) -> Any:  # each gradient depends on the previous one
-        value, gradient = jax.value_and_grad(start.potential_fn)(at)
-        return jax.tree.map(lambda a, g: a - 1e-12 * (g + value), at, gradient)
-
-    loop = jax.jit(lambda at: jax.lax.fori_loop(0, times, move, at))
-    return min(alone, best(lambda: jax.block_until_ready(loop(point))) / times)
+    return seconds_in_jax(start.potential_fn, evaluate, point)
 
 
 def measured(system: str, name: str) -> float:
