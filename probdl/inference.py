@@ -17,7 +17,7 @@ from probdl.methods import METHODS, Method, resolve
 from probdl.methods.base import PYRO_NAMES, setting_named
 from probdl.model.callables import accepts_argument, callable_name, runnable, signature
 from probdl.model.imputation import has_imputed
-from probdl.model.preparing import ignores, prepared, uses_codes_as_numbers
+from probdl.model.preparing import prepared, uses_codes_as_numbers
 from probdl.model.program import Program
 from probdl.model.sites import discover
 from probdl.nn import is_network
@@ -319,7 +319,7 @@ def _category_findings(program: Program, fit: Fit, coords: Mapping[str, Any]) ->
             if not encoding.ordered and len(labels) > 2 and labels == sorted(labels):
                 findings.append(_alphabetical(name, labels))
             continue
-        if any(s.distribution in OF_CLASSES for s in sites) or ignores(program, name):
+        if any(s.distribution in OF_CLASSES for s in sites):
             continue
         known = ", ".join(f"{label!r} is {code}" for code, label in enumerate(labels[:3]))
         more = ", …" * (len(labels) > 3)

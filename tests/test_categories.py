@@ -118,7 +118,7 @@ def test_classes_of_codes_are_the_values_of_the_distribution():
 
 
 def test_categories_of_which_only_the_number_is_used_are_no_finding():
-    def pooled(county, y):
+    def pooled(county, y=None):
         m = pyro.sample("m", dist.Normal(0.0, 1.0))
         with pyro.plate("row", len(county)):
             pyro.sample("y", dist.Normal(m, 1.0), obs=y)
@@ -127,6 +127,7 @@ def test_categories_of_which_only_the_number_is_used_are_no_finding():
         warnings.simplefilter("error")
         fit = fitted(pooled, np.tile(COUNTIES, 5), np.zeros(20))
     assert severities(fit, "categories") == []
+    assert fit.predict(["Aa", "New"])["y"].shape[-1] == 2
 
 
 @pytest.mark.filterwarnings("ignore")

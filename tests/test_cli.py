@@ -239,6 +239,32 @@ def test_a_report_has_the_source_of_a_named_model(here):
     assert "def normal" not in (here / "bare.html").read_text()
 
 
+GROUPED = """
+import pyro, pyro.distributions as dist
+def grouped(school, count, y=None):
+    with pyro.plate('schools', int(count)):
+        a = pyro.sample('a', dist.Normal(0.0, 3.0))
+    with pyro.plate('row', len(school)):
+        pyro.sample('y', dist.Bernoulli(logits=a[school]), obs=y)
+"""
+
+
+def test_probabilities_of_classes_are_of_the_groups_that_labels_name(here):
+    (here / "grouped.py").write_text(GROUPED)
+    rates = {0: 0.1, 1: 0.9}
+    y = [float(i < 20 * rates[s]) for s in (0, 1) for i in range(20)]
+    data = {"school": [0] * 20 + [1] * 20, "count": 2, "y": y}
+    (here / "train.json").write_text(json.dumps(data))
+    (here / "new.json").write_text(json.dumps({"school": [0], "count": 1}))
+    fit = ["infer", "grouped.py:grouped", "--data", "train.json", "--seed", 1, "--out", "fit"]
+    assert run(*fit, "--method", "laplace", "--coords", "schools=a,b").exit_code == 0
+    more = ["--out", "p.csv", "--model", "grouped.py:grouped", "--coords", "schools=b"]
+    assert run("predict", "fit", "--data", "new.json", *more).exit_code == 0
+    (row,) = pd.read_csv(here / "p.csv").to_dict("records")
+    assert row["p[1]"] == pytest.approx(row["mean"], abs=0.05)
+    assert row["p[1]"] > 0.7
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [("fit", "Did you mean 'infer'?"), ("summry", "Did you mean 'summary'?"), ("zz", "(infer,")],

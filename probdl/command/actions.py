@@ -174,11 +174,11 @@ def predict(
             bound = _bind_files(
                 fit.model, data, columns, fit.predict, optional=observed, quiet=quiet
             )
-            arguments: Any = (bound.args, bound.kwargs)
+            args, kwargs = bound.args, bound.kwargs
         else:
-            arguments = ((), {})
-        predictions = fit.predictions(*arguments[0], coords=coords or None, **arguments[1])
-        table = with_classes(prediction_table(predictions), fit, *arguments)
+            args, kwargs = (), {}
+        predictions = fit.predictions(*args, coords=coords or None, **kwargs)
+        table = with_classes(prediction_table(predictions), fit, args, kwargs, coords)
     with written(out) as part:
         write_predictions(part, predictions, table, draws=draws)
     variables = {n: dict(array.sizes) for n, array in predictions.items()}

@@ -84,13 +84,18 @@ def prediction_table(predictions: xr.Dataset) -> pd.DataFrame:
 
 
 def with_classes(
-    table: pd.DataFrame, fit: probdl.Fit, args: Sequence[Any], kwargs: Mapping[str, Any]
+    table: pd.DataFrame,
+    fit: probdl.Fit,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    coords: Mapping[str, Any],
 ) -> pd.DataFrame:
     """Add the probabilities of the classes of categorical sites to a table of predictions."""
     if not fit.classes:
         return table
     try:
-        found = fit.predict_proba(*args, **kwargs)
+        matched = {dim: labels for dim, labels in coords.items() if dim in fit.coords}
+        found = fit.predict_proba(*args, coords=matched or None, **kwargs)
     except ModelError:  # another observed site has no classes
         return table
     for name, probabilities in found.items():

@@ -14,7 +14,7 @@ from probdl.model.program import Program
 from probdl.model.sites import Structure, discover
 from probdl.util.isolation import isolated
 
-__all__ = ["grown_shapes", "ignores", "is_index", "prepared", "uses_codes_as_numbers"]
+__all__ = ["grown_shapes", "prepared", "uses_codes_as_numbers"]
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -125,20 +125,20 @@ def _plates_of(program: Program, name: str) -> set[str]:
 
 
 def uses_codes_as_numbers(program: Program, name: str, structure: Structure) -> bool:
-    """Return whether nothing in the model has an element for each category of an argument."""
+    """Return whether a model uses codes, and has no element for each category of the argument."""
     codes, encoding = program.arguments.get(name), program.encodings[name]
     if encoding.kind != "categories" or codes is None:
         return False
     grown, held = grown_shapes(program, name, encoding), structure.sites
     if any(shape != held[site].shape for site, shape in grown.items() if site in held):
         return False  # such as contrasts, which are one fewer
-    return not is_index(program, name)
+    return not (_is_index(program, name) or _ignores(program, name))
 
 
-def ignores(program: Program, name: str) -> bool:
+def _ignores(program: Program, name: str) -> bool:
     """Return whether the model gives the same for other codes of an argument, as for its length."""
     codes = program.arguments[name]
-    other = program.with_values(program.arguments | {name: codes.max() - codes})
+    other = program.with_values(program.arguments | {name: codes + 1})
     results = []
     for each in (program, other):
         with isolated(0):
@@ -149,7 +149,7 @@ def ignores(program: Program, name: str) -> bool:
     return bool(torch.equal(*map(torch.as_tensor, results)))
 
 
-def is_index(program: Program, name: str) -> bool:
+def _is_index(program: Program, name: str) -> bool:
     """Return whether the model takes codes as an index: as numbers they would be an error."""
     codes = program.arguments[name]
     try:

@@ -88,7 +88,7 @@ class DispatchMode(TorchDispatchMode):
 
 
 class Graph(fx.Graph):
-    """A graph that looks for symbolic numbers in no arguments, which takes long and has none."""
+    """A graph that skips the search for symbolic numbers in arguments, which is slow."""
 
     def create_node(
         self, op: str, target: Any, args: Any = None, kwargs: Any = None, *rest: Any, **named: Any

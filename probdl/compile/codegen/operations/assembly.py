@@ -42,6 +42,7 @@ class Slices:
         parts: by the first index of a slice and the one after the last, its value.
         covered: the indices in slices.
         base: the tensor; zero if it is None.
+        split: whether all slices have the length 1.
     """
 
     shape: tuple[int, ...]
@@ -49,6 +50,7 @@ class Slices:
     parts: dict[tuple[int, int], Value]
     covered: set[int]
     base: Value | None = None
+    split: bool = False
 
     @classmethod
     def of(cls, shape: Sequence[int], dim: int, first: int, last: int, value: Value) -> Slices:
@@ -68,9 +70,13 @@ def added(builder: Builder, a: Slices, b: Slices | Value) -> Slices | None:
         return None
     parts = b.parts
     if any(part not in a.parts and not a.covered.isdisjoint(range(*part)) for part in parts):
-        if max(last - first for first, last in [*a.parts, *parts]) > MAX_SPLIT:
+        long = [*parts, *(() if a.split else a.parts)]
+        if max(last - first for first, last in long) > MAX_SPLIT:
             return None
-        a.parts, parts = _split(a), _split(b)
+        if not a.split:
+            a.parts, a.split = _split(a), True
+        parts = _split(b)
+    a.split = a.split and all(last - first == 1 for first, last in parts)
     for part, value in parts.items():
         if part in a.parts:
             value = _sum(builder, a.parts[part], value)
