@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import time
 
 import pyro
 import pyro.distributions as dist
@@ -25,6 +26,8 @@ def interrupted(y):
     runs.append(1)
     if len(runs) == 3:
         InterruptsWhenFreed()
+        for _ in range(6000):  # until the interrupt comes once more
+            time.sleep(0.01)
     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
     pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
 
@@ -43,6 +46,19 @@ def test_an_interrupt_in_a_finalizer_is_not_lost(call):
     runs.clear()
     with pytest.raises(KeyboardInterrupt):
         call()
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_an_interrupt_in_a_finalizer_is_not_late(monkeypatch):
+    monkeypatch.setattr("probdl.util.interrupts.DELAY_S", 5.0)
+
+    def model(y):
+        InterruptsWhenFreed()
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    with pytest.raises(KeyboardInterrupt):
+        probdl.infer(model, torch.tensor(0.0), method="map", seed=1)
 
 
 def test_other_ignored_errors_are_reported_as_before(monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,9 +16,20 @@ __all__ = ["interrupts_kept"]
 DELAY_S = 0.01  # after which the finalizer has ended
 
 
-def _interrupt_soon() -> None:
-    time.sleep(DELAY_S)
-    _thread.interrupt_main()
+class _LostInterrupt:
+    """An interrupt that a finalizer swallowed, to be raised once more."""
+
+    def __init__(self) -> None:
+        self._raised = threading.Lock()
+
+    def take(self) -> bool:
+        """Claim the interrupt; the first caller gets it."""
+        return self._raised.acquire(blocking=False)
+
+    def raise_soon(self) -> None:
+        time.sleep(DELAY_S)
+        if self.take():
+            _thread.interrupt_main()
 
 
 @contextmanager
@@ -30,10 +42,12 @@ def interrupts_kept() -> Iterator[None]:
     if getattr(before, "keeps_interrupts", False):
         yield
         return
+    lost: list[_LostInterrupt] = []
 
     def hook(unraisable: Any) -> None:
         if issubclass(unraisable.exc_type, KeyboardInterrupt):
-            _thread.start_new_thread(_interrupt_soon, ())  # here, it would be lost again
+            lost.append(_LostInterrupt())
+            _thread.start_new_thread(lost[-1].raise_soon, ())  # here, it would be lost again
         else:
             before(unraisable)
 
@@ -43,3 +57,7 @@ def interrupts_kept() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = before
+        if threading.current_thread() is threading.main_thread():
+            taken = [interrupt.take() for interrupt in lost]
+            if any(taken):
+                raise KeyboardInterrupt
