@@ -237,7 +237,8 @@ TOPICS: dict[str, dict[str, Check]] = {
             _WARNING,
             "The optimiser or the training stopped before it converged.",
             "all steps taken; in training, the ELBO of the last tenth of the steps above that of "
-            f"the tenth before by {RISING_ERRORS:g} standard errors, 0.1 nats and 0.1% of the ELBO",
+            f"the tenth before by {RISING_ERRORS:g} standard errors, 0.1 nats and 0.1% of the "
+            "ELBO, or raised as much by a trial of 5% more steps that repeats the schedule",
         ),
         "several_optima": Check(
             _INFO,

@@ -1,6 +1,7 @@
 """Findings that a model with the problem raises, and the same model without it does not."""
 
 import functools
+import warnings
 
 import numpy as np
 import pyro
@@ -60,6 +61,34 @@ def test_a_training_that_ends_early_has_not_converged():
     assert "not_converged" in fitted(linear_regression, X, Y, method=slow)
     enough = probdl.SVI(steps=4000, learning_rate=0.05)
     assert "not_converged" not in fitted(linear_regression, X, Y, method=enough)
+
+
+def adam(parameters, lr):
+    return torch.optim.Adam(parameters, lr=lr)
+
+
+@pytest.mark.parametrize("optimizer", ["Adam", "AdamW", adam])
+@pytest.mark.parametrize("engine", ["native", "eager"])
+def test_a_schedule_that_ends_at_zero_does_not_hide_too_few_steps(optimizer, engine):
+    guide = functools.partial(AutoNormal, init_loc_fn=init_to_median)
+    settings = {"guide": guide, "optimizer": optimizer, "engine": engine}
+    slow = probdl.SVI(steps=200, learning_rate=0.01, **settings)
+    assert "not_converged" in fitted(linear_regression, X, Y, method=slow)
+    enough = probdl.SVI(steps=1500, learning_rate=0.05, **settings)
+    assert "not_converged" not in fitted(linear_regression, X, Y, method=enough)
+
+
+def test_a_trial_of_more_steps_does_not_change_the_fit(monkeypatch):
+    guide = functools.partial(AutoNormal, init_loc_fn=init_to_median)
+    method = probdl.SVI(guide=guide, steps=250, learning_rate=0.01)
+    with pytest.warns(probdl.FindingWarning, match="a trial of 50 more steps"):
+        tried = probdl.infer(linear_regression, X, Y, method=method, seed=1)
+    monkeypatch.setattr("probdl.methods.variational.training.check_convergence", lambda *_: [])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", probdl.FindingWarning)
+        plain = probdl.infer(linear_regression, X, Y, method=method, seed=1)
+    for name, values in plain.draws.items():
+        assert (tried.draws[name] == values).all()
 
 
 @pytest.mark.parametrize(("start", "expected"), [(0.0, {"saddle"}), (0.1, set())])

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from pyro.infer import ELBO, TraceGraph_ELBO
 from pyro.infer.autoguide import AutoDelta
+from pyro.optim import PyroOptim
 from torch import Tensor
 
 from probdl.compile import ENGINES, choose
@@ -452,6 +453,9 @@ class SVI(Method, name="svi"):
             seed,
             progress,
             rates,
+            isinstance(self.schedule, str)
+            and self.schedule != "constant"
+            and not isinstance(self.optimizer, PyroOptim),
             self.clip_norm,
             self.kl_annealing,
             self.patience,

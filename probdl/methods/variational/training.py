@@ -15,15 +15,17 @@ from torch import Tensor
 from probdl.compile.kernels.adam import NativeAdam
 from probdl.compile.runtime.toolchain import CompilerError
 from probdl.compile.step import BLOCK, NativeStep, Parameters, Step, choose_step
-from probdl.findings import RISING_ERRORS, Finding
+from probdl.findings import Finding
 from probdl.methods.training.checkpoint import Checkpoint, copy_saved
 from probdl.methods.training.loop import TrainingLoop
 from probdl.methods.training.minibatch import Batches, Data, FullData
 from probdl.methods.training.optimizers import ScheduledOptimizer
+from probdl.methods.variational.convergence import check_convergence
 from probdl.methods.variational.objective import Objective
 from probdl.methods.variational.validation import Validation
 from probdl.util.clock import check_time_limit
-from probdl.util.openmp import WaitPolicy
+from probdl.util.openmp import WaitPolicy, wait_policy
+from probdl.util.seeds import stream
 
 __all__ = ["Outcome", "Plan", "VariationalTraining", "train"]
 
@@ -44,6 +46,7 @@ class Plan:
         progress: whether to show progress.
         rates: learning rates at given shares of the steps, if the optimizer is plain Adam, which
             native code can run; None for any other optimizer.
+        decays: whether the learning rate decreases along a schedule that has a name.
         clip_norm: gradients are clipped to this norm; None leaves them.
         annealing: number of steps over which the temperature rises to 1; 0 for no annealing.
         patience: number of steps without improvement that end the training; None for no limit.
@@ -57,6 +60,7 @@ class Plan:
     seed: int
     progress: bool | None
     rates: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None
+    decays: bool = False
     clip_norm: float | None = None
     annealing: int = 0
     patience: int | None = None
@@ -165,26 +169,40 @@ class VariationalTraining(TrainingLoop):
 
     def take_step(self, batches: Sequence[Data], threads: WaitPolicy) -> float | None:
         """Take one step, and return the loss; None if it was not finite."""
-        (data,) = batches
-        if self.plan.annealing:
-            temperature = min(1.0, (self.done + 1) / self.plan.annealing)
-            data = [*data, torch.tensor(temperature, dtype=self.parameters.flat.dtype)]
+        data = self._with_temperature(batches[0])
+        loss = self.evaluate(data, threads, self.seed_block())
+        if not math.isfinite(loss):
+            self.fail_at(data, loss)
+            return None
+        self.keep_early_state()
+        assert self.optimizer is not None
+        self.optimizer.step(self.done / self.steps)
+        return loss
+
+    def evaluate(self, data: Data, threads: WaitPolicy, starts_block: bool) -> float:
+        """Return the loss, and leave its gradient in the parameters.
+
+        Args:
+            data: the minibatch.
+            threads: the wait policy to set.
+            starts_block: whether to discard noise that was drawn before.
+        """
         step = self.step_for(data)
         if self.optimizer is None:
             self.optimizer = self.plan.make_optimizer(step.engine == "native")
             if self.saved_optimizer is not None:
                 self._restore_optimizer(self.optimizer)
-        if self.seed_block():
+        if starts_block:
             for each in self.compiled.values():
                 each.begin_block()
         threads.use(step.threads if self.optimizer.elementwise else step.threads.fixed)
-        loss = step(data)
-        if not math.isfinite(loss):
-            self.fail_at(data, loss)
-            return None
-        self.keep_early_state()
-        self.optimizer.step(self.done / self.steps)
-        return float(loss)
+        return float(step(data))
+
+    def _with_temperature(self, data: Data) -> Data:
+        if not self.plan.annealing:
+            return data
+        temperature = min(1.0, (self.done + 1) / self.plan.annealing)
+        return [*data, torch.tensor(temperature, dtype=self.parameters.flat.dtype)]
 
     def _restore_optimizer(self, optimizer: Any) -> None:
         assert self.checkpoint is not None
@@ -253,6 +271,69 @@ class VariationalTraining(TrainingLoop):
         if len(losses) < count:
             self.last_good = (max(self.done - 1, 0), [self.adam.good, *self.buffers])
             self.fail_at(self.adam_data, math.nan)
+
+    # -- a trial of more steps ------------------------------------------------------------
+
+    def try_more(self, count: int, evaluations: int) -> NDArray[np.float64]:
+        """Repeat the schedule in a few more steps, and then put the weights back.
+
+        Args:
+            count: the number of steps.
+            evaluations: the number of losses to compare.
+
+        Returns:
+            By how much the steps lowered the loss, (evaluations,): differences of losses with the
+            same random numbers and minibatches. Empty if a loss was not finite.
+        """
+        kept = self.snapshot()
+        try:
+            with wait_policy() as threads:
+                tried = self._losses("trial", count, threads, moving=True)
+                after = self._losses("comparison", evaluations, threads, moving=False)
+                self.put_back(kept)
+                before = self._losses("comparison", evaluations, threads, moving=False)
+        finally:
+            self.put_back(kept)
+        if len(tried) < count or not len(before) == len(after) == evaluations:
+            return np.zeros(0)
+        return np.array(before) - np.array(after)
+
+    def _losses(self, key: str, count: int, threads: WaitPolicy, moving: bool) -> list[float]:
+        """Return the losses of steps along the whole schedule, or at fixed weights."""
+        losses: list[float] = []
+        batches = self.stream_batches()
+        while len(losses) < count:
+            check_time_limit()
+            torch.default_generator.manual_seed(stream(self.seed, key, len(losses)))
+            shares = np.arange(len(losses), min(len(losses) + BLOCK, count)) / count
+            block = self._losses_of_block(shares, batches, threads, moving)
+            losses += block
+            if len(block) < len(shares):
+                break
+        return losses
+
+    def _losses_of_block(
+        self,
+        shares: NDArray[np.float64],
+        batches: Iterator[Data],
+        threads: WaitPolicy,
+        moving: bool,
+    ) -> list[float]:
+        if self.adam is not None:
+            assert self.plan.rates is not None
+            return list(self.adam.run(self.done, self.plan.rates(shares) * moving))
+        losses: list[float] = []
+        for share in shares:
+            check_time_limit()
+            data = self._with_temperature(next(batches))
+            loss = self.evaluate(data, threads, starts_block=not losses)
+            if not math.isfinite(loss):
+                break
+            if moving:
+                assert self.optimizer is not None
+                self.optimizer.step(float(share))
+            losses.append(loss)
+        return losses
 
     # -- the best state -------------------------------------------------------------------
 
@@ -410,34 +491,12 @@ def train(loss: Objective, parameters: Parameters, batches: Batches, plan: Plan)
     findings = list(training.findings)
     chosen = {"early_stopping", "validation"} if plan.validation is not None else set()
     if not chosen & {finding.check for finding in findings}:  # else it is expected to rise
-        findings += _check_convergence(losses[plan.annealing :])
+        complete = training.done == plan.steps == training.best.step
+        findings += check_convergence(
+            losses[plan.annealing :], training.try_more if plan.decays and complete else None
+        )
     return Outcome(losses, training.best.step, training.engine, training.held_out, findings)
 
 
 def _standard_error(losses: NDArray[np.float64]) -> float:
     return float(losses.std() / math.sqrt(len(losses)))
-
-
-def _check_convergence(losses: NDArray[np.float64]) -> list[Finding]:
-    """Check whether the ELBO was still rising at the end of the training.
-
-    The last two tenths of the steps are compared. With a schedule that ends at zero, little noise
-    is left in them to average out.
-    """
-    tenth = len(losses) // 10
-    if tenth < 2:
-        return []
-    before, after = losses[-2 * tenth : -tenth], losses[-tenth:]
-    gain = float(before.mean() - after.mean())
-    error = math.hypot(before.std(), after.std()) / math.sqrt(tenth)
-    if gain < max(RISING_ERRORS * error, 0.1, 1e-3 * abs(float(after.mean()))):
-        return []
-    return [
-        Finding(
-            "warning",
-            "not_converged",
-            f"The ELBO was still rising at the end of training: it rose by {gain:.4g} nats between "
-            f"the last two 10% blocks of steps, to {-after.mean():.6g}.",
-            "Train for more steps, or raise learning_rate.",
-        )
-    ]
