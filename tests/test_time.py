@@ -1,5 +1,6 @@
 """A time limit, Ctrl-C and a failing chain: partial results are returned and reported."""
 
+import itertools
 import threading
 import time
 
@@ -76,6 +77,19 @@ def test_drawing_from_a_path_stops_at_the_time_limit(paths, time_passes):
         fit = probdl.infer(normal_normal, SIGMA, Y, method=method, seed=1, time_limit=1)
     assert 25 <= fit.num_draws < 5_000_000
     assert fit.draws["mu"].mean() == pytest.approx(1.5, abs=0.5)
+
+
+def test_draws_after_the_time_limit_take_a_tenth_of_it(monkeypatch):
+    readings = itertools.count()
+    monkeypatch.setattr(Clock, "elapsed", property(lambda _: float(next(readings))))
+    monkeypatch.setattr("probdl.model.vectorize.MAX_NUMBERS_PER_CHUNK", 1)  # one draw at a time
+    limit = 10_000.0  # readings of the clock
+    fit = probdl.infer(
+        normal_normal, Y, method=probdl.SVI(steps=MANY, draws=2000), seed=1, time_limit=limit
+    )
+    assert 2 <= len(fit.draws["mu"][0]) <= 0.1 * limit + 2
+    messages = [f.message for f in fit.findings if f.check == "time_limit"]
+    assert any("of 4000 draws; these draws are used" in message for message in messages)
 
 
 def test_a_gan_stops_at_the_time_limit(time_passes):

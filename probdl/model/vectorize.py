@@ -257,6 +257,7 @@ def chunks(fn: Callable[[Any], Any], draws: Any) -> Iterator[Any]:
         progress.update(size)
         yield result
         for part in parts[1:]:
+            check_time_limit()
             result = mapped(part)
             progress.update(len(tree_leaves(part)[0]))
             yield result

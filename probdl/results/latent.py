@@ -39,7 +39,7 @@ from probdl.model.precision import Precision
 from probdl.model.predictive import log_prior
 from probdl.model.program import Program
 from probdl.model.sites import Site, Structure, data_plate, data_plates, discover
-from probdl.model.vectorize import vectorize
+from probdl.model.vectorize import chunks
 from probdl.results.diagnostics import interrupted
 from probdl.results.enumeration import (
     AtMean,
@@ -52,7 +52,7 @@ from probdl.results.enumeration import (
     model_weights,
     sampled_sites,
 )
-from probdl.util.clock import check_time_limit
+from probdl.util.clock import check_overtime, check_time_limit
 from probdl.util.isolation import evaluation
 from probdl.util.progress import bar
 
@@ -313,7 +313,7 @@ def propose(
                 log_p = log_p + node["log_prob"].sum()
         return values | {"log_p": log_p, "log_q": log_q}
 
-    drawn = _evaluate_draws(score_draw, program, count, findings=findings)
+    drawn = _evaluate_draws(score_draw, count, findings=findings)
     log_p, log_q = drawn.pop("log_p"), drawn.pop("log_q")
     values = {name.removeprefix("site "): v for name, v in drawn.items()}
     if summed:
@@ -348,7 +348,7 @@ def draw_guide(
                 log_q = log_q + node["log_prob"].sum()
         return {f"site {n}": nodes[n]["value"] for n in latent} | {"log_q": log_q}
 
-    drawn = _evaluate_draws(draw, program, count, elements=1)  # it does not evaluate the data
+    drawn = _evaluate_draws(draw, count)
     log_q = drawn.pop("log_q")
     return {name.removeprefix("site "): v for name, v in drawn.items()}, log_q
 
@@ -434,7 +434,7 @@ def elbo(program: Program, structure: Structure, proposal: Proposal, count: int)
         shared = rows["kl"].shared - rows["reconstruction"].shared
         return {what: of.joined() for what, of in rows.items()} | {"shared": shared}
 
-    parts = {k: v.numpy() for k, v in _evaluate_draws(terms_of_draw, program, count).items()}
+    parts = {k: v.numpy() for k, v in _evaluate_draws(terms_of_draw, count).items()}
     reconstruction, kl = parts["reconstruction"], parts["kl"]
     totals = reconstruction.sum(1) - kl.sum(1) - parts["shared"]
     with np.errstate(invalid="ignore"):  # of rows with density zero
@@ -525,7 +525,7 @@ def log_evidence(
                 sums.add(term, ordinal)
             return sums.joined()
 
-        ratios = _evaluate_draws(ratios_of_draw, program, count, progress).numpy().T
+        ratios = _evaluate_draws(ratios_of_draw, count, progress).numpy().T
     else:
         _, log_p, log_q = propose(program, structure, proposal, count)
         ratios = (log_p - log_q).numpy()
@@ -580,13 +580,13 @@ def encode(
         }
 
     if count is not None:
-        return _evaluate_draws(sample_codes, program, count)
+        return _evaluate_draws(sample_codes, count)
     # A mean that depends on draws of other sites, or is not known, is averaged over draws.
-    first, second = (_evaluate_draws(means_at_draw, program, 1) for _ in range(2))
+    first, second = (_evaluate_draws(means_at_draw, 1) for _ in range(2))
     exact = {name: v[0] for name, v in first.items() if torch.allclose(v, second[name])}
     if len(exact) == len(names):
         return exact
-    averages = _evaluate_draws(means_at_draw, program, CODE_MEAN_DRAWS)
+    averages = _evaluate_draws(means_at_draw, CODE_MEAN_DRAWS)
     return {name: exact[name] if name in exact else averages[name].mean(0) for name in names}
 
 
@@ -647,7 +647,7 @@ def draw_shared(
 
     elements = sum(t.numel() for t in program.tensors())
     count = min(count, max(MIN_SHARED_DRAWS, MAX_SHARED_ELEMENTS // max(elements, 1)))
-    return _evaluate_draws(sample, program, count)
+    return _evaluate_draws(sample, count)
 
 
 def decode(
@@ -731,37 +731,29 @@ def reconstruct(program: Program, structure: Structure, proposal: Proposal) -> d
 
 def _evaluate_draws(
     function: Callable[[Tensor], Any],
-    program: Program,
     count: int,
     progress: bool | None = False,
     findings: list[Finding] | None = None,
-    elements: int | None = None,
 ) -> Any:
-    """Evaluate a function of random draws ``count`` times, vectorised in parts of bounded size.
+    """Evaluate a function of random draws ``count`` times, vectorised in bounded memory.
 
     Args:
         function: the function; its argument is ignored.
-        program: the model, whose data determine the size of the parts.
         count: number of evaluations.
         progress: whether to show progress; None means only on a terminal.
         findings: where the finding of an interruption is added; None makes it a warning.
 
-        elements: number of elements that one evaluation holds; None means those of the data.
-
     Returns:
         The values, stacked along a new first dimension; fewer than ``count`` after an interruption.
     """
-    if elements is None:
-        elements = max((t.numel() for t in program.tensors()), default=1)
-    size = min(count, max(1, MAX_SCORED_ELEMENTS // max(elements, 1)))
     parts = []
     with bar(count, "importance sampling", progress) as shown, torch.no_grad():
         try:
-            for start in range(0, count, size):
-                check_time_limit()
-                here = min(size, count - start)
-                parts.append(vectorize(function, torch.zeros(here)))
-                shown.update(here)
+            check_time_limit()
+            for part in chunks(function, torch.zeros(count)):
+                parts.append(part)
+                shown.update(len(tree_leaves(part)[0]))
+                check_overtime()
         except KeyboardInterrupt as stop:
             if not parts:
                 raise

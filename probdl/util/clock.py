@@ -12,7 +12,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-__all__ = ["Clock", "TimeUp", "check_time_limit", "clock", "expire", "time_left", "timed"]
+__all__ = [
+    "Clock",
+    "TimeUp",
+    "check_overtime",
+    "check_time_limit",
+    "clock",
+    "expire",
+    "time_left",
+    "timed",
+]
+
+# Ours: the time for results from what was done until the time limit, as a share of it.
+OVERTIME_SHARE = 0.1
 
 
 class TimeUp(KeyboardInterrupt):
@@ -33,7 +45,7 @@ class Clock:
     def __init__(self, limit: float | None) -> None:
         self.started = time.perf_counter()
         self.limit = limit
-        self.expired = False  # set when TimeUp is raised: partial results then take their time
+        self.expired_at: float | None = None  # set when TimeUp is raised
         self.timings: dict[str, float] = {}
 
     @property
@@ -76,7 +88,7 @@ def timed(part: str) -> Iterator[None]:
 def time_left() -> float | None:
     """Return the seconds left; None without a limit, or after the limit has been raised."""
     current = _current.get()
-    if current is None or current.limit is None or current.expired:
+    if current is None or current.limit is None or current.expired_at is not None:
         return None
     return max(0.0, current.limit - current.elapsed)
 
@@ -91,10 +103,25 @@ def check_time_limit() -> None:
         raise expire()
 
 
+def check_overtime() -> None:
+    """Raise TimeUp once more if what followed the time limit has taken a tenth of it.
+
+    This is for work that can return a part of its results after it was interrupted before.
+
+    Raises:
+        TimeUp: it has.
+    """
+    current = _current.get()
+    if current is None or current.limit is None or current.expired_at is None:
+        return
+    if current.elapsed - current.expired_at > OVERTIME_SHARE * current.limit:
+        raise TimeUp(current.limit)
+
+
 def expire() -> TimeUp:
     """Mark the time limit as passed, and return the exception to raise for it."""
     current = _current.get()
     assert current is not None
     assert current.limit is not None
-    current.expired = True
+    current.expired_at = current.elapsed
     return TimeUp(current.limit)

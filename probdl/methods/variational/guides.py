@@ -26,7 +26,9 @@ from probdl.util.suggestions import did_you_mean
 __all__ = [
     "GUIDES",
     "check_guide",
+    "default_guide",
     "make_guide",
+    "own_guide",
     "starts_itself",
 ]
 
@@ -63,7 +65,8 @@ def own_guide(program: Program) -> Callable[..., Any] | None:
     return guide if callable(guide) else None
 
 
-def _default_guide(program: Program, structure: Structure) -> str:
+def default_guide(program: Program, structure: Structure) -> str:
+    """Return the name of the automatic guide that SVI uses if a user gives no guide."""
     scalars = structure.count_values("latent")
     local = any({*site.dims} & {*program.subsampled} for site in structure.of("latent"))
     full_rank = 1 < scalars <= FULL_RANK_MAX and not program.modules and not local
@@ -85,7 +88,7 @@ def make_guide(
         start: values of the latent sites, from which an automatic guide is initialised.
     """
     if guide is None:
-        guide = own_guide(program) or _default_guide(program, structure)
+        guide = own_guide(program) or default_guide(program, structure)
     if not structure.of("latent", "discrete"):
         return program.companion(no_guide, copied=False)
     if isinstance(guide, str):

@@ -42,7 +42,13 @@ from probdl.methods.training.optimizers import (
 from probdl.methods.training.trainable import Trainable
 from probdl.methods.variational.checks import check_annealing, check_collapse
 from probdl.methods.variational.copies import AUTOMATIC
-from probdl.methods.variational.guides import check_guide, make_guide, starts_itself
+from probdl.methods.variational.guides import (
+    check_guide,
+    default_guide,
+    make_guide,
+    own_guide,
+    starts_itself,
+)
 from probdl.methods.variational.objective import ELBOS, Objective, resolve_elbo
 from probdl.methods.variational.starting import Start, find_start, place_guide
 from probdl.methods.variational.training import Plan, train
@@ -64,6 +70,7 @@ __all__ = ["SVI"]
 DEFAULT_STEPS = 10_000
 PARTICLES_MAX = 10**6  # which are in memory at once
 
+SLOW_FULL_RANK_MIN = 1000  # ours: latent scalars whose full covariance is slow to train
 CHECK_DRAWS = 4000  # draws of a guide that are weighted, to see how it differs from the posterior
 CHECK_DRAWS_MIN = 100
 # Evaluations of an observed value after training: from which number compiled code saves time, and
@@ -533,10 +540,21 @@ class SVI(Method, name="svi"):
             weighted.log_weights,
             weighted.pareto_k,
             "the guide",
-            "Train for more steps, or use a more flexible guide (guide='multivariate_normal').",
+            self._remedy(program, structure),
             self._reference(program, structure, weighted, seed, found),
         )
         return draws, stats, found
+
+    def _remedy(self, program: Program, structure: Structure) -> str:
+        used = self.guide
+        if used is None:
+            used = own_guide(program) or default_guide(program, structure)
+        flexible = "multivariate_normal"
+        if structure.count_values("latent") > SLOW_FULL_RANK_MIN:
+            flexible = "lowrank"
+        if used in (flexible, "multivariate_normal"):
+            return "Train for more steps."
+        return f"Train for more steps, or use a more flexible guide (guide={flexible!r})."
 
     def _reference(
         self,
