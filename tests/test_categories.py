@@ -11,6 +11,7 @@ import torch
 
 import probdl
 from probdl.errors import DataError, FindingWarning
+from probdl.models import logistic_regression
 
 COUNTIES = ["Aa", "Ab", "Ac", "Ad"]
 
@@ -175,3 +176,28 @@ def test_imputed_values_are_not_those_of_other_rows():
     more = np.concatenate([x, [0.0]])
     kept = fit.predict(more)["y"][..., :5].mean((0, 1))
     np.testing.assert_allclose(kept, fit.predict()["y"][..., :5].mean((0, 1)), atol=error)
+
+
+def test_containers_say_what_the_codes_of_classes_mean(tmp_path):
+    x, y = np.linspace(-2, 2, 40)[:, None], np.repeat(["not sure", "yes"], 20)
+    fit = probdl.infer(logistic_regression, x, y, method="laplace", seed=1)
+    fit.save(tmp_path / "fit")
+    loaded = probdl.load(tmp_path / "fit")
+    for variable in (
+        fit.predictions(x[:3])["y"],
+        fit.idata["posterior_predictive"]["y"],
+        loaded.idata["observed_data"]["y"],
+    ):
+        assert variable.attrs["flag_values"].tolist() == [0, 1]
+        assert variable.attrs["flag_meanings"] == "not_sure yes"
+    codes = probdl.infer(logistic_regression, x, np.repeat([0, 1], 20), method="laplace", seed=1)
+    assert "flag_values" not in codes.predictions(x[:3])["y"].attrs
+
+
+def test_a_class_that_the_distribution_lacks_is_named():
+    x, y = np.linspace(-2, 2, 40)[:, None], np.repeat(["no", "yes"], 20)
+    fit = probdl.infer(logistic_regression, x, y, method="laplace", seed=1)
+    with pytest.raises(DataError, match=r"= 2.0, the code of 'maybe'\).*'no', 'yes', 'maybe'\."):
+        fit.log_predictive(x[:2], ["maybe", "no"])
+    with pytest.raises(DataError, match="the code of 'yes'"):
+        probdl.infer(logistic_regression, x, np.resize(["maybe", "no", "yes"], 40), seed=1)

@@ -27,6 +27,7 @@ from probdl.model.program import Program
 
 __all__ = ["check_observed", "fill_of", "scored_elements", "vectorized_plates"]
 
+MAX_SHOWN_CATEGORIES = 6
 SERIES = (HiddenMarkovModel, MissingDataDiscreteHMM)
 
 
@@ -74,7 +75,9 @@ def check_observed(program: Program, node: Any, other: Any) -> None:
         outside = outside & ~(missing.any(-1) if missing.ndim > outside.ndim else missing)
     if not outside.any() or not _same_support(fn.support, other["fn"].support):
         return
-    if isinstance(base_distribution(fn), dist.Bernoulli):
+    encoding = program.encodings.get(source or "")
+    categories = encoding.labels if encoding is not None and encoding.kind == "categories" else ()
+    if isinstance(base_distribution(fn), dist.Bernoulli) and not categories:
         hint += (
             " A Bernoulli accepts 0 and 1 only: binarise the data, or use ContinuousBernoulli for "
             "values in between."
@@ -84,6 +87,10 @@ def check_observed(program: Program, node: Any, other: Any) -> None:
     example = value.expand(broadcast_shape(value.shape, outside.shape + event))[index]
     shown = example.item() if example.numel() == 1 else example.tolist()
     at = f"index {format_index(index)} = {shown}" if index else f"{shown}"
+    if categories and shown in range(len(categories)):
+        at += f", the code of {categories[int(shown)]!r}"
+        hint += f" The categories are {', '.join(map(repr, categories[:MAX_SHOWN_CATEGORIES]))}"
+        hint += "." if len(categories) <= MAX_SHOWN_CATEGORIES else ", ..."
     raise DataError(
         f"Site '{name}': {int(outside.sum())} of {outside.numel()} values are outside the support "
         f"of {distribution_name(fn)} (first: {at}). {hint}"

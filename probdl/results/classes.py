@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import pyro.distributions as dist
 import torch
 
@@ -13,7 +14,7 @@ from probdl.model.distributions import base_distribution
 from probdl.model.program import Program
 from probdl.model.sites import Site
 
-__all__ = ["OF_CLASSES", "classes_of", "in_one_class", "observed_by"]
+__all__ = ["OF_CLASSES", "classes_of", "in_one_class", "name_codes", "observed_by"]
 
 MAX_CLASSES = 1000
 OF_CLASSES = ("Bernoulli", "Categorical", "OrderedLogistic")  # distributions
@@ -31,11 +32,40 @@ def observed_by(program: Program, site: Site) -> str | None:
 
 def classes_of(program: Program, site: Site) -> list[Any]:
     """Return the categories of the data of a site, or the values of its distribution."""
-    encoding = program.encodings.get(observed_by(program, site) or "")
-    if encoding is not None and encoding.kind == "categories":
-        return list(encoding.labels)
+    categories = _categories_of(program, site)
+    if categories is not None:
+        return categories
     nodes: Any = program.run(lambda trace: trace.nodes)
     return [int(value) for value in _support(nodes[site.name]["fn"]).tolist()]
+
+
+def _categories_of(program: Program, site: Site) -> list[Any] | None:
+    encoding = (
+        program.encodings.get(observed_by(program, site) or "") if program.encodings else None
+    )
+    if encoding is None or encoding.kind != "categories":
+        return None
+    return list(encoding.labels)
+
+
+def name_codes(group: Any, program: Program, sites: Iterable[Site]) -> None:
+    """Say in a dataset what the codes of variables mean, by the attributes of the CF conventions.
+
+    Args:
+        group: the dataset; its variables get ``flag_values`` and ``flag_meanings``, in which
+            spaces are underscores.
+        program: the model with its data.
+        sites: the sites whose data may be categories.
+
+    Reference:
+        https://cfconventions.org/cf-conventions/cf-conventions.html#flags
+    """
+    for site in sites:
+        categories = _categories_of(program, site) if site.name in group else None
+        if categories is not None:
+            meanings = ["_".join(str(category).split()) for category in categories]
+            group[site.name].attrs["flag_values"] = np.arange(len(meanings))
+            group[site.name].attrs["flag_meanings"] = " ".join(meanings)
 
 
 def _support(fn: Any) -> torch.Tensor:

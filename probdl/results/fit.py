@@ -45,7 +45,7 @@ from probdl.model.sites import Site, Structure, data_plate, discover
 from probdl.model.without_model import WithoutModel
 from probdl.results import display, table
 from probdl.results.causes import by_cause
-from probdl.results.classes import OF_CLASSES, classes_of, in_one_class, observed_by
+from probdl.results.classes import OF_CLASSES, classes_of, in_one_class, name_codes, observed_by
 from probdl.results.container import (
     as_numpy,
     assemble,
@@ -85,6 +85,7 @@ _SAMPLE_STATS = (
     "reached_max_treedepth",
 )
 _PRIOR_DRAWS = 500
+_OF_OBSERVED_SITES = {"observed_data", "posterior_predictive", "prior_predictive"}
 # Groups of the container that are no attributes of the fit, and where they are.
 _GROUPS = {name: f"idata.{name}" for name in ("sample_stats", "observed_data", "constant_data")} | {
     name: f"to_idata(prior=True).{name}" for name in ("prior", "prior_predictive")
@@ -556,13 +557,16 @@ class Fit:
     def _to_idata(self, groups: Mapping[str, Mapping[str, Array]]) -> Any:
         scores = self.observations if groups.get("log_likelihood") else {}
         stored = isinstance(self.program, WithoutModel)  # then the container has the dimensions
-        return assemble(
+        container = assemble(
             groups,
             self._labels,
             self.structure if {*groups} == {"posterior"} else self.whole,
             scores=scores,
             pooled_dims=self._stored_dims if stored else None,
         )
+        for group in {*groups} & _OF_OBSERVED_SITES:
+            name_codes(container[group], self.program, self.structure.of("observed"))
+        return container
 
     def _stored_dims(
         self, pooled: Mapping[str, Site], coords: dict[str, Any]
@@ -695,7 +699,9 @@ class Fit:
             *args, num_samples=num_samples, coords=matched_labels or None, **kwargs
         )
         labels = self._labels_at(program, structure, given, fresh=num_samples is not None)
-        return predicted(draws, labels, given, matched_labels)
+        result = predicted(draws, labels, given, matched_labels)
+        name_codes(result, self.program, self.structure.of("observed"))
+        return result
 
     def _labels_at(
         self, program: Program, structure: Structure, given: Mapping[str, Any], *, fresh: bool
