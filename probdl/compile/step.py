@@ -24,6 +24,7 @@ from torch import Tensor, fx
 from probdl.compile.codegen.emit import emit
 from probdl.compile.codegen.statements import UnsupportedError, laid_out
 from probdl.compile.engine import MAX_STATEMENTS
+from probdl.compile.kernels.noise import NoiseSpec, draw_noise, random_key, specify_noise
 from probdl.compile.runtime import cache
 from probdl.compile.runtime.native_density import NativeDensity
 from probdl.compile.runtime.toolchain import CompilerError
@@ -230,7 +231,7 @@ class FusedStep(GraphStep):
 
 
 class NativeStep:
-    """C code of the loss and its gradient; torch draws the noise of many steps at once."""
+    """C code of the loss and its gradient; the noise of many steps is drawn at once."""
 
     engine = "native"
     threads = Threads.ALL
@@ -279,6 +280,7 @@ class NativeStep:
         self._noise = (
             [laid_out(x[0]).clone() for x in self._draw(1)] if self._draw is not None else []
         )
+        self._specs: list[tuple[NoiseSpec, torch.Size]] | None = None
         self._block: list[Tensor] = []
         self._remaining = 0
         self._size = BLOCK
@@ -288,10 +290,11 @@ class NativeStep:
         self._grad = torch.zeros_like(parameters.flat)
         self._grads = parameters.split(self._grad)
 
-    def skip_unused_noise(self) -> None:
-        """Draw only the random numbers that the loss uses."""
+    def verified(self) -> None:
+        """Draw only the random numbers that the loss uses from now on, and in C where possible."""
         if self._traced.draw is not None:
             self._draw = _NoiseGenerator(self._traced.draw)
+            self._specs = specify_noise(self._draw.graph)
 
     def begin_block(self, size: int = BLOCK) -> None:
         """Make the next call draw the noise of ``size`` steps at once."""
@@ -307,9 +310,18 @@ class NativeStep:
         """The arrays from which the compiled loss reads its noise."""
         return self._noise
 
+    @property
+    def noise_specs(self) -> list[tuple[NoiseSpec, torch.Size]] | None:
+        """What each array of noise is, if C can draw it; None if torch draws it."""
+        return self._specs if self._draw is not None else []
+
     def draw(self, count: int) -> list[Tensor]:
         """Draw the noise of ``count`` evaluations: (count, ...) for each array."""
-        return self._draw(count) if self._draw is not None else []
+        if self._draw is None:
+            return []
+        if self._specs is not None:
+            return draw_noise(self._specs, random_key(), count)
+        return self._draw(count)
 
     def __call__(self, data: Sequence[Tensor]) -> float:
         """Return the loss at a minibatch."""
@@ -325,7 +337,7 @@ class NativeStep:
             self._data = data
         if self._draw is not None:
             if not self._remaining:
-                self._block, self._remaining = self._draw(self._size), self._size
+                self._block, self._remaining = self.draw(self._size), self._size
             for noise, block in zip(self._noise, self._block, strict=True):
                 noise.copy_(block[self._size - self._remaining])
             self._remaining -= 1
@@ -366,6 +378,11 @@ class _NoiseGenerator:
             _replace_filled_noise(node)
         erase_unused(draw.graph)
         draw.recompile()
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The operations that draw for one evaluation."""
+        return self._draw.graph
 
     def __call__(self, count: int) -> list[Tensor]:
         """Return the noise of ``count`` evaluations, (count, ...) each, float64."""
@@ -452,7 +469,7 @@ def choose_step(
             failures.append(error)
         else:
             if isinstance(compiled, NativeStep):
-                compiled.skip_unused_noise()
+                compiled.verified()
             compiled.threads = _threads(compiled, parallel, parameters, data, loss.buffers)
             return compiled, _speed_findings(compiled, failures)
     why = _reason(failures[-1])

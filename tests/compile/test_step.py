@@ -151,7 +151,9 @@ def test_each_minibatch_of_few_columns_is_read():
         assert loss == pytest.approx(-float(known), rel=1e-9)
 
 
-def test_adam_in_c_agrees_with_torch():
+def test_adam_in_c_agrees_with_torch(monkeypatch):
+    monkeypatch.setattr("probdl.compile.step.specify_noise", lambda _: None)  # torch's in both
+
     def fit(optimizer):
         method = probdl.SVI(
             guide="normal", steps=1000, optimizer=optimizer, clip_norm=5.0, learning_rate=0.02
@@ -162,6 +164,19 @@ def test_adam_in_c_agrees_with_torch():
     np.testing.assert_allclose(ours.stats["elbo"], theirs.stats["elbo"], rtol=1e-8)
     for name, value in theirs.stats["params"].items():
         np.testing.assert_allclose(ours.stats["params"][name], value, rtol=1e-8)
+
+
+@pytest.mark.filterwarnings("ignore::probdl.FindingWarning")
+def test_steps_in_c_do_not_depend_on_how_many_are_taken_at_once(monkeypatch):
+    def fit():
+        return probdl.infer(model, Y, method=probdl.SVI(guide="normal", steps=2500), seed=1)
+
+    whole = fit()
+    monkeypatch.setattr("probdl.methods.variational.training.RESPONSE_S", 1e-9)  # a step each
+    single = fit()
+    np.testing.assert_array_equal(single.stats["elbo"], whole.stats["elbo"])
+    for name, value in whole.stats["params"].items():
+        np.testing.assert_array_equal(single.stats["params"][name], value)
 
 
 def test_a_guide_that_is_not_reparameterized_runs_as_a_graph():

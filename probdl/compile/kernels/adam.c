@@ -1,7 +1,5 @@
-/* Many steps of Adam (Kingma and Ba, 2015) on a compiled loss, without Python in between. */
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
+/* Many steps of Adam (Kingma and Ba, 2015) on a compiled loss, without Python in between.
+   This follows noise.c in its translation unit. */
 
 typedef int64_t (*Loss)(uint64_t, const double *, double *, double *, const void *);
 
@@ -12,15 +10,22 @@ typedef struct {
     double *z, *grad, *first, *second;       /* parameters, gradient and the two moments */
     double *good;                            /* the parameters at the last finite loss */
     const double *units;                     /* the units in which the parameters are measured */
+    double *const *noise;                    /* where the loss reads its noise */
+    const Noise *specs;                      /* what it is; NULL if it was drawn before */
 } Run;
 
-/* Take `steps` steps; return how many came about, fewer where a loss or a gradient is not finite. */
+/* Take `steps` steps; return how many came about, fewer where a loss or a gradient is not finite.
+   Their noise is drawn with a key, from the step `at` of its block on, or read from `drawn`. */
 uint64_t adam(Loss loss, const void *user, const Run *run, uint64_t steps, uint64_t done,
-              const double *rates, double *losses, double *const *noise,
-              const double *const *blocks, const uint64_t *sizes) {
+              const double *rates, double *losses, uint64_t key, uint64_t at,
+              const double *const *drawn, const uint64_t *sizes) {
     for (uint64_t s = 0; s < steps; s++) {
-        for (uint64_t a = 0; a < run->arrays; a++)
-            memcpy(noise[a], blocks[a] + s * sizes[a], sizes[a] * sizeof(double));
+        for (uint64_t a = 0; a < run->arrays; a++) {
+            if (run->specs)
+                fill_noise(run->specs + a, a, key, at + s, run->noise[a]);
+            else
+                memcpy(run->noise[a], drawn[a] + (at + s) * sizes[a], sizes[a] * sizeof(double));
+        }
         if (loss(run->dim, run->z, run->grad, losses + s, user) != 0) return s;
         memcpy(run->good, run->z, run->dim * sizeof(double));
         for (uint64_t i = 0; i < run->dim; i++) run->grad[i] *= run->units[i];

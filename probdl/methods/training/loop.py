@@ -45,6 +45,7 @@ class TrainingLoop(ABC):
         values_per_step: number of values to record at each step; None records a single number.
 
     Attributes:
+        block: number of steps of a block.
         done: number of steps taken.
         records: what was recorded at each step, (steps,) or (steps, values_per_step).
         last_good: a step, and the weights and buffers after it, with which the loss was finite.
@@ -71,6 +72,7 @@ class TrainingLoop(ABC):
         self.batches_per_step = batches_per_step
         shape = (steps,) if values_per_step is None else (steps, values_per_step)
         self.records: NDArray[np.float64] = np.full(shape, np.nan)
+        self.block = BLOCK
         self.done = 0
         self.resumed_at = 0
         self.last_good: tuple[int, list[Tensor]] = (0, self.snapshot())
@@ -142,10 +144,11 @@ class TrainingLoop(ABC):
                         self.advance(batches, threads)
                     if self.over:
                         break
-                    if self.done % BLOCK == 0 or self.done == self.steps:
+                    if self.done % self.block == 0 or self.done == self.steps:
                         self.end_block()
                         progress_bar.update(self.done - progress_bar.n)
                         progress_bar.set_postfix(self.progress(self.last_block), refresh=False)
+                    self._save_if_due()
             except KeyboardInterrupt as stop:
                 if not self.done:
                     raise
@@ -186,24 +189,24 @@ class TrainingLoop(ABC):
 
     def seed_block(self) -> bool:
         """Seed torch's generator if a block starts; return whether one does."""
-        if self.done % BLOCK and self.done != self.resumed_at:
+        if self.done % self.block and self.done != self.resumed_at:
             return False
-        torch.default_generator.manual_seed(stream(self.seed, "block", self.done // BLOCK))
+        torch.default_generator.manual_seed(stream(self.seed, "block", self.done // self.block))
         return True
 
     def end_block(self) -> None:
         """Keep the state of the block that has just ended, and check the block."""
         self.last_good = (self.done, self.snapshot())
         self.check_block()
+
+    def _save_if_due(self) -> None:
+        """Write the checkpoint every so many steps; a full disk must not cost the training."""
         if self.checkpoint is None:
             return
-        if self.over or self.done == self.steps or self.done % self.checkpoint.every == 0:
-            self._save(self.checkpoint)
-
-    def _save(self, checkpoint: Checkpoint) -> None:
-        """Write the checkpoint; a full disk must not cost the training."""
+        if not (self.over or self.done == self.steps or self.done % self.checkpoint.every == 0):
+            return
         try:
-            self.save(checkpoint)
+            self.save(self.checkpoint)
         except SettingError as error:
             if not any(finding.check == "checkpoint" for finding in self.findings):
                 self.findings.append(Finding("warning", "checkpoint", str(error)))
@@ -211,7 +214,7 @@ class TrainingLoop(ABC):
     @property
     def last_block(self) -> NDArray[np.float64]:
         """The records of the last block of steps."""
-        return self.records[max(0, self.done - BLOCK) : self.done]
+        return self.records[max(0, self.done - self.block) : self.done]
 
     # -- good states and failures ---------------------------------------------------------
 

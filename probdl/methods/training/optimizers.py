@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from pyro.optim import PyroOptim
@@ -35,13 +36,13 @@ ELEMENTWISE = {
     "RAdam",
 }
 
-SCHEDULES: dict[str, Callable[[float], float]] = {
-    "constant": lambda done: 1.0,
+SCHEDULES: dict[str, Callable[[Any], Any]] = {
+    "constant": lambda done: 1.0 + 0.0 * done,
     "linear": lambda done: 1.0 - done,
-    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
+    "cosine": lambda done: 0.5 * (1 + np.cos(math.pi * done)),
     "exponential": lambda done: 0.01**done,
 }
-"""Factor of the learning rate, as a function of the share of the steps that is done."""
+"""Factor of the learning rate, as a function of the share of the steps that is done, or of many."""
 
 Schedule = str | Callable[[Optimizer], Any]
 OptimizerSetting = str | Callable[..., Optimizer] | PyroOptim
@@ -112,7 +113,7 @@ class ScheduledOptimizer:
             self._values = [v.requires_grad_() for v in parameters.split(self._scaled)]
         self._clip_norm = clip_norm
         self._rate = learning_rate
-        self._factor: Callable[[float], float] | None = None
+        self._factor: Callable[[Any], Any] | None = None
         self._scheduler: Any = None
         self._flat: torch.nn.Parameter | None = None
         self._pyro: Any = None
@@ -196,7 +197,7 @@ class ScheduledOptimizer:
     def _update(self, done: float) -> None:
         if self._factor is not None:
             for group in self._torch.param_groups:
-                group["lr"] = self._rate * self._factor(done)
+                group["lr"] = self._rate * float(self._factor(done))
         with explained("The step of the optimizer"):
             self._torch.step()
             if self._scheduler is not None:

@@ -450,7 +450,7 @@ class SVI(Method, name="svi"):
         rates = None
         if self.optimizer in ("Adam", torch.optim.Adam) and isinstance(self.schedule, str):
             factor, rate = SCHEDULES[self.schedule], self.learning_rate
-            rates = lambda done: rate * np.array([factor(share) for share in done])  # noqa: E731
+            rates = lambda done: rate * factor(done)  # noqa: E731
         # The averages that reduce the variance of score-function gradients change in each step.
         eager = isinstance(objective.elbo, TraceGraph_ELBO)
         return Plan(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from probdl.compile.kernels.adam import NativeAdam
+from probdl.compile.kernels.noise import random_key
 from probdl.compile.runtime.toolchain import CompilerError
 from probdl.compile.step import BLOCK, NativeStep, Parameters, Step, choose_step
 from probdl.findings import Finding
@@ -32,6 +34,9 @@ __all__ = ["Outcome", "Plan", "VariationalTraining", "train"]
 # Ours, about 95%: standard errors by which the last block may be worse than the best one.
 WORSE_THAN_BEST_ERRORS = 2.0
 VALIDATION_INTERVAL = 0.03  # of the steps so far
+BLOCKS_MIN = 20  # of a training, unless they are shorter than BLOCK
+BLOCK_MAX = 1000
+RESPONSE_S = 0.1  # time between checks of the time limit and of Ctrl-C
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,7 @@ class VariationalTraining(TrainingLoop):
         self.wanted_engine = plan.engine
         self.adam: NativeAdam | None = None
         self.adam_data: Data = ()
+        self.seconds_per_step = RESPONSE_S / BLOCK  # of the last call of native Adam
         self.held_out: list[tuple[int, float]] = []  # steps, and the ELBO in nats per row
         self.rows = torch.zeros(0, dtype=torch.float64)  # of the last evaluation
         super().__init__(plan.steps, batches, plan.seed, plan.checkpoint)
@@ -239,7 +245,8 @@ class VariationalTraining(TrainingLoop):
         if not isinstance(step, NativeStep):
             return
         try:
-            self.adam = NativeAdam(self.parameters, step, self.plan.clip_norm)
+            key = stream(self.seed, "noise")
+            self.adam = NativeAdam(self.parameters, step, self.plan.clip_norm, key)
         except CompilerError as error:
             self.findings.append(
                 Finding(
@@ -252,6 +259,9 @@ class VariationalTraining(TrainingLoop):
             )
             return
         self.adam_data = data
+        plan = self.plan
+        if self.adam.draws_noise and not (plan.patience or plan.validation):
+            self.block = min(max(self.steps // BLOCKS_MIN // BLOCK * BLOCK, BLOCK), BLOCK_MAX)
         if self.saved_optimizer is not None:
             self._restore_optimizer(self.adam)
 
@@ -262,10 +272,15 @@ class VariationalTraining(TrainingLoop):
             return
         check_time_limit()
         start = self.done
-        count = min(BLOCK - start % BLOCK, self.steps - start)
-        self.seed_block()
+        if self.seed_block():
+            self.adam.begin_block(start, self.block)
+        ends = [self.block, self.checkpoint.every] if self.checkpoint else [self.block]
+        left = min(self.steps - start, *(end - start % end for end in ends))
+        count = min(left, max(1, int(RESPONSE_S / self.seconds_per_step)))
         assert self.plan.rates is not None
+        began = time.perf_counter()
         losses = self.adam.run(start, self.plan.rates(np.arange(start, start + count) / self.steps))
+        self.seconds_per_step = (time.perf_counter() - began) / count
         self.done += len(losses)
         self.records[start : self.done] = losses
         if len(losses) < count:
@@ -321,7 +336,9 @@ class VariationalTraining(TrainingLoop):
     ) -> list[float]:
         if self.adam is not None:
             assert self.plan.rates is not None
-            return list(self.adam.run(self.done, self.plan.rates(shares) * moving))
+            self.adam.begin_block(self.done, len(shares))
+            rates = self.plan.rates(shares) * moving
+            return list(self.adam.run(self.done, rates, key=random_key()))
         losses: list[float] = []
         for share in shares:
             check_time_limit()
@@ -389,7 +406,7 @@ class VariationalTraining(TrainingLoop):
             return
         error = math.hypot(self.best.error, _standard_error(losses))
         # The best of many blocks is expected to be lower than the others by noise alone.
-        luck = math.sqrt(2 * math.log(max(1, self.done / BLOCK)))
+        luck = math.sqrt(2 * math.log(max(1, self.done / self.block)))
         limit = self.best.loss + (luck + WORSE_THAN_BEST_ERRORS) * error
         if self.best.step and float(losses.mean()) > limit:
             self.put_back(self.best.state)
