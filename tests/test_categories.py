@@ -87,8 +87,10 @@ def test_numbers_in_the_place_of_texts_are_reported(of_counties):
 
 def test_a_series_by_category_in_another_order_is_reported():
     u = pd.Series([2.0, -1.0, 0.0, 1.0], index=["Ad", "Aa", "Ab", "Ac"])
-    with pytest.warns(UserWarning, match="'u' is a Series by the categories of 'county'"):
+    message = "'u' is a Series by the categories of 'county'.*at position 0 it has 'Ad'.*'Aa'"
+    with pytest.raises(DataError, match=message):
         fitted(by_county, np.tile(COUNTIES, 5), u, np.zeros(20))
+    fitted(by_county, np.tile(COUNTIES, 5), u.loc[["Aa", "Ab", "Ac", "Ad"]], np.zeros(20))
 
 
 def test_labels_in_another_order_than_the_codes_are_reported():
@@ -201,3 +203,88 @@ def test_a_class_that_the_distribution_lacks_is_named():
         fit.log_predictive(x[:2], ["maybe", "no"])
     with pytest.raises(DataError, match="the code of 'yes'"):
         probdl.infer(logistic_regression, x, np.resize(["maybe", "no", "yes"], 40), seed=1)
+
+
+def random_walk(n, y=None):
+    time = pyro.plate("time", n)
+    with time:
+        step = pyro.sample("step", dist.Normal(0.0, 1.0))
+    with time:
+        pyro.sample("y", dist.Normal(step.cumsum(-1), 0.3), obs=y)
+
+
+@pytest.fixture(scope="module")
+def walk():
+    """A fit of a random walk whose steps have dates as labels."""
+    y = np.random.default_rng(0).normal(size=20).cumsum() + 10
+    days = pd.date_range("2020-01-01", periods=24, freq="MS")
+    fit = probdl.infer(random_walk, 20, y, method="laplace", coords={"time": days[:20]}, seed=1)
+    return fit, y, days
+
+
+SPELLINGS = {
+    "the same": lambda days: days,
+    "seconds": lambda days: days.as_unit("s"),
+    "nanoseconds": lambda days: days.as_unit("ns"),
+    "months": lambda days: days.values.astype("datetime64[M]"),
+    "days": lambda days: days.values.astype("datetime64[D]"),
+    "timestamps": list,
+    "dates of Python": lambda days: [day.date() for day in days],
+    "times of Python": lambda days: [day.to_pydatetime() for day in days],
+    "texts": lambda days: [f"{day:%Y-%m-%d}" for day in days],
+    "texts of timestamps": lambda days: [str(day) for day in days],
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("loaded", [False, True])
+def test_dates_are_the_same_in_every_spelling(walk, spelling, loaded, tmp_path):
+    fit, y, days = walk
+    if loaded:
+        fit.save(tmp_path / "fit")
+        fit = probdl.load(tmp_path / "fit", model=random_walk)
+    predicted = fit.predict(24, coords={"time": SPELLINGS[spelling](days)})["y"]
+    assert abs(predicted[..., 4:20].mean((0, 1)) - y[4:]).max() < 0.5
+    assert fit.predictions(24, coords={"time": SPELLINGS[spelling](days)}).sizes["time"] == 24
+
+
+@pytest.mark.parametrize("spelling", [s for s in SPELLINGS if "texts" not in s])
+def test_a_fit_takes_dates_in_every_spelling(walk, spelling, tmp_path):
+    _, y, days = walk
+    labels = SPELLINGS[spelling](days)
+    fit = probdl.infer(random_walk, 20, y, method="laplace", coords={"time": labels[:20]}, seed=1)
+    fit.save(tmp_path / "fit")
+    again = probdl.load(tmp_path / "fit", model=random_walk)
+    assert [*again.summary().index] == [*fit.summary().index]
+    for each in (fit, again):
+        predicted = each.predict(24, coords={"time": days})["y"]
+        assert abs(predicted[..., 4:20].mean((0, 1)) - y[4:]).max() < 0.5
+    assert fit.idata["posterior"]["step"].sel(time="2020-03-01").shape == (1, 1000)
+
+
+def test_labels_of_another_kind_are_reported(walk):
+    fit, y, _ = walk
+    with pytest.raises(probdl.SettingError, match="cannot be read as dates"):
+        fit.predict(2, coords={"time": ["a", "b"]})
+    numbered = probdl.infer(
+        random_walk, 20, y, method="laplace", coords={"time": range(20)}, seed=1
+    )
+    with pytest.warns(UserWarning, match="of another type, such as '0'"):
+        numbered.predict(20, coords={"time": [str(i) for i in range(20)]})
+
+
+def test_a_time_zone_is_refused():
+    days = pd.date_range("2020-01-01", periods=3, tz="Europe/Rome")
+    with pytest.raises(probdl.SettingError, match="without a time zone"):
+        probdl.infer(random_walk, 3, np.zeros(3), coords={"time": days}, seed=1)
+
+
+def test_images_have_no_classes():
+    x = (torch.rand(40, 4, 4, generator=torch.Generator().manual_seed(0)) < 0.5).float()
+    vae = probdl.models.VAE.mlp((4, 4), latent_dim=2, hidden=8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FindingWarning)
+        fit = probdl.infer(vae, x, method=probdl.SVI(steps=50), seed=1)
+    assert fit.classes == {}
+    with pytest.raises(probdl.ModelError, match="each row has several values"):
+        fit.predict_proba(x[:3])

@@ -1,9 +1,12 @@
 """Comparison and cross-validation against exact held-out densities."""
 
+import warnings
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
+import torch
 from scipy import stats
 
 import probdl
@@ -142,3 +145,57 @@ def test_exact_terms_replace_estimates(fits):
     values[3] = -5.0
     assert getattr(made, name) == pytest.approx(values.sum())
     assert made.se == pytest.approx(np.sqrt(30 * values.var()))
+
+
+def test_cross_validation_integrates_over_latent_sites_by_the_guide():
+    torch.manual_seed(0)
+    loadings = torch.randn(5, 2)
+    x = torch.randn(120, 2) @ loadings.T + 0.5 * torch.randn(120, 5)
+
+    def factors(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            weight = pyro.param("weight", torch.eye(5, 2))
+            sd = pyro.param("sd", torch.tensor(1.0), constraint=dist.constraints.positive)
+            pyro.sample("x", dist.Normal(z @ weight.T, sd).to_event(1), obs=x)
+
+    def guide(x):
+        weight = pyro.param("encoder", torch.zeros(5, 2))
+        sd = pyro.param("width", torch.ones(2), constraint=dist.constraints.positive)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x @ weight, sd).to_event(1))
+
+    method = probdl.SVI(guide=guide, steps=2000)
+    result = probdl.infer(factors, x, method=method, seed=1).cross_validate(2, workers=1)
+    for fold in (0, 1):
+        held_out = result.folds == fold
+        params = probdl.infer(factors, x[~held_out], method=method, seed=1).stats["params"]
+        weight, sd = torch.as_tensor(params["weight"]), torch.as_tensor(params["sd"])
+        covariance = weight @ weight.T + sd**2 * torch.eye(5)
+        exact = dist.MultivariateNormal(torch.zeros(5), covariance).log_prob(x[held_out])
+        # The two fits differ by the noise of training.
+        assert result.pointwise[held_out].mean() == pytest.approx(float(exact.mean()), abs=0.15)
+        correlation = np.corrcoef(result.pointwise[held_out], exact.numpy())[0, 1]
+        assert correlation > 0.98
+
+
+def test_cross_validation_of_a_series_needs_draws_of_its_latent_sites():
+    """A guide that computes them from the data would see what is held out."""
+    y = np.random.default_rng(0).normal(size=40).cumsum()
+
+    def walk(y):
+        with pyro.plate("time", len(y)):
+            step = pyro.sample("step", dist.Normal(0.0, 1.0))
+            sd = pyro.param("sd", torch.tensor(1.0), constraint=dist.constraints.positive)
+            pyro.sample("y", dist.Normal(step.cumsum(-1), sd), obs=y)
+
+    def guide(y):
+        scale = pyro.param("scale", torch.tensor(1.0), constraint=dist.constraints.positive)
+        with pyro.plate("time", len(y)):
+            pyro.sample("step", dist.Normal(torch.diff(y, prepend=torch.zeros(1)), scale))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", probdl.FindingWarning)
+        fit = probdl.infer(walk, y, method=probdl.SVI(guide=guide, steps=500), seed=1)
+        with pytest.raises(probdl.ModelError, match="from the rows that are held out"):
+            fit.cross_validate(2, workers=1)

@@ -171,6 +171,8 @@ def predict(
         if data:
             observed = observed_arguments(fit)
             columns = columns.with_categories(fit.program.encodings)
+            if fit.program.masks_missing:
+                columns = dataclasses.replace(columns, missing="mask")
             bound = _bind_files(
                 fit.model, data, columns, fit.predict, optional=observed, quiet=quiet
             )
@@ -178,6 +180,8 @@ def predict(
         else:
             args, kwargs = (), {}
         predictions = fit.predictions(*args, coords=coords or None, **kwargs)
+        observed = [site.name for site in fit.structure.of("observed") if site.name in predictions]
+        predictions = predictions[[*observed, *(n for n in predictions if n not in observed)]]
         table = with_classes(prediction_table(predictions), fit, args, kwargs, coords)
     with written(out) as part:
         write_predictions(part, predictions, table, draws=draws)

@@ -35,6 +35,7 @@ from probdl.errors import ModelError, ProbdlError
 from probdl.findings import Finding
 from probdl.model.advice import where
 from probdl.model.recorder import ControlFlowError, erase_unused, record
+from probdl.util.clock import time_left
 from probdl.util.openmp import Threads
 
 __all__ = ["BLOCK", "Loss", "Parameters", "Step", "choose_step"]
@@ -43,6 +44,7 @@ aten = torch.ops.aten
 
 BLOCK = 100  # steps whose noise is drawn at once
 _MIN_INDUCTOR_STEPS = 12_000  # Inductor compiles for seconds, and saves half a millisecond a step
+_INDUCTOR_TIME_S = 120.0  # ours: a time limit below which compiling would take much of it
 _MAX_NATIVE_MULTIPLICATIONS = 1_000_000  # in matrix products; for more, torch is faster than C
 
 
@@ -459,7 +461,7 @@ def choose_step(
     for kind in (NativeStep, FusedStep, GraphStep):
         if engine not in ("auto", kind.engine):
             continue
-        if engine == "auto" and kind is FusedStep and steps < _MIN_INDUCTOR_STEPS:
+        if engine == "auto" and kind is FusedStep and not _is_inductor_worthwhile(steps):
             continue
         try:
             with _buffers_restored(loss.buffers):
@@ -487,6 +489,11 @@ def choose_step(
             _REMEDIES.get(type(failures[-1]), ""),
         )
     ]
+
+
+def _is_inductor_worthwhile(steps: int) -> bool:
+    left = time_left()  # Inductor cannot be interrupted
+    return steps >= _MIN_INDUCTOR_STEPS and (left is None or left > _INDUCTOR_TIME_S)
 
 
 def _is_parallel(

@@ -10,6 +10,7 @@ import copy
 import importlib.metadata
 import io
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -67,6 +68,7 @@ __all__ = [
 
 ARVIZ_1 = int(importlib.metadata.version("arviz").split(".")[0]) >= 1
 
+RANKED_DRAWS_MIN = 20  # of each chain, in a plot of ranks
 _CI_PROB = 0.89  # the default of ArviZ 1
 # Its columns before and after those of the interval.
 _MOMENTS = ("mean", "sd", "median", "mad")
@@ -696,6 +698,8 @@ def plot(idata: Any, kind: str, names: Sequence[str] | None = None) -> Any:
         result = plot_ppc(idata, num_pp_samples=count, **options)
     else:
         name = "trace_dist" if ARVIZ_1 and kind == "trace" else kind
+        if kind == "rank" and ARVIZ_1:
+            idata = _independent(dataset(idata, "posterior"), options.get("var_names"))
         if kind == "forest":
             options["combined"] = True
         if kind == "pair" and not ARVIZ_1:
@@ -704,9 +708,26 @@ def plot(idata: Any, kind: str, names: Sequence[str] | None = None) -> Any:
         with az.rc_context({"plot.max_subplots": None}):  # type: ignore[attr-defined]
             result = function(idata, **options)
     figure = result.viz["figure"].item() if ARVIZ_1 else np.ravel(result)[0].figure
-    if not ARVIZ_1 and kind != "forest":  # in 0.x, axis labels overlap the titles of the next row
+    # Axis labels overlap the titles of the next row in 0.x, and those of ranks in 1.x.
+    if kind == "rank" if ARVIZ_1 else kind != "forest":
         figure.set_layout_engine("constrained")
     return figure
+
+
+def _independent(posterior: Any, names: Sequence[str] | None) -> Any:
+    """Return a container with every k-th draw of a group, so that they are about independent.
+
+    ArviZ 1 tests ranks as those of independent draws, and would find correlated ones uneven.
+    """
+    shown = posterior if names is None else posterior[list(names)]
+    with _silent():
+        ess = az.ess(shown)
+    finite = [values[np.isfinite(values)] for values in (each.values for each in ess.values())]
+    least = min((float(values.min()) for values in finite if values.size), default=1.0)
+    draws = posterior.sizes["draw"]
+    step = math.ceil(posterior.sizes["chain"] * draws / max(least, 1.0))
+    step = min(max(step, 1), max(1, draws // RANKED_DRAWS_MIN))
+    return xr.DataTree.from_dict({"posterior": posterior.isel(draw=slice(None, None, step))})
 
 
 @contextmanager

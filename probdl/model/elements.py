@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from probdl.errors import SettingError, warn
+from probdl.model.dates import as_dates, comparable
 from probdl.model.distributions import base_distribution
 from probdl.model.sites import Site, Structure
 from probdl.util.text import has_controls
@@ -57,7 +58,7 @@ def check_labels(owner: str, coords: Any) -> None:
 def _check_storable(dim: str, labels: Any) -> None:
     """Check that a file can hold labels, so that a fit with them can be saved."""
     array = np.asarray(labels)
-    if array.dtype.kind in "bifM":
+    if array.dtype.kind in "bif" or as_dates(array) is not None:
         return
     if array.dtype.kind == "u" and (array <= np.iinfo(np.int64).max).all():
         return
@@ -222,10 +223,23 @@ def _match(dim: str, old: Any, new: Any, known: Labels) -> list[int]:
             f"coords has labels of '{dim}', which the fit has not: it has labels of "
             f"{', '.join(map(repr, known)) or 'no dimension'}. Pass the labels to infer() as well."
         )
-    labels = np.asarray(old).tolist()
+    try:
+        labels, new = comparable(old, new)
+    except ValueError as error:
+        raise SettingError(
+            f"Some labels of '{dim}' are dates, and others cannot be read as dates ({error}). Pass "
+            "labels of the same kind to infer() and here."
+        ) from None
     position = {label: i for i, label in enumerate(labels)}
     if len(position) < len(labels):
         raise SettingError(
             f"The labels of '{dim}' in the fit are not unique, so elements cannot be matched."
         )
-    return [position.get(label, -1) for label in np.asarray(new).tolist()]
+    found = [position.get(label, -1) for label in new]
+    if found and max(found) < 0 and isinstance(new[0], str) != isinstance(labels[0], str):
+        warn(
+            f"No label of '{dim}' at these arguments is one of the fit, so that all elements are "
+            f"new: the labels are of another type, such as {new[0]!r} where the fit has "
+            f"{labels[0]!r}."
+        )
+    return found

@@ -14,13 +14,13 @@ from probdl.util.suggestions import did_you_mean
 
 __all__ = [
     "Encoding",
+    "check_index",
     "check_new",
     "check_order",
     "encode",
     "is_array",
     "is_raw",
     "shared_key",
-    "warn_of_index",
 ]
 
 
@@ -84,6 +84,11 @@ def encode(
         columns = known.labels if known is not None and known.kind == "columns" else None
         return _matrix(value, columns, what)
     labels = known.labels if known is not None and known.kind == "categories" else ()
+    if labels and isinstance(value, str):
+        raise DataError(
+            f"{what} is the single text {value!r}, and in the fit it has one for each row. Pass a "
+            f"list, also of the other arguments with a value for each row: [{value!r}]."
+        )
     if (found := _categories(value, labels)) is not None:
         of = getattr(value, "cat", value)
         declared = hasattr(of, "codes") and hasattr(of, "categories")
@@ -175,20 +180,26 @@ def _length(value: Any) -> int:
     return int(shape[0]) if len(shape) else -1
 
 
-def warn_of_index(name: str, value: Any, encodings: Mapping[str, Encoding]) -> None:
-    """Warn of a Series by category that is in another order than the codes of the categories."""
+def check_index(name: str, value: Any, encodings: Mapping[str, Encoding]) -> None:
+    """Check that a Series by category is in the order of the codes of the categories.
+
+    Raises:
+        DataError: it is not; its values would be taken by position.
+    """
     index = getattr(value, "index", None)
     if type(value).__name__ != "Series" or index is None:
         return
     for other, encoding in encodings.items():
         if len(index) != len(encoding.labels):
             continue
-        by, labels = [*index], [*encoding.labels]
-        if by != labels and {*map(str, by)} == {*map(str, labels)}:
-            warn(
+        by, labels = [*map(str, index)], [*map(str, encoding.labels)]
+        if by != labels and {*by} == {*labels}:
+            i = next(i for i in range(len(by)) if by[i] != labels[i])
+            raise DataError(
                 f"Argument '{name}' is a Series by the categories of '{other}', in another order "
-                f"({_listed(by)}) than their codes ({_listed(labels)}), but values are taken by "
-                f"position. Pass {name}.loc[{labels[:2]!r}…]."
+                f"than their codes: at position {i} it has {by[i]!r}, and the category is "
+                f"{labels[i]!r}. Values are taken by position, so pass them in the order of the "
+                f"codes: {name}.loc[[{_listed(encoding.labels, 20)}]]."
             )
 
 

@@ -36,11 +36,11 @@ from probdl.model.callables import (
 )
 from probdl.model.encoding import (
     Encoding,
+    check_index,
     encode,
     is_array,
     is_raw,
     shared_key,
-    warn_of_index,
 )
 from probdl.model.loader import LoaderRows
 from probdl.model.messengers import (
@@ -228,7 +228,7 @@ class Program:
         self.shared = shared
         self.encodings = {name: known[shared.get(name, name)] for name in encoded}
         for name, value in self._parts(arguments).items():
-            warn_of_index(name, value, self.encodings)
+            check_index(name, value, self.encodings)
         return self._packed(arguments, found)
 
     def _takes_raw(self, name: str) -> bool:

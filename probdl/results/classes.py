@@ -87,6 +87,12 @@ def in_one_class(program: Program, name: str, argument: str) -> Iterator[Program
     values = dict(program.arguments) | {argument: None}
     unobserved = program.with_values(values)
     nodes: Any = unobserved.run(lambda trace: trace.nodes)
+    event_dim = nodes[name]["fn"].event_dim if name in nodes else 0
+    if event_dim:
+        raise ModelError(
+            f"The site '{name}' has no classes: each row has several values, in {event_dim} event "
+            "dimensions. Use predict(), whose mean over draws is the probability of each value."
+        )
     fn = base_distribution(nodes[name]["fn"]) if name in nodes else None
     if not isinstance(fn, (dist.Bernoulli, dist.Categorical, dist.OrderedLogistic)):
         raise ModelError(

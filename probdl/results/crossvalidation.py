@@ -6,13 +6,14 @@ r"""Cross-validation by refitting without single rows or folds of the data.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from probdl.errors import ModelError, ProbdlError, SettingError
 from probdl.model import predictive
@@ -20,6 +21,7 @@ from probdl.model.elements import Elements
 from probdl.model.program import Program
 from probdl.model.sites import Site, data_plate, discover
 from probdl.results.diagnostics import require_complete
+from probdl.results.latent import Proposal, encode, log_evidence
 from probdl.util.isolation import isolated
 from probdl.util.parallel import parallel_map
 from probdl.util.seeds import stream
@@ -28,6 +30,8 @@ from probdl.util.settings import check_int, check_progress, check_workers
 __all__ = ["CrossValidation", "cross_validate", "score_held_out"]
 
 Array = NDArray[np.float64]
+
+EVIDENCE_DRAWS = 1000  # of the latent sites of each held-out row, as in log_evidence()
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,9 @@ def score_held_out(
                 refit = method.run(rest, seed, False)
                 require_complete(refit.findings)
                 held_out = program if tied else program_at(rows)
+                proposal: Proposal | None = getattr(refit, "proposal", None)
+                if proposal is not None and proposal.local:
+                    return _evidence_of_rows(held_out, proposal, len(rows), tied)
                 elements = Elements(refit.structure, fresh=[] if tied else [plate])
                 scored = predictive.log_likelihood(
                     held_out, discover(held_out), refit.tensors(), elements, quiet=True
@@ -132,6 +139,22 @@ def score_held_out(
     return scores
 
 
+def _evidence_of_rows(held_out: Program, proposal: Proposal, count: int, tied: bool) -> Array | str:
+    """Return the log evidence of held-out rows, over whose latent sites the guide integrates."""
+    if tied:
+        names = ", ".join(map(repr, proposal.local))
+        return (
+            f"the rows depend on one another, and the guide would compute {names} from the rows "
+            "that are held out. Fit by method='nuts'"
+        )
+    evidence = log_evidence(
+        held_out, discover(held_out), proposal, EVIDENCE_DRAWS, progress=False
+    ).pointwise
+    if evidence.size != count:
+        return "its rows share latent sites, so there is no evidence of single rows"
+    return np.asarray(evidence, np.float64)
+
+
 def _at_rows(program: Program, rows: Any, size: int) -> Program:
     """Return a program on some rows of its data, in arguments that have as many rows."""
     index = torch.as_tensor(np.asarray(rows))
@@ -159,9 +182,14 @@ def _are_tied(fit: Any, plate: str, size: int) -> bool:
         if other is None or _without(site, plate) != _without(other, plate):
             return True
     local = [s for s in structure.of("latent") if plate in s.dims]
-    if _changes_others(fit, rest, local, plate, size):
+    draw = {name: value[:1] for name, value in fit.tensors().items()}
+    proposal: Proposal | None = getattr(fit, "proposal", None)
+    if proposal is not None and proposal.local:
+        with isolated(stream(fit.seed, "codes")):
+            draw |= encode(program, structure, proposal, 1)
+    if _changes_others(fit, rest, draw, local, plate, size):
         return True
-    return bool(local) and size > 2 and _affects_others(fit, local, plate, size)
+    return bool(local) and size > 2 and _affects_others(fit, draw, local, plate, size)
 
 
 def _without(site: Site, plate: str) -> list[int]:
@@ -169,9 +197,15 @@ def _without(site: Site, plate: str) -> list[int]:
     return [n for dim, n in zip(site.dims, site.shape, strict=True) if dim != plate]
 
 
-def _changes_others(fit: Any, rest: Program, local: Sequence[Site], plate: str, size: int) -> bool:
+def _changes_others(
+    fit: Any,
+    rest: Program,
+    whole: Mapping[str, Tensor],
+    local: Sequence[Site],
+    plate: str,
+    size: int,
+) -> bool:
     """Return whether the rows after the first have another likelihood without it."""
-    whole = {name: value[:1] for name, value in fit.tensors().items()}
     fewer = dict(whole)
     for site in local:
         if site.name in whole:
@@ -195,12 +229,13 @@ def _changes_others(fit: Any, rest: Program, local: Sequence[Site], plate: str, 
     return False
 
 
-def _affects_others(fit: Any, local: Sequence[Site], plate: str, size: int) -> bool:
+def _affects_others(
+    fit: Any, draws: Mapping[str, Tensor], local: Sequence[Site], plate: str, size: int
+) -> bool:
     """Return whether exchanging the latent values of two rows changes those of other rows."""
     two = [0, size // 2]  # not neighbours, whose exchange leaves running sums after them
     order = torch.arange(size)
     order[two] = order[two[::-1]]
-    draws = {name: value[:1] for name, value in fit.tensors().items()}
     exchanged = dict(draws)
     for site in local:
         axis = site.dims.index(plate) + 1  # after the draws

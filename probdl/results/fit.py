@@ -32,6 +32,7 @@ from probdl.io.idata import (
     variables,
     with_group,
 )
+from probdl.io.idata import groups as group_names
 from probdl.io.saving import save
 from probdl.model import predictive, streaming
 from probdl.model.discrete import observations
@@ -564,7 +565,7 @@ class Fit:
             scores=scores,
             pooled_dims=self._stored_dims if stored else None,
         )
-        for group in {*groups} & _OF_OBSERVED_SITES:
+        for group in _OF_OBSERVED_SITES & {*group_names(container)}:
             name_codes(container[group], self.program, self.structure.of("observed"))
         return container
 
@@ -731,7 +732,7 @@ class Fit:
         return {
             site.name: classes_of(self.program, site)
             for site in self.structure.of("observed")
-            if site.distribution in OF_CLASSES
+            if site.distribution in OF_CLASSES and not site.event_dim
         }
 
     @sheltered()

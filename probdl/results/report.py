@@ -39,7 +39,8 @@ PLOTS = {  # title and caption by ArviZ's name
     ),
     "rank": (
         "Ranks",
-        "The ranks of each chain's draws among all. Even ranks mean that the chains agree.",
+        "The ranks of each chain's draws among all, thinned to about independent ones. Even ranks "
+        "mean that the chains agree.",
     ),
     "forest": ("Intervals", "Medians and intervals of the posterior."),
     "ppc": (

@@ -88,7 +88,7 @@ def test_streams_of_keys_steps_and_arrays_are_uncorrelated():
 
 
 def test_known_answers_of_philox():
-    """The first words for counter 0 and key 0 are 6627e8d5 e169c58d bc57ac4c 9b00dbd8 (Random123)."""
+    """Random123 gives 6627e8d5 e169c58d bc57ac4c 9b00dbd8 for counter 0 and key 0."""
     words = [0x6627E8D5E169C58D, 0xBC57AC4C9B00DBD8]
     expected = [((word >> 12) + 0.5) / 2**52 for word in words]
     assert draw(0, 1, 0, (2,))[0].tolist() == expected

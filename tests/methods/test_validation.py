@@ -271,3 +271,31 @@ def test_held_out_data_without_an_observation_are_refused():
     method = probdl.SVI(steps=10**9, validation=(xt, yt * torch.nan))
     with pytest.raises(probdl.SettingError, match="held-out ELBO cannot be computed"):
         probdl.infer(regression, x, y, method=method, missing="mask", seed=1)
+
+
+@pytest.mark.filterwarnings("ignore::probdl.FindingWarning")
+def test_held_out_data_do_not_narrow_the_posterior_of_a_bayesian_network():
+    """Without the KL terms, the best state would be an early one at the mode of the likelihood."""
+    x = torch.linspace(-2, 2, 60)[:, None]
+    y = torch.sin(2 * x[:, 0]) + 0.3 * torch.randn(60, generator=torch.Generator().manual_seed(1))
+    network = probdl.nn.bayesian(probdl.nn.MLP([1, 8, 1]), prior=1.0)
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = network
+
+        def forward(self, x, y=None):
+            mean = self.network(x)[:, 0]
+            with pyro.plate("data", len(x)):
+                pyro.sample("y", dist.Normal(mean, 0.3), obs=y)
+
+    def fit(validation):
+        method = probdl.SVI(steps=1500, draws=200, validation=validation)
+        return probdl.infer(Model(), x[::2], y[::2], method=method, seed=1)
+
+    plain, validated = fit(None), fit((x[1::2], y[1::2]))
+    assert len(validated.stats["validation_elbo"]) >= 10
+    assert validated.stats["best_step"] == plain.stats["best_step"]
+    for name, values in plain.draws.items():
+        np.testing.assert_array_equal(validated.draws[name], values)

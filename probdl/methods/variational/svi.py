@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
+import pyro.distributions as dist
 import torch
 from pyro.infer import ELBO, TraceGraph_ELBO
 from pyro.infer.autoguide import AutoDelta
@@ -54,6 +55,7 @@ from probdl.methods.variational.starting import Start, find_start, place_guide
 from probdl.methods.variational.training import Plan, train
 from probdl.methods.variational.validation import Validation, held_out
 from probdl.model.density import LogDensity
+from probdl.model.distributions import base_distribution
 from probdl.model.program import Program
 from probdl.model.sites import Site, Structure, data_plate, data_plates, discover
 from probdl.model.starting import checked_values
@@ -140,8 +142,10 @@ class SVI(Method, name="svi"):
             limit. Default: None.
         validation: held-out data, as a tuple of the model's arguments, ``(x_test,)``, a dict of
             them by name, or a DataLoader. Their ELBO per row (without the KL terms of sites that
-            all rows share) is evaluated once in an epoch, is drawn by ``plot_elbo``, and replaces
-            the training's ELBO for ``patience`` and for the choice of the best state.
+            all rows share) is evaluated once in an epoch, or every 100 steps if these are more,
+            and is drawn by ``plot_elbo``. It replaces the training's ELBO for ``patience`` and for
+            the choice of the best state, unless the guide is a distribution of sites that all rows
+            share, as in a Bayesian network: their KL terms keep it from overfitting.
             ``stats`` then has ``validation_elbo`` (nats per row) and ``validation_steps``.
             Default: None.
         init: values of latent sites by name, from which the search for the start of an automatic
@@ -278,7 +282,12 @@ class SVI(Method, name="svi"):
             plan = self._plan(program, objective, parameters, batches, seed, progress)
             if held_out_program is not None:
                 validation = Validation(
-                    held_out_program, guide, objective, local, stream(seed, "validation")
+                    held_out_program,
+                    guide,
+                    objective,
+                    local,
+                    stream(seed, "validation"),
+                    selects=not _draws_shared_sites(structure, objective, local),
                 )
                 validation.check(parameters.values)
                 plan = replace(plan, validation=validation)
@@ -579,6 +588,16 @@ class SVI(Method, name="svi"):
         compared = compare_with_density(density, evaluator, z, seed)
         findings += compared.findings
         return compared.reference
+
+
+def _draws_shared_sites(structure: Structure, objective: Objective, local: Sequence[str]) -> bool:
+    """Return whether the guide is a distribution, no point, of sites that all rows share."""
+    nodes: Any = objective.traces(())[0].nodes
+    return any(
+        not isinstance(base_distribution(nodes[site.name]["fn"]), dist.Delta)
+        for site in structure.of("latent")
+        if site.name not in local and site.name in nodes
+    )
 
 
 def _latent(structure: Structure) -> dict[str, Site]:

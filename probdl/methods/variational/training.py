@@ -360,14 +360,15 @@ class VariationalTraining(TrainingLoop):
         annealed = self.done - len(losses) < plan.annealing  # with another objective
         if annealed and (plan.validation is None or self.done < self.steps):
             return
-        what = "smoothed"
-        if plan.validation is None:
-            mean, error = float(losses.mean()), _standard_error(losses)
-        elif self._is_validated():
+        validated = plan.validation is not None and self._is_validated()
+        if validated:
+            assert plan.validation is not None
             self.rows = torch.from_numpy(plan.validation.elbo_of_rows(self.parameters.values))
-            mean, error = -float(self.rows.mean()), 0.0
-            self.held_out.append((self.done, -mean))
-            what = "held-out"
+            self.held_out.append((self.done, float(self.rows.mean())))
+        if not self.selects_validated:
+            what, mean, error = "smoothed", float(losses.mean()), _standard_error(losses)
+        elif validated:
+            what, mean, error = "held-out", -float(self.rows.mean()), 0.0
         else:
             return
         if mean < best.improved_loss - error:
@@ -387,6 +388,11 @@ class VariationalTraining(TrainingLoop):
                 )
             )
 
+    @property
+    def selects_validated(self) -> bool:
+        """Whether the best state is that of the best held-out ELBO."""
+        return self.plan.validation is not None and self.plan.validation.selects
+
     def _is_validated(self) -> bool:
         """Return whether the held-out ELBO is due after this block.
 
@@ -401,7 +407,7 @@ class VariationalTraining(TrainingLoop):
         losses = self.last_block
         if not len(losses):
             return
-        if self.held_out:
+        if self.held_out and self.selects_validated:
             self._keep_best_validated()
             return
         error = math.hypot(self.best.error, _standard_error(losses))
@@ -506,7 +512,7 @@ def train(loss: Objective, parameters: Parameters, batches: Batches, plan: Plan)
         training.keep_best()
     losses = training.records[: training.done]
     findings = list(training.findings)
-    chosen = {"early_stopping", "validation"} if plan.validation is not None else set()
+    chosen = {"early_stopping", "validation"} if training.selects_validated else set()
     if not chosen & {finding.check for finding in findings}:  # else it is expected to rise
         complete = training.done == plan.steps == training.best.step
         findings += check_convergence(

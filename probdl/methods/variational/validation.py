@@ -63,6 +63,9 @@ class Validation:
         local: names of the latent sites in the data plate.
         seed: of the draws, which are the same in each evaluation, so that differences between
             evaluations are those of the parameters.
+        selects: whether the best state is the one with the highest ELBO of the held-out rows. It
+            is not where the guide is a distribution of sites that all rows share: without their KL
+            terms a guide that is too narrow would win.
     """
 
     def __init__(
@@ -72,7 +75,9 @@ class Validation:
         objective: Objective,
         local: tuple[str, ...],
         seed: int,
+        selects: bool,
     ) -> None:
+        self.selects = selects
         self._program = program
         self._structure: Structure = discover(program)
         self._guide = guide
