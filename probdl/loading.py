@@ -304,15 +304,25 @@ class _SavedFit:
                 raise SettingError(
                     f"The fit in {self.path} is by {name!r}, not {given.name!r}. Pass its method."
                 )
+            defaults = {f.name: f.default for f in fields(given)}  # settings that were left out
+            left_out: dict[str, Any] = {}
             for setting, value in settings.items():
-                if isinstance(value, Opaque) or not hasattr(given, setting):
+                # Where files are written is no part of a fit.
+                if (
+                    opaque_parts(value, "")
+                    or not hasattr(given, setting)
+                    or setting == "checkpoint"
+                ):
+                    continue
+                if setting in defaults and getattr(given, setting) is defaults[setting]:
+                    left_out[setting] = value
                     continue
                 if identify(getattr(given, setting)) != identify(value):
                     raise SettingError(
                         f"The fit in {self.path} is by {recorded['shown']}, but method= has "
                         f"{setting}={getattr(given, setting)!r}. Pass the settings of the fit."
                     )
-            return given
+            return replace(given, **left_out)
         # A folder that may come from elsewhere does not say where this machine's files are written.
         settings.pop("checkpoint", None)
         kind = METHODS.get(name)

@@ -459,3 +459,27 @@ def test_text_that_is_no_unicode_is_saved(tmp_path):
 
     fit = probdl.infer(model, np.ones(2), "\ud800", method="map", seed=1)
     assert probdl.load(fit.save(tmp_path)).program.arguments["label"] == "\ud800"
+
+
+def test_a_method_that_is_passed_for_its_guide_has_the_other_settings_of_the_fit(tmp_path):
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("n", len(y)):
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    def guide(y):
+        loc = pyro.param("loc", torch.tensor(0.0))
+        pyro.sample("mu", dist.Normal(loc, 0.3))
+
+    y, held_out = torch.arange(10.0), torch.arange(4.0)
+    method = probdl.SVI(
+        guide=guide, steps=200, draws=50, validation=(held_out,), checkpoint=str(tmp_path / "c")
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", probdl.FindingWarning)
+        probdl.infer(model, y, method=method, seed=1).save(tmp_path / "fit")
+    loaded = probdl.load(tmp_path / "fit", model=model, method=probdl.SVI(guide=guide))
+    assert (loaded.method.steps, loaded.method.draws, loaded.method.checkpoint) == (200, 50, None)
+    assert loaded.elbo(y).pointwise is not None
+    with pytest.raises(probdl.SettingError, match="method= has steps=300"):
+        probdl.load(tmp_path / "fit", model=model, method=probdl.SVI(guide=guide, steps=300))
