@@ -14,7 +14,7 @@ SIMUK := .venv-simuk
 # NumPyro, PyMC and PyStan.
 PEERS := .venv-peers
 
-.PHONY: demo test coverage environment test-matrix docs findings notebooks bench bench-busy bench-peers bench-scaling bench-matrices bench-references bench-mass bench-starts bench-engine bench-loops bench-svi bench-gan bench-studies bench-predict bench-pyro bench-honesty attack lint types check format clean
+.PHONY: demo test coverage environment test-matrix docs findings notebooks bench bench-busy bench-peers bench-scaling bench-matrices bench-references bench-mass bench-starts bench-engine bench-loops bench-steps bench-svi bench-gan bench-studies bench-predict bench-pyro bench-honesty attack lint types check format clean
 
 demo: $(STAMP)  ## fit eight schools and a logistic regression on real data, by four methods
 	$(BIN)/python examples/demo.py
@@ -80,6 +80,9 @@ bench-loops: $(STAMP) $(PEERS)/.installed  ## loops over time, beside NumPyro's 
 
 bench-svi: $(STAMP)  ## SVI steps, VAEs and guides; needs PROBDL_SHARED; writes benchmarks/results/
 	$(BIN)/python -m benchmarks.svi
+
+bench-steps: $(STAMP) $(PEERS)/.installed  ## steps of SVI, beside NumPyro
+	$(BIN)/python -m benchmarks.peers.steps
 
 bench-gan: $(STAMP)  ## adversarial training; needs PROBDL_SHARED; writes benchmarks/results/
 	$(BIN)/python -m benchmarks.gan

@@ -461,6 +461,16 @@ def test_text_that_is_no_unicode_is_saved(tmp_path):
     assert probdl.load(fit.save(tmp_path)).program.arguments["label"] == "\ud800"
 
 
+def test_a_vae_is_saved_without_warnings(tmp_path):
+    x = (torch.rand(40, 4, 4, generator=torch.Generator().manual_seed(0)) < 0.5).float()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", probdl.FindingWarning)
+        fit = probdl.infer(VAE.mlp((4, 4), 2, hidden=8), x, method=probdl.SVI(steps=50), seed=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit.save(tmp_path / "fit")
+
+
 def test_a_method_that_is_passed_for_its_guide_has_the_other_settings_of_the_fit(tmp_path):
     def model(y):
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))

@@ -445,7 +445,7 @@ class Fit:
         groups["sample_stats"] = {k: self.stats[k] for k in _SAMPLE_STATS if k in self.stats}
         observed = self.whole.of("observed")
         makers = {
-            "log_likelihood": self.log_likelihood if self.structure.terms() else dict,
+            "log_likelihood": self.log_likelihood if self._has_row_scores else dict,
             "log_prior": self.log_prior if self._has_prior else dict,
             "posterior_predictive": self.posterior_predictive if observed else dict,
         }
@@ -1133,6 +1133,11 @@ class Fit:
             float(predictive.log_mean_exp(scored.joint)),
             sum(site.count for site in sites.values()),
         )
+
+    @property
+    def _has_row_scores(self) -> bool:
+        """Whether there is a log likelihood of rows given the draws."""
+        return bool(self.structure.terms())
 
     def _require(self, missing: Collection[str]) -> None:
         """Raise an error that says why terms have no log likelihood of single observations."""

@@ -277,6 +277,10 @@ class GuidedFit(Fit, needs="guide; Fit by method='svi'."):
             )
         return super().log_likelihood()
 
+    @property
+    def _has_row_scores(self) -> bool:
+        return super()._has_row_scores and not self._local
+
     def _score(self, program: Program, structure: Structure, elements: Elements) -> LogPredictive:
         if not self._local:
             return super()._score(program, structure, elements)
