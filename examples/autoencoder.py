@@ -19,7 +19,7 @@ train, test = slice(0, 1500), slice(1500, None)
 
 torch.manual_seed(0)  # for the initial weights
 vae = probdl.models.VAE.mlp((8, 8), latent_dim=8, hidden=64)
-method = probdl.SVI(epochs=40, batch_size=100, learning_rate=3e-3)
+method = probdl.SVI(epochs=150, batch_size=100, learning_rate=3e-3)
 fit = probdl.infer(vae, images[train], method=method, seed=1)
 print(f"Findings: {fit.diagnose()}\n")
 

@@ -218,7 +218,7 @@ class _Sum:
         self.parameters = Parameters([torch.zeros(3)])
         self.depends = depends
 
-    def begin_block(self, size=1):
+    def begin_block(self, size=1, stream=None):
         pass
 
     def __call__(self, data):

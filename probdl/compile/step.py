@@ -48,6 +48,9 @@ _INDUCTOR_TIME_S = 120.0  # ours: a time limit below which compiling would take 
 _MAX_NATIVE_MULTIPLICATIONS = 1_000_000  # in matrix products; for more, torch is faster than C
 
 
+Stream = tuple[int, int] | None
+
+
 class ForeignWriteError(UntraceableError):
     """A step writes to a tensor that belongs to the caller."""
 
@@ -121,8 +124,14 @@ class Step(Protocol):
     engine: str
     threads: Threads
 
-    def begin_block(self, size: int = BLOCK) -> None:
-        """Discard noise that was drawn in advance; up to ``size`` calls will follow."""
+    def begin_block(self, size: int = BLOCK, stream: Stream = None) -> None:
+        """Discard noise that was drawn in advance; up to ``size`` calls will follow.
+
+        Args:
+            size: the number of calls.
+            stream: a key for the noise that is drawn in C, and the number of the next step; None
+                makes a key by torch's generator, which draws all other noise.
+        """
 
     def __call__(self, data: Sequence[Tensor]) -> Any:
         """Return the loss at a minibatch, with new random numbers; or a list, as the loss does."""
@@ -138,7 +147,7 @@ class EagerStep:
         self._loss = loss
         self._parameters = parameters
 
-    def begin_block(self, size: int = BLOCK) -> None:
+    def begin_block(self, size: int = BLOCK, stream: Stream = None) -> None:
         """Do nothing: random numbers are drawn when they are needed."""
 
     def __call__(self, data: Sequence[Tensor]) -> Any:
@@ -199,7 +208,7 @@ class GraphStep:
         self._graph: Any = recording.function()
         self._parameters = parameters
 
-    def begin_block(self, size: int = BLOCK) -> None:
+    def begin_block(self, size: int = BLOCK, stream: Stream = None) -> None:
         """Do nothing: the graph draws random numbers when it runs."""
 
     def __call__(self, data: Sequence[Tensor]) -> Any:
@@ -286,6 +295,7 @@ class NativeStep:
         self._block: list[Tensor] = []
         self._remaining = 0
         self._size = BLOCK
+        self._stream: Stream = None
         self._code = NativeDensity(source, len(parameters.flat), self._arrays + self._noise, 1)
         self._parameters = parameters
         self._value = np.zeros(())
@@ -297,10 +307,14 @@ class NativeStep:
         if self._traced.draw is not None:
             self._draw = _NoiseGenerator(self._traced.draw)
             self._specs = specify_noise(self._draw.graph)
+            try:
+                draw_noise(self._specs or [], 0, 1)
+            except CompilerError:
+                self._specs = None
 
-    def begin_block(self, size: int = BLOCK) -> None:
+    def begin_block(self, size: int = BLOCK, stream: Stream = None) -> None:
         """Make the next call draw the noise of ``size`` steps at once."""
-        self._size, self._remaining = size, 0
+        self._size, self._remaining, self._stream = size, 0, stream
 
     @property
     def code(self) -> NativeDensity:
@@ -322,7 +336,8 @@ class NativeStep:
         if self._draw is None:
             return []
         if self._specs is not None:
-            return draw_noise(self._specs, random_key(), count)
+            key, first = self._stream or (random_key(), 0)
+            return draw_noise(self._specs, key, count, first)
         return self._draw(count)
 
     def __call__(self, data: Sequence[Tensor]) -> float:

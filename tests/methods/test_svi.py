@@ -217,7 +217,8 @@ def test_patience_ends_a_run_that_no_longer_improves():
 def test_a_run_that_is_too_short_is_reported():
     def guide(y):  # starts far away, unlike automatic guides
         mu = pyro.param("loc", torch.tensor(0.0))
-        pyro.sample("mu", dist.Normal(mu, pyro.param("sd", torch.tensor(0.1))))
+        sd = pyro.param("sd", torch.tensor(0.1), constraint=constraints.positive)
+        pyro.sample("mu", dist.Normal(mu, sd))
 
     method = probdl.SVI(guide=guide, steps=200, schedule="constant")
     with pytest.warns(probdl.FindingWarning, match="The ELBO was still rising"):
@@ -717,7 +718,7 @@ def test_slight_differences_of_the_weights_are_no_finding():
     x = rng.normal(size=1037)
     y = 2 * x + 0.7 * rng.normal(size=1037)
     for seed in range(5):
-        method = probdl.SVI(steps=4000, learning_rate=0.02)
+        method = probdl.SVI(steps=10_000, learning_rate=0.02)
         fit = probdl.infer(line_with_noise, x, y, method=method, seed=seed)
         assert not fit.diagnose(), fit.stats["pareto_k"]
 
@@ -829,7 +830,7 @@ def test_compiled_code_leaves_the_guides_discrete_sites_out_of_the_weights(monke
     ]
     for limit in (module.COMPILE_WORK_MIN, 0):
         monkeypatch.setattr(module, "COMPILE_WORK_MIN", limit)
-        method = probdl.SVI(guide=guide, steps=500)
+        method = probdl.SVI(guide=guide, steps=3000)
         fit = probdl.infer(model, y, method=method, seed=1)
         assert ("weighting draws" in fit.timings) == (limit == 0)
         # The guide is only an approximation, so the estimate has some noise.

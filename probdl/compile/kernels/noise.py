@@ -99,13 +99,16 @@ def random_key() -> int:
     return int(torch.empty((), dtype=torch.int64).random_())
 
 
-def draw_noise(specs: Sequence[tuple[NoiseSpec, torch.Size]], key: int, count: int) -> list[Tensor]:
+def draw_noise(
+    specs: Sequence[tuple[NoiseSpec, torch.Size]], key: int, count: int, first: int = 0
+) -> list[Tensor]:
     """Draw the noise of ``count`` evaluations: (count, ...) each.
 
     Args:
         specs: what each array is.
         key: the key of the generator, in [0, 2^63).
         count: number of evaluations.
+        first: the number of the first of them.
 
     Raises:
         CompilerError: there is no compiler, or it failed.
@@ -113,6 +116,6 @@ def draw_noise(specs: Sequence[tuple[NoiseSpec, torch.Size]], key: int, count: i
     fill, arrays = _fill(), []
     for index, (spec, shape) in enumerate(specs):
         array = torch.empty((count, *shape), dtype=torch.float64)
-        fill(ctypes.byref(spec), index, key, 0, count, array.data_ptr())
+        fill(ctypes.byref(spec), index, key, first, count, array.data_ptr())
         arrays.append(array)
     return arrays

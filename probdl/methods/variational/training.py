@@ -123,6 +123,7 @@ class VariationalTraining(TrainingLoop):
         self.adam: NativeAdam | None = None
         self.adam_data: Data = ()
         self.seconds_per_step = RESPONSE_S / BLOCK  # of the last call of native Adam
+        self.noise_key = stream(plan.seed, "noise")
         self.held_out: list[tuple[int, float]] = []  # steps, and the ELBO in nats per row
         self.rows = torch.zeros(0, dtype=torch.float64)  # of the last evaluation
         super().__init__(plan.steps, batches, plan.seed, plan.checkpoint)
@@ -176,7 +177,8 @@ class VariationalTraining(TrainingLoop):
     def take_step(self, batches: Sequence[Data], threads: WaitPolicy) -> float | None:
         """Take one step, and return the loss; None if it was not finite."""
         data = self._with_temperature(batches[0])
-        loss = self.evaluate(data, threads, self.seed_block())
+        stream_at = (self.noise_key, self.done) if self.seed_block() else None
+        loss = self.evaluate(data, threads, stream_at is not None, stream_at)
         if not math.isfinite(loss):
             self.fail_at(data, loss)
             return None
@@ -185,13 +187,20 @@ class VariationalTraining(TrainingLoop):
         self.optimizer.step(self.done / self.steps)
         return loss
 
-    def evaluate(self, data: Data, threads: WaitPolicy, starts_block: bool) -> float:
+    def evaluate(
+        self,
+        data: Data,
+        threads: WaitPolicy,
+        starts_block: bool,
+        noise: tuple[int, int] | None = None,
+    ) -> float:
         """Return the loss, and leave its gradient in the parameters.
 
         Args:
             data: the minibatch.
             threads: the wait policy to set.
             starts_block: whether to discard noise that was drawn before.
+            noise: at the start of a block, the key of the noise drawn in C, and the step's number.
         """
         step = self.step_for(data)
         if self.optimizer is None:
@@ -200,7 +209,7 @@ class VariationalTraining(TrainingLoop):
                 self._restore_optimizer(self.optimizer)
         if starts_block:
             for each in self.compiled.values():
-                each.begin_block()
+                each.begin_block(BLOCK, noise)
         threads.use(step.threads if self.optimizer.elementwise else step.threads.fixed)
         return float(step(data))
 
@@ -245,8 +254,7 @@ class VariationalTraining(TrainingLoop):
         if not isinstance(step, NativeStep):
             return
         try:
-            key = stream(self.seed, "noise")
-            self.adam = NativeAdam(self.parameters, step, self.plan.clip_norm, key)
+            self.adam = NativeAdam(self.parameters, step, self.plan.clip_norm, self.noise_key)
         except CompilerError as error:
             self.findings.append(
                 Finding(
