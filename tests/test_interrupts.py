@@ -1,5 +1,6 @@
 """Ctrl-C that Python would lose."""
 
+import os
 import signal
 import sys
 import time
@@ -11,6 +12,7 @@ import torch
 
 import probdl
 from probdl import montecarlo
+from probdl.util.parallel import parallel_map
 
 runs = []
 
@@ -46,6 +48,20 @@ def test_an_interrupt_in_a_finalizer_is_not_lost(call):
     runs.clear()
     with pytest.raises(KeyboardInterrupt):
         call()
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_an_interrupt_after_a_fork_is_not_lost():
+    armed = [True]
+    os.register_at_fork(
+        after_in_parent=lambda: (
+            signal.raise_signal(signal.SIGINT) if armed and armed.pop() else None
+        )
+    )
+    results = parallel_map(lambda i: time.sleep(0.05 * min(i, 1)), 1000, workers=2)
+    assert not armed
+    assert len(results) < 900
 
 
 @pytest.mark.usefixtures("interruptible")

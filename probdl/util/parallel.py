@@ -21,6 +21,7 @@ import torch
 
 from probdl.errors import ModelError
 from probdl.util.blas import one_blas_thread
+from probdl.util.interrupts import interrupts_kept
 from probdl.util.lock import GLOBAL_LOCK
 from probdl.util.progress import bar
 
@@ -68,14 +69,15 @@ def parallel_map(
     processes = min(worker_count(workers), count - 1)
     with bar(count, description, progress) as shown:
         try:
-            for i in range(count if processes < 2 else 1):
-                results[i] = work(i)
-                shown.update()
-            if processes >= 2:
-                with _pool(work, processes) as pool:
-                    for i, result in _run(pool, range(1, count)):
-                        results[i] = result
-                        shown.update()
+            with interrupts_kept():  # Python ignores Ctrl-C in what runs after each fork
+                for i in range(count if processes < 2 else 1):
+                    results[i] = work(i)
+                    shown.update()
+                if processes >= 2:
+                    with _pool(work, processes) as pool:
+                        for i, result in _run(pool, range(1, count)):
+                            results[i] = result
+                            shown.update()
         except KeyboardInterrupt:
             if not results:
                 raise
