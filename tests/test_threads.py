@@ -442,20 +442,14 @@ def test_the_process_exits_normally_after_a_failed_run(ends):
 
 
 def test_a_warning_points_to_the_line_of_the_call():
-    class Local(torch.nn.Module):
-        def model(self, y):
-            with pyro.plate("n", len(y)):
-                z = pyro.sample("z", dist.Normal(0.0, 1.0))
-                pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+    def groups(count):
+        with pyro.plate("group", count):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z.sum(), 1.0), obs=torch.tensor(1.0))
 
-        def guide(self, y):
-            loc = pyro.param("loc", torch.tensor(0.5))
-            with pyro.plate("n", len(y)):
-                pyro.sample("z", dist.Normal(loc * y, 1.0))
-
-    local = probdl.infer(Local(), Y, method=probdl.SVI(steps=10), seed=1)
-    with pytest.warns(UserWarning, match="group 'log_likelihood' was omitted") as seen:
-        local.to_idata()
+    result = probdl.infer(groups, 3, method="laplace", seed=1)
+    with pytest.warns(UserWarning, match="'group' has 4 elements at these arguments") as seen:
+        result.predict(4)
     assert seen[0].filename == __file__
 
 
