@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks.peers.matrices import ONE_CORE
 
 FEW = 1000
-STEPS = {"schools": 200_000, "logistic": 40_000, "hierarchical": 20_000}  # of the longer runs
+STEPS = {"schools": 200_000, "logistic": 40_000, "hierarchical": 100_000}  # of the longer runs
 BATCH = {"logistic": 100}
 ROUNDS = 3
 TITLES = {
