@@ -441,7 +441,7 @@ def test_a_killed_run_resumes_to_the_same_result(kind, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::probdl.FindingWarning")
-@pytest.mark.parametrize("batch_size", [None, 5])
+@pytest.mark.parametrize("batch_size", [None, 5, 4])
 def test_a_finished_run_continues_to_more_steps(batch_size, tmp_path):
     def fit(steps, folder, schedule="constant"):
         settings = {"schedule": schedule, "batch_size": batch_size, "draws": 20}

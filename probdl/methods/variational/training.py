@@ -123,7 +123,7 @@ class VariationalTraining(TrainingLoop):
         self.adam: NativeAdam | None = None
         self.adam_data: Data = ()
         self.seconds_per_step = RESPONSE_S / BLOCK  # of the last call of native Adam
-        self.noise_key = stream(plan.seed, "noise")
+        self.block_start: int | None = None  # the step; None outside training
         self.held_out: list[tuple[int, float]] = []  # steps, and the ELBO in nats per row
         self.rows = torch.zeros(0, dtype=torch.float64)  # of the last evaluation
         super().__init__(plan.steps, batches, plan.seed, plan.checkpoint)
@@ -172,13 +172,14 @@ class VariationalTraining(TrainingLoop):
             if not self.compiled:
                 self.findings += findings
             self.compiled[key] = step
+            self._begin_block(key)
         return self.compiled[key]
 
     def take_step(self, batches: Sequence[Data], threads: WaitPolicy) -> float | None:
         """Take one step, and return the loss; None if it was not finite."""
         data = self._with_temperature(batches[0])
-        stream_at = (self.noise_key, self.done) if self.seed_block() else None
-        loss = self.evaluate(data, threads, stream_at is not None, stream_at)
+        block = self.done if self.seed_block() else None
+        loss = self.evaluate(data, threads, block is not None, block)
         if not math.isfinite(loss):
             self.fail_at(data, loss)
             return None
@@ -192,7 +193,7 @@ class VariationalTraining(TrainingLoop):
         data: Data,
         threads: WaitPolicy,
         starts_block: bool,
-        noise: tuple[int, int] | None = None,
+        block: int | None = None,
     ) -> float:
         """Return the loss, and leave its gradient in the parameters.
 
@@ -200,7 +201,7 @@ class VariationalTraining(TrainingLoop):
             data: the minibatch.
             threads: the wait policy to set.
             starts_block: whether to discard noise that was drawn before.
-            noise: at the start of a block, the key of the noise drawn in C, and the step's number.
+            block: the number of the step where a block of the training starts.
         """
         step = self.step_for(data)
         if self.optimizer is None:
@@ -208,10 +209,21 @@ class VariationalTraining(TrainingLoop):
             if self.saved_optimizer is not None:
                 self._restore_optimizer(self.optimizer)
         if starts_block:
-            for each in self.compiled.values():
-                each.begin_block(BLOCK, noise)
+            self.block_start = block
+            for key in self.compiled:
+                self._begin_block(key)
         threads.use(step.threads if self.optimizer.elementwise else step.threads.fixed)
         return float(step(data))
+
+    def _begin_block(self, shapes: Any) -> None:
+        """Let a step draw new noise; in C it depends on the shapes of its minibatches too."""
+        first = self.block_start
+        noise = None if first is None else (self.noise_key(shapes), first)
+        self.compiled[shapes].begin_block(BLOCK, noise)
+
+    def noise_key(self, shapes: Any) -> int:
+        """Return the key of the noise of minibatches of these shapes."""
+        return stream(self.seed, "noise", *(size for shape in shapes for size in shape))
 
     def _with_temperature(self, data: Data) -> Data:
         if not self.plan.annealing:
@@ -254,7 +266,8 @@ class VariationalTraining(TrainingLoop):
         if not isinstance(step, NativeStep):
             return
         try:
-            self.adam = NativeAdam(self.parameters, step, self.plan.clip_norm, self.noise_key)
+            key = self.noise_key([t.shape for t in data])
+            self.adam = NativeAdam(self.parameters, step, self.plan.clip_norm, key)
         except CompilerError as error:
             self.findings.append(
                 Finding(
