@@ -59,6 +59,7 @@ from probdl.model.distributions import base_distribution
 from probdl.model.program import Program
 from probdl.model.sites import Site, Structure, data_plate, data_plates, discover
 from probdl.model.starting import checked_values
+from probdl.results.enumeration import sampled_sites
 from probdl.results.fit import Fit
 from probdl.results.guided import GuidedFit
 from probdl.results.latent import Proposal, computes_rows, draw_shared, local_sites
@@ -287,7 +288,7 @@ class SVI(Method, name="svi"):
                     objective,
                     local,
                     stream(seed, "validation"),
-                    selects=not _draws_shared_sites(structure, objective, local),
+                    selects=not _draws_shared_sites(objective, local),
                 )
                 validation.check(parameters.values)
                 plan = replace(plan, validation=validation)
@@ -590,13 +591,14 @@ class SVI(Method, name="svi"):
         return compared.reference
 
 
-def _draws_shared_sites(structure: Structure, objective: Objective, local: Sequence[str]) -> bool:
-    """Return whether the guide is a distribution, no point, of sites that all rows share."""
-    nodes: Any = objective.traces(())[0].nodes
+def _draws_shared_sites(objective: Objective, local: Sequence[str]) -> bool:
+    """Return whether the guide is a distribution, no point, of sites that all rows share.
+
+    An automatic guide may draw all sites at once, at a site that the model does not have.
+    """
     return any(
-        not isinstance(base_distribution(nodes[site.name]["fn"]), dist.Delta)
-        for site in structure.of("latent")
-        if site.name not in local and site.name in nodes
+        name not in local and not isinstance(base_distribution(node["fn"]), dist.Delta)
+        for name, node in sampled_sites(objective.traces(())[0])
     )
 
 

@@ -428,6 +428,8 @@ class VariationalTraining(TrainingLoop):
         losses = self.last_block
         if not len(losses):
             return
+        if self.held_out and not np.isfinite([value for _, value in self.held_out]).any():
+            self._report_not_finite()
         if self.held_out and self.selects_validated:
             self._keep_best_validated()
             return
@@ -440,6 +442,17 @@ class VariationalTraining(TrainingLoop):
         else:
             self.best.step = self.done
 
+    def _report_not_finite(self) -> None:
+        self.findings.append(
+            Finding(
+                "warning",
+                "validation",
+                f"The held-out ELBO was {self.held_out[-1][1]} at each of {len(self.held_out)} "
+                "evaluations.",
+                "Check that the model gives the held-out data a positive density.",
+            )
+        )
+
     def _keep_best_validated(self) -> None:
         """Restore the state with the best held-out ELBO, unless the last is as good up to noise.
 
@@ -448,15 +461,6 @@ class VariationalTraining(TrainingLoop):
         best, (_, last) = self.best, self.held_out[-1]
         if not best.step:
             best.step = self.done
-            self.findings.append(
-                Finding(
-                    "warning",
-                    "validation",
-                    f"The held-out ELBO was {last} at each of {len(self.held_out)} evaluations, so "
-                    "the fit holds the last parameters.",
-                    "Check that the model gives the held-out data a positive density.",
-                )
-            )
             return
         differences = (best.rows - self.rows).numpy()
         gain = float(differences.mean())
