@@ -7,10 +7,7 @@ results/loops.md. ``SYSTEM MODEL STEPS`` as arguments times one of them in this 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.peers.gradients import best, called, seconds_in_jax
-from benchmarks.peers.matrices import ONE_CORE
+from benchmarks.peers.matrices import measured
 
 LENGTHS = (100, 1000, 10_000)
 MAX_STEPS = {"epidemic": 1000}  # 10,000 steps of 60 operations take minutes to trace
@@ -177,30 +174,15 @@ def numpyro(name: str, steps: int) -> tuple[float, float]:
     return spent, seconds_in_jax(start.potential_fn, evaluate, point)
 
 
-def measured(system: str, name: str, steps: int) -> tuple[float, float]:
-    """Time compilation and a gradient in a separate process with an empty cache, in seconds."""
-    from benchmarks.peers.systems import ROOT, interpreter
-
-    with tempfile.TemporaryDirectory() as cache:
-        done = subprocess.run(
-            [interpreter(system), "-m", "benchmarks.peers.loops", system, name, str(steps)],
-            cwd=ROOT,
-            env=os.environ | ONE_CORE | {"PROBDL_CACHE": cache},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    spent, gradient = json.loads(done.stdout.splitlines()[-1])
-    return spent, gradient
-
-
 def main() -> None:
     from benchmarks.parts import RESULTS
 
     rows = []
     for name, title in TITLES.items():
         for steps in (n for n in LENGTHS if n <= MAX_STEPS.get(name, n)):
-            ours, theirs = (measured(s, name, steps) for s in ("probdl", "numpyro"))
+            ours, theirs = (
+                measured("benchmarks.peers.loops", s, name, steps) for s in ("probdl", "numpyro")
+            )
             rows.append({"model": title, "steps": steps, "probdl": ours, "numpyro": theirs})
             print(rows[-1], flush=True)
     (RESULTS / "loops.json").write_text(json.dumps(rows, indent=1) + "\n")

@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -130,19 +131,26 @@ def numpyro(kind: str, sizes: tuple[int, ...]) -> float:
     return seconds_in_jax(start.potential_fn, evaluate, point)
 
 
-def measured(system: str, name: str) -> float:
-    """Time a gradient in a separate process, in seconds."""
+def measured(module: str, system: str, *arguments: Any) -> Any:
+    """Run a benchmark in a separate process on one core, with an empty cache.
+
+    Args:
+        module: the name of the module, which prints its result as JSON.
+        system: the package to time, the module's first argument.
+        arguments: the others.
+    """
     from benchmarks.peers.systems import ROOT, interpreter
 
-    done = subprocess.run(
-        [interpreter(system), "-m", "benchmarks.peers.matrices", system, name],
-        cwd=ROOT,
-        env=os.environ | ONE_CORE,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return float(json.loads(done.stdout.splitlines()[-1]))
+    with tempfile.TemporaryDirectory() as cache:
+        done = subprocess.run(
+            [interpreter(system), "-m", module, system, *map(str, arguments)],
+            cwd=ROOT,
+            env=os.environ | ONE_CORE | {"PROBDL_CACHE": cache},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def flops_per_second() -> float:
@@ -160,7 +168,10 @@ def main() -> None:
     rows = []
     for name in MODELS:
         # One after the other, several times: the speed of the machine changes.
-        pairs = [{s: measured(s, name) for s in ("probdl", "numpyro")} for _ in range(REPEATS)]
+        pairs = [
+            {s: measured("benchmarks.peers.matrices", s, name) for s in ("probdl", "numpyro")}
+            for _ in range(REPEATS)
+        ]
         times = {s: min(pair[s] for pair in pairs) for s in ("probdl", "numpyro")}
         rows.append({"model": name, **times, "ratio": times["probdl"] / times["numpyro"]})
         print(rows[-1], flush=True)

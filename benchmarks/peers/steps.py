@@ -7,17 +7,14 @@ this process: the seconds of a first call of few steps, and of a step.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from benchmarks.peers.matrices import ONE_CORE
+from benchmarks.peers.matrices import measured
 
 FEW = 1000
 STEPS = {"schools": 200_000, "logistic": 40_000, "hierarchical": 100_000}  # of the longer runs
@@ -133,29 +130,14 @@ def numpyro(name: str) -> tuple[float, float]:
     return timed(name, run)
 
 
-def measured(system: str, name: str) -> tuple[float, float]:
-    """Time a system in a separate process with an empty cache, in seconds."""
-    from benchmarks.peers.systems import ROOT, interpreter
-
-    with tempfile.TemporaryDirectory() as cache:
-        done = subprocess.run(
-            [interpreter(system), "-m", "benchmarks.peers.steps", system, name],
-            cwd=ROOT,
-            env=os.environ | ONE_CORE | {"PROBDL_CACHE": cache},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    first, step = json.loads(done.stdout.splitlines()[-1])
-    return first, step
-
-
 def main() -> None:
     from benchmarks.parts import RESULTS
 
     rows = []
     for name, title in TITLES.items():
-        ours, theirs = (measured(system, name) for system in ("probdl", "numpyro"))
+        ours, theirs = (
+            measured("benchmarks.peers.steps", system, name) for system in ("probdl", "numpyro")
+        )
         rows.append({"model": title, "probdl": ours, "numpyro": theirs})
         print(rows[-1], flush=True)
     (RESULTS / "steps.json").write_text(json.dumps(rows, indent=1) + "\n")
