@@ -212,3 +212,41 @@ def test_group_labels_that_are_summed_out_belong_to_their_groups():
         assert drawn[:, :3].std(0) == pytest.approx(1.0, abs=0.1)
         assert drawn[:, :3].mean((0, 2)) == pytest.approx([0, 20, 0], abs=0.7)
         assert (drawn[:, 3:].std(0) > 8).all()
+
+
+def test_a_new_element_that_a_factor_restricts_is_reported():
+    """The new levels are drawn from Normal(0, 10); the random walk is in a factor."""
+
+    def walk(n, y=None):
+        with pyro.plate("time", n):
+            level = pyro.sample("level", dist.Normal(0.0, 10.0))
+        steps = dist.Normal(0.0, 0.3).log_prob(level[1:] - level[:-1])
+        pyro.factor("walk", steps.sum())
+        with pyro.plate("row", n):
+            pyro.sample("y", dist.Normal(level, 0.5), obs=y)
+
+    y = np.cumsum(np.random.default_rng(0).normal(size=12) * 0.3)
+    fit = probdl.infer(walk, 12, y, method="laplace", seed=1)
+    with pytest.warns(UserWarning, match="drawn from the distribution of 'level', although 'walk'"):
+        fit.predict(14)
+
+
+def test_a_new_gap_in_the_observations_is_reported():
+    """The new gaps would be drawn from Normal(0, 10), without the observations before them."""
+
+    def series(y):
+        missing = torch.isnan(y)
+        with pyro.plate("gaps", int(missing.sum())):
+            gap = pyro.sample("gap", dist.Normal(0.0, 10.0))
+        full = torch.where(missing, 0.0, y).masked_scatter(missing, gap)
+        with pyro.plate("time", len(y) - 1):
+            pyro.sample("y", dist.Normal(0.9 * full[:-1], 0.5), obs=full[1:])
+
+    y = np.random.default_rng(0).normal(size=20)
+    y[5:7] = np.nan
+    fit = probdl.infer(series, y, method="laplace", missing="mask", seed=1)
+    with pytest.warns(UserWarning, match="drawn from the distribution of 'gap', although 'y'"):
+        fit.predict(np.append(y, [np.nan, np.nan]))
+    with warnings.catch_warnings():  # known gaps are matched
+        warnings.simplefilter("error")
+        fit.predict(np.append(y, 1.0))

@@ -123,6 +123,8 @@ class Elements:
             str, tuple[int, int]
         ] = {}  # what has which sizes, in the fit and now
         self.unmatched: set[str] = set()  # sites whose draws cannot be used
+        self.drawn: set[str] = set()  # sites with elements that are not in the fit
+        self.undirected: dict[str, str] = {}  # those of them that another term depends on, and it
 
     def _without_enumerated(self, fn: Any, ndim: int) -> torch.Size:
         """Return the shape of a distribution without the dimensions of discrete sites."""
@@ -168,7 +170,10 @@ class Elements:
             rows = torch.tensor(source)
             value = value.index_select(axis, rows.clamp(min=0))
             known = known & (rows >= 0).reshape([-1 if i == axis else 1 for i in range(len(shape))])
-        return value if known.all() else torch.where(known, value, fn())
+        if known.all():
+            return value
+        self.drawn.add(name)
+        return torch.where(known, value, fn())
 
     def is_shared(self, site: Site) -> bool:
         """Return whether several rows of the observed data may share an element of a site."""
@@ -213,6 +218,12 @@ class Elements:
                 "its posterior draws cannot be used. It was sampled from its prior, conditional on "
                 "the other sites. If some elements of its plate are in the fit, match them by "
                 "label: infer(..., coords=...) and predict(..., coords=...)."
+            )
+        for name, term in sorted(self.undirected.items()):
+            warn(
+                f"Site '{name}' has elements at these arguments that are not in the fit. They were "
+                f"drawn from the distribution of '{name}', although '{term}' depends on them, too. "
+                "Fit the model at these arguments to take it into account."
             )
 
 

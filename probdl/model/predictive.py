@@ -36,6 +36,7 @@ from probdl.model.elements import Elements
 from probdl.model.messengers import Substitute
 from probdl.model.program import Program
 from probdl.model.sites import Structure
+from probdl.model.undirected import undirected
 from probdl.model.vectorize import chunks, vectorize
 
 __all__ = [
@@ -95,7 +96,7 @@ def sample(
     """
     elements = elements or Elements(structure)
     values = vectorize(_predictive(program, structure, elements), dict(draws))
-    elements.warn()
+    _warn_of_elements(program, structure, draws, elements)
     return values
 
 
@@ -104,6 +105,14 @@ def sample_parts(
 ) -> Iterator[dict[str, Tensor]]:
     """Yield the result of ``sample`` in chunks of draws, in bounded memory."""
     yield from chunks(_predictive(program, structure, elements), dict(draws))
+    _warn_of_elements(program, structure, draws, elements)
+
+
+def _warn_of_elements(
+    program: Program, structure: Structure, draws: Draws, elements: Elements
+) -> None:
+    """Warn of elements that are not in the fit, as far as their draws may surprise."""
+    elements.undirected |= undirected(program, structure, draws, elements)
     elements.warn()
 
 
@@ -269,7 +278,7 @@ def log_likelihood(
     with torch.no_grad():
         scores = vectorize(_scoring(program, structure, elements, read), dict(draws))
     if not quiet:
-        elements.warn()
+        _warn_of_elements(program, elements.structure, draws, elements)
     joint = scores.pop("joint")
     tied = {n for pooled in plan.values() if pooled.plates is None for n in pooled.sites}
     return LogLikelihood(

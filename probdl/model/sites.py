@@ -84,6 +84,7 @@ class Site:
     mask: Tensor | None = None  # (*batch, *event) of an observed site; None if no element is masked
     unsummable: str = ""  # why a discrete site cannot be summed out, and what to do instead
     computed: bool = False  # whether an observed value depends on latent sites
+    imputed: bool = False  # whether some of its elements are latent values
     centred: bool = False  # a latent site whose scale depends on other latent sites
     is_discrete: bool = False  # a latent site whose values a guide draws from a discrete support
 
@@ -399,7 +400,7 @@ def _without_imputed(program: Program, site: Site, other: Site) -> Site:
         return site
     mask = known if site.mask is None else known & site.mask
     events = mask.flatten(-site.event_dim).any(-1) if site.event_dim else mask
-    return replace(site, mask=mask, count=int(events.sum()))
+    return replace(site, mask=mask, count=int(events.sum()), imputed=True)
 
 
 def _is_latent(program: Program, site: Site, known: Tensor) -> Tensor:
