@@ -58,6 +58,21 @@ def test_log_predictive_averages_densities_pointwise_and_jointly(regression):
     assert again.joint == pytest.approx(scored.joint)
 
 
+def test_the_standard_error_of_the_joint_score_is_its_spread_over_seeds():
+    sigma, y = np.ones(3), np.array([0.5, -0.5, 0.0])
+    method = probdl.Laplace(draws=400)
+    scores = [
+        probdl.infer(normal_normal, sigma, y, method=method, seed=seed).log_predictive(
+            sigma[:1], np.array([1.5])
+        )
+        for seed in range(40)
+    ]
+    spread = np.std([score.joint for score in scores], ddof=1)
+    error = np.mean([score.joint_standard_error for score in scores])
+    assert abs(spread / error - 1) < 4 / 78**0.5  # the spread has relative error 1/sqrt(2 * 39)
+    assert f"± {scores[0].joint_standard_error:.2g})" in repr(scores[0])
+
+
 def test_predictions_at_new_arguments_have_their_shape_and_mean(regression):
     new = np.random.default_rng(4).normal(size=(7, 2))
     predicted = regression.predict(new)["y"]

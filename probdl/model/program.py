@@ -111,6 +111,7 @@ class Program:
         self.precision = Precision(dtype)
         self.fills: dict[str, Tensor] = {}
         self.used: dict[str, Tensor] = {}  # elements of the latent sites that obs_mask makes
+        self.kept: tuple[str, Tensor] | None = None  # a plate, and which rows of it count
         self.subsampled: dict[str, int] = {}  # plates of which the model takes a random part
         self._bind(args, kwargs or {})
 
@@ -127,7 +128,7 @@ class Program:
         other.encodings, other.shared = dict(self.encodings), self.shared
         other.loader, other.minibatch = self.loader, self.minibatch
         other.fills = {name: fill.to(dtype) for name, fill in self.fills.items()}
-        other.used = self.used
+        other.used, other.kept = self.used, self.kept
         return other
 
     def in_minibatches(self) -> Program:
@@ -269,7 +270,7 @@ class Program:
         """Return the same program on other arguments."""
         other = copy.copy(self)
         other.loader = None
-        other.fills, other.used = {}, {}
+        other.fills, other.used, other.kept = {}, {}, None
         other._bind(args, kwargs)
         return other
 
@@ -278,14 +279,7 @@ class Program:
         kept = torch.ones(size, dtype=torch.bool)
         kept[torch.as_tensor(rows)] = False
         other = copy.copy(self)
-        model = self.model
-
-        def rest(*args: Any, **kwargs: Any) -> Any:
-            with LeaveOut(plate, kept):
-                return model(*args, **kwargs)
-
-        rest.__name__ = self.name
-        other.model = rest
+        other.kept = (plate, kept)
         return other
 
     def on_loader(self, loader: DataLoader[Any]) -> Program:
@@ -422,9 +416,9 @@ class Program:
         return model
 
     def reduced(self, model: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a model whose latent sites made by ``obs_mask`` have used elements only."""
+        """Return a model without rows that are left out and unused elements of ``obs_mask``."""
         reduced: Callable[..., Any] = ObsMask(self.used, minibatch=self.minibatch)(model)
-        return reduced
+        return reduced if self.kept is None else LeaveOut(*self.kept)(reduced)
 
     def all_rows(self) -> AbstractContextManager[None]:
         """Let plates with ``subsample_size`` hold all rows, unless the rows are a minibatch."""

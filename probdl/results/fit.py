@@ -33,6 +33,7 @@ from probdl.io.idata import (
     with_group,
 )
 from probdl.io.idata import groups as group_names
+from probdl.io.mixing import mcse_mean
 from probdl.io.saving import save
 from probdl.model import predictive, streaming
 from probdl.model.discrete import observations
@@ -109,19 +110,25 @@ class LogPredictive:
         joint: log p(y | data) of all observations together; it differs from the sum, since the
             observations share the draws.
         count: the number of observations without the masked ones, whose pointwise value is NaN.
+        joint_standard_error: the Monte Carlo standard error of ``joint``, by the delta method; NaN
+            of a point estimate. If it is above 0.3, few draws carry the mean over draws, and
+            ``joint`` tends to be too low: score fewer observations at a time.
     """
 
     pointwise: dict[str, Array]
     total: float
     joint: float
     count: int
+    joint_standard_error: float = math.nan
 
     def __repr__(self) -> str:
         count = self.count
         mean = self.total / count if count else math.nan
+        known = not math.isnan(self.joint_standard_error)
+        error = f" ± {self.joint_standard_error:.2g}" if known else ""
         return (
             f"LogPredictive(total={self.total:.2f}, mean={mean:.4f} over {count} observations, "
-            f"joint={self.joint:.2f})"
+            f"joint={self.joint:.2f}{error})"
         )
 
 
@@ -1090,6 +1097,10 @@ class Fit:
 
         .. math:: \log p(\tilde y | y) = \log \frac1S \sum_s p(\tilde y | \theta_s)
 
+        If a guide draws latent sites of each row, as that of a VAE, they are integrated out by
+        importance sampling with 100 draws from it, see ``log_evidence``; ``pointwise`` then has one
+        value for each row, under the name of the data plate.
+
         Args:
             args: the model's arguments with the observed data; if none are given, those of the
                 fit.
@@ -1132,7 +1143,14 @@ class Fit:
             math.nan if scored.missing else total,
             float(predictive.log_mean_exp(scored.joint)),
             sum(site.count for site in sites.values()),
+            self._relative_error(scored.joint),
         )
+
+    def _relative_error(self, log_values: Tensor) -> float:
+        """Return the standard error of log(mean(exp(log_values))) over the draws."""
+        shape = (self.num_chains, self.num_draws)
+        values = np.exp(as_numpy(log_values - log_values.max())).reshape(shape)
+        return float(mcse_mean(values)) / float(values.mean())
 
     @property
     def _has_row_scores(self) -> bool:

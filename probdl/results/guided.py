@@ -292,7 +292,8 @@ class GuidedFit(Fit, needs="guide; Fit by method='svi'."):
         parts = np.split(evidence.pointwise, ends) if evidence.rows else []
         pointwise = dict(zip(evidence.rows, parts, strict=True))
         points = evidence.pointwise.size
-        return LogPredictive(pointwise, evidence.total, evidence.total, points)
+        error = float(np.sqrt(np.square(evidence.standard_error).sum()))
+        return LogPredictive(pointwise, evidence.total, evidence.total, points, error)
 
     @property
     def _loaded_guide(self) -> Proposal:

@@ -299,3 +299,20 @@ def test_held_out_data_do_not_narrow_the_posterior_of_a_bayesian_network():
     assert validated.stats["best_step"] == plain.stats["best_step"]
     for name, values in plain.draws.items():
         np.testing.assert_array_equal(validated.draws[name], values)
+
+
+def test_held_out_data_of_another_length_are_scored_in_a_refit():
+    """Rows that stay in their places are masked, which must not reach the held-out data."""
+
+    def sized(x, n, y=None):
+        slope = pyro.sample("slope", dist.Normal(0.0, 5.0))
+        with pyro.plate("row", n):
+            pyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=60)
+    y = 2 * x + rng.normal(size=60)
+    method = probdl.SVI(steps=500, validation=(x[40:], 20, y[40:]))
+    fit = probdl.infer(sized, x[:40], 40, y[:40], method=method, seed=1)
+    plain = probdl.infer(sized, x[:40], 40, y[:40], method=probdl.SVI(steps=500), seed=1)
+    assert fit.cross_validate(4).elpd == pytest.approx(plain.cross_validate(4).elpd, abs=0.5)

@@ -85,8 +85,13 @@ class Checkpoint:
                 what = f"its {name} is {saved_value}, and now it is {value}"
                 if name in CHECKSUMS or len(value) > SHOWN_MAX:
                     what = f"its {name} differed"
+                constant = (
+                    "With schedule='constant' the number of steps may grow; other learning rates "
+                    "depend on it. "
+                )
                 raise SettingError(
                     f"The checkpoint {self.path} is of another run: {what}. "
+                    f"{constant if name in ('steps', 'epochs') else ''}"
                     "Use another folder, or delete the checkpoint to start from the beginning."
                 )
         if done > steps:
