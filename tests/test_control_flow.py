@@ -123,3 +123,47 @@ def test_random_numbers_outside_of_sites(noise):
         found = np.corrcoef(fit.draws["mu"][0], fit.draws["shift"][0])[0, 1]
         assert found == pytest.approx(-0.5, abs=0.1)
     assert abs(fit.stats["log_evidence"] - exact) < 4 * fit.stats["log_evidence_standard_error"]
+
+
+def test_an_adaptive_solver_that_is_slow_or_fails_far_out_is_fitted():
+    """The steps become ever smaller where the equation is stiff, and none is small enough at last.
+
+    Checks of the density far from the posterior end after seconds, and MAP steps back.
+    """
+
+    def decay(rate, y0, end):
+        t, y, h = 0.0, y0, 0.1
+        while t < end:
+            h = min(h, end - t)
+            slope = -rate * y
+            middle = y + h / 2 * slope
+            following = y - h * rate * middle
+            error = float((following - (y + h * slope)).abs().max() / 1e-3)
+            if error <= 1:
+                t, y = t + h, following
+            h *= min(2.0, max(0.2, 0.9 * (error + 1e-12) ** -0.5))
+            assert h > 1e-7, "the step is too small"
+        return y
+
+    def model(y):
+        rate = pyro.sample("rate", dist.LogNormal(0.0, 1.0))
+        start = pyro.sample("start", dist.HalfNormal(2.0))
+        with pyro.plate("row", len(y)):
+            pyro.sample("y", dist.Normal(decay(rate, start, 1.0), 0.1), obs=y)
+
+    y = 2 * np.exp(-0.7) + 0.1 * np.random.default_rng(0).normal(size=10)
+    with pytest.warns(probdl.FindingWarning, match="control flow in Python"):
+        fit = probdl.infer(model, y, method="map", seed=1)
+    decayed = fit.draws["start"] * np.exp(-fit.draws["rate"])
+    assert decayed.item() == pytest.approx(y.mean(), abs=0.01)
+
+
+def test_an_evaluation_without_end_is_stopped_by_the_time_limit():
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        while abs(mu) > 0.5:
+            mu = mu + 0.0
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    with pytest.raises(probdl.TimeLimitError):
+        probdl.infer(model, Y, method="map", seed=1, time_limit=2)

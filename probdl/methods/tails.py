@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from probdl.compile import Evaluator
 from probdl.findings import Finding
 from probdl.model.density import LogDensity
+from probdl.util.deadline import deadline
 
 __all__ = ["check_tails"]
 
@@ -31,6 +32,7 @@ FAR = (1e4, 1e6, 1e8)  # distances, in standard deviations of the draws
 FAR_ON_LOG_SCALE = (15.0, 25.0, 35.0)  # of positive sites: factors of 3e6 to 2e15
 STEADY_MAX = 0.05  # difference of two powers by which they are the same
 HEAVY_MAX = 3.0 + STEADY_MAX
+SECONDS_MAX = 5.0  # of models that run in Python, which may take very long far out
 POINTS = 3  # draws at which the other coordinates are held
 
 
@@ -52,14 +54,16 @@ def check_tails(density: LogDensity, evaluator: Evaluator, z: NDArray[np.float64
         if block.coordinates != "other" and block.site.distribution not in LIGHT
     }
     each = max(1, COORDINATES_MAX // max(1, len(candidates)))
-    for name, block in candidates.items():
-        log_scale = block.coordinates == "log"
-        for i in range(block.start, block.start + min(block.size, each)):
-            far = np.array(FAR_ON_LOG_SCALE if log_scale else FAR) * (1 if log_scale else sd[i])
-            for shifts in [far] if log_scale else [far, -far]:
-                powers = [_power(evaluator, point, i, shifts, log_scale) for point in points]
-                if max(powers) < heavy.get(name, (HEAVY_MAX, ""))[0]:
-                    heavy[name] = max(powers), density.labels[i]
+    with deadline(SECONDS_MAX):
+        for name, block in candidates.items():
+            log_scale = block.coordinates == "log"
+            for i in range(block.start, block.start + min(block.size, each)):
+                far = np.array(FAR_ON_LOG_SCALE if log_scale else FAR)
+                far *= 1 if log_scale else sd[i]
+                for shifts in [far] if log_scale else [far, -far]:
+                    powers = [_power(evaluator, point, i, shifts, log_scale) for point in points]
+                    if max(powers) < heavy.get(name, (HEAVY_MAX, ""))[0]:
+                        heavy[name] = max(powers), density.labels[i]
     if not heavy:
         return []
     power, label = min(heavy.values())

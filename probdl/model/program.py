@@ -54,6 +54,7 @@ from probdl.model.messengers import (
 from probdl.model.obs_mask import ObsMask
 from probdl.model.precision import Precision
 from probdl.model.subsampling import all_rows
+from probdl.util.deadline import within_time_limit
 from probdl.util.isolation import evaluation
 
 __all__ = ["Program"]
@@ -426,7 +427,7 @@ class Program:
 
     def _read(self, read: Callable[[Trace], T], model: Any, values: Mapping[int, Tensor]) -> T:
         with self.precision.enforced(), self.all_rows():
-            with replaced(values):
+            with replaced(values), within_time_limit():
                 trace = model.get_trace(*self.args, **self.kwargs)
             return read(trace)
 

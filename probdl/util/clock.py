@@ -19,6 +19,7 @@ __all__ = [
     "check_time_limit",
     "clock",
     "expire",
+    "has_limit",
     "time_left",
     "timed",
 ]
@@ -83,6 +84,12 @@ def timed(part: str) -> Iterator[None]:
         if (current := _current.get()) is not None:
             seconds = time.perf_counter() - start
             current.timings[part] = current.timings.get(part, 0.0) + seconds
+
+
+def has_limit() -> bool:
+    """Return whether there is a time limit."""
+    current = _current.get()
+    return current is not None and current.limit is not None
 
 
 def time_left() -> float | None:

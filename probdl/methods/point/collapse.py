@@ -18,6 +18,7 @@ from probdl.errors import ModelError
 from probdl.findings import Finding
 from probdl.model.density import Block, LogDensity
 from probdl.model.distributions import base_distribution
+from probdl.util.deadline import deadline
 
 __all__ = ["check_collapse"]
 
@@ -26,6 +27,7 @@ POWERS = (1, 2, 4, 8, 16, 32)  # of that factor; the rise must make up for the d
 SHRUNK = 0.02  # share of a standard deviation that is left after a step; precisions leave 0.01
 HIGHER_MIN = 1.0  # nats above the estimate
 SITES_MAX = 20
+SECONDS_MAX = 5.0  # a model may take very long at such values
 
 
 def check_collapse(density: LogDensity, z: Tensor) -> list[Finding]:
@@ -35,6 +37,12 @@ def check_collapse(density: LogDensity, z: Tensor) -> list[Finding]:
         density: the log density, without Jacobians.
         z: the maximum that was found (d,).
     """
+    with deadline(SECONDS_MAX):
+        return _check(density, z)
+    return []
+
+
+def _check(density: LogDensity, z: Tensor) -> list[Finding]:
     value = density(z).item()
     here = density.at(z, _moments)
     for block in [*density.blocks.values()][:SITES_MAX]:

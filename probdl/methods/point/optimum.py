@@ -265,7 +265,12 @@ def _climb(
         nonlocal best
         check_time_limit()
         z = torch.from_numpy(x.copy())
-        value, grad = evaluator.value_and_grad(z)
+        try:
+            value, grad = evaluator.value_and_grad(z)
+        except ModelError:  # far from here, a solver within the model may fail
+            if best[0] == -np.inf:
+                raise
+            return NOT_FINITE, np.zeros_like(x)
         if not (torch.isfinite(value) and torch.isfinite(grad).all()):
             return NOT_FINITE, np.zeros_like(x)  # the line search then steps back
         if float(value) > best[0]:
