@@ -16,7 +16,6 @@ from probdl.findings import Finding, Findings
 from probdl.methods import METHODS, Method, resolve
 from probdl.methods.base import PYRO_NAMES, setting_named
 from probdl.model.callables import accepts_argument, callable_name, runnable, signature
-from probdl.model.imputation import has_imputed
 from probdl.model.preparing import prepared, uses_codes_as_numbers
 from probdl.model.program import Program
 from probdl.model.sites import discover
@@ -24,6 +23,7 @@ from probdl.nn import is_network
 from probdl.results.classes import OF_CLASSES
 from probdl.results.fit import Fit
 from probdl.results.labels import checked_labels
+from probdl.results.missing import missing_findings
 from probdl.results.priors import check_prior
 from probdl.util.blas import one_blas_thread
 from probdl.util.clock import Clock, TimeUp, clock
@@ -179,7 +179,7 @@ def _fit(
     with clock(time_limit) as own:
         fit = _run(chosen, program, seed, progress, own)
     findings = [*fit.findings, *_no_data_findings(program, fit), *_factor_findings(fit)]
-    findings += [*_missing_findings(program, fit), *_category_findings(program, fit, all_coords)]
+    findings += [*missing_findings(program, fit), *_category_findings(program, fit, all_coords)]
     if chosen.uses_prior:
         findings += check_prior(fit.program, fit.structure, fit.draws, stream(seed, "prior check"))
     return replace(
@@ -261,43 +261,6 @@ def _no_data_findings(program: Program, fit: Fit) -> list[Finding]:
             "Pass the data to infer(), after the model.",
         )
     ]
-
-
-def _missing_findings(program: Program, fit: Fit) -> list[Finding]:
-    """Report the number of observations that ``missing="mask"`` leaves out."""
-    if not program.masks_missing:
-        return []
-    findings = []
-    sites = fit.whole.of("observed")
-    complete = all(site.mask is None or site.mask.all() for site in sites)
-    imputed = any(has_imputed(program, site) for site in fit.structure.of("latent"))
-    if program.not_finite() and complete and not imputed:
-        names = ", ".join(map(repr, program.not_finite()))
-        findings.append(
-            Finding(
-                "warning",
-                "missing",
-                f"{names} has missing values, but no observation is left out: the model replaces "
-                "them, so that they count as data.",
-                "Observe the data as they are, or leave out the rows in the model by poutine.mask.",
-            )
-        )
-    for site in sites:
-        if site.mask is not None and not site.mask.all():
-            left, of = int((~site.mask).sum()), site.mask.numel()
-            findings.append(
-                Finding(
-                    "info",
-                    "missing",
-                    f"{left} of {of} observed values of '{site.name}' are missing and left out.",
-                    "A latent site takes their place."
-                    if imputed
-                    else "To predict them, add a latent site in their place, or pass them to "
-                    "predict().",
-                    (site.name,),
-                )
-            )
-    return findings
 
 
 def _category_findings(program: Program, fit: Fit, coords: Mapping[str, Any]) -> list[Finding]:

@@ -199,3 +199,39 @@ def test_cross_validation_of_a_series_needs_draws_of_its_latent_sites():
         fit = probdl.infer(walk, y, method=probdl.SVI(guide=guide, steps=500), seed=1)
         with pytest.raises(probdl.ModelError, match="from the rows that are held out"):
             fit.cross_validate(2, workers=1)
+
+
+def test_fits_of_the_same_observations_with_other_missing_rows_are_compared():
+    """A forecast by NaN at the end has more rows, but no more observations."""
+
+    def normal(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+        with pyro.plate("row", len(y)):
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    y = np.random.default_rng(0).normal(size=20)
+    short = probdl.infer(normal, y, method="laplace", seed=1)
+    long = probdl.infer(
+        normal, np.append(y, [np.nan] * 4), missing="mask", method="laplace", seed=1
+    )
+    table = probdl.compare({"short": short, "long": long})
+    assert table["elpd"].iloc[0] == pytest.approx(table["elpd"].iloc[1])
+
+
+def test_one_of_several_observed_sites_is_compared():
+    def two(x, y):
+        slope = pyro.sample("slope", dist.Normal(0.0, 5.0))
+        with pyro.plate("row", len(x)):
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+            pyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=20)
+    y = x + rng.normal(size=20)
+    fit = probdl.infer(two, x, y, method="laplace", seed=1)
+    with pytest.raises(probdl.SettingError, match="site='x'"):
+        probdl.compare({"a": fit, "b": fit})
+    points = fit.log_likelihood()["y"]
+    table = probdl.compare({"a": fit, "b": fit}, site="y")
+    exact = -np.log(np.exp(-points[0]).mean(0)).sum()  # without smoothing
+    assert table["elpd"].iloc[0] == pytest.approx(exact, abs=0.05)

@@ -288,3 +288,77 @@ def test_imputed_values_of_one_of_two_arguments():
     a[:4] = np.nan
     fit = probdl.infer(model, a, b, method="laplace", seed=1)
     assert fit.whole.sites["y"].count == 36
+
+
+def test_as_many_gaps_as_groups_are_no_reason_to_draw_the_groups_anew():
+    """Twelve missing months are not the effects of the twelve seasons."""
+
+    def seasonal(month, y=None):
+        with pyro.plate("season", 12):
+            effect = pyro.sample("effect", dist.Normal(0.0, 50.0))
+        with pyro.plate("date", len(month)):
+            pyro.sample("y", dist.Normal(effect[month], 0.5), obs=y)
+
+    month = np.arange(48) % 12
+    y = 10 + 0.5 * np.random.default_rng(0).normal(size=48)
+    y[:12] = np.nan
+    fit = probdl.infer(seasonal, month, y, method="laplace", missing="mask", seed=1)
+    assert "latent site" not in str(fit.diagnose())
+    predicted = fit.predict(np.array([3, 4, 11]))["y"]
+    assert abs(predicted.mean((0, 1)) - y[12:].reshape(3, 12)[:, [3, 4, 11]].mean(0)).max() < 0.1
+    assert predicted.std((0, 1)).max() < 0.8  # sqrt(0.5**2 + 0.5**2 / 3) = 0.58
+
+
+def test_gaps_whose_places_are_known_outside_of_the_model_are_imputed():
+    x = np.random.default_rng(0).normal(size=30)
+    x[[3, 7]] = np.nan
+    places = torch.tensor([3, 7])
+
+    def model(x):
+        with pyro.plate("gaps", 2):
+            gap = pyro.sample("gap", dist.Normal(0.0, 1.0))
+        full = torch.where(torch.isnan(x), torch.zeros(()), x).index_put((places,), gap)
+        loc = pyro.sample("loc", dist.Normal(0.0, 5.0))
+        with pyro.plate("row", len(x)):
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=full)
+
+    fit = probdl.infer(model, x, method="laplace", missing="mask", seed=1)
+    assert "A latent site takes their place" in str(fit.diagnose())
+
+
+def test_a_site_whose_values_are_all_missing_is_left_out():
+    """Each step of a loop is a site, so a missing one is missing as a whole."""
+
+    def loop(y):
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        for t in range(len(y)):
+            pyro.sample(f"y_{t}", dist.Normal(m, 1.0), obs=y[t])
+
+    y = np.array([1.0, np.nan, 2.0, np.nan])
+    fit = probdl.infer(loop, y, method="laplace", missing="mask", seed=1)
+    assert fit.draws["m"].mean() == pytest.approx(1.0, abs=4 * 0.58 / 1000**0.5)  # 3 / (1 + 2)
+    assert fit.log_predictive().count == 2
+    (finding,) = [f for f in fit.diagnose() if f.check == "missing"]
+    assert "2 of 2 observed values of 'y_1', 'y_3'" in finding.message
+
+
+def test_data_that_are_all_missing_are_a_warning():
+    def model(y):
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        with pyro.plate("row", len(y)):
+            pyro.sample("y", dist.Normal(m, 1.0), obs=y)
+
+    with pytest.warns(probdl.FindingWarning, match="All observed values are missing"):
+        probdl.infer(model, np.full(3, np.nan), method="laplace", missing="mask", seed=1)
+
+
+def test_nan_in_a_predictor_is_named_where_a_deterministic_site_uses_it():
+    def model(x, y=None):
+        a = pyro.sample("a", dist.Normal(0.0, 5.0))
+        with pyro.plate("row", len(x)):
+            mean = pyro.deterministic("mean", a * x)
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+    x, y = np.array([0.0, 1.0, np.nan]), np.array([1.0, np.nan, 2.0])
+    with pytest.raises(probdl.DataError, match="'x'"):
+        probdl.infer(model, x, y, method="laplace", missing="mask", seed=1)

@@ -34,7 +34,8 @@ _DEFAULT_ADVICE = (
 _ADVICE = {  # by a part of the message from Pyro or torch
     "Multiple sample sites named": "Each site needs a unique name, which no plate has: f'y{i}' in "
     "a loop, or better one site in a pyro.plate of another name.",
-    "size cannot be zero": "The data are empty, and a plate needs at least one row.",
+    "size cannot be zero": "A plate needs at least one element. The data are empty, or the plate "
+    "is of what is missing, and nothing is missing here: put such a plate under an `if`.",
     "Shape mismatch inside plate": "The size of the plate and the shape of the site inside it "
     "differ. If one observation is a vector, use .to_event(1).",
     "Can't call numpy() on Tensor that requires grad": "NumPy does not compute gradients: use the "

@@ -116,7 +116,7 @@ def fill_of(node: Any, *, always: bool = False, masked: bool = False) -> Tensor 
         return None
     missing = value.isnan()
     events = (missing.flatten(-fn.event_dim).any(-1) if fn.event_dim else missing).reshape(-1)
-    if not (events.any() or always) or missing.all():
+    if not (events.any() or always):
         return None
     if not masked and combined_mask(node).all():
         return None
@@ -129,10 +129,21 @@ def fill_of(node: Any, *, always: bool = False, masked: bool = False) -> Tensor 
                 f"{distribution_name(fn)} has no density of the rest. For a MultivariateNormal, "
                 "use dist.NanMaskedMultivariateNormal; otherwise leave these rows out."
             )
+    if missing.all():
+        return _possible(fn)
     if events.all():
         return value[~missing][0].detach().clone() if elementwise else None
     rows = value.reshape(len(events), *value.shape[value.ndim - fn.event_dim :])
     return rows[~events][0].detach().clone()
+
+
+def _possible(fn: Any) -> Tensor | None:
+    """Return an event of a distribution; None if it cannot be sampled."""
+    try:
+        drawn: Tensor = fn.sample().detach()
+    except Exception:  # sampling is code of others
+        return None
+    return drawn.reshape(-1, *drawn.shape[drawn.ndim - fn.event_dim :])[0].clone()
 
 
 def _check_repeated(

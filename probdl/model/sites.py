@@ -49,6 +49,7 @@ __all__ = [
     "discover",
     "is_discrete",
     "own_parameter",
+    "random_traces",
     "scalar_labels",
     "unconstrained_shape",
 ]
@@ -285,7 +286,7 @@ def _two_traces(program: Program) -> list[Trace]:
     Raises:
         DataError: the log density is not finite, and an argument holds NaN or infinite values.
     """
-    traces = list(itertools.islice(_traces(program), 2))
+    traces = list(itertools.islice(random_traces(program), 2))
     observed = [node for node in traces[0].nodes.values() if node.get("is_observed")]
     several = program.loader is not None  # later batches may contain NaN if the first does not
     found = {
@@ -295,14 +296,14 @@ def _two_traces(program: Program) -> list[Trace]:
     }
     if fills := {name: fill for name, fill in found.items() if fill is not None}:
         program.fills.update(fills)
-        traces = list(itertools.islice(_traces(program), 2))
+        traces = list(itertools.islice(random_traces(program), 2))
     if not (program.used or program.minibatch or program.subsampled):
         used, again = (used_elements(trace) for trace in traces)
         program.used.update(
             {n: used[n] for n in used if n in again and torch.equal(used[n], again[n])}
         )
         if program.used:
-            traces = list(itertools.islice(_traces(program), 2))
+            traces = list(itertools.islice(random_traces(program), 2))
     if program.masks_missing and program.fills:
         _check_fills(program)
     if program.not_finite() and not any(_is_possible(program, trace) for trace in traces):
@@ -321,7 +322,7 @@ def _check_fills(program: Program) -> None:
         other = copy.copy(program)
         other.fills = {name: fill + change for name, fill in program.fills.items()}
         with isolated(0), evaluation(dtype=program.dtype), torch.no_grad():
-            run = next(_traces(other))
+            run = next(random_traces(other))
             with program.precision.enforced(), contextlib.suppress(RuntimeError, ValueError):
                 run.compute_log_prob()
         runs.append(run)
@@ -330,8 +331,7 @@ def _check_fills(program: Program) -> None:
         if node["type"] != "sample" or site_is_subsample(node):
             continue
         mine, others = (n.nodes[name].get("log_prob") for n in runs)
-        # NaN has another cause, which is reported later.
-        same = mine is None or others is None or _equal(mine.nan_to_num(), others.nan_to_num())
+        same = mine is None or others is None or _equal(mine, others)
         values = node["value"], second.nodes[name]["value"]
         if not same or (is_deterministic(node) and not _equal(*values)):
             missing = ", ".join(map(repr, program.fills))
@@ -343,7 +343,9 @@ def _check_fills(program: Program) -> None:
 
 
 def _equal(value: Any, other: Any) -> bool:
-    return torch.equal(torch.as_tensor(value), torch.as_tensor(other))
+    """Return whether two values are the same; NaN has another cause, which is reported later."""
+    first, second = torch.as_tensor(value), torch.as_tensor(other)
+    return first.shape == second.shape and torch.equal(first.nan_to_num(), second.nan_to_num())
 
 
 def _observed_arguments(program: Program, observed: Iterable[Any]) -> list[str]:
@@ -428,7 +430,7 @@ def _moved(program: Program, site: Site, i: int, value: Tensor) -> Tensor | None
         tensors[i] = changed
         try:
             with isolated(0):
-                trace = next(_traces(program.with_tensors(tensors)))
+                trace = next(random_traces(program.with_tensors(tensors)))
         except ProbdlError:  # such as an index, which is now out of range
             return None
         found.append(torch.as_tensor(trace.nodes[site.name]["value"]))
@@ -467,7 +469,7 @@ def _terms(program: Program, sites: Mapping[str, Site], trace: Trace) -> dict[st
 def _computed_from_data(program: Program, names: Sequence[str]) -> set[str]:
     """Return which observed sites and factors depend on the tensors among the arguments."""
     with Dependence(program.tensors()) as dependence:
-        nodes: Any = next(_traces(program)).nodes
+        nodes: Any = next(random_traces(program)).nodes
     return {
         name
         for name in names
@@ -477,7 +479,7 @@ def _computed_from_data(program: Program, names: Sequence[str]) -> set[str]:
     }
 
 
-def _traces(program: Program) -> Iterator[Trace]:
+def random_traces(program: Program) -> Iterator[Trace]:
     """Yield traces at random points, skipping points where linear algebra fails."""
     failure, failed = None, 0
     for seed in range(MAX_RANDOM_STARTS):

@@ -9,6 +9,7 @@ import numpy as np
 from probdl.errors import FindingWarning, ProbdlError, SettingError, warn
 from probdl.findings import PARETO_K_MAX
 from probdl.io import idata
+from probdl.model.sites import Site
 from probdl.results.crossvalidation import score_held_out
 from probdl.results.fit import Fit
 from probdl.results.masking import without_masked
@@ -23,6 +24,7 @@ MAX_REFIT_SHARE = 0.2  # of the rows; beyond, k-fold cross-validation takes less
 def compare(
     fits: Mapping[str, Fit],
     *,
+    site: str | None = None,
     refit: bool = True,
     workers: int | None = None,
     progress: bool | None = None,
@@ -40,6 +42,8 @@ def compare(
 
     Args:
         fits: fits by name, of one model by several methods or of several models.
+        site: the observed site whose observations are held out, if there are several. The others
+            stay, so that fits are not refitted.
         refit: whether to refit if k-hat is high; otherwise a warning reports the number of rows.
         workers: number of processes for refitting; None means one per core.
         progress: whether to show progress; None means only on a terminal.
@@ -51,8 +55,8 @@ def compare(
         of rows whose estimates are unreliable.
 
     Raises:
-        SettingError: there are fewer than two fits, the data differ, a fit observes several sites,
-            or a fit is a point estimate.
+        SettingError: there are fewer than two fits, the data differ, a fit observes several sites
+            and none is chosen, or a fit is a point estimate.
 
     Example:
         >>> import numpy as np, pyro, pyro.distributions as dist, probdl
@@ -88,19 +92,20 @@ def compare(
     check_progress("compare", progress)
     if len(fits) < 2:
         raise SettingError(f"compare() needs at least two fits by name, but got {len(fits)}.")
-    _check_comparable(fits)
+    _check_comparable(fits, site)
     results, refitted, high = {}, {}, {}
     for name, fit in fits.items():
-        ((_, site),) = fit.observations.items()
-        result = idata.loo(fit.idata, site.name)
+        scored = _scored(fit, site)
+        result = idata.loo(fit.idata, scored.name)
         bad = np.flatnonzero(idata.pareto_k(result) > PARETO_K_MAX)
         refitted[name], high[name] = 0, len(bad)
-        batch = len(site.shape) - site.event_dim
-        few = len(bad) <= max(1, MAX_REFIT_SHARE * site.count)
-        if len(bad) and refit and few and batch == 1:  # an observation is a row
-            row_of = np.arange(site.shape[0])
-            if site.is_scored is not None:
-                row_of = row_of[site.is_scored.numpy()]
+        batch = len(scored.shape) - scored.event_dim
+        few = len(bad) <= max(1, MAX_REFIT_SHARE * scored.count)
+        is_row = batch == 1 and len(fit.observations) == 1
+        if len(bad) and refit and few and is_row:
+            row_of = np.arange(scored.shape[0])
+            if scored.is_scored is not None:
+                row_of = row_of[scored.is_scored.numpy()]
             held_out = [[int(row_of[i])] for i in bad]
             try:
                 exact = score_held_out(fit, held_out, workers=workers, progress=progress)
@@ -126,17 +131,30 @@ def compare(
     return table
 
 
-def _check_comparable(fits: Mapping[str, Fit]) -> None:
+def _scored(fit: Fit, site: str | None) -> Site:
+    """Return the observations that are held out, one by one."""
+    if site is not None and site in fit.observations:
+        return fit.observations[site]
+    (only,) = fit.observations.values()
+    return only
+
+
+def _check_comparable(fits: Mapping[str, Fit], site: str | None) -> None:
     """Check that the fits have draws, and observe the same data at one site."""
     data, units = {}, {}
     for name, fit in fits.items():
         sites = fit.whole.terms()
+        if site is not None:
+            sites = [s for s in sites if s.name == site]
         if len(sites) != 1 or sites[0].kind != "observed":
-            what = ", ".join(f"{site.kind} site '{site.name}'" for site in sites) or "no site"
+            of = fit.whole.terms()
+            what = ", ".join(f"{s.kind} site '{s.name}'" for s in of) or "no site"
+            observed = [s.name for s in of if s.kind == "observed"]
+            choose = f"Choose one, such as site={observed[0]!r}. " if observed else ""
             raise SettingError(
                 f"The likelihood of fit {name!r} consists of {what}, and compare() needs exactly "
-                "one observed site. Use fit.cross_validate(k), which adds up the scores of "
-                "several sites."
+                f"one observed site. {choose}fit.cross_validate(k) adds up the scores of several "
+                "sites in the same rows."
             )
         if fit.is_point:
             raise SettingError(
@@ -146,7 +164,10 @@ def _check_comparable(fits: Mapping[str, Fit]) -> None:
         data[name] = without_masked(sites[0], np.asarray(sites[0].value), 0)
         if not fit.observations:
             fit.log_likelihood()  # raises an error that says why there is none
-        units[name] = [s.shape[: len(s.shape) - s.event_dim] for s in fit.observations.values()]
+        held_out = _scored(fit, site)
+        masked = held_out.is_scored is not None
+        batch = held_out.shape[: len(held_out.shape) - held_out.event_dim]
+        units[name] = (held_out.count,) if masked else batch
     first = next(iter(data))
     for name, value in data.items():
         if not np.array_equal(value, data[first], equal_nan=True):
@@ -157,6 +178,6 @@ def _check_comparable(fits: Mapping[str, Fit]) -> None:
         if units[name] != units[first]:
             raise SettingError(
                 f"Fits {first!r} and {name!r} have other observations, since a discrete site ties "
-                f"some together: {units[first][0]} and {units[name][0]}. Use "
+                f"some together: {units[first]} and {units[name]}. Use "
                 "fit.cross_validate(k), which holds out rows of the data."
             )

@@ -1142,7 +1142,8 @@ class Fit:
             {name: nan_masked(sites[name], v) for name, v in pointwise.items()},
             math.nan if scored.missing else total,
             float(predictive.log_mean_exp(scored.joint)),
-            sum(site.count for site in sites.values()),
+            sum(site.count for site in sites.values())
+            + sum(structure.sites[name].count for name in scored.missing),
             self._relative_error(scored.joint),
         )
 
