@@ -18,9 +18,9 @@ from probdl.methods.base import PYRO_NAMES, setting_named
 from probdl.model.callables import accepts_argument, callable_name, runnable, signature
 from probdl.model.preparing import prepared, uses_codes_as_numbers
 from probdl.model.program import Program
-from probdl.model.sites import discover
+from probdl.model.sites import Site, discover
 from probdl.nn import is_network
-from probdl.results.classes import OF_CLASSES
+from probdl.results.classes import OF_CLASSES, unnamed_classes
 from probdl.results.fit import Fit
 from probdl.results.labels import checked_labels
 from probdl.results.missing import missing_findings
@@ -283,6 +283,8 @@ def _category_findings(program: Program, fit: Fit, coords: Mapping[str, Any]) ->
                 findings.append(_alphabetical(name, labels))
             continue
         if any(s.distribution in OF_CLASSES for s in sites):
+            unnamed = [(s, found) for s in sites if (found := unnamed_classes(program, s))]
+            findings += [_unnamed(site, labels, classes) for site, classes in unnamed]
             continue
         known = ", ".join(f"{label!r} is {code}" for code, label in enumerate(labels[:3]))
         more = ", …" * (len(labels) > 3)
@@ -297,6 +299,20 @@ def _category_findings(program: Program, fit: Fit, coords: Mapping[str, Any]) ->
             )
         )
     return findings
+
+
+def _unnamed(site: Site, labels: Sequence[str], classes: Sequence[int]) -> Finding:
+    """Report classes of a distribution that no row of texts has."""
+    shown = ", ".join(map(str, classes[:5])) + (" …" if len(classes) > 5 else "")
+    return Finding(
+        "warning",
+        "categories",
+        f"The data of '{site.name}' have {len(labels)} classes, and its distribution has "
+        f"{len(labels) + len(classes)}: the classes {shown} have no name and no data.",
+        "If the data lack some classes, name all of them by pd.Categorical(values, "
+        "categories=[...]); otherwise give the distribution fewer.",
+        (site.name,),
+    )
 
 
 def _alphabetical(name: str, labels: Sequence[str]) -> Finding:

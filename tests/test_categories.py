@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 import probdl
 from probdl.errors import DataError, FindingWarning
@@ -288,3 +289,50 @@ def test_images_have_no_classes():
     assert fit.classes == {}
     with pytest.raises(probdl.ModelError, match="each row has several values"):
         fit.predict_proba(x[:3])
+
+
+def test_classes_without_rows_have_numbers_and_new_ones_are_an_error():
+    """Four classes in the distribution, three in the data: a new text must not use the fourth."""
+
+    def net(x, y=None):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([2, 4]).to_event(2))
+        with pyro.plate("row", len(x)):
+            pyro.sample("y", dist.Categorical(logits=x @ w), obs=y)
+
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(60, 2)), np.array(["a", "c", "d"])[rng.integers(0, 3, 60)]
+    with pytest.warns(probdl.FindingWarning, match="classes 3 have no name"):
+        fit = probdl.infer(net, x, y, method="laplace", seed=1)
+    assert fit.classes == {"y": ["a", "c", "d", 3]}
+    assert fit.predict_proba(x[:5])["y"].shape == (5, 4)
+    with pytest.raises(probdl.DataError, match="the class 'b'"):
+        fit.log_predictive(x[:2], np.array(["a", "b"]))
+    assert fit.predict(x[:2], np.array(["a", "b"]))["y"].shape == (1, 1000, 2)  # drawn anyway
+
+
+def test_probabilities_of_classes_are_of_all_rows_of_a_loader():
+    def net(x, y=None):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([2, 3]).to_event(2))
+        with pyro.plate("row", len(x)):
+            pyro.sample("y", dist.Categorical(logits=x @ w), obs=y)
+
+    rng = np.random.default_rng(0)
+    x, y = torch.tensor(rng.normal(size=(25, 2))), torch.tensor(rng.integers(0, 3, 25))
+    loader = DataLoader(TensorDataset(x, y), batch_size=10, shuffle=True)
+    fit = probdl.infer(net, loader, method=probdl.SVI(epochs=20, draws=50), seed=1)
+    np.testing.assert_allclose(fit.predict_proba()["y"], fit.predict_proba(x)["y"])
+
+
+def test_probabilities_of_classes_beside_an_observed_number():
+    def both(x, y=None, w=None):
+        slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        with pyro.plate("row", len(x)):
+            pyro.sample("w", dist.Normal(slope * x, 1.0), obs=w)
+            pyro.sample("y", dist.Bernoulli(logits=slope * x), obs=y)
+
+    x = np.linspace(-1, 1, 20)
+    fit = probdl.infer(both, x, np.repeat([0.0, 1.0], 10), x, method="laplace", seed=1)
+    found = fit.predict_proba(x[:3])
+    slope = fit.draws["slope"][0, :, None]
+    np.testing.assert_allclose(found["y"][:, 1], (1 / (1 + np.exp(-slope * x[:3]))).mean(0))
+    assert list(found) == ["y"]

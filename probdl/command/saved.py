@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 import probdl
 from probdl.command.locate import locate_model
 from probdl.command.trusted import recorded_place, trusted_model
-from probdl.errors import ModelError
+from probdl.errors import ModelError, warn
 from probdl.io.folders import read_index
 from probdl.io.idata import to_container, write
 from probdl.results.fit import Fit
@@ -96,7 +96,8 @@ def with_classes(
     try:
         matched = {dim: labels for dim, labels in coords.items() if dim in fit.coords}
         found = fit.predict_proba(*args, coords=matched or None, **kwargs)
-    except ModelError:  # another observed site has no classes
+    except ModelError as error:
+        warn(f"The probabilities of classes are left out: {error}")
         return table
     for name, probabilities in found.items():
         rows = table["site"] == name

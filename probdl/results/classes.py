@@ -9,12 +9,20 @@ import numpy as np
 import pyro.distributions as dist
 import torch
 
-from probdl.errors import ModelError
+from probdl.errors import DataError, ModelError
 from probdl.model.distributions import base_distribution
 from probdl.model.program import Program
 from probdl.model.sites import Site
 
-__all__ = ["OF_CLASSES", "classes_of", "in_one_class", "name_codes", "observed_by"]
+__all__ = [
+    "OF_CLASSES",
+    "check_classes",
+    "classes_of",
+    "in_one_class",
+    "name_codes",
+    "observed_by",
+    "unnamed_classes",
+]
 
 MAX_CLASSES = 1000
 OF_CLASSES = ("Bernoulli", "Categorical", "OrderedLogistic")  # distributions
@@ -31,12 +39,48 @@ def observed_by(program: Program, site: Site) -> str | None:
 
 
 def classes_of(program: Program, site: Site) -> list[Any]:
-    """Return the categories of the data of a site, or the values of its distribution."""
-    categories = _categories_of(program, site)
-    if categories is not None:
-        return categories
+    """Return the categories of the data of a site, or the values of its distribution.
+
+    Values of the distribution that the categories do not name follow them, as numbers.
+    """
+    categories = _categories_of(program, site) or []
     nodes: Any = program.run(lambda trace: trace.nodes)
-    return [int(value) for value in _support(nodes[site.name]["fn"]).tolist()]
+    values = [int(value) for value in _support(nodes[site.name]["fn"]).tolist()]
+    return [*categories, *values[len(categories) :]]
+
+
+def check_classes(fitted: Program, now: Program, sites: Iterable[Site]) -> None:
+    """Check that observed categories are those of a fit.
+
+    Args:
+        fitted: the model with the data of the fit.
+        now: the model with the data to score.
+        sites: the observed sites of the fit.
+
+    Raises:
+        DataError: a category is new, so that its code has no meaning.
+    """
+    for site in sites:
+        name = observed_by(fitted, site)
+        known, labels = (p.encodings.get(name or "") for p in (fitted, now))
+        if known is None or labels is None or known.kind != "categories":
+            continue
+        new = [label for label in labels.labels if label not in known.labels]
+        if new:
+            raise DataError(
+                f"The data of '{site.name}' have the class {new[0]!r}, which those of the fit have "
+                f"not; its classes are {', '.join(map(repr, known.labels[:8]))}"
+                f"{' …' if len(known.labels) > 8 else ''}. Leave out these rows, or fit with "
+                "pd.Categorical(values, categories=[...]) of all classes."
+            )
+
+
+def unnamed_classes(program: Program, site: Site) -> list[int]:
+    """List the classes of a site that are no category of its data, if these are texts."""
+    categories = _categories_of(program, site)
+    if categories is None or site.event_dim or site.distribution not in OF_CLASSES:
+        return []
+    return classes_of(program, site)[len(categories) :]
 
 
 def _categories_of(program: Program, site: Site) -> list[Any] | None:

@@ -47,7 +47,14 @@ from probdl.model.sites import Site, Structure, data_plate, discover
 from probdl.model.without_model import WithoutModel
 from probdl.results import display, table
 from probdl.results.causes import by_cause
-from probdl.results.classes import OF_CLASSES, classes_of, in_one_class, name_codes, observed_by
+from probdl.results.classes import (
+    OF_CLASSES,
+    check_classes,
+    classes_of,
+    in_one_class,
+    name_codes,
+    observed_by,
+)
 from probdl.results.container import (
     as_numpy,
     assemble,
@@ -760,12 +767,12 @@ class Fit:
             kwargs: the model's keyword arguments.
 
         Returns:
-            By observed site, the probabilities (*batch shape at these arguments, classes); the
-            classes are ``fit.classes``.
+            By observed site with classes, the probabilities (*batch shape at these arguments,
+            classes); the classes are ``fit.classes``.
 
         Raises:
-            ModelError: an observed site has no finite number of classes, or its data are not an
-                argument of the model with default None.
+            ModelError: no observed site has a finite number of classes, or the data of one are
+                not an argument of the model with default None.
 
         Example:
             >>> import numpy as np, probdl
@@ -777,24 +784,33 @@ class Fit:
             array([0, 1])
         """
         check_labels("predict_proba", coords)
-        program, _ = self._at(args, kwargs)
-        elements = self._elements(program, coords)
-        found = {}
-        for site in self.structure.of("observed"):
-            argument = observed_by(self.program, site)
-            if argument is None:
-                raise ModelError(
-                    f"The data of site '{site.name}' are no argument of the model, so they cannot "
-                    "be set to each class. Pass them to the model: def model(x, y=None)."
-                )
-            scores = [
-                self._score(at, discover(at), elements).pointwise[site.name]
-                for at in in_one_class(program, site.name, argument)
-            ]
-            found[site.name] = np.exp(np.stack(scores, -1))
-        if not found:
+        program, structure = self._at(args, kwargs)
+        observed = self.structure.of("observed")
+        sites = [site for site in observed if site.name in self.classes] or observed
+        if not sites:
             raise ModelError("The model observes no site, so there are no classes to predict.")
-        return found
+        if program.loader is None:
+            return {site.name: self._proba(program, site, coords) for site in sites}
+        parts = [*streaming.parts(program, structure)]
+        return {
+            site.name: np.concatenate([self._proba(part, site, coords) for part in parts])
+            for site in sites
+        }
+
+    def _proba(self, program: Program, site: Site, coords: Mapping[str, Any] | None) -> Array:
+        """Return the probabilities of the classes of an observed site (*batch shape, classes)."""
+        argument = observed_by(self.program, site)
+        if argument is None:
+            raise ModelError(
+                f"The data of site '{site.name}' are no argument of the model, so they cannot "
+                "be set to each class. Pass them to the model: def model(x, y=None)."
+            )
+        elements = self._elements(program, coords)
+        scores = [
+            self._score(at, discover(at), elements).pointwise[site.name]
+            for at in in_one_class(program, site.name, argument)
+        ]
+        return np.exp(np.stack(scores, -1))
 
     @sheltered()
     def posterior_predictive(self) -> dict[str, Array]:
@@ -1120,7 +1136,7 @@ class Fit:
             True
         """
         check_labels("log_predictive", coords)
-        program, structure = self._at(args, kwargs)
+        program, structure = self._data_at(args, kwargs)
         if (args or kwargs) and not structure.terms():
             raise ModelError(
                 f"The model '{program.name}' observes no site at these arguments, so there is "
@@ -1213,6 +1229,16 @@ class Fit:
             return self.program, self.structure
         program = self._program_at(args, kwargs)
         return program, discover(program)
+
+    def _data_at(self, args: Any, kwargs: Any) -> tuple[Program, Structure]:
+        """Return the program at data to be scored, and its sites there.
+
+        Raises:
+            DataError: the data have classes that the fit does not know.
+        """
+        program, structure = self._at(args, kwargs)
+        check_classes(self.program, program, self.structure.of("observed"))
+        return program, structure
 
     def _program_at(self, args: Any, kwargs: Any) -> Program:
         """Return the program at other arguments, whose categories fit those of the data.

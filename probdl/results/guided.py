@@ -91,7 +91,7 @@ class GuidedFit(Fit, needs="guide; Fit by method='svi'."):
             >>> fit.elbo(x).pointwise.shape
             (32,)
         """
-        program, structure = self._at(args, kwargs)
+        program, structure = self._data_at(args, kwargs)
         with isolated(stream(self.seed, "elbo")):
             return latent.elbo(program, structure, self._loaded_guide, num_samples)
 
@@ -128,7 +128,7 @@ class GuidedFit(Fit, needs="guide; Fit by method='svi'."):
 
         Source: Burda, Grosse and Salakhutdinov, "Importance weighted autoencoders" (2016).
         """
-        program, structure = self._at(args, kwargs)
+        program, structure = self._data_at(args, kwargs)
         with isolated(stream(self.seed, "evidence")):
             return latent.log_evidence(
                 program, structure, self._loaded_guide, num_samples, progress
