@@ -306,3 +306,24 @@ def test_a_density_without_second_derivatives():
     y = np.array([0.3, -1.0, 0.5, 2.0, -0.2])
     fit = probdl.infer(model, y, method="map", seed=1)
     assert 0.2 < fit.draws["scale"].item() < 2
+
+
+def test_a_maximum_at_the_kinks_of_a_network_is_reported_as_such():
+    """The weights have priors, so that there is a maximum, but no second derivatives at it."""
+    rng = np.random.default_rng(3)
+    x = rng.uniform(0.0, 2.0, size=(300, 10))
+    y = (x @ rng.normal(size=(10, 6)) + rng.normal(size=(300, 6))).argmax(1)
+    net = probdl.nn.bayesian(
+        torch.nn.Sequential(torch.nn.Linear(10, 8), torch.nn.ReLU(), torch.nn.Linear(8, 6)),
+        prior=1.0,
+    )
+
+    def model(x, y=None):
+        logits = net(x)
+        with pyro.plate("row", len(x)):
+            pyro.sample("y", dist.Categorical(logits=logits), obs=y)
+
+    with pytest.warns(probdl.FindingWarning, match="has kinks along"):
+        probdl.infer(model, x, y, method=probdl.MAP(starts=1, steps=4000), seed=1)
+    with pytest.raises(probdl.ModelError, match="as with ReLU activations"):
+        probdl.infer(model, x, y, method=probdl.Laplace(starts=1), seed=1)

@@ -104,10 +104,16 @@ class Laplace(Method, name="laplace"):
         if parts.vectors.shape[1] < density.dim:
             not_concave = torch.cat([parts.flat, parts.rising], 1)
             labels = largest(density.labels, not_concave.norm(dim=1))
+            remedy = "Give those sites a proper prior, or use method='nuts'."
+            if optimum.kinked:
+                remedy = (
+                    "It has kinks there, as with ReLU activations. Use a smooth activation, such "
+                    "as torch.nn.Tanh or torch.nn.SiLU, or method='svi'."
+                )
             raise ModelError(
                 f"The log posterior density of '{program.name}' has no strict maximum at the point "
                 f"found: it is flat or curves upwards along {', '.join(labels)}, so there is no "
-                "normal approximation. Give those sites a proper prior, or use method='nuts'."
+                f"normal approximation. {remedy}"
             )
         # z = mode + root @ noise, with standard normal noise, has the covariance root @ root.T.
         root = parts.vectors / parts.values.sqrt()

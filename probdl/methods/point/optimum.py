@@ -37,6 +37,7 @@ NEWTON_STEPS_MAX = 100  # quadratic convergence needs four or five, after the wa
 DRIFT_MAX = 8  # full Newton steps of the same length and direction: the maximum is at infinity
 RESOLVED_MIN = 1e-6  # nats that a step to a finite density would gain beyond doubt
 NEWTON_GAIN_MIN = 1e-16  # nats: Newton's method has converged if a step gains less
+KINK_GAIN_MAX, KINK_STEPS = 0.1, 5  # share of the promised gain, and steps in a row below it
 FLAT_SHARE_MAX = 1e-10  # flat eigenvalues, as a share of the largest one of the scaled information
 UNMOVED_MAX = 1e-9  # nats by which a parameter changes the density, if only by rounding
 SAME_VALUE_MAX = 1e-3  # nats between values of the same optimum
@@ -54,6 +55,7 @@ class Optimum:
         information: minus the Hessian there (d, d); None if d is too large to compute it.
         findings: findings of the optimisation.
         others: lower optima, as points, values and minus Hessians.
+        kinked: whether the search ended at kinks of the density.
     """
 
     z: Tensor
@@ -61,6 +63,7 @@ class Optimum:
     information: Tensor | None
     findings: list[Finding] = field(default_factory=list)
     others: tuple[tuple[Tensor, float, Tensor], ...] = ()
+    kinked: bool = False
 
 
 def maximise(
@@ -127,6 +130,8 @@ def maximise(
     if at_edge:
         findings.append(_at_edge(density, best))
     # Out of steps, a point far from the maximum has a large gain as well.
+    elif best.kinked:
+        findings.append(_at_kink(density, best))
     elif best.drifts or (best.gain >= NEWTON_GAIN_MIN and best.converged):
         labels = largest(density.labels, best.step / (1 + best.z.abs()))
         findings.append(no_maximum(labels))
@@ -169,7 +174,7 @@ def maximise(
         )
     others = [e for e in ends if e is not best and e.value < best.value - SAME_VALUE_MAX]
     lower_optima = [(e.z, e.value, e.information) for e in others if e.information is not None]
-    return Optimum(best.z, best.value, information, findings, tuple(lower_optima))
+    return Optimum(best.z, best.value, information, findings, tuple(lower_optima), best.kinked)
 
 
 def _has_curvature(end: _End) -> bool:
@@ -198,6 +203,20 @@ def _at_edge(density: LogDensity, end: _End) -> Finding:
         "does not hold there.",
         "Use method='nuts', which samples the posterior inside the support, or a prior whose "
         "density is zero at the edge.",
+        site_names(labels),
+    )
+
+
+def _at_kink(density: LogDensity, end: _End) -> Finding:
+    """Report a point where no step gains what the first two derivatives promise."""
+    labels = largest(density.labels, end.step)
+    return Finding(
+        "warning",
+        "not_converged",
+        f"The optimiser stopped where the density has kinks along {', '.join(labels)}, as that of "
+        "a network with ReLU activations: no step gains what the derivatives promise. Standard "
+        "errors do not hold there.",
+        "Use a smooth activation, such as torch.nn.Tanh or torch.nn.SiLU, or method='svi'.",
         site_names(labels),
     )
 
@@ -248,6 +267,7 @@ class _End(NamedTuple):
     information: Tensor | None = None  # where this step was computed
     drifts: bool = False  # whether Newton's method goes on and on in one direction
     blocked: bool = False  # whether the density is not finite just ahead
+    kinked: bool = False  # whether the last steps gained far less than the curvature promised
 
 
 def _climb(
@@ -309,6 +329,7 @@ def _polish(density: LogDensity, evaluator: Evaluator, end: _End, steps: int) ->
     z = end.z
     value, grad = evaluator.value_and_grad(z)
     step, gain, information, drift, blocked = torch.zeros_like(z), 0.0, None, 0, False
+    short = 0  # steps in a row that gained little of what they promised
     for _ in range(steps):
         check_time_limit()
         information = -density.hessian(z)
@@ -331,6 +352,7 @@ def _polish(density: LogDensity, evaluator: Evaluator, end: _End, steps: int) ->
             float(before @ before), float(step @ step)
         )
         drift = drift + 1 if repeats else 0
+        short = short + 1 if float(ahead_value - value) < KINK_GAIN_MAX * gain else 0
         z, value, grad = ahead, ahead_value, ahead_grad
         if drift == DRIFT_MAX:
             break
@@ -342,7 +364,8 @@ def _polish(density: LogDensity, evaluator: Evaluator, end: _End, steps: int) ->
             z, value = z + step, ahead_value
     converged = end.converged or gain <= NEWTON_GAIN_MIN
     drifts = drift == DRIFT_MAX
-    return _End(float(value), z, converged, step, gain, information, drifts, blocked)
+    kinked = short >= KINK_STEPS
+    return _End(float(value), z, converged, step, gain, information, drifts, blocked, kinked)
 
 
 @dataclass(frozen=True)

@@ -454,7 +454,7 @@ class VariationalTraining(TrainingLoop):
         )
 
     def _keep_best_validated(self) -> None:
-        """Restore the state with the best held-out ELBO, unless the last is as good up to noise.
+        """Restore the state with the best held-out ELBO; report it if the last is worse than noise.
 
         All evaluations use the same draws, so that the noise is that of the rows.
         """
@@ -462,12 +462,12 @@ class VariationalTraining(TrainingLoop):
         if not best.step:
             best.step = self.done
             return
+        if best.step == self.done:
+            return
+        self.put_back(best.state)
         differences = (best.rows - self.rows).numpy()
-        gain = float(differences.mean())
-        if len(differences) > 1 and gain <= WORSE_THAN_BEST_ERRORS * _standard_error(differences):
-            best.step = self.done
-        elif best.step < self.done:
-            self.put_back(best.state)
+        noise = _standard_error(differences) if len(differences) > 1 else 0.0
+        if float(differences.mean()) > WORSE_THAN_BEST_ERRORS * noise:
             self.findings.append(
                 Finding(
                     "info",
