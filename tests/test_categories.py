@@ -336,3 +336,42 @@ def test_probabilities_of_classes_beside_an_observed_number():
     slope = fit.draws["slope"][0, :, None]
     np.testing.assert_allclose(found["y"][:, 1], (1 / (1 + np.exp(-slope * x[:3]))).mean(0))
     assert list(found) == ["y"]
+
+
+def of_persons(person, home, y=None):
+    """``home`` has the region of each person, in the order of their codes."""
+    with pyro.plate("region", int(home.max()) + 1):
+        level = pyro.sample("level", dist.Normal(0.0, 5.0))
+    with pyro.plate("person", int(person.max()) + 1):
+        own = pyro.sample("own", dist.Normal(level[home][: int(person.max()) + 1], 0.1))
+    with pyro.plate("row", len(person)):
+        pyro.sample("y", dist.Normal(own[person], 0.1), obs=y)
+
+
+@pytest.fixture(scope="module")
+def persons():
+    person = np.repeat(["Ann", "Bob", "Cleo"], 10)
+    y = np.repeat([1.0, 2.0, 1.0], 10) + 0.1 * np.random.default_rng(0).normal(size=30)
+    return probdl.infer(of_persons, person, ["N", "S", "N"], y, method="laplace", seed=1)
+
+
+def test_values_of_new_categories_in_another_order_than_the_rows_are_reported(persons):
+    homes = ["N", "S", "N", "N", "S"]
+    with pytest.warns(UserWarning, match="in the order of their codes, 'Abe', 'Zed'"):
+        found = persons.predict(["Zed", "Abe"], homes)["y"].mean((0, 1))
+    np.testing.assert_allclose(found, [2, 1], atol=0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = persons.predict(["Abe", "Zed"], homes)["y"].mean((0, 1))
+        np.testing.assert_allclose(found, [1, 2], atol=0.1)
+        ordered = pd.Categorical(["Zed"], categories=["Ann", "Bob", "Cleo", "Zed"])
+        np.testing.assert_allclose(
+            persons.predict(ordered, homes[:3] + ["S"])["y"].mean(), 2, atol=0.1
+        )
+
+
+def test_a_part_of_the_categories_has_no_other_order(persons):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = persons.predict(pd.Categorical(["Bob"]), ["N", "S", "N"])["y"].mean()
+    assert found == pytest.approx(2, abs=0.1)

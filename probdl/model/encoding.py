@@ -160,11 +160,19 @@ def check_order(
     """
     for name, encoding in encodings.items():
         known = held[name].labels if name in held else ()
-        if not known or not encoding.given or encoding.given == encoding.labels:
+        if not known or encoding.given == encoding.labels:
             continue
+        if not encoding.given:
+            _warn_of_new(name, now, encoding.labels, len(known), fitted)
+            continue
+        in_order = [label for label in encoding.labels if label in encoding.given] == [
+            *encoding.given
+        ]
         for other, value in now.items():
             size, before = _length(value), _length(fitted.get(other))
             each = size in (len(encoding.given), len(encoding.labels)) and before == len(known)
+            if in_order and size == len(encoding.labels):  # it has values of the others as well
+                continue
             if other != name and each and size != _length(now.get(name)):
                 raise DataError(
                     f"Argument '{other}' has a value for each category of '{name}', whose codes "
@@ -173,6 +181,24 @@ def check_order(
                     f"({_listed(encoding.given, 6)}). Pass both in the order of the codes, such as "
                     "pd.Categorical(values, categories=[*those of the fit, *new ones])."
                 )
+
+
+def _warn_of_new(
+    name: str, now: Mapping[str, Any], labels: Sequence[Any], known: int, fitted: Mapping[str, Any]
+) -> None:
+    """Warn of an argument by category if new categories have another order than they appear in."""
+    codes = now[name].tolist()
+    appeared = [code for code in dict.fromkeys(codes) if code >= known]
+    if appeared == sorted(appeared):
+        return
+    for other, value in now.items():
+        if other != name and _length(value) == len(labels) and _length(fitted.get(other)) == known:
+            warn(
+                f"Argument '{other}' has a value for each category of '{name}'. Those of the new "
+                f"categories were taken in the order of their codes, {_listed(labels[known:], 6)}, "
+                "which is not that of the rows. To choose the order, pass "
+                "pd.Categorical(values, categories=[*those of the fit, *new ones])."
+            )
 
 
 def _length(value: Any) -> int:
