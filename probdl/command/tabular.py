@@ -375,8 +375,8 @@ def _from_column(column: pd.Series, what: str) -> NDArray[Any]:
     if len(empty):
         raise DataError(
             f"{what} is empty in {len(empty)} of {len(column)} rows, first in row {empty[0] + 1}. "
-            "Fill in the values, remove the rows, or leave out missing observations by "
-            "--missing mask."
+            "Fill in the values, remove the rows, or pass --missing mask, which leaves out missing "
+            "observations and leaves others to a model that imputes them."
         )
     if column.dtype.kind not in "biuf":
         _check_integer_range(column, what)

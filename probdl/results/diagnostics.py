@@ -319,7 +319,8 @@ def check_energy(stats: Mapping[str, Any], centred: Sequence[str]) -> list[Findi
         f"write {', '.join(map(repr, centred[:3]))} non-centred (pyro.infer.reparam."
         "LocScaleReparam(0.0))"
         if centred
-        else "use priors that keep scales away from 0 and hold what the data do not identify"
+        else "use priors that keep scales away from 0 and hold what the data do not identify, and "
+        "write effects of groups with many data centred"
     )
     findings = []
     diverging = np.asarray(stats["diverging"])

@@ -18,9 +18,9 @@ from probdl.methods.approximate.pathfinder import pathfinder_draw
 from probdl.methods.base import Method
 from probdl.methods.mcmc import nutpie_adapter, pyro_nuts
 from probdl.methods.mcmc.chains import Chains, posterior_fit, random_start
+from probdl.methods.mcmc.funnels import funnel_sites
 from probdl.model.density import LogDensity
 from probdl.model.program import Program
-from probdl.model.sites import centred_sites
 from probdl.results.diagnostics import check_energy, check_tree
 from probdl.results.fit import Fit
 
@@ -146,7 +146,7 @@ class NUTS(Method, name="nuts"):
         findings += [
             *nutpie_adapter.findings(evaluator),
             *check_tree(chains.moving_stats, self.max_treedepth, low_rank=mass_matrix != "diag"),
-            *check_energy(chains.moving_stats, centred_sites(density.structure)),
+            *check_energy(chains.moving_stats, funnel_sites(density, chains.z)),
         ]
         modes = start.modes if isinstance(start, TypicalStarts) else []
         fit = posterior_fit(self, density, evaluator, chains, seed, findings, modes)
@@ -219,7 +219,7 @@ class HMC(Method, name="hmc"):
             self, pyro_nuts.HMCKernel, kernel, density, evaluator, start, seed, progress
         )
         del chains.stats["tree_depth"]
-        findings += check_energy(chains.moving_stats, centred_sites(density.structure))
+        findings += check_energy(chains.moving_stats, funnel_sites(density, chains.z))
         modes = start.modes if isinstance(start, TypicalStarts) else []
         return posterior_fit(self, density, evaluator, chains, seed, findings, modes)
 

@@ -1,0 +1,41 @@
+"""Sites that make a funnel: effects of groups, written centred, whose scale goes towards 0."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from probdl.model.density import LogDensity
+from probdl.model.sites import centred_sites
+
+__all__ = ["funnel_sites"]
+
+# The spread of n values around a fixed scale varies by 1 / sqrt(2 (n - 1)), relative to it.
+MORE_THAN_FIXED = 1.5
+
+
+def funnel_sites(density: LogDensity, z: NDArray[np.float64]) -> list[str]:
+    """List the sites whose scale is a latent site that varies much over the draws.
+
+    A scale that the data determine, as that of many imputed values, makes no funnel.
+
+    Args:
+        density: the log density on R^d.
+        z: draws (chains, draws, d).
+    """
+    draws = z.reshape(-1, density.dim)
+    found = []
+    for name in centred_sites(density.structure):
+        block = density.blocks.get(name)
+        if block is None:
+            continue
+        values = draws[:, block.start : block.start + block.size]
+        if block.size > 1:
+            with np.errstate(divide="ignore"):
+                spread = np.log(values.std(1)).std()
+            if not spread > MORE_THAN_FIXED / math.sqrt(2 * (block.size - 1)):
+                continue
+        found.append(name)
+    return found
