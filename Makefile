@@ -14,7 +14,7 @@ SIMUK := .venv-simuk
 # NumPyro, PyMC and PyStan.
 PEERS := .venv-peers
 
-.PHONY: demo test coverage environment test-matrix docs findings notebooks bench bench-busy bench-peers bench-scaling bench-matrices bench-references bench-mass bench-starts bench-engine bench-loops bench-steps bench-svi bench-gan bench-studies bench-predict bench-pyro bench-honesty attack lint types check format clean
+.PHONY: demo test coverage environment test-matrix docs findings notebooks bench bench-busy bench-peers bench-scaling bench-matrices bench-references bench-mass bench-starts bench-engine bench-loops bench-steps bench-svi bench-gan bench-studies bench-predict bench-pyro bench-honesty attack fuzz lint types check format clean
 
 demo: $(STAMP)  ## fit eight schools and a logistic regression on real data, by four methods
 	$(BIN)/python examples/demo.py
@@ -103,6 +103,9 @@ bench-honesty: $(STAMP)  ## 72 models with known answers by every method; needs 
 
 attack: $(STAMP)  ## hostile files, malformed calls, interrupts and kills, all of them; prints counts
 	log=$$(mktemp); PROBDL_ATTACK=$$log OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto tests/attack tests/test_kill.py tests/compile/test_runtime.py && sort $$log | uniq -c; status=$$?; rm -f $$log; exit $$status
+
+fuzz: $(STAMP)  ## 1,000 random models in native code and in Pyro; prints the engines
+	log=$$(mktemp); PROBDL_FUZZ=250 PROBDL_FUZZ_LOG=$$log OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto tests/compile/test_fuzz.py && sort $$log | uniq -c; status=$$?; rm -f $$log; exit $$status
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -159,6 +159,8 @@ def check_order(
             argument has a value for each of them.
     """
     for name, encoding in encodings.items():
+        if encoding.kind != "categories":
+            continue
         known = held[name].labels if name in held else ()
         if not known or encoding.given == encoding.labels:
             continue
