@@ -34,8 +34,8 @@ from .results.divergence import Divergence as Divergence
 from .results.divergence import jensen_shannon as jensen_shannon
 from .results.divergence import optimal_discriminator as optimal_discriminator
 from .results.fit import Fit as Fit
-from .results.fit import LogPredictive as LogPredictive
 from .results.guided import GuidedFit as GuidedFit
+from .results.scores import LogPredictive as LogPredictive
 from .results.twosample import TwoSample as TwoSample
 from .results.twosample import classifier_test as classifier_test
 from .results.twosample import mmd_test as mmd_test

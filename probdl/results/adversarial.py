@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from probdl.results.divergence import Divergence, estimate_divergence
-from probdl.results.fit import Fit, FittedBy
+from probdl.results.fit import Fit
+from probdl.results.state import FittedBy
 from probdl.util.isolation import sheltered
 from probdl.util.seeds import stream
 

@@ -15,8 +15,10 @@ from probdl.model.elements import Elements
 from probdl.model.program import Program
 from probdl.model.sites import Structure, data_plates
 from probdl.results import display, latent
-from probdl.results.fit import Fit, LogPredictive, as_numpy
+from probdl.results.container import as_numpy
+from probdl.results.fit import Fit
 from probdl.results.latent import Elbo, LogEvidence, Proposal
+from probdl.results.scores import LogPredictive
 from probdl.util.isolation import isolated, sheltered
 from probdl.util.seeds import stream
 
