@@ -309,9 +309,33 @@ def test_only_the_rows_that_are_shown_are_computed(monkeypatch):
     assert computed == [20, 301]
     shown = ["mu", *table.index[:19]]
     assert shown == list(fit._summary_head[0].index)
-    assert table.loc[shown].equals(fit._summary_head[0])
+    np.testing.assert_allclose(table.loc[shown], fit._summary_head[0])
     table["mean"] = 0.0  # a copy
     assert not fit.summary().equals(table)
+
+
+@pytest.mark.parametrize("kind", ["stats", "stats_median"])
+def test_a_summary_shows_the_digits_that_the_spread_gives(kind):
+    """ArviZ 1 shows an intercept of 119.6 ± 1 with the interval from 120 to 120."""
+    y = 119.6 + np.random.default_rng(0).normal(size=40)
+
+    def model(y):
+        mean = pyro.sample("mean", dist.Normal(100.0, 50.0))
+        pyro.deterministic("small", 1e-5 * mean)
+        with pyro.plate("row", len(y)):
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+    fit = probdl.infer(model, y, method="laplace", seed=1)
+    table = fit.summary(kind=kind)
+    for shown in (repr(table), str(table), table.to_string(), table.iloc[:1].to_string()):
+        words = next(line.split() for line in shown.splitlines() if line.startswith("mean "))
+        low, high = (float(word) for word in words[-2:])
+        assert [low, high] == pytest.approx([*table.iloc[0, -2:]], abs=0.001)
+        assert low < table.iloc[0, 0] < high
+    assert f"{table.iloc[1, 0]:.8f}" in table.to_html()  # about 0.0012, with an sd of 2e-6
+    np.testing.assert_allclose(table.iloc[0, 0], y.mean(), atol=0.1)
+    assert table["eti89_lb"].dtype == float
+    assert "119." in repr(fit)
 
 
 def test_networks_are_summarised_by_layer(tmp_path):

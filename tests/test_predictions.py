@@ -162,3 +162,40 @@ def test_what_has_no_prior_draws_is_an_error():
         probdl.prior_predictive(improper, torch.tensor(1.0))
     with pytest.raises(probdl.SettingError, match="num_samples"):
         probdl.prior_predictive(line, np.ones(2), num_samples=0)
+
+
+def walk(y, horizon=0, later=None):
+    """A random walk, whose next values are drawn or observed with noise."""
+    sigma = pyro.sample("sigma", dist.HalfNormal(1.0))
+    with pyro.plate("year", len(y) - 1):
+        pyro.sample("y", dist.Normal(y[:-1], sigma), obs=y[1:])
+    count = horizon if later is None else len(later)
+    if count:
+        with pyro.plate("future", count):
+            step = pyro.sample("step", dist.Normal(0.0, 1.0))
+        path = y[-1] + sigma * torch.cumsum(step, -1)
+        pyro.deterministic("forecast", path, event_dim=1)
+        if later is not None:
+            with pyro.plate("ahead", count):
+                pyro.sample("later", dist.Normal(path, 0.5), obs=later)
+
+
+def test_labels_of_the_future_and_the_joint_score_of_a_forecast():
+    y = np.cumsum(0.3 * np.random.default_rng(0).normal(size=40))
+    years = np.arange(2000, 2037)
+    fit = probdl.infer(walk, y[:38], coords={"year": years}, method="laplace", seed=1)
+    future = {"future": [2038, 2039]}
+    assert fit.predict(y[:38], horizon=2, coords=future)["forecast"].shape == (1, 1000, 2)
+    with pytest.raises(probdl.SettingError, match="which the fit has not"):
+        fit.predict(y[:38], horizon=2, coords={"futur": [2038, 2039]})
+    scores = fit.log_predictive(y[:38], later=y[38:], coords=future)
+    # Given sigma, the two steps are normal with the covariance of a random walk.
+    sigma = fit.draws["sigma"][0]
+    cov = sigma[:, None, None] ** 2 * np.array([[1, 1], [1, 2]]) + 0.25 * np.eye(2)
+    residual = np.broadcast_to(y[38:] - y[37], (len(sigma), 2))
+    quadratic = np.einsum("si,si->s", residual, np.linalg.solve(cov, residual[..., None])[..., 0])
+    log_densities = -0.5 * (quadratic + np.linalg.slogdet(2 * np.pi * cov)[1])
+    exact = np.log(np.exp(log_densities).mean())
+    value, error = scores.joints["later"]
+    assert abs(value - exact) < 4 * error < 0.5
+    assert scores.joint != value

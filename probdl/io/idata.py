@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from probdl.errors import DataError, FindingWarning, warn
 from probdl.findings import PARETO_K_MAX
 from probdl.io import mixing
+from probdl.io.digits import with_digits
 from probdl.io.netcdf import check_netcdf
 from probdl.util.lazy import arviz as az
 from probdl.util.lazy import arviz_stats_base, ecdf_utils, h5netcdf, stats
@@ -231,13 +232,18 @@ def summary(
     if options.pop("stat_focus", "mean") == "median" and not kind.endswith("_median"):
         kind += "_median"
     options = {name: value for name, value in options.items() if value is not None}
+    shown = "round_to" not in options and options.get("fmt", "wide") != "xarray"
+    if shown:
+        options["round_to"] = "none"
     if ARVIZ_1:
         by_1: Any = az.summary
         with _silent():
             options["data"] = idata
             options = _with_separate_dims(**options)
-            return by_1(kind=kind, ci_prob=ci_prob, ci_kind=ci_kind, **options)
-    return _summary_by_0(idata, kind, ci_prob or _CI_PROB, ci_kind or "eti", options)
+            table = by_1(kind=kind, ci_prob=ci_prob, ci_kind=ci_kind, **options)
+    else:
+        table = _summary_by_0(idata, kind, ci_prob or _CI_PROB, ci_kind or "eti", options)
+    return with_digits(table) if shown else table
 
 
 def _with_separate_dims(

@@ -18,7 +18,7 @@ from probdl.results import display, latent
 from probdl.results.container import as_numpy
 from probdl.results.fit import Fit
 from probdl.results.latent import Elbo, LogEvidence, Proposal
-from probdl.results.scores import LogPredictive
+from probdl.results.scores import JointScore, LogPredictive
 from probdl.util.isolation import isolated, sheltered
 from probdl.util.seeds import stream
 
@@ -295,7 +295,12 @@ class GuidedFit(Fit, needs="guide; Fit by method='svi'."):
         pointwise = dict(zip(evidence.rows, parts, strict=True))
         points = evidence.pointwise.size
         error = float(np.sqrt(np.square(evidence.standard_error).sum()))
-        return LogPredictive(pointwise, evidence.total, evidence.total, points, error)
+        of_part = np.split(np.square(evidence.standard_error), ends) if evidence.rows else []
+        joints = {
+            name: JointScore(float(values.sum()), float(np.sqrt(squares.sum())))
+            for (name, values), squares in zip(pointwise.items(), of_part, strict=True)
+        }
+        return LogPredictive(pointwise, evidence.total, evidence.total, points, error, joints)
 
     @property
     def _loaded_guide(self) -> Proposal:

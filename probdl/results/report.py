@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from probdl.errors import ProbdlError, SettingError
 from probdl.io.idata import good_k, pareto_k, plot
@@ -29,6 +30,7 @@ __all__ = ["write_report"]
 MAX_ROWS = 200  # of the summary
 MAX_SCALARS = 12  # in the plots of single scalars
 MAX_FOREST = 60
+MAX_LABEL = 10  # characters of the label of a row in a plot
 MAX_OBSERVATIONS = 20_000  # in plots of observations, which need minutes beyond
 DPI = 80
 PACKAGES = ("probdl", "torch", "pyro-ppl", "arviz", "numpy")
@@ -129,6 +131,7 @@ def _loo(fit: Any) -> Iterator[str]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             result = fit.loo()
+            observed = _observed_places(fit)
     except ProbdlError as error:
         yield f"<p>There is no leave-one-out score: {html.escape(str(error))}</p>"
         return
@@ -136,7 +139,8 @@ def _loo(fit: Any) -> Iterator[str]:
         "Pareto k-hat of each observation. Above the line, the estimate of its score without it "
         "is unreliable, and the observation is influential."
     )
-    yield _figure(lambda: _plot_khat(result), "Leave-one-out cross-validation", caption)
+    draw = functools.partial(_plot_khat, result, *observed)
+    yield _figure(draw, "Leave-one-out cross-validation", caption)
     yield f"<pre>{html.escape(str(result))}</pre>"
 
 
@@ -230,10 +234,27 @@ def _plot_elbo(elbo: Any) -> Any:
     return figure
 
 
-def _plot_khat(result: Any) -> Any:
+def _observed_places(fit: Any) -> tuple[NDArray[np.int64] | None, str, list[Any]]:
+    """Return the places of the observations among all rows, and what the rows are."""
+    sites = [*fit.observations.values()]
+    if len(sites) != 1 or len(sites[0].shape) - sites[0].event_dim != 1:
+        return None, "observation", []
+    (site,) = sites
+    kept = site.is_scored
+    rows = np.arange(site.shape[0]) if kept is None else np.flatnonzero(kept.numpy())
+    dim = site.dims[0] or "observation"
+    return rows, dim, [*fit.coords.get(dim, ())]
+
+
+def _plot_khat(
+    result: Any, rows: NDArray[np.int64] | None, dim: str, row_labels: Sequence[Any]
+) -> Any:
     shapes = pareto_k(result)
     figure, ax = plt.subplots(figsize=(8, 3))
-    ax.plot(np.arange(len(shapes)), shapes, "+")
+    ax.plot(np.arange(len(shapes)) if rows is None else rows, shapes, "+")
     ax.axhline(good_k(result), color="k", lw=0.8, ls=":")
-    ax.set(xlabel="observation", ylabel="Pareto k-hat")
+    if row_labels:
+        places = [int(x) for x in ax.get_xticks() if 0 <= x < len(row_labels) and x == int(x)]
+        ax.set_xticks(places, [str(row_labels[i])[:MAX_LABEL] for i in places])
+    ax.set(xlabel=dim, ylabel="Pareto k-hat")
     return figure

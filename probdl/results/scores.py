@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,9 +28,20 @@ from probdl.util.isolation import isolated, sheltered
 from probdl.util.seeds import stream
 from probdl.util.settings import check_flag
 
-__all__ = ["LogPredictive", "ScoredFit"]
+__all__ = ["JointScore", "LogPredictive", "ScoredFit"]
 
 Array = NDArray[Any]
+
+
+class JointScore(NamedTuple):
+    """The log density of several observations together, and its Monte Carlo standard error.
+
+    The error is by the delta method; NaN of a point estimate. If it is above 0.3, few draws carry
+    the mean over draws, and the value tends to be too low: score fewer observations at a time.
+    """
+
+    value: float
+    standard_error: float
 
 
 @dataclass(frozen=True)
@@ -43,9 +54,9 @@ class LogPredictive:
         joint: log p(y | data) of all observations together; it differs from the sum, since the
             observations share the draws.
         count: the number of observations without the masked ones, whose pointwise value is NaN.
-        joint_standard_error: the Monte Carlo standard error of ``joint``, by the delta method; NaN
-            of a point estimate. If it is above 0.3, few draws carry the mean over draws, and
-            ``joint`` tends to be too low: score fewer observations at a time.
+        joint_standard_error: the Monte Carlo standard error of ``joint``, see ``JointScore``.
+        joints: the joint scores of the observations of each site alone, such as those of a
+            forecast, without the past.
     """
 
     pointwise: dict[str, Array]
@@ -53,6 +64,7 @@ class LogPredictive:
     joint: float
     count: int
     joint_standard_error: float = math.nan
+    joints: dict[str, JointScore] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         count = self.count
@@ -267,20 +279,23 @@ class ScoredFit(FitState):
             for k, v in scored.points.items()
         }
         total = sum(float(v.sum()) for v in pointwise.values())
+        joint = self._joint(scored.joint)
         return LogPredictive(
             {name: nan_masked(sites[name], v) for name, v in pointwise.items()},
             math.nan if scored.missing else total,
-            float(predictive.log_mean_exp(scored.joint)),
+            joint.value,
             sum(site.count for site in sites.values())
             + sum(structure.sites[name].count for name in scored.missing),
-            self._relative_error(scored.joint),
+            joint.standard_error,
+            {name: self._joint(v.reshape(len(v), -1).sum(1)) for name, v in scored.points.items()},
         )
 
-    def _relative_error(self, log_values: Tensor) -> float:
-        """Return the standard error of log(mean(exp(log_values))) over the draws."""
+    def _joint(self, log_values: Tensor) -> JointScore:
+        """Return log(mean(exp(log_values))) over the draws."""
         shape = (self.num_chains, self.num_draws)
         values = np.exp(as_numpy(log_values - log_values.max())).reshape(shape)
-        return float(mcse_mean(values)) / float(values.mean())
+        error = float(mcse_mean(values)) / float(values.mean())
+        return JointScore(float(predictive.log_mean_exp(log_values)), error)
 
     @property
     def _has_row_scores(self) -> bool:

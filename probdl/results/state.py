@@ -205,6 +205,8 @@ class FitState:
         if program is not self.program and program.encodings:
             own = labels_at(program, self.program, self.dims, self.coords, coords or {})
             coords = own | dict(coords or {})
+        if program is not self.program and coords:
+            coords = self._of_fit(program, coords)
         if program is not self.program:
             fresh = [*fresh, *imputed_plates(self.program, self.structure, program)]
         return Elements(
@@ -220,6 +222,12 @@ class FitState:
         """Join arrays (*lead shape, *batch shape) by site to (*lead shape, observations)."""
         flat = [array.reshape(*array.shape[:lead], -1) for array in points.values()]
         return np.concatenate(flat, -1)
+
+    def _of_fit(self, program: Program, coords: Mapping[str, Any]) -> dict[str, Any]:
+        """Return labels without those of dimensions that only other arguments have."""
+        unknown = [dim for dim in coords if dim not in {**self._labels.sizes, **self.coords}]
+        now = Labels(discover(program), self.dims, {}).sizes if unknown else {}
+        return {dim: of for dim, of in coords.items() if dim not in unknown or dim not in now}
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the latent and param sites as tensors (chain * draw, *site shape).
