@@ -205,7 +205,10 @@ def plot_reconstructions(
     (37, 28)
     """
     means = next(iter(fit.reconstruct(x, *args, **kwargs).values()))
-    images = np.asarray(x, dtype=float).reshape(means.shape)
+    images = np.asarray(x, dtype=float)
+    if images.ndim < 3:  # flattened by the user, not by the model
+        images = images.reshape(means.shape)
+    means = means.reshape(images.shape)
     pairs: list[NDArray[Any]] = []
     for start in range(0, len(images), columns):
         for part in (images[start : start + columns], means[start : start + columns]):

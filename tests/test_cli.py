@@ -702,12 +702,47 @@ def test_predictions_at_new_data(saved):
     good("predict", "fits/line", "--out", "p.nc", "--model", "moved.py:line")
 
 
+def test_predictions_of_a_point_estimate_have_a_distribution(here):
+    """The same x has the same mean; the spread is that of the likelihood, 1."""
+    fitted("my_models.py:line", "--data", "xy.csv", "--method", "map", "--out", "fit", "--seed", 1)
+    (here / "new.csv").write_text("x\n1\n1\n")
+    good("predict", "fit", "--data", "new.csv", "--out", "p.csv", "--trust")
+    table = pd.read_csv("p.csv")
+    slope = json.loads(good("summary", "fit", "--json").stdout)["summary"][0]["estimate"]
+    np.testing.assert_allclose(table["mean"], slope, atol=4 / 1000**0.5)
+    np.testing.assert_allclose(table["sd"], 1.0, atol=4 / 2000**0.5)
+
+
+def test_numbers_may_be_categories(here):
+    (here / "groups.py").write_text(
+        "import pyro, pyro.distributions as dist\n"
+        "def model(g, y=None):\n"
+        "    with pyro.plate('g', int(g.max()) + 1):\n"
+        "        a = pyro.sample('a', dist.Normal(0.0, 10.0))\n"
+        "    with pyro.plate('row', len(g)):\n"
+        "        pyro.sample('y', dist.Normal(a[g], 1.0), obs=y)\n"
+    )
+    (here / "g.csv").write_text("g,y\n10,1\n20,5\n10,1\n20,5\n")
+    words = ["groups.py:model", "--data", "g.csv", "--category", "g", "--method", "laplace"]
+    found = fitted(*words, "--out", "fit")
+    assert [row["name"] for row in found["summary"]] == ["a[10]", "a[20]"]
+    (here / "new.csv").write_text("g\n20\n30\n")
+    good("predict", "fit", "--data", "new.csv", "--out", "p.csv", "--model", "groups.py:model")
+    table = pd.read_csv("p.csv")
+    assert table["mean"][0] == pytest.approx(5, abs=0.3)
+    assert table["sd"][1] > 8  # a new group
+
+
 def test_observed_arguments_may_be_missing_from_new_data(here):
     words = ["my_models.py:required", "--data", "xy.csv", "--method", "mle", "--seed", 1]
     fitted(*words, "--out", "fit")
     (here / "new.json").write_text('{"x": [1.0, 2.0, 3.0, 4.0, 5.0]}')
     result = good("predict", "fit", "--data", "new.json", "--out", "p.nc", "--json", "--trust")
-    assert json.loads(result.stdout)["variables"]["y"] == {"chain": 1, "draw": 1, "obs": 5}
+    assert json.loads(result.stdout)["variables"]["y"] == {
+        "chain": 1,
+        "draw": 1000,
+        "obs": 5,
+    }
     (here / "none.json").write_text('{"y": [1.0]}')
     assert "do not contain 'x'" in refused(
         "predict", "fit", "--data", "none.json", "--out", "p.nc", "--trust"

@@ -2,6 +2,8 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
@@ -68,3 +70,31 @@ def test_other_fits_have_no_elbo():
     fit = probdl.infer(normal_normal, np.ones(2), np.ones(2), method="map", seed=1)
     with pytest.raises(probdl.ModelError, match="Fits with map do not record the ELBO"):
         plots.plot_elbo(fit)
+
+
+def test_reconstructions_of_images_that_the_model_flattens():
+    """As in Pyro's tutorial, the images are (n, 4, 4) and the observed site is (n, 16)."""
+    torch.manual_seed(0)
+
+    class Coder(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder, self.decoder = torch.nn.Linear(16, 2), torch.nn.Linear(2, 16)
+
+        def model(self, x):
+            pyro.module("coder", self)
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+                flat = dist.Bernoulli(logits=self.decoder(z)).to_event(1)
+                pyro.sample("obs", flat, obs=x.reshape(-1, 16))
+
+        def guide(self, x):
+            pyro.module("coder", self)
+            with pyro.plate("data", len(x)):
+                code = self.encoder(x.reshape(-1, 16))
+                pyro.sample("z", dist.Normal(code, 0.5).to_event(1))
+
+    x = (torch.rand(20, 4, 4) < 0.5).float()
+    fit = probdl.infer(Coder(), x, method=probdl.SVI(steps=100), seed=1)
+    drawn = plots.plot_reconstructions(fit, x[:6], columns=3).get_images()[0].get_array()
+    assert drawn.shape == (21, 16)  # 4 rows of 3 images of 4 pixels, with frames

@@ -30,12 +30,15 @@ from probdl.command.saved import (
     load_with_model,
     observed_arguments,
     prediction_table,
+    predictions_of,
     with_classes,
     write_predictions,
 )
 from probdl.command.tabular import checked, read_raw
+from probdl.command.trusted import recorded_place
 from probdl.errors import DataError, FindingWarning, SettingError
 from probdl.findings import Findings
+from probdl.io.folders import read_index
 from probdl.methods import METHODS
 from probdl.model.callables import runnable, signature
 from probdl.plots import plot_fit
@@ -179,7 +182,7 @@ def predict(
             args, kwargs = bound.args, bound.kwargs
         else:
             args, kwargs = (), {}
-        predictions = fit.predictions(*args, coords=coords or None, **kwargs)
+        predictions = predictions_of(fit, args, kwargs, coords)
         observed = [site.name for site in fit.structure.of("observed") if site.name in predictions]
         predictions = predictions[[*observed, *(n for n in predictions if n not in observed)]]
         table = with_classes(prediction_table(predictions), fit, args, kwargs, coords)
@@ -201,7 +204,8 @@ def report(
         named = model is not None or trust
         fit = load_with_model(folder, model, trust=trust) if named else probdl.load(folder)
     if not named:
-        log("without the source of the model; --model file.py:name or --trust adds it", quiet)
+        trusted = " or --trust" if recorded_place(read_index(folder)["model"]) else ""
+        log(f"without the source of the model; --model file.py:name{trusted} adds it", quiet)
     with output_to_stderr(quiet), written(out) as part:
         fit.report(part)
     print_result(as_json, f"wrote {out}", report=str(out))

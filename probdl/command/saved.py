@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import zipfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,14 @@ __all__ = [
     "load_with_model",
     "observed_arguments",
     "prediction_table",
+    "predictions_of",
     "with_classes",
     "write_npz",
     "write_predictions",
 ]
 
 QUANTILES = (0.055, 0.5, 0.945)
+POINT_DRAWS, POINT_NUMBERS_MAX = 1000, 2**26  # of a point estimate: draws, and numbers in them
 
 
 def load_with_model(folder: Path, model: str | None = None, *, trust: bool = False) -> Fit:
@@ -68,6 +71,22 @@ def observed_arguments(fit: Fit) -> list[str]:
         for name, tensor in fit.program.named_data()
         if any(tensor.shape == v.shape and torch.equal(tensor, v) for v in values)
     ]
+
+
+def predictions_of(
+    fit: probdl.Fit,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    coords: Mapping[str, Any],
+) -> xr.Dataset:
+    """Return predictions; of a point estimate many draws, so that they have a distribution."""
+    found = fit.predictions(*args, coords=coords or None, **kwargs)
+    size = sum(array.size for array in found.data_vars.values())
+    count = min(POINT_DRAWS, POINT_NUMBERS_MAX // max(size, 1))
+    if not fit.is_point or count < 2:
+        return found
+    draws = {name: np.repeat(array, count, axis=1) for name, array in fit.draws.items()}
+    return replace(fit, draws=draws).predictions(*args, coords=coords or None, **kwargs)
 
 
 def prediction_table(predictions: xr.Dataset) -> pd.DataFrame:

@@ -164,9 +164,10 @@ def _from_categories(value: Any, what: str, order: Sequence[str] | None) -> Any:
             f"{what} is empty in {len(empty)} of {len(column)} rows, first in row {empty[0] + 1}. "
             "Fill in the categories, or remove the rows."
         )
-    if order is None:  # texts have no order that arguments by category could follow
-        texts = column.dtype.kind in "OTU" or isinstance(column.dtype, pd.StringDtype)
-        return column.astype(str).to_numpy(object) if texts else pd.Categorical(column)
+    if order is None:
+        if pd.to_numeric(column, errors="coerce").isna().any():
+            return column.astype(str).to_numpy(object)  # without an order, which nobody gave
+        return pd.Categorical(column)
     if others := [x for x in column.astype(str).unique() if x not in order]:
         raise DataError(
             f"{what} has the category {others[0]!r}, which --category does not list: "

@@ -243,6 +243,9 @@ def summary(
             table = by_1(kind=kind, ci_prob=ci_prob, ci_kind=ci_kind, **options)
     else:
         table = _summary_by_0(idata, kind, ci_prob or _CI_PROB, ci_kind or "eti", options)
+    if options.get("fmt", "wide") == "wide":  # days, as they are written elsewhere
+        table.index = table.index.str.replace(r"T00:00:00(\.0+)?", "", regex=True)
+        table.index = table.index.str.replace(r"(T\d\d:\d\d:\d\d)\.0+", r"\1", regex=True)
     return with_digits(table) if shown else table
 
 

@@ -66,7 +66,7 @@ class PredictingFit(ScoredFit):
         Returns:
             The observed and deterministic sites by name, and sites that exist at these arguments
             only, as arrays (chain, draw, *shape at these arguments). The same call returns the
-            same draws.
+            same draws. A point estimate has one draw, and so one draw of the data.
 
         Raises:
             ModelError: the model does not run on these arguments.

@@ -56,6 +56,7 @@ class Clock:
 
 
 _current: ContextVar[Clock | None] = ContextVar("clock", default=None)
+_inner: ContextVar[list[float] | None] = ContextVar("inner", default=None)  # of the part around
 
 
 @contextmanager
@@ -76,14 +77,23 @@ def clock(limit: float | None) -> Iterator[Clock]:
 
 @contextmanager
 def timed(part: str) -> Iterator[None]:
-    """Add the time that the context takes to a part of the fit's timings."""
+    """Add the time that the context takes to a part of the fit's timings.
+
+    Time in a context inside it counts for the inner part only, so that the parts add up.
+    """
     start = time.perf_counter()
+    current = _current.get()
+    outer, inner = _inner.get(), [0.0]
+    token = _inner.set(inner)
     try:
         yield
     finally:
-        if (current := _current.get()) is not None:
-            seconds = time.perf_counter() - start
-            current.timings[part] = current.timings.get(part, 0.0) + seconds
+        _inner.reset(token)
+        seconds = time.perf_counter() - start
+        if outer is not None:
+            outer[0] += seconds
+        if current is not None:
+            current.timings[part] = current.timings.get(part, 0.0) + seconds - inner[0]
 
 
 def has_limit() -> bool:

@@ -70,6 +70,8 @@ def test_the_held_out_elbo_is_that_of_the_fit_at_the_held_out_data():
     # The same for 100 draws, whose standard error is about 0.01 per row.
     assert fit.stats["validation_elbo"][-1] == pytest.approx(exact.mean(), abs=0.05)
     assert fit.stats["validation_steps"][-1] == 3000
+    parts = sum(seconds for part, seconds in fit.timings.items() if part != "total")
+    assert parts <= fit.timings["total"]  # an evaluation is not part of the training twice
     assert len(fit.stats["validation_elbo"]) == len(fit.stats["validation_steps"]) > 20
 
 

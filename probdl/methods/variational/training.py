@@ -102,7 +102,6 @@ class _Best:
     step: int = 0
     improved_at: int = 0  # the last step with an improvement larger than the noise
     improved_loss: float = math.inf  # the loss at that step
-    rows: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))  # held-out
 
 
 class VariationalTraining(TrainingLoop):
@@ -125,7 +124,6 @@ class VariationalTraining(TrainingLoop):
         self.seconds_per_step = RESPONSE_S / BLOCK  # of the last call of native Adam
         self.block_start: int | None = None  # the step; None outside training
         self.held_out: list[tuple[int, float]] = []  # steps, and the ELBO in nats per row
-        self.rows = torch.zeros(0, dtype=torch.float64)  # of the last evaluation
         super().__init__(plan.steps, batches, plan.seed, plan.checkpoint)
         self.best = _Best(self.snapshot())
 
@@ -384,12 +382,12 @@ class VariationalTraining(TrainingLoop):
         validated = plan.validation is not None and self._is_validated()
         if validated:
             assert plan.validation is not None
-            self.rows = torch.from_numpy(plan.validation.elbo_of_rows(self.parameters.values))
-            self.held_out.append((self.done, float(self.rows.mean())))
+            of_rows = plan.validation.elbo_of_rows(self.parameters.values)
+            self.held_out.append((self.done, float(of_rows.mean())))
         if not self.selects_validated:
             what, mean, error = "smoothed", float(losses.mean()), _standard_error(losses)
         elif validated:
-            what, mean, error = "held-out", -float(self.rows.mean()), 0.0
+            what, mean, error = "held-out", -self.held_out[-1][1], 0.0
         else:
             return
         if mean < best.improved_loss - error:
@@ -397,7 +395,6 @@ class VariationalTraining(TrainingLoop):
         if mean < best.loss:
             best.loss, best.error, best.step = mean, error, self.done
             best.state = self.last_good[1]
-            best.rows = self.rows
         if plan.patience is not None and self.done - best.improved_at >= plan.patience:
             self.over = True
             self.findings.append(
@@ -454,10 +451,7 @@ class VariationalTraining(TrainingLoop):
         )
 
     def _keep_best_validated(self) -> None:
-        """Restore the state with the best held-out ELBO; report it if the last is worse than noise.
-
-        All evaluations use the same draws, so that the noise is that of the rows.
-        """
+        """Restore the state with the best held-out ELBO."""
         best, (_, last) = self.best, self.held_out[-1]
         if not best.step:
             best.step = self.done
@@ -465,18 +459,15 @@ class VariationalTraining(TrainingLoop):
         if best.step == self.done:
             return
         self.put_back(best.state)
-        differences = (best.rows - self.rows).numpy()
-        noise = _standard_error(differences) if len(differences) > 1 else 0.0
-        if float(differences.mean()) > WORSE_THAN_BEST_ERRORS * noise:
-            self.findings.append(
-                Finding(
-                    "info",
-                    "validation",
-                    f"The fit holds the parameters of step {best.step} of {self.done}, where the "
-                    f"held-out ELBO was highest: {-best.loss:.5g} nats per row, and at the last "
-                    f"evaluation {last:.5g}.",
-                )
+        self.findings.append(
+            Finding(
+                "info",
+                "validation",
+                f"The fit holds the parameters of step {best.step} of {self.done}, where the "
+                f"held-out ELBO was highest: {-best.loss:.5g} nats per row, and at the last "
+                f"evaluation {last:.5g}.",
             )
+        )
 
     # -- checkpoints ----------------------------------------------------------------------
 
@@ -490,7 +481,6 @@ class VariationalTraining(TrainingLoop):
             "training": optimizer.state(),
             "best_state": best.state,
             "held_out": self.held_out,
-            "rows": [best.rows, self.rows],
             "best": [
                 best.loss,
                 best.error,
@@ -512,9 +502,7 @@ class VariationalTraining(TrainingLoop):
             raise ValueError("the best state has no loss")
         for kept, saved in zip(self.best.state, state["best_state"], strict=True):
             copy_saved(kept, saved)
-        best_rows, self.rows = (rows.to(torch.float64).reshape(-1) for rows in state["rows"])
         self.best = _Best(self.best.state, *numbers)
-        self.best.rows = best_rows
         self.held_out = [(step, value) for step, value in held_out]
 
 
