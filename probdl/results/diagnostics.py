@@ -39,6 +39,7 @@ __all__ = [
 Array = NDArray[Any]
 
 HEAVY_DRAWS_MIN = 400  # from which on a heavy tail can be told from a light one
+TAIL_NUMBERS = 2**20  # of draws that are searched for long tails at a time
 LONG_TAIL_MIN = 2.0  # of the 99% quantile, that the most extreme draw of a heavy tail exceeds
 MANY_SCALARS = 100  # of one site, whose worst diagnostic is mostly noise
 _RHAT_CLEAR = 1.05
@@ -197,12 +198,22 @@ def _check_tails(posterior: Any, low_ess: set[str]) -> list[Finding]:
 def _long_tails(draws: Array) -> list[Array]:
     """Return the distances from the median of the tails that are long, of draws (n, scalars)."""
     found = []
-    with np.errstate(all="ignore"):
-        median = np.median(draws, 0)
-        for side in (draws - median, median - draws):
-            far, near = side.max(0), np.quantile(side, 0.99, axis=0)
-            for i in np.flatnonzero(np.isfinite(far) & (far > LONG_TAIL_MIN * near) & (near > 0)):
-                found.append(side[side[:, i] > 0, i])
+    n = len(draws)
+    ranks = [(n - 1) // 100, n // 2, n - 1 - (n - 1) // 100]  # an order statistic will do
+    step = max(1, TAIL_NUMBERS // n)
+    for start in range(0, draws.shape[1], step):
+        part = draws[:, start : start + step]
+        with np.errstate(all="ignore"):
+            low, median, high = np.partition(part, ranks, axis=0)[ranks]
+            for sign, end, near in (
+                (1, part.max(0), high - median),
+                (-1, part.min(0), median - low),
+            ):
+                far = sign * (end - median)
+                long = np.isfinite(far) & (far > LONG_TAIL_MIN * near) & (near > 0)
+                for i in np.flatnonzero(long):
+                    side = sign * (part[:, i] - median[i])
+                    found.append(side[side > 0])
     return found
 
 

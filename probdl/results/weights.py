@@ -29,6 +29,7 @@ Array = NDArray[np.float64]
 
 NOISE = 4.0  # standard errors of draws that are not the approximation's fault
 UNSURE = 2.0  # standard errors of the reference
+PART_NUMBERS = 2**20  # of draws that are compared at a time
 
 
 @dataclass(frozen=True)
@@ -199,21 +200,35 @@ def _deviations(x: NDArray[Any], reference: Reference, name: str) -> _Deviations
     """
     w, of_posterior = np.exp(reference.log_weights), reference.draws[name]
     flat, weighted = x.reshape(len(x), -1), of_posterior.reshape(len(w), -1)
+    same = of_posterior is x
+    step = max(1, PART_NUMBERS // (len(flat) + len(weighted)))
+    parts = [
+        _compare(flat[:, i : i + step], weighted[:, i : i + step], w, same=same)
+        for i in range(0, flat.shape[1], step)
+    ]
+    return _Deviations(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def _compare(flat: Array, weighted: Array, w: Array, *, same: bool) -> _Deviations:
+    """Compare draws (n, scalars) with weighted draws of the posterior, which may be the same."""
     mean = w @ weighted
     sd = np.sqrt(w @ (weighted - mean) ** 2)
-    z, z_weighted = (flat - mean) / sd, (weighted - mean) / sd
+    z = (flat - mean) / sd
     shift = z.mean(0)
     ratio = z.std(0)
     n = len(z)
-    if of_posterior is x:  # errors of sums of (w_i - 1/n) times the same draws
-        change = w - 1 / n
-        noise, unsure = np.sqrt(change**2 @ z**2), 0.0
-        square_noise, square_unsure = np.sqrt(change**2 @ z**4), 0.0
+    unsure: Array | float = 0.0
+    square_unsure: Array | float = 0.0
+    if same:  # errors of sums of (w_i - 1/n) times the same draws
+        change = (w - 1 / n) ** 2
+        squares = z * z
+        noise, square_noise = np.sqrt(change @ squares), np.sqrt(change @ (squares * squares))
     else:
-        noise, unsure = 1 / math.sqrt(n), np.sqrt(w**2 @ z_weighted**2)
+        squares = ((weighted - mean) / sd) ** 2
+        noise, unsure = np.full_like(mean, 1 / math.sqrt(n)), np.sqrt(w**2 @ squares)
         # Of as many draws of the posterior: draws that are too wide must not excuse themselves.
-        square_noise = np.sqrt(w @ (z_weighted**2 - 1) ** 2 / n)
-        square_unsure = np.sqrt(w**2 @ (z_weighted**2 - 1) ** 2)
+        excess = (squares - 1) ** 2
+        square_noise, square_unsure = np.sqrt(w @ excess / n), np.sqrt(w**2 @ excess)
     # The error of a logarithm of a standard deviation is half that of its square, relatively.
     log_noise, log_unsure = square_noise / 2, square_unsure / 2
     return _Deviations(

@@ -45,6 +45,7 @@ Array = NDArray[np.float64]
 HISTORY = 6  # number of updates in the inverse Hessian, as in the paper
 CURVATURE_MAX = 1e12  # updates along directions of larger curvature are left out
 DRAWS_PER_BLOCK = 10_000
+NUMBERS_PER_BLOCK = 2**21  # so that the time limit is seen soon
 UNIT_MAX = 1e4  # scales beyond it, or below its inverse, are changed to 1
 PATHS_MAX = 5  # number of paths that may fail before an error
 
@@ -137,15 +138,16 @@ class Pathfinder(Method, name="pathfinder"):
         means = np.stack([normal.mean for normal in normals])
         turns = unwound(density, evaluator, means) - means
         normals = [normal.moved(by) for normal, by in zip(normals, turns, strict=True)]
-        z = np.concatenate([s.z + by for s, by in zip(found, turns, strict=True)])
+        parts = [s.z + by if by.any() else s.z for s, by in zip(found, turns, strict=True)]
         lp = np.concatenate([s.log_p for s in found])
-        ratios = lp - _log_mixture(normals, [len(s.z) for s in found], z)
+        counts = [len(s.z) for s in found]
+        ratios = lp - np.concatenate([_log_mixture(normals, counts, part) for part in parts])
         log_weights, pareto_k = psis(ratios)
-        count = min(self.draws, len(z))
+        count = min(self.draws, len(lp))
         chosen = torch.arange(count)
         if len(found) > 1:
             chosen = resample(log_weights, count, torch.Generator().manual_seed(seed))
-        kept = torch.from_numpy(unwound(density, evaluator, z[chosen.numpy()]))
+        kept = torch.from_numpy(unwound(density, evaluator, _rows(parts, chosen.numpy())))
         values = density.constrain(kept[None], deterministic=True)
         stats: dict[str, Any] = {
             "lp": lp[chosen.numpy()][None],
@@ -171,6 +173,14 @@ class Pathfinder(Method, name="pathfinder"):
         ]
         draws = {name: value.numpy() for name, value in values.items()}
         return Fit(self, program, structure, draws, stats, seed, findings)
+
+
+def _rows(parts: list[Array], chosen: NDArray[np.int64]) -> Array:
+    """Return rows (n, d) of arrays that together have all of them, without joining the arrays."""
+    ends = np.cumsum([len(part) for part in parts])
+    which = np.searchsorted(ends, chosen, side="right")
+    starts = ends - [len(part) for part in parts]
+    return np.stack([parts[p][i - starts[p]] for p, i in zip(which, chosen, strict=True)])
 
 
 def pathfinder_draw(density: LogDensity, evaluator: Evaluator, seed: int) -> Array:
@@ -207,10 +217,14 @@ class Normal:
 
     def log_density(self, z: Array) -> Array:
         """Return the log density at points (n, d), as (n,)."""
-        noise = (z - self.mean) / self.scale
-        inside = noise @ self.basis
+        size = max(1, NUMBERS_PER_BLOCK // len(self.mean))
+        inside, length = np.empty((len(z), self.basis.shape[1])), np.empty(len(z))
+        for first in range(0, len(z), size):
+            rows = slice(first, first + size)
+            noise = (z[rows] - self.mean) / self.scale
+            inside[rows], length[rows] = noise @ self.basis, np.einsum("nd,nd->n", noise, noise)
         whitened = linalg.solve_triangular(self.root, inside.T, lower=True)
-        squares = (noise**2).sum(1) - (inside**2).sum(1) + (whitened**2).sum(0)
+        squares = length - (inside**2).sum(1) + (whitened**2).sum(0)
         log_det = np.log(self.scale).sum() + np.log(np.diag(self.root)).sum()
         return -0.5 * (squares + len(self.mean) * math.log(2 * math.pi)) - log_det
 
@@ -282,9 +296,10 @@ def _sample(
     blocks: list[tuple[Array, Array]] = []
     scores: list[float] = []
     early = None
+    size = max(1, min(DRAWS_PER_BLOCK, NUMBERS_PER_BLOCK // len(normal.mean)))
     try:
-        for first in range(0, count, DRAWS_PER_BLOCK):
-            blocks.append(normal.draw(min(DRAWS_PER_BLOCK, count - first), rng))
+        for first in range(0, count, size):
+            blocks.append(normal.draw(min(size, count - first), rng))
             for x in blocks[-1][0]:
                 check_time_limit()
                 scores.append(float(evaluator.value_and_grad(torch.from_numpy(x))[0]))
