@@ -14,7 +14,7 @@ SIMUK := .venv-simuk
 # NumPyro, PyMC and PyStan.
 PEERS := .venv-peers
 
-.PHONY: demo test coverage environment test-matrix docs findings notebooks bench bench-busy bench-peers bench-scaling bench-matrices bench-references bench-mass bench-starts bench-engine bench-loops bench-steps bench-svi bench-gan bench-studies bench-predict bench-pyro bench-honesty attack fuzz lint types check format clean
+.PHONY: demo test coverage environment test-matrix docs findings operations notebooks bench bench-busy bench-peers bench-scaling bench-matrices bench-references bench-mass bench-starts bench-engine bench-loops bench-steps bench-svi bench-gan bench-studies bench-predict bench-pyro bench-honesty attack fuzz lint types check format clean
 
 demo: $(STAMP)  ## fit eight schools and a logistic regression on real data, by four methods
 	$(BIN)/python examples/demo.py
@@ -36,6 +36,9 @@ docs: $(STAMP)  ## the documentation, into site/, looked at in a browser; warnin
 
 findings: $(STAMP)  ## the page of all findings, from the table in the code
 	$(BIN)/python docs/findings.py
+
+operations: $(STAMP)  ## the page of what is native, by compiling it
+	$(BIN)/python -m tests.compile.census
 
 notebooks: $(STAMP)  ## run all notebooks at full size, and store their outputs
 	$(BIN)/python notebooks/run.py

@@ -349,7 +349,10 @@ class LogDensity:
         with torch.inference_mode(False), torch.enable_grad():
             z = z.detach().to(torch.float64).clone().requires_grad_()
             value = self(z)
-            (grad,) = torch.autograd.grad(value, z)
+            try:
+                (grad,) = torch.autograd.grad(value, z)
+            except RuntimeError as error:
+                raise self.program.explain(error) from None
         return value.detach(), grad
 
     def hessian(self, z: Tensor) -> Tensor:

@@ -241,13 +241,14 @@ EDGE_CASES = {
     "any and all of one": lambda x: (x[:1].any() * 1.0 + (x[:1] * 3).all()) * x,
     "sign of infinity": lambda x: torch.sign(torch.where(x > -9, math.inf, x)) * x,
     "floats into integers": _floats_into_integers,
+    "strides over a view": lambda x: (x * 1)[1:].as_strided((2,), (1,), 2) * x[:2],
     "truth values times numbers": lambda x: (x > 0) * x + ((x > 0) & (x < 1)).sum() * x,
 }
 REFUSED = {
     "rounding to decimals": lambda x: torch.round(x, decimals=1) * x,
     "sums of truth values": lambda x: ((x > -9) + (x > -8)) * x,
     "bytes": lambda x: ((x > 0).byte() - 1) * x,
-    "strides over a view": lambda x: (x * 1)[2:].as_strided((2,), (1,), 3) * x[:2],
+    "overlapping strides over a view": lambda x: (x * 1)[1:].as_strided((2, 2), (1, 1)) ** 2,
     "bits": lambda x: (x.detach().view(torch.int64) > 2**62).double() + x,
     "random numbers": _random,
 }

@@ -92,9 +92,10 @@ def _places(size: Sequence[int], stride: Sequence[int], offset: int | None) -> T
 def _as_strided(
     x: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None
 ) -> Any:
-    if not _is_whole(x):
+    places = _own_places(x, size, stride, storage_offset)
+    if places is None:
         return NotImplemented
-    return x.reshape(-1)[_places(size, stride, storage_offset).reshape(-1)].reshape(tuple(size))
+    return x.reshape(-1)[places.reshape(-1)].reshape(tuple(size))
 
 
 def _as_strided_scatter(
@@ -104,9 +105,10 @@ def _as_strided_scatter(
     stride: Sequence[int],
     storage_offset: int | None = None,
 ) -> Any:
-    if not _is_whole(x):
+    own = _own_places(x, size, stride, storage_offset)
+    if own is None:
         return NotImplemented
-    places = _places(size, stride, storage_offset).reshape(-1)
+    places = own.reshape(-1)
     source = torch.arange(x.numel())
     source[places] = x.numel() + torch.arange(len(places))
     both = torch.cat([x.reshape(-1), src.expand(tuple(size)).reshape(-1)])
@@ -118,10 +120,16 @@ def _new_empty_strided(x: Tensor, size: Sequence[int], stride: Sequence[int], **
     return x.new_zeros(tuple(size)) if tuple(stride) == contiguous else NotImplemented
 
 
-def _is_whole(x: Tensor) -> bool:
-    """Return whether a tensor's elements are its memory, in order."""
-    whole = x.untyped_storage().nbytes() == x.numel() * x.element_size()
-    return x.is_contiguous() and x.storage_offset() == 0 and whole
+def _own_places(
+    x: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None
+) -> Tensor | None:
+    """Return which elements of a tensor, in order, a strided view has; None if it has others."""
+    if not x.is_contiguous():
+        return None
+    first = int(x.storage_offset())
+    places = _places(size, stride, first if storage_offset is None else storage_offset) - first
+    inside = not places.numel() or (int(places.min()) >= 0 and int(places.max()) < x.numel())
+    return places if inside else None
 
 
 def _all(x: Tensor, dim: Any = None) -> list[int]:
