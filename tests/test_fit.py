@@ -1,5 +1,6 @@
 """`Fit`: predictions, scores, the ArviZ container, text and HTML."""
 
+import pickle
 import subprocess
 import sys
 
@@ -335,6 +336,7 @@ def test_a_summary_shows_the_digits_that_the_spread_gives(kind):
     assert f"{table.iloc[1, 0]:.8f}" in table.to_html()  # about 0.0012, with an sd of 2e-6
     np.testing.assert_allclose(table.iloc[0, 0], y.mean(), atol=0.1)
     assert table["eti89_lb"].dtype == float
+    assert repr(pickle.loads(pickle.dumps(table))) == repr(table)
     assert "119." in repr(fit)
 
 

@@ -65,6 +65,9 @@ def _table() -> type:
         def _repr_html_(self) -> Any:
             return self._shown({})._repr_html_()
 
+        def __reduce__(self) -> tuple[Any, ...]:  # the class has no name that pickle could find
+            return with_digits, (pd.DataFrame(self),)
+
         def _shown(self, options: dict[str, Any]) -> Any:
             """Return a table of texts; of numbers if options say how numbers are written."""
             frame = pd.DataFrame(self)

@@ -15,6 +15,7 @@ import torch
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from probdl.errors import ProbdlError
 from probdl.model.elements import Elements
@@ -46,9 +47,12 @@ def undirected(
     found: dict[str, str] = {}
     first = {name: value[0] for name, value in draws.items()}
     for site in sorted(elements.drawn) if scored else ():
-        before = _values(program, structure, elements, first, 0)
-        others = {name: value for name, value in before.items() if name not in (site, *scored)}
-        again = _values(program, structure, elements, first | others, 1, keep=site)
+        try:
+            before = _values(program, structure, elements, first, 0)
+            others = {name: value for name, value in before.items() if name not in (site, *scored)}
+            again = _values(program, structure, elements, first | others, 1, keep=site)
+        except (ProbdlError, LinAlgError):  # at other values than those that were drawn
+            continue
         for term in scored:
             if term in before and not torch.equal(before[term], again[term]):
                 found.setdefault(site, term)

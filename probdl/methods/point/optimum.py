@@ -352,7 +352,8 @@ def _polish(density: LogDensity, evaluator: Evaluator, end: _End, steps: int) ->
             float(before @ before), float(step @ step)
         )
         drift = drift + 1 if repeats else 0
-        short = short + 1 if float(ahead_value - value) < KINK_GAIN_MAX * gain else 0
+        is_short = gain > RESOLVED_MIN and float(ahead_value - value) < KINK_GAIN_MAX * gain
+        short = short + 1 if is_short else 0
         z, value, grad = ahead, ahead_value, ahead_grad
         if drift == DRIFT_MAX:
             break
