@@ -476,3 +476,38 @@ def test_other_forms_of_a_summary_keep_the_names_of_dimensions():
     dims = {"mu": ["coef"], "ab": ["group", "coef"]}
     fit = probdl.infer(slopes, g, np.zeros(9), method="laplace", seed=1, dims=dims)
     assert {"coef", "group"} <= {*fit.summary(fmt="xarray").dims}
+
+
+@pytest.mark.parametrize("sorted_frame", [True, False], ids=["sorted", "filtered"])
+def test_labels_that_are_a_series_are_taken_by_position(sorted_frame, tmp_path):
+    """The index of a sorted or filtered frame is not that of the rows."""
+
+    def model(x, y=None):
+        a = pyro.sample("a", dist.Normal(0.0, 5.0))
+        with pyro.plate("row", len(x)):
+            pyro.sample("y", dist.Normal(a + x, 1.0), obs=y)
+
+    frame = pd.DataFrame({"name": list("ABCDEF"), "x": 0.0, "y": [1, 2, np.nan, 4, 5, 6]})
+    frame = frame.iloc[::-1] if sorted_frame else frame[frame["name"] != "A"]
+    fit = probdl.infer(
+        model,
+        frame.x,
+        frame.y,
+        missing="mask",
+        method="laplace",
+        coords={"row": frame["name"]},
+        seed=1,
+    )
+    known = frame.dropna().set_index("name")["y"]
+    observed = fit.idata.observed_data["y"].to_series()
+    assert observed.tolist() == known.tolist()
+    assert [*observed.index] == [*known.index]
+    assert fit.loo().n_data_points == len(known)
+    fit.save(tmp_path / "fit")
+    new = frame[frame["name"].isin(["B", "E"])]
+    predicted = fit.predictions(new.x, coords={"row": new["name"]})
+    assert predicted["row"].values.tolist() == new["name"].tolist()
+    prior = probdl.prior_predictive(
+        model, frame.x, frame.y, missing="mask", coords={"row": frame["name"]}, seed=1
+    )
+    assert [*prior.observed_data["y"].to_series().index] == [*known.index]

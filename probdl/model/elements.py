@@ -24,14 +24,17 @@ __all__ = ["Elements", "check_labels"]
 Labels = Mapping[str, Any]  # by dimension
 
 
-def check_labels(owner: str, coords: Any) -> None:
+def check_labels(owner: str, coords: Any) -> dict[str, Any] | None:
     """Check that ``coords`` is None, or has lists of labels by dimension.
 
+    Returns:
+        The labels by position: a Series, whose ``[i]`` is that of its index, becomes an array.
+
     Raises:
-        SettingError: it has not.
+        SettingError: they are something else.
     """
     if coords is None:
-        return
+        return None
     if not isinstance(coords, Mapping):
         raise SettingError(
             f"{owner}(coords=…): coords is a {type(coords).__name__}; it must be a dict, such as "
@@ -53,6 +56,10 @@ def check_labels(owner: str, coords: Any) -> None:
                 f"coords[{dim!r}] has the label {values[counts > 1][0].item()!r} more than once. "
                 "Labels must be unique; number those of the same name."
             )
+    return {
+        dim: np.asarray(labels) if hasattr(labels, "__array__") else labels
+        for dim, labels in coords.items()
+    }
 
 
 def _check_storable(dim: str, labels: Any) -> None:

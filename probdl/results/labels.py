@@ -164,7 +164,7 @@ def checked_labels(
         return {}, {}
     structure = discover(program)
     data = {name: tuple(value.shape) for name, value in program.named_data()}
-    dims, coords = {} if dims is None else dims, {} if coords is None else coords
+    dims, coords = {} if dims is None else dims, check_labels("infer", coords) or {}
     _check_names(structure, data, dims, coords)
     own_dims, own_coords = _labels_of_data(program, structure)
     _check_order(own_coords, coords)
@@ -311,7 +311,6 @@ def _check_names(
         raise SettingError(
             f"dims= is a {type(dims).__name__}; it must be a dict, such as dims={{'y': ['time']}}."
         )
-    check_labels("infer", coords)
     shapes = dict(data) | {name: site.shape for name, site in structure.sites.items()}
     for name, axes in dims.items():
         if name not in shapes:

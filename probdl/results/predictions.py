@@ -82,7 +82,7 @@ class PredictingFit(ScoredFit):
             >>> fit.predict(np.zeros((5, 2)))["y"].shape
             (1, 1000, 5)
         """
-        check_labels("predict", coords)
+        coords = check_labels("predict", coords)
         if out is not None:
             out = folder_path(out)
         if num_samples is not None:
@@ -145,7 +145,7 @@ class PredictingFit(ScoredFit):
             >>> days["y"].sel(obs="Tue").dims
             ('chain', 'draw')
         """
-        check_labels("predictions", coords)
+        coords = check_labels("predictions", coords)
         given = dict(coords or {})
         program, structure = self._at(args, kwargs)
         matched_labels = {dim: of for dim, of in given.items() if dim in self.coords}
@@ -222,7 +222,7 @@ class PredictingFit(ScoredFit):
             >>> fit.predict_proba(np.array([[-2.0], [2.0]]))["y"].argmax(-1)
             array([0, 1])
         """
-        check_labels("predict_proba", coords)
+        coords = check_labels("predict_proba", coords)
         program, structure = self._at(args, kwargs)
         observed = self.structure.of("observed")
         sites = [site for site in observed if site.name in self.classes] or observed
@@ -310,7 +310,7 @@ class PredictingFit(ScoredFit):
             >>> fit.discrete()["label"].mean((0, 1)).round()
             array([0., 1., 0.])
         """
-        check_labels("discrete", coords)
+        coords = check_labels("discrete", coords)
         if num_samples is not None:
             check_int("discrete", num_samples=(num_samples, 1))
         program, structure = self._at(args, kwargs)

@@ -260,7 +260,7 @@ class ScoredFit(FitState):
             >>> bool(score.pointwise["y"][0] > score.pointwise["y"][1])
             True
         """
-        check_labels("log_predictive", coords)
+        coords = check_labels("log_predictive", coords)
         program, structure = self._data_at(args, kwargs)
         if (args or kwargs) and not structure.terms():
             raise ModelError(
