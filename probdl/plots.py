@@ -92,7 +92,9 @@ def plot_fit(fit: Fit, kind: str, sites: Sequence[str] | None = None) -> Figure:
 def plot_elbo(fit: Fit, ax: Axes | None = None, window: int = 100) -> Axes:
     """Plot the ELBO (nats) at each step of a fit by SVI, with its moving average.
 
-    With ``validation``, all curves are in nats per row, and one is that of the held-out data.
+    With ``validation``, all curves are in nats per row, and one is that of the held-out data. It
+    leaves out the KL terms of sites that all rows share, such as the weights of a Bayesian network,
+    which the curve of the training includes.
 
     Args:
         fit: a fit by SVI.
@@ -126,7 +128,10 @@ def plot_elbo(fit: Fit, ax: Axes | None = None, window: int = 100) -> Axes:
     ax.plot(steps, elbo, color="C0", alpha=0.25, lw=0.5, label="each step")
     ax.plot(steps[window - 1 :], smooth, color="C0", label=f"mean of {window}")
     if held_out is not None:
-        ax.plot(fit.stats["validation_steps"], held_out, color="C1", label="held-out data")
+        local = getattr(getattr(fit, "proposal", None), "local", ())
+        shared = [s.name for s in fit.structure.of("latent") if s.name not in local]
+        label = "held-out data" + ", without the KL of shared sites" * bool(shared)
+        ax.plot(fit.stats["validation_steps"], held_out, color="C1", label=label)
     # The first steps are far below the others and would flatten the rest of the curve.
     low, high = np.quantile(elbo[len(elbo) // 10 :], [0.005, 1.0])
     if held_out is not None:
