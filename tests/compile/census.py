@@ -19,6 +19,7 @@ from probdl.compile.engine import choose
 from probdl.compile.tracing.trace import trace
 from probdl.errors import ProbdlError
 
+VERSION = f"torch {'.'.join(torch.__version__.split('.')[:2])}"
 PAGE = Path(__file__).parents[2] / "docs" / "operations.md"
 IN_C, BY_TORCH, NOT_NATIVE = "in C", "by torch, called from native code", "not native"
 NO_GRADIENT = "no gradient in torch or Pyro itself"
@@ -306,7 +307,7 @@ def census():
 
 def page(found):
     """Return docs/operations.md."""
-    lines = ["# What is native", "", INTRODUCTION, ""]
+    lines = ["# What is native", "", INTRODUCTION, "", f"With {VERSION}:", ""]
     for title, start in (("Distributions", "dist."), ("Functions of torch", "torch.")):
         of = {
             name.removeprefix(start): form for name, form in found.items() if name.startswith(start)
