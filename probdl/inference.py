@@ -239,7 +239,9 @@ def _report(fit: Fit, findings: Findings, progress: bool | None) -> None:
     if serious:
         warn("\n".join(map(str, serious)), FindingWarning)
     else:
-        print_line(f"{fit.title} in {fit.timings['total']:.3g} s: no findings", progress)
+        count = len(findings)
+        found = f"{count} finding{'s' * (count > 1)}: {count} info" if count else "no findings"
+        print_line(f"{fit.title} in {fit.timings['total']:.3g} s: {found}", progress)
 
 
 def _no_data_findings(program: Program, fit: Fit) -> list[Finding]:

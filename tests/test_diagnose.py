@@ -254,3 +254,17 @@ def test_a_heavy_tail_with_a_variance_is_no_finding(df):
     draws = rng.standard_t(df, size=(4, 1000))
     posterior = to_idata({"posterior": {"x": draws}})
     assert "heavy_tail" not in [f.check for f in check_draws(posterior, 4)]
+
+
+def test_the_line_of_a_fit_counts_what_is_only_information(capsys):
+    y = np.array([1.0, np.nan, 2.0])
+    fit = probdl.infer(one_mean, y, method="laplace", missing="mask", seed=1, progress=True)
+    assert [f.severity for f in fit.diagnose()] == ["info"]
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Fit of")]
+    assert line.endswith("1 finding: 1 info")
+
+
+def one_mean(y):
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    with pyro.plate("row", len(y)):
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=y)

@@ -101,3 +101,19 @@ def test_a_skewed_posterior_is_reported():
     with pytest.warns(probdl.FindingWarning, match="does not match the posterior"):
         fit = probdl.infer(variance, y, method="laplace", seed=1)
     assert {f.check for f in fit.diagnose()} & {"biased_moments", "pareto_k"}
+
+
+def test_a_scale_that_its_prior_lets_go_to_zero_gets_another_remedy():
+    """The level of each time fits its observation, and a half-normal prior is not 0 at 0."""
+
+    def walk(y):
+        scale = pyro.sample("scale", dist.HalfNormal(10.0))
+        with pyro.plate("time", len(y)):
+            level = pyro.sample("level", dist.Normal(0.0, 100.0))
+            pyro.sample("y", dist.Normal(level, scale), obs=y)
+
+    y = np.random.default_rng(0).normal(size=20)
+    with pytest.raises(probdl.ModelError) as error:
+        probdl.infer(walk, y, method="laplace", seed=1)
+    assert "proper prior" not in str(error.value)
+    assert "method='nuts'" in str(error.value)

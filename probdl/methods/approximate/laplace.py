@@ -19,7 +19,14 @@ from probdl.methods.approximate.comparison import compare_with_density
 from probdl.methods.base import Method
 from probdl.methods.fixed_params import held_params
 from probdl.methods.modes import Mode
-from probdl.methods.point.optimum import DENSE_MAX, Optimum, curvature, largest, maximise
+from probdl.methods.point.optimum import (
+    DENSE_MAX,
+    Optimum,
+    curvature,
+    largest,
+    maximise,
+    site_names,
+)
 from probdl.model.program import Program
 from probdl.results.fit import Fit
 from probdl.results.weights import check_approximation
@@ -105,6 +112,12 @@ class Laplace(Method, name="laplace"):
             not_concave = torch.cat([parts.flat, parts.rising], 1)
             labels = largest(density.labels, not_concave.norm(dim=1))
             remedy = "Give those sites a proper prior, or use method='nuts'."
+            sites = [structure.sites.get(name) for name in site_names(labels)]
+            if all(site is not None and site.kind == "latent" and not site.flat for site in sites):
+                remedy = (
+                    "Their priors do not prevent it: use method='nuts', or for a scale a prior "
+                    "whose density is 0 at 0, such as LogNormal or InverseGamma."
+                )
             if optimum.kinked:
                 remedy = (
                     "It has kinks there, as with ReLU activations. Use a smooth activation, such "
