@@ -186,6 +186,9 @@ def test_labels_of_the_future_and_the_joint_score_of_a_forecast():
     fit = probdl.infer(walk, y[:38], coords={"year": years}, method="laplace", seed=1)
     future = {"future": [2038, 2039]}
     assert fit.predict(y[:38], horizon=2, coords=future)["forecast"].shape == (1, 1000, 2)
+    forecast = fit.predictions(y[:38], horizon=2, coords=future)
+    assert forecast["year"].values.tolist() == years.tolist()  # the past is that of the fit
+    assert fit.predictions(y[1:39])["year"].values.tolist() == list(range(37))  # and this is not
     with pytest.raises(probdl.SettingError, match="which the fit has not"):
         fit.predict(y[:38], horizon=2, coords={"futur": [2038, 2039]})
     scores = fit.log_predictive(y[:38], later=y[38:], coords=future)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from probdl.errors import ModelError, SettingError
@@ -161,12 +162,25 @@ class PredictingFit(ScoredFit):
         self, program: Program, structure: Structure, given: Mapping[str, Any], *, fresh: bool
     ) -> Labels:
         """Return the names and labels of dimensions of the model at other arguments."""
-        coords = dict(self.coords)
-        if program is not self.program or fresh:  # the rows are others
+        sizes = Labels(structure, self.dims, {}).sizes
+        coords = {d: of for d, of in self.coords.items() if sizes.get(d, len(of)) == len(of)}
+        if fresh or not self._has_rows_of_fit(program):
             rows = self._elements(self.program).rows
             coords = {dim: of for dim, of in coords.items() if dim not in rows}
             coords |= labels_at(program, self.program, self.dims, self.coords, given)
         return Labels(structure, self.dims, coords | dict(given))
+
+    def _has_rows_of_fit(self, program: Program) -> bool:
+        """Return whether arguments are the data of the fit, such as with another horizon."""
+        if program is self.program:
+            return True
+        own = dict(self.program.named_data())
+        pairs = [(own[name], now) for name, now in program.named_data() if name in own]
+        return bool(pairs) and all(
+            before.shape == now.shape
+            and torch.equal(before.double().nan_to_num(), now.double().nan_to_num())
+            for before, now in pairs
+        )
 
     @property
     def classes(self) -> dict[str, list[Any]]:
