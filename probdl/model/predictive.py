@@ -19,7 +19,7 @@ from pyro.distributions.util import broadcast_shape
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
-from torch import Tensor, nn
+from torch import Tensor
 
 from probdl.errors import DataError, ModelError
 from probdl.model.discrete import (
@@ -127,7 +127,7 @@ def _predictive(
             lambda trace: _values(trace, wanted) | _new_values(trace, structure),
             Unobserve(),
             Substitute(draw, elements.draw),
-            parameters=_parameters(structure, draw),
+            parameters=structure.module_parameters(draw),
         )
         _check_dimensions(structure, values)
         return values
@@ -178,7 +178,7 @@ def sample_prior(program: Program, structure: Structure, count: int) -> dict[str
             lambda trace: _values(trace, wanted),
             Unobserve(),
             Substitute({s.name: s.value for s in structure.of("param")}),
-            parameters=_parameters(structure, {}),
+            parameters=structure.module_parameters({}),
         )
 
     return vectorize(run, torch.zeros(count))
@@ -204,7 +204,7 @@ def sample_discrete(
             lambda trace: read_discrete(trace, wanted),
             Substitute(draw, elements.draw),
             given_data(structure),
-            parameters=_parameters(structure, draw),
+            parameters=structure.module_parameters(draw),
         )
 
     values = vectorize(run, dict(draws))
@@ -328,7 +328,7 @@ def _scoring(
             read,
             *([enumerated(structure)] if structure.of("discrete") else []),
             Substitute(draw, elements.draw),
-            parameters=_parameters(structure, draw),
+            parameters=structure.module_parameters(draw),
         )
 
     return run
@@ -355,7 +355,7 @@ def log_prior(program: Program, structure: Structure, draws: Draws) -> dict[str,
         return {n: nodes[n]["log_prob"] for n in names}
 
     def run(draw: dict[str, Tensor]) -> dict[str, Tensor]:
-        return program.run(read, Substitute(draw), parameters=_parameters(structure, draw))
+        return program.run(read, Substitute(draw), parameters=structure.module_parameters(draw))
 
     if not names:
         return {}
@@ -390,13 +390,4 @@ def _new_values(trace: Trace, structure: Structure) -> dict[str, Tensor]:
         and node["type"] == "sample"
         and not site_is_subsample(node)
         and not isinstance(base_distribution(node["fn"]), dist.Unit)
-    }
-
-
-def _parameters(structure: Structure, draw: Draws) -> dict[nn.Parameter, Tensor]:
-    """Map a module's own parameters to their values in a draw, or to the fixed ones."""
-    return {
-        site.parameter: draw.get(site.name, site.value)
-        for site in structure.of("param")
-        if site.parameter is not None
     }

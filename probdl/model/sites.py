@@ -109,6 +109,14 @@ class Structure:
         """List the sites of these kinds."""
         return [site for site in self.sites.values() if site.kind in kinds]
 
+    def module_parameters(self, values: Mapping[str, Tensor]) -> dict[nn.Parameter, Tensor]:
+        """Map a module's own parameters to given values by site, or to the fixed ones."""
+        return {
+            site.parameter: values.get(site.name, site.value)
+            for site in self.of("param")
+            if site.parameter is not None
+        }
+
     def count_values(self, *kinds: Kind) -> int:
         """Return the number of values that the sites of these kinds hold together."""
         return sum(math.prod(site.shape) for site in self.of(*kinds))

@@ -98,11 +98,7 @@ def _values(
             if node["type"] == "sample" and not site_is_subsample(node)
         }
 
-    parameters = {
-        site.parameter: draw.get(site.name, site.value)
-        for site in structure.of("param")
-        if site.parameter is not None
-    }
+    parameters = structure.module_parameters(draw)
     with isolated(seed), torch.no_grad():
         found: dict[str, Tensor] = program.run(read, Substitute(draw, fit), parameters=parameters)
         return found
