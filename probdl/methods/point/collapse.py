@@ -7,6 +7,7 @@ where all of them are at their mean. The mode that an optimiser finds is then a 
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
 import torch
@@ -27,7 +28,8 @@ POWERS = (1, 2, 4, 8, 16, 32)  # of that factor; the rise must make up for the d
 SHRUNK = 0.02  # share of a standard deviation that is left after a step; precisions leave 0.01
 HIGHER_MIN = 1.0  # nats above the estimate
 SITES_MAX = 20
-SECONDS_MAX = 5.0  # a model may take very long at such values
+# A model may take very long at such values: what it takes is bounded by its time at the estimate.
+SECONDS_MAX, EVALUATIONS_MAX = 5.0, 1000
 
 
 def check_collapse(density: LogDensity, z: Tensor) -> list[Finding]:
@@ -37,13 +39,14 @@ def check_collapse(density: LogDensity, z: Tensor) -> list[Finding]:
         density: the log density, without Jacobians.
         z: the maximum that was found (d,).
     """
-    with deadline(SECONDS_MAX):
-        return _check(density, z)
+    start = time.perf_counter()
+    value = density(z).item()
+    with deadline(max(SECONDS_MAX, EVALUATIONS_MAX * (time.perf_counter() - start))):
+        return _check(density, z, value)
     return []
 
 
-def _check(density: LogDensity, z: Tensor) -> list[Finding]:
-    value = density(z).item()
+def _check(density: LogDensity, z: Tensor, value: float) -> list[Finding]:
     here = density.at(z, _moments)
     for block in [*density.blocks.values()][:SITES_MAX]:
         for shift in (math.log(FACTOR), -math.log(FACTOR)):
