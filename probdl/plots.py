@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from probdl.errors import ModelError, SettingError
-from probdl.io.idata import PLOTS, ecdf_band, plot, variables
+from probdl.io.idata import KINDS, PLOTS, ecdf_band, plot, variables
 from probdl.model.advice import explained
 from probdl.montecarlo import Calibration
 from probdl.results.fit import Fit
@@ -40,12 +40,12 @@ __all__ = [
 
 @explained("plot_fit()")
 def plot_fit(fit: Fit, kind: str, sites: Sequence[str] | None = None) -> Figure:
-    """Draw one of ArviZ's plots, with ArviZ 0.x or 1.x.
+    """Draw one of ArviZ's plots, with ArviZ 0.x or 1.x, or the ELBO of training.
 
     Args:
         fit: a fit with draws.
         kind: ``"trace"``, ``"forest"``, ``"ppc"`` (the posterior predictive and the data),
-            ``"rank"``, ``"energy"`` or ``"pair"``.
+            ``"rank"``, ``"energy"`` or ``"pair"``; or ``"elbo"``, see :func:`plot_elbo`.
         sites: the names of the sites to plot; None plots all.
 
     Returns:
@@ -62,8 +62,10 @@ def plot_fit(fit: Fit, kind: str, sites: Sequence[str] | None = None) -> Figure:
         >>> len(probdl.plots.plot_fit(fit, "ppc").axes)
         1
     """
-    if kind not in PLOTS:
-        raise SettingError(f"There is no plot {kind!r}; {suggest(str(kind), PLOTS)}")
+    if kind not in KINDS:
+        raise SettingError(f"There is no plot {kind!r}; {suggest(str(kind), KINDS)}")
+    if kind == "elbo":
+        return cast("Figure", plot_elbo(fit).figure)
     if fit.is_point:
         raise SettingError(
             f"The fit is a point estimate by {fit.method.name} and has no draws to plot. Use a "

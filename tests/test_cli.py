@@ -670,6 +670,8 @@ def test_a_saved_fit_is_read(saved):
     read_back = json.loads(good("summary", "fits/line", "--json").stdout)
     assert read_back["summary"] == found["summary"]
     assert "slope" in good("summary", "fits/line").stdout
+    assert "slope" in good("summary", "fits/line", "--site", "slope").stdout
+    assert "did you mean 'slope'" in refused("summary", "fits/line", "--site", "slop")
     diagnosed = json.loads(good("diagnose", "fits/line", "--strict", "--json").stdout)
     assert diagnosed["findings"] == found["findings"]
 
@@ -870,6 +872,13 @@ def test_plots_are_drawn(saved):
     ):
         assert message in refused("plot", "fits/line", *words, "--out", "no.png")
     assert not os.path.exists("no.png")
+
+
+def test_the_elbo_of_training_is_drawn(here):
+    words = ["my_models.py:line", "--data", "xy.csv", "--method", "svi", "--set", "steps=200"]
+    fitted(*words, "--seed", 1, "--out", "fit")
+    good("plot", "fit", "elbo", "--out", "elbo.png")
+    assert plt.imread("elbo.png").shape[1] > 500
 
 
 def test_a_point_estimate_has_no_draws_to_plot(here):

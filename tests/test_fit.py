@@ -372,6 +372,20 @@ def test_networks_are_summarised_by_layer(tmp_path):
     assert np.isfinite(small["standard_error"]).all()
 
 
+def test_the_weights_of_a_bayesian_network_are_shown_by_layer():
+    def model(x, y):
+        weight = pyro.sample("net.weight", dist.Normal(torch.zeros(30), 1.0).to_event(1))
+        with pyro.plate("obs", len(x)):
+            pyro.sample("y", dist.Normal(x @ weight, 1.0), obs=y)
+
+    rng = np.random.default_rng(0)
+    fit = probdl.infer(model, rng.normal(size=(60, 30)), rng.normal(size=60), method="map", seed=1)
+    assert "(30,)" in repr(fit)
+    assert "net.weight[3]" not in repr(fit)
+    assert "more rows" not in repr(fit)
+    assert fit.summary().loc["net.weight[3]", "standard_error"] > 0
+
+
 class LinearModule(torch.nn.Module):
     def __init__(self):
         super().__init__()

@@ -138,10 +138,10 @@ def infer(
     return _has_error(findings)
 
 
-def summary(folder: Path, quiet: bool, as_json: bool) -> None:
+def summary(folder: Path, site: Sequence[str] | None, quiet: bool, as_json: bool) -> None:
     """Print the summary table, one row per scalar."""
     with output_to_stderr(quiet):
-        table = probdl.load(folder).summary()
+        table = probdl.load(folder).summary(site)
     print_result(as_json, table, fit=str(folder), summary=records(table))
 
 
@@ -244,7 +244,7 @@ def compare(
 def plot(
     folder: Path, kind: str, out: Path, site: Sequence[str] | None, quiet: bool, as_json: bool
 ) -> None:
-    """Draw one of ArviZ's plots."""
+    """Draw one of ArviZ's plots, or the ELBO of training."""
     mpl.use("Agg")
     with output_to_stderr(quiet):
         fit = probdl.load(folder)

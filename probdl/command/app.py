@@ -25,7 +25,7 @@ from probdl.command.locate import locate_model
 from probdl.command.outputs import check_file, check_folder, check_picture
 from probdl.command.settings import parse, parse_labels
 from probdl.errors import ProbdlError, SettingError
-from probdl.io.idata import PLOTS
+from probdl.io.idata import KINDS
 from probdl.util.suggestions import nearest, suggest
 
 __all__ = ["app"]
@@ -208,9 +208,16 @@ def infer(
 
 
 @app.command(cls=_Command)
-def summary(folder: Folder, quiet: Quiet = False, as_json: AsJson = False) -> None:
+def summary(
+    folder: Folder,
+    site: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A site to show; may be repeated.")
+    ] = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
     """Print the summary table, one row per scalar."""
-    _actions().summary(folder, quiet, as_json)
+    _actions().summary(folder, site, quiet, as_json)
 
 
 @app.command(cls=_Command)
@@ -283,7 +290,7 @@ def compare(
 @app.command(cls=_Command)
 def plot(
     folder: Folder,
-    kind: Annotated[str, typer.Argument(help=" | ".join(PLOTS), show_default=False)],
+    kind: Annotated[str, typer.Argument(help=" | ".join(KINDS), show_default=False)],
     out: Annotated[Path, typer.Option(help="A .png, .pdf or .svg file.", show_default=False)],
     site: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="A site to plot; may be repeated.")
@@ -291,9 +298,9 @@ def plot(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Draw one of ArviZ's plots."""
-    if kind not in PLOTS:
-        raise SettingError(f"There is no plot {kind!r}; {suggest(kind, PLOTS)}")
+    """Draw one of ArviZ's plots, or the ELBO of training."""
+    if kind not in KINDS:
+        raise SettingError(f"There is no plot {kind!r}; {suggest(kind, KINDS)}")
     check_picture(out)
     _actions().plot(folder, kind, out, site, quiet, as_json)
 

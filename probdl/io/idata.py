@@ -33,6 +33,7 @@ from probdl.util.text import has_controls
 
 __all__ = [
     "ARVIZ_1",
+    "KINDS",
     "PLOTS",
     "bfmi",
     "chain_rhat",
@@ -687,6 +688,7 @@ PLOTS = {  # the group that each kind of plot shows
     "energy": "sample_stats",
     "pair": "posterior",
 }
+KINDS = (*PLOTS, "elbo")  # the ELBO of training is in no container
 
 
 def plot(idata: Any, kind: str, names: Sequence[str] | None = None) -> Any:

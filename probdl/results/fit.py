@@ -205,7 +205,7 @@ class Fit(PredictingFit):
         self, limit: int | None, names: Collection[str] | None = None
     ) -> pd.DataFrame:
         """Return the first rows of the table of a point estimate; all with None."""
-        networks = table.layers(self.structure, self.draws, self.stats)
+        networks = self._layers(shown=limit is not None)
         hidden = set(networks)
         if names is not None:
             hidden |= {name for name in self.draws if name not in names}
@@ -216,6 +216,11 @@ class Fit(PredictingFit):
         shown = dict(itertools.islice(networks.items(), left))
         return table.point_rows(estimates, self.stats, labels, shown)
 
+    def _layers(self, shown: bool) -> dict[str, Array]:
+        """Return the parameters that have a row for each layer, all networks' in what is shown."""
+        errors = {} if shown else self.stats.get("standard_error", {})
+        return table.layers(self.structure, self.draws, errors)
+
     @cached
     def _summary_head(self) -> tuple[pd.DataFrame, int]:
         """The rows of the summary that are shown, and the number of all rows."""
@@ -223,7 +228,7 @@ class Fit(PredictingFit):
         order = self.shown_sites
         scalars = sum(math.prod(a.shape[2:]) for a in self.draws.values())
         if self.is_point:
-            networks = table.layers(self.structure, self.draws, self.stats)
+            networks = self._layers(shown=True)
             rows = scalars - sum(w.size for w in networks.values()) + len(networks)
             return self._point_summary(limit), rows
         if scalars <= limit:

@@ -44,16 +44,17 @@ def scalar_names(
 
 
 def layers(
-    structure: Structure, draws: Mapping[str, Array], stats: Mapping[str, Any]
+    structure: Structure, draws: Mapping[str, Array], errors: Mapping[str, Array]
 ) -> dict[str, Array]:
     """Return the parameters of networks that are summarised as layers, by site name.
 
-    Without its module, as after loading, a network's parameter is known by the dot in its name.
+    Those with standard errors, which say more than a row for a layer, are not. Without its module,
+    as after loading, a network's parameter is known by the dot in its name, and so are the weights
+    of a Bayesian network.
     """
-    errors = stats.get("standard_error", {})
     return {
         s.name: draws[s.name][0, 0]
-        for s in structure.of("param")
+        for s in structure.of("param", "latent")
         if (s.parameter is not None or "." in s.name)
         and s.name in draws
         and draws[s.name][0, 0].size > MAX_WEIGHT_ROWS
