@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from probdl.compile.codegen import emit
 from probdl.compile.codegen.operations import ALLOCATIONS, CONSTANTS
 from probdl.compile.tracing.cholesky import REPLACEMENTS
 from probdl.compile.tracing.decompositions import decompositions, functional_decompositions
+from probdl.compile.tracing.selections import is_selection, selecting
 from probdl.errors import ProbdlError
 from probdl.model.advice import where
 from probdl.model.density import LogDensity
@@ -92,7 +93,28 @@ def trace(density: LogDensity, z: Tensor) -> Traced:
             (grad,) = torch.autograd.grad(value, z)
         return grad, value
 
-    return trace_function(value_and_grad, z, data)
+    traced = trace_function(value_and_grad, z, data)
+    if any(map(is_selection, traced.density.nodes)):
+        return _with_selections(density, z) or traced
+    return traced
+
+
+def _with_selections(density: LogDensity, z: Tensor) -> Traced | None:
+    """Trace a density with large selections, for these data; None if it cannot be simplified."""
+    with evaluation(), torch.no_grad():
+        recording = record(density, [z], decompositions(), REPLACEMENTS)
+    if recording.has_mutation:
+        return None
+    run = selecting(recording)
+
+    def value_and_grad(z: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            value = run(z)
+            (grad,) = torch.autograd.grad(value, z)
+        return grad, value
+
+    return replace(trace_function(value_and_grad, z, ()), reads_data=False)
 
 
 @no_collection()
