@@ -77,10 +77,13 @@ def plot_fit(fit: Fit, kind: str, sites: Sequence[str] | None = None) -> Figure:
             f"The fit by {fit.method.name} has no data for the plot {kind!r}. Choose another plot."
         )
     held = variables(fit.idata, PLOTS[kind])
-    unknown = [name for name in sites or () if name not in held]
-    if unknown and kind != "energy":
-        hint = suggest(unknown[0], held)
-        raise SettingError(f"There is no site {unknown[0]!r}; {hint}")
+    if sites and kind == "energy":
+        raise SettingError("The plot 'energy' is of the whole model, so it takes no sites.")
+    for name in (name for name in sites or () if name not in held):
+        shows = ", ".join(map(repr, held))
+        if name in fit.structure.sites:
+            raise SettingError(f"The plot {kind!r} shows {shows}, and not {name!r}.")
+        raise SettingError(f"There is no site {name!r}; {suggest(name, held)}")
     scalars = sum(fit.draws[n][0, 0].size for n in sites or fit.draws) if kind == "pair" else 0
     if kind == "pair" and not 2 <= scalars <= 12:
         raise SettingError(
@@ -176,6 +179,12 @@ def plot_images(images: Any, ax: Axes | None = None, columns: int | None = None)
             "(n, height, width), or (n, channels, height, width) with 1 or 3 channels."
         )
     count, channels, height, width = array.shape
+    side = math.isqrt(width)
+    if count == channels == 1 and side**2 == width and not 0.5 < height / width < 2:
+        raise SettingError(
+            f"An array of shape {np.shape(images)} looks like {height} flattened images. Reshape "
+            f"it to (n, height, width), such as ({height}, {side}, {side})."
+        )
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     grid = np.ones((channels, rows * (height + 1) + 1, columns * (width + 1) + 1))
@@ -268,8 +277,17 @@ def plot_latent(
     ax = ax or plt.subplots(figsize=(6, 6))[1]
     points = codes[:, list(dims)].T
     labels = None if color is None else np.asarray(color)
-    if labels is not None and labels.dtype.kind in "iu" and len(np.unique(labels)) <= 20:
-        for i, label in enumerate(np.unique(labels)):
+    if labels is not None and labels.dtype.kind == "O":
+        labels = labels.astype(str)
+    if labels is not None and labels.shape[:1] != points.shape[1:]:
+        raise SettingError(
+            f"color= has {len(labels) if labels.ndim else 'no'} labels for {points.shape[1]} rows."
+        )
+    distinct = () if labels is None or labels.dtype.kind == "f" else np.unique(labels)
+    if len(distinct) > len(MARKERS) * 10 and labels is not None and labels.dtype.kind not in "iu":
+        raise SettingError(f"color= has {len(distinct)} labels; the plot has colours for 20.")
+    if 0 < len(distinct) <= len(MARKERS) * 10:
+        for i, label in enumerate(distinct):
             chosen = labels == label
             x, y = points[:, chosen]
             ax.scatter(x, y, s=6, color=f"C{i % 10}", marker=MARKERS[i // 10], label=str(label))

@@ -1032,3 +1032,26 @@ def test_categories_are_as_they_are_written(here):
     words = ["codes.py:model", "--data", "codes.csv", "--category", "code", "--method", "laplace"]
     found = fitted(*words, "--seed", 1)["summary"]
     assert {row["name"] for row in found} == {"a[007]", "a[7]", "a[NA]", "a[1.10]", "a[1.1]"}
+
+
+def test_a_misspelt_column_of_text_is_named(here):
+    (here / "towns.csv").write_text("Town,y\na,1\nb,2\na,3\n")
+    (here / "towns.py").write_text(
+        "import pyro, pyro.distributions as dist\n"
+        "def model(town, y):\n"
+        "    with pyro.plate('town', int(town.max()) + 1):\n"
+        "        effect = pyro.sample('effect', dist.Normal(0.0, 1.0))\n"
+        "    with pyro.plate('row', len(y)):\n"
+        "        pyro.sample('y', dist.Normal(effect[town], 1.0), obs=y)\n"
+    )
+    words = ["infer", "towns.py:model", "--data", "towns.csv", "--method", "laplace"]
+    assert "'Town' (did you mean 'town'?)" in refused(*words)
+
+
+def test_plots_of_other_groups_name_what_they_show(saved):
+    assert "shows 'y', and not 'slope'" in refused(
+        "plot", "fits/line", "ppc", "--site", "slope", "--out", "p.png"
+    )
+    assert "choose one of ('y')" not in refused(
+        "plot", "fits/line", "ppc", "--site", "q", "--out", "p.png"
+    )

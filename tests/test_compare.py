@@ -235,3 +235,52 @@ def test_one_of_several_observed_sites_is_compared():
     table = probdl.compare({"a": fit, "b": fit}, site="y")
     exact = -np.log(np.exp(-points[0]).mean(0)).sum()  # without smoothing
     assert table["elpd"].iloc[0] == pytest.approx(exact, abs=0.05)
+
+
+def autoregression(y):
+    mean = pyro.sample("mean", dist.Normal(0.0, 5.0))
+    phi = pyro.sample("phi", dist.Normal(0.0, 0.5))
+    with pyro.plate("time", len(y) - 1):
+        pyro.sample("y", dist.Normal(mean + phi * (y[:-1] - mean), 1.0), obs=y[1:])
+
+
+def trend(y):
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    with pyro.plate("time", len(y) - 1):
+        pyro.sample("y", dist.Normal(slope * torch.arange(1.0, len(y)), 1.0), obs=y[1:])
+
+
+def regression(y, x):
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    with pyro.plate("time", len(y) - 1):
+        pyro.sample("y", dist.Normal(slope * x[1:], 1.0), obs=y[1:])
+
+
+def test_terms_that_are_given_other_observations_are_not_compared_in_silence():
+    rng = np.random.default_rng(0)
+    y, x = rng.normal(size=30), rng.normal(size=30)
+    lagged = probdl.infer(autoregression, y, method="laplace", seed=1)
+    others = {
+        "trend": probdl.infer(trend, y, method="laplace", seed=1),
+        "regression": probdl.infer(regression, y, x, method="laplace", seed=1),
+    }
+    with pytest.warns(probdl.FindingWarning, match="'lagged' are given earlier observations"):
+        probdl.compare({"lagged": lagged, **others})
+    for fits in ({"a": lagged, "b": lagged}, others):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            probdl.compare(fits)
+
+
+def test_rows_that_are_too_many_to_refit_for_each_are_reported():
+    def effects(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+        with pyro.plate("row", len(y)):
+            theta = pyro.sample("theta", dist.Normal(mu, 1.0))
+            pyro.sample("y", dist.Normal(theta, 0.3), obs=y)
+
+    y = np.random.default_rng(0).normal(size=20)
+    fit = probdl.infer(effects, y, method=METHOD, seed=1)
+    with pytest.warns(probdl.FindingWarning, match="too many to refit"):
+        table = probdl.compare({"a": fit, "b": fit})
+    assert (table["refitted"] == 0).all()

@@ -98,3 +98,19 @@ def test_reconstructions_of_images_that_the_model_flattens():
     fit = probdl.infer(Coder(), x, method=probdl.SVI(steps=100), seed=1)
     drawn = plots.plot_reconstructions(fit, x[:6], columns=3).get_images()[0].get_array()
     assert drawn.shape == (21, 16)  # 4 rows of 3 images of 4 pixels, with frames
+
+
+def test_labels_of_points_are_texts_numbers_or_categories(fit, x):
+    labels = ["cat", "dog"] * (len(x) // 2)
+    for color in (labels, np.array(labels, dtype=object), torch.arange(len(x)) % 2):
+        legend = probdl.plots.plot_latent(fit, x, color=color).get_legend()
+        assert len(legend.get_texts()) == 2
+    assert probdl.plots.plot_latent(fit, x, color=np.linspace(0, 1, len(x))).get_legend() is None
+    with pytest.raises(probdl.SettingError, match="color= has 2 labels"):
+        probdl.plots.plot_latent(fit, x, color=["cat", "dog"])
+
+
+def test_flattened_images_are_no_picture():
+    with pytest.raises(probdl.SettingError, match=r"such as \(16, 28, 28\)"):
+        probdl.plots.plot_images(np.zeros((1, 1, 16, 784)))
+    probdl.plots.plot_images(np.zeros((1, 1, 28, 28)))

@@ -202,3 +202,21 @@ def test_labels_of_the_future_and_the_joint_score_of_a_forecast():
     value, error = scores.joints["later"]
     assert abs(value - exact) < 4 * error < 0.5
     assert scores.joint != value
+
+
+def test_a_joint_score_that_few_draws_carry_has_no_error():
+    def model(x, y):
+        slopes = pyro.sample("slopes", dist.Normal(torch.zeros(40), 1.0).to_event(1))
+        with pyro.plate("row", len(x)):
+            pyro.sample("y", dist.Normal(x @ slopes, 1.0), obs=y)
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 40))
+    y = x @ rng.normal(size=40) + rng.normal(size=300)
+    fit = probdl.infer(model, x[:50], y[:50], method="laplace", seed=1)
+    with pytest.warns(probdl.FindingWarning, match="Few draws carry the joint score"):
+        score = fit.log_predictive(x[50:], y[50:])
+    assert np.isinf(score.joint_standard_error)
+    assert np.isinf(score.joints["y"].standard_error)
+    assert "unreliable" in repr(score)
+    assert "unreliable" not in repr(fit.log_predictive(x[50:51], y[50:51]))

@@ -15,7 +15,7 @@ import numpy as np
 
 import probdl
 from probdl.command import demo as demonstration
-from probdl.command.binding import bind, unused_names
+from probdl.command.binding import bind, misnamed, unused_names
 from probdl.command.columns import Columns
 from probdl.command.console import (
     count_findings,
@@ -309,14 +309,15 @@ def _bind_files(
     if unused:
         takes = ", ".join(known) or "none"
         log(f"ignored {', '.join(unused)}: no arguments of the model ({takes})", quiet)
+    wrong = [name for name in misnamed(model, contents.values) if name not in columns.categories]
     values = checked(
         contents,
-        used,
+        [name for name in used if name not in wrong],  # whose contents do not matter
         categories=[name for name in columns.categories if name in used or not columns.known],
         orders=columns.orders,
         missing=columns.missing is not None,
     )
-    bound = bind(model, values, optional=optional)
+    bound = bind(model, values | dict.fromkeys(wrong), optional=optional)
     reserved = inspect.signature(call).parameters
     if clash := [name for name in bound.kwargs if name in reserved and name not in known]:
         raise DataError(

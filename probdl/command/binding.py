@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -30,14 +30,33 @@ def unused_names(model: Callable[..., Any], names: Collection[str]) -> list[str]
     >>> unused_names(model, ["x_1", "x_2", "id", "Y"])
     ['id']
     """
+    return [name for name, is_almost in _without_argument(model, names) if not is_almost]
+
+
+def misnamed(model: Callable[..., Any], names: Collection[str]) -> list[str]:
+    """Return the names of data that are almost those of arguments without data.
+
+    >>> def model(x, y=None): ...
+    >>> misnamed(model, ["x_1", "x_2", "id", "Y"])
+    ['Y']
+    """
+    return [name for name, is_almost in _without_argument(model, names) if is_almost]
+
+
+def _without_argument(
+    model: Callable[..., Any], names: Collection[str]
+) -> Iterator[tuple[str, bool]]:
+    """Yield each name that no argument has, and whether it is almost that of one without data."""
     parameters = signature(runnable(model)).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return []
+        return
     wanted = [n for n, p in parameters.items() if p.kind is not p.VAR_POSITIONAL]
     numbered = _numbered(names, wanted)
     used = {*wanted, *(column for columns in numbered.values() for column in columns)}
     free = [n for n in wanted if n not in names and n not in numbered]
-    return [n for n in names if n not in used and not any(_is_almost(n, arg) for arg in free)]
+    for name in names:
+        if name not in used:
+            yield name, any(_is_almost(name, argument) for argument in free)
 
 
 def _is_almost(name: str, argument: str) -> bool:

@@ -28,6 +28,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from probdl.errors import ModelError, ProbdlError
 from probdl.model.discrete import given_data
+from probdl.model.predictive import sample_prior
 from probdl.model.program import Program
 from probdl.model.sites import (
     Site,
@@ -39,6 +40,7 @@ from probdl.model.sites import (
 )
 from probdl.model.starting import checked_values, search
 from probdl.model.vectorize import vectorize
+from probdl.util.isolation import isolated
 
 __all__ = ["Block", "LogDensity"]
 
@@ -486,6 +488,32 @@ class LogDensity:
             if torch.isfinite(value) and torch.isfinite(grad).all():
                 return found
         raise ModelError(self._explain_bad_start(z, grad))
+
+    def initial_of_prior(
+        self,
+        generator: torch.Generator,
+        value_and_grad: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
+    ) -> Tensor:
+        """Draw a starting point (d,) from the prior; as ``initial`` does if there is no such draw.
+
+        Group effects of a prior draw differ as their scale says. Equal ones, far from where the
+        data pull them, are often drawn together, and their scale to zero.
+
+        Args:
+            generator: the random number generator.
+            value_and_grad: a faster evaluation of this density, if there is one.
+        """
+        z = self.initial(generator, value_and_grad=value_and_grad)
+        seed = int(torch.randint(2**32, (), generator=generator))
+        try:
+            with isolated(seed):
+                drawn = sample_prior(self.program, self.structure, 1)
+            values = {name: drawn[name][0] for name in self.blocks if name in drawn}
+            start = self.unconstrain(self.constrain(z) | values | self.given)
+        except (ProbdlError, LinAlgError):  # an improper prior, or one that cannot be sampled
+            return z
+        value, grad = (value_and_grad or self.value_and_grad)(start)
+        return start if torch.isfinite(value) and torch.isfinite(grad).all() else z
 
     @property
     def _random_blocks(self) -> list[Block]:

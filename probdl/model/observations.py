@@ -127,7 +127,8 @@ def fill_of(node: Any, *, always: bool = False, masked: bool = False) -> Tensor 
             raise DataError(
                 f"Site '{node['name']}': a part of some observations is missing, and "
                 f"{distribution_name(fn)} has no density of the rest. For a MultivariateNormal, "
-                "use dist.NanMaskedMultivariateNormal; otherwise leave these rows out."
+                "use dist.NanMaskedMultivariateNormal; for a time series, a latent state for each "
+                "time and an observation of each; for independent rows, leave these out."
             )
     if missing.all():
         return _possible(fn)

@@ -130,15 +130,20 @@ def uses_codes_as_numbers(program: Program, name: str, structure: Structure) -> 
     if encoding.kind != "categories" or codes is None:
         return False
     grown, held = grown_shapes(program, name, encoding), structure.sites
+    observed = structure.of("observed")
     if any(shape != held[site].shape for site, shape in grown.items() if site in held):
         return False  # such as contrasts, which are one fewer
-    return not (_is_index(program, name) or _ignores(program, name))
+    if _is_index(program, name, codes.double()) or _ignores(program, name, codes + 1):
+        return False
+    if any(s.value.shape == codes.shape and bool((s.value == codes).all()) for s in observed):
+        return True
+    # Classes, such as those of a one-hot code, are rounded, or checked to be whole.
+    return not (_is_index(program, name, codes + 0.25) or _ignores(program, name, codes + 0.25))
 
 
-def _ignores(program: Program, name: str) -> bool:
-    """Return whether the model gives the same for other codes of an argument, as for its length."""
-    codes = program.arguments[name]
-    other = program.with_values(program.arguments | {name: codes + 1})
+def _ignores(program: Program, name: str, other_codes: torch.Tensor) -> bool:
+    """Return whether the model gives the same for other codes of an argument."""
+    other = program.with_values(program.arguments | {name: other_codes})
     results = []
     for each in (program, other):
         with isolated(0):
@@ -149,11 +154,10 @@ def _ignores(program: Program, name: str) -> bool:
     return bool(torch.equal(*map(torch.as_tensor, results)))
 
 
-def _is_index(program: Program, name: str) -> bool:
-    """Return whether the model takes codes as an index: as numbers they would be an error."""
-    codes = program.arguments[name]
+def _is_index(program: Program, name: str, numbers: torch.Tensor) -> bool:
+    """Return whether the model takes codes as an index: such numbers are an error."""
     try:
-        discover(program.with_values(program.arguments | {name: codes.double()}))
+        discover(program.with_values(program.arguments | {name: numbers}))
     except ProbdlError:
         return True
     return False

@@ -12,6 +12,7 @@ from probdl.io import idata
 from probdl.model.sites import Site
 from probdl.results.crossvalidation import score_held_out
 from probdl.results.fit import Fit
+from probdl.results.lagged import is_given_others
 from probdl.results.masking import without_masked
 from probdl.util.lazy import pandas as pd
 from probdl.util.settings import check_flag, check_progress, check_workers
@@ -35,16 +36,22 @@ def compare(
 
     The terms are estimated by Pareto-smoothed importance sampling (PSIS-LOO). If the estimate for a
     row is unreliable (Pareto k-hat above 0.7, a limit that assumes more than about 2200 draws), the
-    model is refitted without this row, and the estimate is replaced by the exact term.
+    model is refitted without this row, and the estimate is replaced by the exact term, unless more
+    than 20% of the rows are such: refitting for each takes longer than k-fold cross-validation.
 
     PSIS-LOO assumes draws from the exact posterior. With draws by Laplace, SVI or Pathfinder, the
     error of the approximation is ignored: it is neither corrected nor included in ``se``.
+
+    The terms are those of the model. Those of an autoregression, :math:`p(y_t | y_{t-1}, \theta)`,
+    are given earlier observations but not later ones, whereas a model of latent states also uses
+    the later ones; such scores are not comparable, and a warning says so.
 
     Args:
         fits: fits by name, of one model by several methods or of several models.
         site: the observed site whose observations are held out, if there are several. The others
             stay, so that fits are not refitted.
-        refit: whether to refit if k-hat is high; otherwise a warning reports the number of rows.
+        refit: whether to refit if k-hat is high for few rows; otherwise a warning reports their
+            number.
         workers: number of processes for refitting; None means one per core.
         progress: whether to show progress; None means only on a terminal.
 
@@ -93,7 +100,9 @@ def compare(
     if len(fits) < 2:
         raise SettingError(f"compare() needs at least two fits by name, but got {len(fits)}.")
     _check_comparable(fits, site)
+    _warn_of_lagged_terms(fits, site)
     results, refitted, high = {}, {}, {}
+    too_many = False
     for name, fit in fits.items():
         scored = _scored(fit, site)
         result = idata.loo(fit.idata, scored.name)
@@ -102,6 +111,7 @@ def compare(
         batch = len(scored.shape) - scored.event_dim
         few = len(bad) <= max(1, MAX_REFIT_SHARE * scored.count)
         is_row = batch == 1 and len(fit.observations) == 1
+        too_many |= refit and is_row and not few
         if len(bad) and refit and few and is_row:
             row_of = np.arange(scored.shape[0])
             if scored.is_scored is not None:
@@ -123,12 +133,32 @@ def compare(
         rows = ", ".join(f"{c} row{'s' * (c > 1)} of {n!r}" for n, c in high.items() if c)
         warn(
             f"Pareto k-hat is above {PARETO_K_MAX} for {rows}, so the LOO estimates are "
-            "unreliable. The model may be misspecified or very flexible. Use "
+            f"unreliable{'; they are too many to refit for each' if too_many else ''}. The model "
+            "may be misspecified or very flexible. Use "
             "fit.cross_validate(k=10), which refits, or a model with heavier tails, which is less "
             "sensitive to single rows.",
             FindingWarning,
         )
     return table
+
+
+def _warn_of_lagged_terms(fits: Mapping[str, Fit], site: str | None) -> None:
+    """Warn if the terms of some fits are given other observations, and those of others are not."""
+    lagged = {name: is_given_others(fit, _scored(fit, site).name) for name, fit in fits.items()}
+    if len(set(lagged.values())) > 1:
+        given, others = (
+            ", ".join(repr(name) for name, is_lagged in lagged.items() if is_lagged is wanted)
+            for wanted in (True, False)
+        )
+        warn(
+            f"The terms of the likelihood of {given} are given earlier observations, as "
+            f"p(y[t] | y[t-1]), and those of {others} are not. A held-out observation of {given} "
+            "remains a predictor of the next one, which does not help to predict it, so its score "
+            f"is lower than log p(y[t] | all others) and cannot be compared with that of {others}. "
+            "Fit the models without the last part of the series, and compare the scores of that "
+            "part: fit.log_predictive(...).joints.",
+            FindingWarning,
+        )
 
 
 def _scored(fit: Fit, site: str | None) -> Site:

@@ -474,8 +474,10 @@ class Fit(PredictingFit):
             independent=self._is_independent,
             low_rank=self.stats.get("mass_matrix") in ("low_rank", "dense"),
         )
-        known = {finding.check for finding in self.findings} & {"heavy_tail"}
-        return Findings(by_cause([*self.findings, *(f for f in of_draws if f.check not in known)]))
+        # Draws with such weights, of which a few are repeated, say nothing about the tails.
+        if {finding.check for finding in self.findings} & {"heavy_tail", "pareto_k"}:
+            of_draws = [finding for finding in of_draws if finding.check != "heavy_tail"]
+        return Findings(by_cause([*self.findings, *of_draws]))
 
     @property
     def _is_independent(self) -> bool:

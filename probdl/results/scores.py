@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from probdl.errors import DataError, ModelError, SettingError
-from probdl.io.idata import good_k, loo, pareto_k, to_idata
+from probdl.errors import DataError, FindingWarning, ModelError, SettingError, warn
+from probdl.findings import PARETO_K_MAX
+from probdl.io.idata import good_k, loo, pareto_k, psis, to_idata
 from probdl.io.mixing import mcse_mean
 from probdl.model import predictive, streaming
 from probdl.model.discrete import observations
@@ -36,8 +37,9 @@ Array = NDArray[Any]
 class JointScore(NamedTuple):
     """The log density of several observations together, and its Monte Carlo standard error.
 
-    The error is by the delta method; NaN of a point estimate. If it is above 0.3, few draws carry
-    the mean over draws, and the value tends to be too low: score fewer observations at a time.
+    The error is by the delta method; NaN of a point estimate. It is inf if so few draws carry the
+    mean over draws (Pareto k-hat above 0.7) that no error is known: the value tends to be too low.
+    Score fewer observations at a time.
     """
 
     value: float
@@ -69,8 +71,11 @@ class LogPredictive:
     def __repr__(self) -> str:
         count = self.count
         mean = self.total / count if count else math.nan
-        known = not math.isnan(self.joint_standard_error)
-        error = f" ± {self.joint_standard_error:.2g}" if known else ""
+        error = f" ± {self.joint_standard_error:.2g}"
+        if math.isnan(self.joint_standard_error):
+            error = ""
+        elif math.isinf(self.joint_standard_error):
+            error = ", unreliable"
         return (
             f"LogPredictive(total={self.total:.2f}, mean={mean:.4f} over {count} observations, "
             f"joint={self.joint:.2f}{error})"
@@ -160,6 +165,8 @@ class ScoredFit(FitState):
         .. math:: \mathrm{elpd}_{loo} = \sum_i \log p(y_i | y_{-i})
 
         This is ``az.loo`` of all terms of the likelihood together, observed sites and factors.
+        Where a term is given other observations, as :math:`p(y_t | y_{t-1})` is in an
+        autoregression, the term is left out, and the observation stays a predictor of the next one.
 
         Args:
             moment_match: whether to shift and scale the draws for observations with a high Pareto
@@ -251,6 +258,9 @@ class ScoredFit(FitState):
         Raises:
             ModelError: the model does not run on these arguments, or observes nothing there.
 
+        Warns:
+            FindingWarning: few draws carry the joint score.
+
         Example:
             >>> import numpy as np, probdl
             >>> from probdl.models import normal_normal
@@ -280,6 +290,15 @@ class ScoredFit(FitState):
         }
         total = sum(float(v.sum()) for v in pointwise.values())
         joint = self._joint(scored.joint)
+        joints = {n: self._joint(v.reshape(len(v), -1).sum(1)) for n, v in scored.points.items()}
+        if any(math.isinf(score.standard_error) for score in (joint, *joints.values())):
+            warn(
+                "Few draws carry the joint score of all observations together (Pareto k-hat above "
+                f"{PARETO_K_MAX}), so it is uncertain and tends to be too low; total, mean and "
+                "pointwise are not affected. Score fewer observations at a time, or use more "
+                "draws.",
+                FindingWarning,
+            )
         return LogPredictive(
             {name: nan_masked(sites[name], v) for name, v in pointwise.items()},
             math.nan if scored.missing else total,
@@ -287,7 +306,7 @@ class ScoredFit(FitState):
             sum(site.count for site in sites.values())
             + sum(structure.sites[name].count for name in scored.missing),
             joint.standard_error,
-            {name: self._joint(v.reshape(len(v), -1).sum(1)) for name, v in scored.points.items()},
+            joints,
         )
 
     def _joint(self, log_values: Tensor) -> JointScore:
@@ -295,6 +314,8 @@ class ScoredFit(FitState):
         shape = (self.num_chains, self.num_draws)
         values = np.exp(as_numpy(log_values - log_values.max())).reshape(shape)
         error = float(mcse_mean(values)) / float(values.mean())
+        if not self.is_point and psis(as_numpy(log_values))[1] > PARETO_K_MAX:
+            error = math.inf
         return JointScore(float(predictive.log_mean_exp(log_values)), error)
 
     @property
@@ -326,7 +347,8 @@ class ScoredFit(FitState):
 
         The rows of the data plate are assigned to k folds at random, and the model is fitted to
         the data without each fold in turn. Rows that others depend on, such as the times of a
-        series, stay in their places, and their observations do not count in the likelihood.
+        series, stay in their places, and their observations do not count in the likelihood; those
+        of an autoregression remain predictors of later ones, as in ``loo``.
 
         Args:
             k: number of folds; the number of rows gives leave-one-out cross-validation.

@@ -44,6 +44,9 @@ def suggest(word: str, words: Iterable[str]) -> str:
 
     >>> suggest("nutz", ["mle", "nuts"])
     "did you mean 'nuts'? (mle, nuts)"
+
+    >>> suggest("hmc", ["mle", "nuts"])
+    'choose one of (mle, nuts)'
     """
     words = list(words)
-    return f"{did_you_mean(word, words, after=' ')}({', '.join(words)})"
+    return f"{did_you_mean(word, words) or 'choose one of'} ({', '.join(words)})"

@@ -94,3 +94,35 @@ def test_a_density_without_a_maximum_is_refused():
         probdl.Pathfinder(draws=3)
     with pytest.raises(probdl.SettingError, match="'pathfinder'"):
         probdl.NUTS(init="pathfindr")
+
+
+def groups(group, y):
+    mean = pyro.sample("mean", dist.Normal(50.0, 20.0))
+    between = pyro.sample("between", dist.HalfNormal(10.0))
+    within = pyro.sample("within", dist.HalfNormal(10.0))
+    with pyro.plate("group", 12):
+        effect = pyro.sample("effect", dist.Normal(mean, between))
+    with pyro.plate("row", len(y)):
+        pyro.sample("y", dist.Normal(effect[group], within), obs=y)
+
+
+@pytest.mark.parametrize("method", ["pathfinder", "svi"])
+def test_centred_groups_far_from_zero_are_found(method):
+    rng = np.random.default_rng(0)
+    group = np.repeat(np.arange(12), 16)
+    y = 60 + rng.normal(0, 6, 12)[group] + rng.normal(0, 5, 192)
+    for seed in (1, 2, 3):
+        fit = probdl.infer(groups, group, y, method=method, seed=seed)
+        assert fit.draws["within"].mean() == pytest.approx(5.0, abs=0.5)
+        assert fit.draws["mean"].mean() == pytest.approx(60.0, abs=3.0)
+
+
+def test_weighted_draws_that_repeat_say_nothing_about_tails():
+    def model():
+        x = pyro.sample("x", dist.Normal(torch.zeros(40), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(torch.zeros(40), x.exp()).to_event(1))
+
+    fit = probdl.infer(model, method=probdl.Pathfinder(draws=1000), seed=1)
+    found = {finding.check for finding in fit.diagnose()}
+    assert "pareto_k" in found
+    assert "heavy_tail" not in found

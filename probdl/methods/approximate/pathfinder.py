@@ -47,6 +47,8 @@ CURVATURE_MAX = 1e12  # updates along directions of larger curvature are left ou
 DRAWS_PER_BLOCK = 10_000
 NUMBERS_PER_BLOCK = 2**21  # so that the time limit is seen soon
 UNIT_MAX = 1e4  # scales beyond it, or below its inverse, are changed to 1
+ELBO_DRAWS = 100  # to compare a path from a random point with one from the prior
+HIGHER_MIN = 10.0  # nats of the ELBO between them that no mode makes up for
 PATHS_MAX = 5  # number of paths that may fail before an error
 
 
@@ -61,7 +63,9 @@ class Pathfinder(Method, name="pathfinder"):
     Hessian, diagonal plus low rank. The draws of several paths are weighted and resampled together
     (Pareto-smoothed importance resampling), relative to the mixture of all paths, so that each mode
     has its probability however many paths lead to it. Every other path starts at the mirror image
-    of the start before it. The method needs a few hundred gradients, and provides
+    of the random start before it. If a path from a draw of the prior has a much higher ELBO, as in
+    models with group effects whose scale goes to zero along other paths, all start at such draws.
+    The method needs a few hundred gradients, and provides
     good starting points for NUTS: ``NUTS(init="pathfinder")``.
 
     The fit has one chain of independent draws, and in ``stats``: ``elbo`` (nats, one per path),
@@ -74,8 +78,8 @@ class Pathfinder(Method, name="pathfinder"):
             resampling. Default: 4.
         steps: maximal number of L-BFGS iterations of each path. Default: 1000.
         num_samples: number of draws that estimate the ELBO at each point of a path. Default: 25.
-        init: values of sites at which to start, such as ``{"mu": 3.0}``; the other sites start at
-            random points. Each path starts there. Default: None.
+        init: values of sites at which to start, such as ``{"mu": 3.0}``; the other sites start as
+            without it. Each path starts there. Default: None.
         engine: how the density is evaluated, as in :class:`NUTS`. Default: ``"auto"``.
 
     Raises:
@@ -118,10 +122,7 @@ class Pathfinder(Method, name="pathfinder"):
         found: list[_Sampled] = []
         with bar(self.paths, "finding paths", progress) as shown:
             try:
-                for path in range(self.paths):
-                    normal, rng = best_normal(
-                        density, evaluator, seed, self.steps, self.num_samples, path=path
-                    )
+                for normal, rng in self._approximations(density, evaluator, seed):
                     sampled = _sample(evaluator, normal, self.draws, rng, least=TAIL_DRAWS_MIN)
                     normals.append(normal)
                     found.append(sampled)
@@ -173,6 +174,30 @@ class Pathfinder(Method, name="pathfinder"):
         ]
         draws = {name: value.numpy() for name, value in values.items()}
         return Fit(self, program, structure, draws, stats, seed, findings)
+
+    def _approximations(
+        self, density: LogDensity, evaluator: Evaluator, seed: int
+    ) -> Iterator[tuple[Normal, np.random.Generator]]:
+        """Yield the approximation of each path, with a generator for its draws."""
+
+        def of(path: int, of_prior: bool) -> tuple[Normal, np.random.Generator]:
+            return best_normal(
+                density, evaluator, seed, self.steps, self.num_samples, path=path, of_prior=of_prior
+            )
+
+        first, of_prior = of(0, False), False
+        if self.init is None:
+            with contextlib.suppress(ModelError):
+                other = of(0, True)
+                rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(3,)))
+                lower, higher = (
+                    elbo(evaluator, normal, ELBO_DRAWS, rng) for normal, _ in (first, other)
+                )
+                if of_prior := higher > lower + HIGHER_MIN:
+                    first = other
+        yield first
+        for path in range(1, self.paths):
+            yield of(path, of_prior)
 
 
 def _rows(parts: list[Array], chosen: NDArray[np.int64]) -> Array:
@@ -335,6 +360,7 @@ def best_normal(
     num_samples: int,
     *,
     path: int = 0,
+    of_prior: bool = False,
 ) -> tuple[Normal, np.random.Generator]:
     """Follow one path, and return the approximation with the highest ELBO (Algorithm 1).
 
@@ -346,6 +372,7 @@ def best_normal(
         num_samples: number of draws that estimate the ELBO at each point of the path.
         path: number of the path. The paths 1, 3, ... start at the mirror images of the starts of
             the paths 0, 2, ...
+        of_prior: whether the path starts at a draw from the prior instead.
 
     Returns:
         The approximation, and a generator for its draws.
@@ -354,12 +381,15 @@ def best_normal(
         ModelError: no usable curvature was found.
     """
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0, path)))
-    starts = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1, path // 2)))
+    key = (2, path) if of_prior else (1, path // 2)
+    starts = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
     for _ in range(PATHS_MAX):
         generator = torch.Generator().manual_seed(int(starts.integers(2**62)))
-        start = density.initial(
-            generator, mirror=path % 2 == 1, value_and_grad=evaluator.value_and_grad
-        )
+        evaluate = evaluator.value_and_grad
+        if of_prior:
+            start = density.initial_of_prior(generator, evaluate)
+        else:
+            start = density.initial(generator, mirror=path % 2 == 1, value_and_grad=evaluate)
         # L-BFGS knows no scale: it stops where a gradient is small in other units than those of z.
         found = approach(functools.partial(evaluate_with, evaluator), start.numpy())
         unit = 1.0 if 1 / UNIT_MAX < found.unit < UNIT_MAX else found.unit

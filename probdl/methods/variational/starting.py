@@ -41,7 +41,7 @@ PATH_STEPS_MIN, PATH_STEPS_MAX = 10, 200  # L-BFGS iterations
 SLOW_PATH_STEPS_MAX = 50  # of a density that is not compiled
 STEPS_PER_PATH_STEP = 50  # of the training, so that the search is the smaller part of the work
 DRAWS_PER_POINT = 5  # to estimate the ELBO at a point of the path
-PATHS = 4  # searches by native code
+PATHS = 4  # searches by native code, beside one from a draw of the prior
 ELBO_DRAWS = 100  # to compare two approximations
 ROWS_MAX = 10_000  # rows of a minibatch that stands for all data
 SCALE_RANGE = (1e-12, 1e12)
@@ -100,11 +100,15 @@ def find_start(
     if not native:
         length = min(length, SLOW_PATH_STEPS_MAX)
     found = []
-    for path in range(PATHS if native and init is None else 1):
+    starts = [(path, False) for path in range(PATHS if native and init is None else 1)]
+    if init is None:
+        starts.append((0, True))
+    for path, of_prior in starts:
         with suppress(ModelError):
-            found.append(
-                best_normal(density, evaluator, seed, length, DRAWS_PER_POINT, path=path)[0]
+            normal, _ = best_normal(
+                density, evaluator, seed, length, DRAWS_PER_POINT, path=path, of_prior=of_prior
             )
+            found.append(normal)
     if density.dim <= DENSE_MAX and native:
         with suppress(ModelError, LinAlgError):
             found.append(_laplace(density, evaluator, length, seed))
