@@ -37,7 +37,8 @@ __all__ = ["ENGINES", "Evaluator", "GraphDensity", "choose"]
 ENGINES = ("auto", "native", "eager")
 MAX_STATEMENTS = 40_000  # of C; they take a minute to compile
 VERIFIED_POINTS = 5  # at which new code is compared with the model
-REVERIFIED_POINTS = 2  # for code that was verified on other data
+REVERIFIED_POINTS = 2  # for code that was verified on other data, or on so many data:
+MANY_NUMBERS = 10_000_000  # of the data, which the model reads in a second or more
 
 Evaluator = Any
 """An evaluator of a density: it has ``engine``, ``value_and_grad(z)`` and ``__call__(z)``."""
@@ -62,6 +63,20 @@ class _Compiled:
 # By model, then by the shapes of its arguments and the kind of density. An entry is removed
 # with its model.
 _compiled_models: weakref.WeakKeyDictionary[Any, dict[Any, _Compiled]] = weakref.WeakKeyDictionary()
+
+
+class _Remembered:
+    """Evaluates a model, which may take long, once at each point."""
+
+    def __init__(self, density: LogDensity) -> None:
+        self._density = density
+        self._known: dict[bytes, tuple[Tensor, Tensor]] = {}
+
+    def value_and_grad(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        key = z.numpy().tobytes()
+        if key not in self._known:
+            self._known[key] = self._density.value_and_grad(z)
+        return self._known[key]
 
 
 class GraphDensity:
@@ -115,29 +130,30 @@ def choose(
 def _choose(
     density: LogDensity, engine: str, seed: int, threads: int, trusted: bool, gradient: bool
 ) -> tuple[Evaluator, list[Finding]]:
-    generator = torch.Generator().manual_seed(seed)
+    model = _Remembered(density)
     evaluator: Evaluator = density
     findings: list[Finding] = []
     if (known := _compiled_before(density)) is not None:
         findings = list(known.findings)
     elif not trusted:
-        findings = probe(density, density.initial(generator), gradient=gradient)
+        (start,) = _points(density, model, seed, 1)
+        findings = probe(density, start, gradient=gradient)
     if engine == "eager":
         return density, findings
-    generator = torch.Generator().manual_seed(seed)
     try:
-        if (reused := _reused(density, generator, threads, trusted)) is not None:
+        if (reused := _reused(density, model, seed, threads, trusted)) is not None:
             return reused, [*findings, *cache.findings()]
-        points = _points(density, generator, VERIFIED_POINTS)
+        many = sum(x.numel() for x in density.program.tensors()) > MANY_NUMBERS
+        points = _points(density, model, seed, REVERIFIED_POINTS if many else VERIFIED_POINTS)
         check_time_limit()
         traced = trace(density, points[0])
         check_time_limit()
         try:
-            native = _compile_and_verify(density, traced, points, threads, findings)
+            native = _compile_and_verify(density, traced, model, points, threads, findings)
             return native, [*findings, *cache.findings()]
         except (UnsupportedError, CompilerError):
             if engine == "auto":
-                evaluator = _graph_if_faster(density, traced, points)
+                evaluator = _graph_if_faster(density, traced, model, points)
             raise
     except (UntraceableError, MismatchError, UnsupportedError, CompilerError) as error:
         failure = error
@@ -165,7 +181,7 @@ def _compiled_before(density: LogDensity) -> _Compiled | None:
 
 
 def _reused(
-    density: LogDensity, generator: torch.Generator, threads: int, trusted: bool
+    density: LogDensity, model: _Remembered, seed: int, threads: int, trusted: bool
 ) -> NativeDensity | None:
     """Return the code that was compiled for this model on other data; None if it is not usable."""
     known = _compiled_before(density)
@@ -176,14 +192,19 @@ def _reused(
     if trusted:
         return compiled
     try:
-        verify(compiled, density, _points(density, generator, REVERIFIED_POINTS))
+        verify(compiled, model, _points(density, model, seed, REVERIFIED_POINTS))
     except MismatchError:  # data that are not arguments of the model have changed
         return None
     return compiled
 
 
 def _compile_and_verify(
-    density: LogDensity, traced: Traced, points: Tensor, threads: int, findings: Sequence[Finding]
+    density: LogDensity,
+    traced: Traced,
+    model: _Remembered,
+    points: Tensor,
+    threads: int,
+    findings: Sequence[Finding],
 ) -> NativeDensity:
     source = emit(traced.density, density.dim)
     if source.statements > MAX_STATEMENTS:
@@ -193,7 +214,7 @@ def _compile_and_verify(
         )
     compiled = NativeDensity(source, density.dim, _arrays(density, traced), threads)
     check_time_limit()
-    verify(compiled, density, points)
+    verify(compiled, model, points)
     key = _key(density)
     if key is not None and traced.reads_data:
         _compiled_models.setdefault(density.program.model, {})[key] = _Compiled(
@@ -208,8 +229,9 @@ def _arrays(density: LogDensity, traced: Traced) -> list[Tensor]:
     return arrays
 
 
-def _points(density: LogDensity, generator: torch.Generator, count: int) -> Tensor:
-    return torch.stack([density.initial(generator) for _ in range(count)])
+def _points(density: LogDensity, model: _Remembered, seed: int, count: int) -> Tensor:
+    generator, evaluate = torch.Generator().manual_seed(seed), model.value_and_grad
+    return torch.stack([density.initial(generator, value_and_grad=evaluate) for _ in range(count)])
 
 
 def _key(density: LogDensity) -> Any:
@@ -233,10 +255,12 @@ def _key(density: LogDensity) -> Any:
     return (str(structure), tuple(types), options)
 
 
-def _graph_if_faster(density: LogDensity, traced: Traced, points: Tensor) -> Evaluator:
+def _graph_if_faster(
+    density: LogDensity, traced: Traced, model: _Remembered, points: Tensor
+) -> Evaluator:
     graph = GraphDensity(traced, _arrays(density, traced))
     try:
-        verify(graph, density, points)
+        verify(graph, model, points)
     except MismatchError:
         return density
     return min((graph, density), key=lambda evaluator: _seconds(evaluator, points))

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from probdl.errors import ProbdlError
-from probdl.model.density import LogDensity
 from probdl.util.clock import check_time_limit
 
 __all__ = ["TOLERANCE", "MismatchError", "verify"]
@@ -24,8 +23,13 @@ class MismatchError(ProbdlError, RuntimeError):
     """Compiled code and the model compute different numbers."""
 
 
-def verify(compiled: Any, density: LogDensity, points: Tensor) -> float:
+def verify(compiled: Any, density: Any, points: Tensor) -> float:
     """Compare value and gradient of compiled code with those of the model at points (n, d).
+
+    Args:
+        compiled: evaluates the compiled code by ``value_and_grad``.
+        density: evaluates the model by ``value_and_grad``.
+        points: the points.
 
     Returns:
         The largest error relative to 1 + |value|, or to 1 + the largest element of the gradient.

@@ -47,7 +47,6 @@ CURVATURE_MAX = 1e12  # updates along directions of larger curvature are left ou
 DRAWS_PER_BLOCK = 10_000
 NUMBERS_PER_BLOCK = 2**21  # so that the time limit is seen soon
 UNIT_MAX = 1e4  # scales beyond it, or below its inverse, are changed to 1
-ELBO_DRAWS = 100  # to compare a path from a random point with one from the prior
 HIGHER_MIN = 10.0  # nats of the ELBO between them that no mode makes up for
 PATHS_MAX = 5  # number of paths that may fail before an error
 
@@ -120,14 +119,29 @@ class Pathfinder(Method, name="pathfinder"):
         evaluator, findings = choose(density, self.engine, seed)
         normals: list[Normal] = []
         found: list[_Sampled] = []
+        path_of = functools.partial(
+            best_normal, density, evaluator, seed, self.steps, self.num_samples
+        )
+
+        def add(normal: Normal, rng: np.random.Generator) -> None:
+            sampled = _sample(evaluator, normal, self.draws, rng, least=TAIL_DRAWS_MIN)
+            normals.append(normal)
+            found.append(sampled)
+            if sampled.stop is not None:
+                raise sampled.stop
+
         with bar(self.paths, "finding paths", progress) as shown:
             try:
-                for normal, rng in self._approximations(density, evaluator, seed):
-                    sampled = _sample(evaluator, normal, self.draws, rng, least=TAIL_DRAWS_MIN)
-                    normals.append(normal)
-                    found.append(sampled)
-                    if (early := found[-1].stop) is not None:
-                        raise early
+                add(*path_of())
+                of_prior = False
+                if self.init is None:
+                    with contextlib.suppress(ModelError):
+                        add(*path_of(of_prior=True))
+                        of_prior = found[1].elbo > found[0].elbo + HIGHER_MIN
+                        del normals[not of_prior], found[not of_prior]
+                shown.update()
+                for path in range(1, self.paths):
+                    add(*path_of(path=path, of_prior=of_prior))
                     shown.update()
             except KeyboardInterrupt as stop:
                 if not found:
@@ -174,30 +188,6 @@ class Pathfinder(Method, name="pathfinder"):
         ]
         draws = {name: value.numpy() for name, value in values.items()}
         return Fit(self, program, structure, draws, stats, seed, findings)
-
-    def _approximations(
-        self, density: LogDensity, evaluator: Evaluator, seed: int
-    ) -> Iterator[tuple[Normal, np.random.Generator]]:
-        """Yield the approximation of each path, with a generator for its draws."""
-
-        def of(path: int, of_prior: bool) -> tuple[Normal, np.random.Generator]:
-            return best_normal(
-                density, evaluator, seed, self.steps, self.num_samples, path=path, of_prior=of_prior
-            )
-
-        first, of_prior = of(0, False), False
-        if self.init is None:
-            with contextlib.suppress(ModelError):
-                other = of(0, True)
-                rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(3,)))
-                lower, higher = (
-                    elbo(evaluator, normal, ELBO_DRAWS, rng) for normal, _ in (first, other)
-                )
-                if of_prior := higher > lower + HIGHER_MIN:
-                    first = other
-        yield first
-        for path in range(1, self.paths):
-            yield of(path, of_prior)
 
 
 def _rows(parts: list[Array], chosen: NDArray[np.int64]) -> Array:

@@ -9,6 +9,7 @@ regular maximum: the density increases without bound, or towards a boundary.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -26,7 +27,7 @@ from probdl.methods.approach import AT_MODE, approach, evaluate_with
 from probdl.model.density import LogDensity
 from probdl.results.diagnostics import interrupted
 from probdl.util.blas import one_blas_thread
-from probdl.util.clock import check_time_limit
+from probdl.util.clock import check_time_limit, timed
 from probdl.util.lazy import optimize
 from probdl.util.progress import bar
 
@@ -36,6 +37,8 @@ DENSE_MAX = 1000  # the largest d with a Hessian, which takes d gradients and dÂ
 NEWTON_STEPS_MAX = 100  # quadratic convergence needs four or five, after the way to its region
 DRIFT_MAX = 8  # full Newton steps of the same length and direction: the maximum is at infinity
 RESOLVED_MIN = 1e-6  # nats that a step to a finite density would gain beyond doubt
+SAME_HESSIAN_MAX = 1e-8  # nats: after a step that gains less, the Hessian is the same
+MANY_NUMBERS = 10_000_000  # of the data, with which a Hessian takes several seconds
 NEWTON_GAIN_MIN = 1e-16  # nats: Newton's method has converged if a step gains less
 KINK_GAIN_MAX, KINK_STEPS = 0.1, 5  # share of the promised gain, and steps in a row below it
 FLAT_SHARE_MAX = 1e-10  # flat eigenvalues, as a share of the largest one of the scaled information
@@ -85,7 +88,7 @@ def maximise(
         steps: maximal number of L-BFGS iterations from each starting point.
         generator: random numbers for the starting points.
         show: whether to show progress.
-        quick: whether to skip the last Hessian if the last Newton step was as small as rounding.
+        quick: whether to use a Hessian again after a small step, also if there are few data.
 
     Raises:
         ModelError: no starting point has a finite density, or the model fails.
@@ -122,7 +125,9 @@ def maximise(
         # L-BFGS may have stopped lower, but on the way to the same maximum.
         lower = [end for end in found if end.value < best.value - SAME_VALUE_MAX]
         limit = min(NEWTON_STEPS_MAX, steps)
-        ends = [_polish(density, evaluator, end, limit) for end in (best, *lower)]
+        quick |= sum(x.numel() for x in density.program.tensors()) > MANY_NUMBERS
+        with timed("curvature"):
+            ends = [_polish(density, evaluator, end, limit, quick) for end in (best, *lower)]
         best = max(ends, key=lambda end: end.value)
     else:
         ends = found
@@ -160,7 +165,8 @@ def maximise(
     information = None
     if dense:
         reuse = quick and best.information is not None and best.gain < NEWTON_GAIN_MIN
-        information = best.information if reuse else -density.hessian(best.z)
+        with timed("curvature"):
+            information = best.information if reuse else -density.hessian(best.z)
         if at_edge and information is not None and not torch.isfinite(information).all():
             information = None
     if information is None and not at_edge:
@@ -320,7 +326,7 @@ def _further(evaluator: Evaluator, end: _End) -> Tensor | None:
     return torch.from_numpy(found.end) if found.value > end.value + SAME_VALUE_MAX else None
 
 
-def _polish(density: LogDensity, evaluator: Evaluator, end: _End, steps: int) -> _End:
+def _polish(density: LogDensity, evaluator: Evaluator, end: _End, steps: int, quick: bool) -> _End:
     """Take up to ``steps`` Newton steps to the maximum.
 
     Where the density is convex along some direction, the step follows its gradient there. If full
@@ -328,11 +334,12 @@ def _polish(density: LogDensity, evaluator: Evaluator, end: _End, steps: int) ->
     """
     z = end.z
     value, grad = evaluator.value_and_grad(z)
-    step, gain, information, drift, blocked = torch.zeros_like(z), 0.0, None, 0, False
+    step, gain, information, drift, blocked = torch.zeros_like(z), math.inf, None, 0, False
     short = 0  # steps in a row that gained little of what they promised
     for _ in range(steps):
         check_time_limit()
-        information = -density.hessian(z)
+        if information is None or not quick or gain > SAME_HESSIAN_MAX:
+            information = -density.hessian(z)
         if not torch.isfinite(information).all():
             return end._replace(value=float(value), z=z, information=information)
         before, step = step, curvature(information, z).ascend(grad)
