@@ -1055,3 +1055,28 @@ def test_plots_of_other_groups_name_what_they_show(saved):
     assert "choose one of ('y')" not in refused(
         "plot", "fits/line", "ppc", "--site", "q", "--out", "p.png"
     )
+
+
+def test_a_column_that_only_rhymes_with_an_argument_is_ignored(here):
+    (here / "series.csv").write_text("date,rate,y\na,1,1\nb,2,2\nc,1,3\n")
+    (here / "series.py").write_text(
+        "import pyro, pyro.distributions as dist\n"
+        "def model(y, later=None):\n"
+        "    mu = pyro.sample('mu', dist.Normal(0.0, 1.0))\n"
+        "    with pyro.plate('row', len(y)):\n"
+        "        pyro.sample('y', dist.Normal(mu, 1.0), obs=y)\n"
+    )
+    done = good("infer", "series.py:model", "--data", "series.csv", "--method", "laplace")
+    assert "ignored date, rate" in done.stderr
+
+
+def test_null_is_a_missing_observation_in_both_forms_of_json(here):
+    (here / "lists.json").write_text('{"y": [1.0, null, 2.0]}')
+    (here / "rows.json").write_text('[{"y": 1.0}, {"y": null}, {"y": 2.0}]')
+    words = ["my_models.py:normal", "--method", "laplace", "--seed", 1]
+    found = [
+        fitted(*words, "--data", file, "--missing", "mask")["summary"]
+        for file in ("lists.json", "rows.json")
+    ]
+    assert found[0] == found[1]
+    assert "--missing mask" in refused("infer", *words, "--data", "lists.json")

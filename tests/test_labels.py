@@ -1,5 +1,6 @@
 """Names of dimensions, labels along them, and the forms in which data come."""
 
+import datetime
 import warnings
 
 import numpy as np
@@ -511,3 +512,41 @@ def test_labels_that_are_a_series_are_taken_by_position(sorted_frame, tmp_path):
         model, frame.x, frame.y, missing="mask", coords={"row": frame["name"]}, seed=1
     )
     assert [*prior.observed_data["y"].to_series().index] == [*known.index]
+
+
+def normal_by_year(y):
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    with pyro.plate("year", len(y)):
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+
+def test_dates_that_no_file_holds_are_refused():
+    remote = np.arange("1500", "1503", dtype="datetime64[Y]")
+    with pytest.raises(probdl.SettingError, match="before 1678"):
+        probdl.infer(normal_by_year, np.zeros(3), coords={"year": remote})
+
+
+def test_dates_of_python_are_dates_in_predictions_too(tmp_path):
+    days = [datetime.date(2020 + year, 1, 1) for year in range(3)]
+    fit = probdl.infer(normal_by_year, np.zeros(3), method="laplace", coords={"year": days}, seed=1)
+    found = fit.predictions(np.zeros(3), coords={"year": days})
+    assert found.year.dtype == fit.idata.observed_data.year.dtype
+    assert found["y"].sel(year="2021").shape[-1] == 1
+    fit.to_idata(predictions=found).to_netcdf(tmp_path / "predictions.nc")
+
+
+def test_counts_and_classes_are_integers_beside_the_data():
+    def counts(n, y=None):
+        rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+        with pyro.plate("row", n):
+            pyro.sample("y", dist.Poisson(rate), obs=y)
+
+    y = np.random.default_rng(0).poisson(2.7, size=30)
+    for data in (y, y.astype(float)):
+        fit = probdl.infer(counts, 30, data, method="laplace", seed=1)
+        container = fit.to_idata(prior=10)
+        for group in ("observed_data", "posterior_predictive", "prior_predictive"):
+            assert container[group]["y"].dtype.kind == "i"
+        assert fit.predict(5)["y"].dtype.kind == "i"
+        assert fit.predictions(5)["y"].dtype.kind == "i"
+    np.testing.assert_array_equal(fit.idata.observed_data["y"], y)

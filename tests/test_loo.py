@@ -277,3 +277,16 @@ def test_rows_that_the_model_counts_are_held_out_in_their_places():
     ]
     a, b = (fit.cross_validate(4, workers=1).pointwise for fit in fits)
     np.testing.assert_allclose(a, b, atol=0.03)
+
+
+def test_one_observation_is_no_leave_one_out():
+    def series(y):
+        drift = pyro.sample("drift", dist.Normal(0.0, 1.0))
+        steps = torch.ones(len(y)).cumsum(-1)
+        pyro.sample("y", dist.Normal(drift * steps, 1.0).to_event(1), obs=y)
+
+    fit = probdl.infer(series, np.arange(5.0), method="laplace", seed=1)
+    with pytest.warns(probdl.FindingWarning, match="has one observation"):
+        fit.loo()
+    with pytest.warns(probdl.FindingWarning, match="has one observation"):
+        probdl.compare({"a": fit, "b": fit})

@@ -75,7 +75,7 @@ def test_draws_are_the_weights_of_the_decoder(trained):
     assert all(name.startswith(("encoder", "decoder")) for name in trained.stats["params"])
     assert all(name.startswith("decoder") for name in trained.draws)
     assert "VAE" in repr(trained)
-    assert isinstance(trained.model.__self__, VAE)
+    assert isinstance(trained.model, VAE)
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (3, 8, 8)])

@@ -13,10 +13,11 @@ from probdl.errors import DataError
 from probdl.model.callables import runnable, signature
 from probdl.util.suggestions import did_you_mean, nearest
 
-__all__ = ["bind", "unused_names"]
+__all__ = ["bind", "misnamed", "unused_names"]
 
 Values = dict[str, Any]
 
+TYPO_SIMILARITY = 0.75  # of a column and an argument with the same first letter
 _NUMBERED_COLUMN = re.compile(r"(.+?)(?:\[(\d{1,9})\]|_(\d{1,9}))")
 
 
@@ -63,7 +64,10 @@ def _is_almost(name: str, argument: str) -> bool:
     """Return whether a column may be meant for an argument: ``Y``, ``y_obs``, ``y.1`` or ``y2``."""
     words = re.split(r"[\W_]+", name.lower())
     numbered = re.fullmatch(re.escape(argument.lower()) + r"\W*\d+.*", name.lower())
-    typo = len(name) > 2 and nearest(name, [argument])
+    alike = name.lower()[:1] == argument.lower()[:1] and nearest(
+        name.lower(), [argument.lower()], similarity=TYPO_SIMILARITY
+    )
+    typo = len(name) > 2 and alike
     return argument.lower() in words or numbered is not None or bool(typo)
 
 
@@ -107,6 +111,8 @@ def bind(
         if extra:
             hint = did_you_mean(extra[0], missing or names, before=" (", after=")")
             problems.append(f"The model has no argument {_quoted(extra)}{hint}.")
+            if hint:
+                problems.append(f"Rename it, or leave it out (in the shell: --drop {extra[0]}).")
         raise DataError(
             f"{' '.join(problems)} The model's arguments: {', '.join(names) or 'none'}. "
             f"Names in the data: {', '.join(values) or 'none'}."

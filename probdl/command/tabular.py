@@ -142,9 +142,22 @@ def checked(
             found[name] = _from_categories(written, what, (orders or {}).get(name))
         elif missing and isinstance(value, pd.Series) and value.dtype.kind == "f":
             found[name] = value.to_numpy()
+        elif missing and isinstance(value, list) and (numbers := _with_nan(value)) is not None:
+            found[name] = numbers
         else:
             found[name] = _check_value(value, what)
     return found
+
+
+def _with_nan(value: list[Any]) -> NDArray[np.float64] | None:
+    """Return numbers of a JSON file with NaN for null; None if they are no such numbers."""
+    try:
+        array = np.array(value)
+        if array.dtype.kind != "O" or any(isinstance(cell, str) for cell in array.ravel()):
+            return None
+        return array.astype(float)
+    except (TypeError, ValueError):  # lists of different lengths, or of other things
+        return None
 
 
 def _as_written(value: Any, name: str, path: Path) -> Any:
@@ -408,7 +421,10 @@ def _from_json(value: Any, what: str) -> NDArray[Any]:
         _check_integer_range(array.ravel(), what)
         for index, cell in np.ndenumerate(array):
             if cell is None:
-                raise DataError(f"{what} has no value (null) at index {list(index)}.")
+                raise DataError(
+                    f"{what} has no value (null) at index {list(index)}. Fill in the values, "
+                    "remove them, or pass --missing mask, which leaves out missing observations."
+                )
     return array
 
 

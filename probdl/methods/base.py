@@ -9,9 +9,10 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from probdl.errors import SettingError
+from probdl.model.callables import callable_name
 from probdl.model.density import LogDensity
 from probdl.model.program import Program
 from probdl.model.sites import Structure, discover
@@ -259,6 +260,8 @@ def _shown(value: Any) -> str:
         return f"({', '.join(map(_shown, value))}{',' * (len(value) == 1)})"
     if isinstance(value, dict):
         return f"{{{', '.join(f'{k!r}: {_shown(v)}' for k, v in value.items())}}}"
+    if isinstance(value, nn.Module) or hasattr(value, "__self__"):
+        return callable_name(value)  # the repr of a network has many lines
     return repr(value)
 
 

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["as_dates", "comparable"]
+__all__ = ["as_dates", "comparable", "in_nanoseconds"]
 
 
 def as_dates(labels: Any) -> NDArray[np.datetime64] | None:
     """Return labels that are dates without a time zone in one type; None if they are others.
 
-    That type is ``datetime64[ns]``, as in files, or ``datetime64[us]`` for remote dates.
+    That type is ``datetime64[ns]``, as in files, or ``datetime64[us]`` for dates that it cannot
+    hold.
 
     >>> import datetime
     >>> as_dates([datetime.date(2026, 1, 31)]).astype(str).tolist()
@@ -26,7 +27,7 @@ def as_dates(labels: Any) -> NDArray[np.datetime64] | None:
         array = np.array([np.datetime64(label) for label in array.tolist()])
     if array.dtype.kind != "M":
         return None
-    return _in_nanoseconds(array)
+    return _in_one_unit(array)
 
 
 def comparable(first: Any, second: Any) -> tuple[list[Any], list[Any]]:
@@ -43,7 +44,7 @@ def comparable(first: Any, second: Any) -> tuple[list[Any], list[Any]]:
     found = []
     for labels, own in zip((first, second), dates, strict=True):
         if own is None:
-            own = _in_nanoseconds(np.array([np.datetime64(str(label)) for label in labels]))
+            own = _in_one_unit(np.array([np.datetime64(str(label)) for label in labels]))
         found.append([label.rstrip("0") for label in own.astype(str).tolist()])  # of any unit
     return found[0], found[1]
 
@@ -52,10 +53,11 @@ def _is_date(label: Any) -> bool:
     return hasattr(label, "isoformat") and getattr(label, "tzinfo", None) is None
 
 
-def _in_nanoseconds(array: NDArray[np.datetime64]) -> NDArray[np.datetime64]:
-    return array.astype("datetime64[ns]" if _fits(array) else "datetime64[us]")
+def _in_one_unit(array: NDArray[np.datetime64]) -> NDArray[np.datetime64]:
+    return array.astype("datetime64[ns]" if in_nanoseconds(array) else "datetime64[us]")
 
 
-def _fits(array: NDArray[np.datetime64]) -> bool:
+def in_nanoseconds(array: NDArray[np.datetime64]) -> bool:
+    """Return whether ``datetime64[ns]``, and so a file, can hold all dates: from 1678 to 2261."""
     seconds = array.astype("datetime64[s]").astype(np.int64)
     return bool((abs(seconds) < 2**63 // 10**9).all())

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from probdl.errors import SettingError, warn
-from probdl.model.dates import as_dates, comparable
+from probdl.model.dates import as_dates, comparable, in_nanoseconds
 from probdl.model.distributions import base_distribution
 from probdl.model.sites import Site, Structure
 from probdl.util.text import has_controls
@@ -28,7 +28,8 @@ def check_labels(owner: str, coords: Any) -> dict[str, Any] | None:
     """Check that ``coords`` is None, or has lists of labels by dimension.
 
     Returns:
-        The labels by position: a Series, whose ``[i]`` is that of its index, becomes an array.
+        The labels by position: a Series, whose ``[i]`` is that of its index, becomes an array, and
+        dates of any type become those of NumPy.
 
     Raises:
         SettingError: they are something else.
@@ -56,16 +57,25 @@ def check_labels(owner: str, coords: Any) -> dict[str, Any] | None:
                 f"coords[{dim!r}] has the label {values[counts > 1][0].item()!r} more than once. "
                 "Labels must be unique; number those of the same name."
             )
-    return {
-        dim: np.asarray(labels) if hasattr(labels, "__array__") else labels
-        for dim, labels in coords.items()
-    }
+    return {dim: _by_position(labels) for dim, labels in coords.items()}
+
+
+def _by_position(labels: Any) -> Any:
+    if (dates := as_dates(labels)) is not None:
+        return dates
+    return np.asarray(labels) if hasattr(labels, "__array__") else labels
 
 
 def _check_storable(dim: str, labels: Any) -> None:
     """Check that a file can hold labels, so that a fit with them can be saved."""
     array = np.asarray(labels)
-    if array.dtype.kind in "bif" or as_dates(array) is not None:
+    dates = as_dates(array)
+    if dates is not None and not in_nanoseconds(dates):
+        raise SettingError(
+            f"coords[{dim!r}] has dates before 1678 or after 2262, such as {dates.min()}, which "
+            "files cannot hold. Use numbers, such as years, or texts."
+        )
+    if array.dtype.kind in "bif" or dates is not None:
         return
     if array.dtype.kind == "u" and (array <= np.iinfo(np.int64).max).all():
         return

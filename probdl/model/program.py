@@ -93,6 +93,7 @@ class Program:
         raw: bool | frozenset[str] = False,
         masks_missing: bool = False,
     ) -> None:
+        self.given = model
         model = runnable(model)
         self.encodings: dict[str, Encoding] = {}
         self.shared: dict[str, str] = {}  # the common name of arguments that have the same codes
@@ -119,7 +120,7 @@ class Program:
     def to(self, dtype: torch.dtype) -> Program:
         """Return the same program in another dtype, made from the caller's own objects."""
         other = Program(
-            self.original,
+            self.given,
             self.args,
             self.kwargs,
             dtype=dtype,
@@ -151,7 +152,7 @@ class Program:
         other = copy.copy(self)
         other.signature = signature(guide)
         other.name = callable_name(guide)
-        other.original = guide
+        other.given = other.original = guide
         other.model = self.own(guide) if copied else guide
         other.precision = Precision(self.dtype)
         other._bind(self.args, self.kwargs)

@@ -87,7 +87,8 @@ class Site:
     computed: bool = False  # whether an observed value depends on latent sites
     imputed: bool = False  # whether some of its elements are latent values
     centred: bool = False  # a latent site whose scale depends on other latent sites
-    is_discrete: bool = False  # a latent site whose values a guide draws from a discrete support
+    # An observed site of counts or classes; a latent one whose values a guide draws.
+    is_discrete: bool = False
 
     @property
     def is_scored(self) -> Tensor | None:
@@ -384,15 +385,18 @@ def _masked_in_both(site: Site, other: Site) -> Tensor | None:
 def _scale_varies(name: str, traces: Sequence[Trace]) -> bool:
     """Return whether the distribution of a site has another scale at another random point."""
     of = [base_distribution(trace.nodes[name]["fn"]) for trace in traces]
-    if not all(isinstance(fn, LOCATION_SCALE) for fn in of):
+    if all(isinstance(fn, dist.MultivariateNormal) for fn in of):
+        first, second = (fn._unbroadcasted_scale_tril for fn in of)
+    elif all(isinstance(fn, LOCATION_SCALE) for fn in of):
+        first, second = (fn.scale for fn in of)
+    else:
         return False
-    first, second = (fn.scale for fn in of)
     return first.shape != second.shape or not torch.equal(first, second)
 
 
-def centred_sites(structure: Structure) -> list[str]:
+def centred_sites(structure: Structure) -> list[Site]:
     """List the latent sites whose scale is another latent site: centred effects of groups."""
-    return [site.name for site in structure.of("latent") if site.centred]
+    return [site for site in structure.of("latent") if site.centred]
 
 
 def _without_imputed(program: Program, site: Site, other: Site) -> Site:
@@ -612,6 +616,7 @@ def _sample_site(name: str, node: Any) -> Site:
         event_dim=event,
         unsummable=_why_not_summed(name, fn) if kind == "discrete" else "",
         mask=None if mask is None or mask.all() else mask.clone(),
+        is_discrete=kind == "observed" and is_discrete(fn),
     )
 
 

@@ -13,6 +13,7 @@ from probdl.model.sites import Site
 from probdl.results.crossvalidation import score_held_out
 from probdl.results.fit import Fit
 from probdl.results.lagged import is_given_others
+from probdl.results.loo import warn_of_one_observation
 from probdl.results.masking import without_masked
 from probdl.util.lazy import pandas as pd
 from probdl.util.settings import check_flag, check_progress, check_workers
@@ -126,6 +127,7 @@ def compare(
             except ProbdlError as error:
                 warn(f"Fit {name!r} could not be refitted for rows with a high k-hat: {error}")
         results[name] = result
+    warn_of_one_observation(result)  # of the same data as the others
     table: pd.DataFrame = idata.compare(results)
     table["refitted"] = pd.Series(refitted)
     table["high_k"] = pd.Series(high)

@@ -20,7 +20,15 @@ from probdl.results.labels import Dims, Labels
 from probdl.results.masking import without_masked
 from probdl.util.suggestions import suggest
 
-__all__ = ["as_numpy", "assemble", "data_groups", "of_observed", "predicted", "prior_groups"]
+__all__ = [
+    "as_numpy",
+    "assemble",
+    "data_groups",
+    "of_observed",
+    "predicted",
+    "prior_groups",
+    "with_integers",
+]
 
 Array = NDArray[Any]
 Arrays = dict[str, Array]
@@ -29,6 +37,27 @@ Arrays = dict[str, Array]
 def as_numpy(x: Tensor) -> Array:
     """Return a tensor as an array on the CPU, without its gradient."""
     return np.asarray(x.detach().resolve_conj().cpu().numpy())
+
+
+def with_integers(sites: Mapping[str, Site], arrays: Mapping[str, Array]) -> Arrays:
+    """Return counts and classes, which torch holds as floating-point numbers, as integers.
+
+    ArviZ draws histograms of integers and densities of others.
+
+    Args:
+        sites: the sites.
+        arrays: arrays by site; those with NaN stay as they are.
+    """
+    counted = {name for name in arrays if name in sites and sites[name].is_discrete}
+    return {name: _as_integers(x) if name in counted else x for name, x in arrays.items()}
+
+
+def _as_integers(array: Array) -> Array:
+    if array.dtype.kind != "f":
+        return array
+    with np.errstate(invalid="ignore"):  # of NaN
+        converted = array.astype(np.int32 if array.dtype.itemsize < 8 else np.int64)
+    return converted if np.array_equal(converted, array) else array
 
 
 def of_observed(sites: Mapping[str, Site], arrays: Mapping[str, Array], lead: int) -> Arrays:
@@ -66,14 +95,14 @@ def prior_groups(
     observed = {s.name: s for s in whole.of("observed")}
     return {
         "prior": {name: array for name, array in arrays.items() if name not in names},
-        "prior_predictive": of_observed(observed, predictive, 2),
+        "prior_predictive": of_observed(observed, with_integers(observed, predictive), 2),
     }
 
 
 def data_groups(program: Program, structure: Structure, whole: Structure) -> dict[str, Arrays]:
     """Return the groups ``observed_data`` and ``constant_data``, without what is in the first."""
     observed = whole.of("observed")
-    data = {s.name: as_numpy(s.value) for s in observed}
+    data = with_integers(whole.sites, {s.name: as_numpy(s.value) for s in observed})
     return {
         "observed_data": of_observed(whole.sites, data, 0),
         "constant_data": {

@@ -23,6 +23,7 @@ from probdl.findings import (
     Finding,
 )
 from probdl.io import idata
+from probdl.model.sites import Site
 from probdl.util.clock import TimeUp
 
 __all__ = [
@@ -319,16 +320,19 @@ def check_stuck(z: Array, lp: Array) -> list[Finding]:
     ]
 
 
-def check_energy(stats: Mapping[str, Any], centred: Sequence[str]) -> list[Finding]:
+def check_energy(stats: Mapping[str, Any], centred: Sequence[Site]) -> list[Finding]:
     """Check for divergent transitions and a low Bayesian fraction of missing information.
 
     Args:
         stats: the sample stats.
         centred: sites whose scale is another latent site, which make funnels.
     """
+    several = [site for site in centred if site.distribution == "MultivariateNormal"]
+    how = "pyro.infer.reparam.LocScaleReparam(0.0)"
+    if several:
+        how = f"'{several[0].name}' as loc + scale_tril @ z, with z ~ Normal(0, 1)"
     funnels = (
-        f"write {', '.join(map(repr, centred[:3]))} non-centred (pyro.infer.reparam."
-        "LocScaleReparam(0.0))"
+        f"write {', '.join(repr(site.name) for site in centred[:3])} non-centred ({how})"
         if centred
         else "use priors that keep scales away from 0 and hold what the data do not identify, and "
         "write effects of groups with many data centred"

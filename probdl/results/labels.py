@@ -8,7 +8,6 @@ from typing import Any
 
 from probdl.errors import SettingError, warn
 from probdl.io.idata import unclashed
-from probdl.model.dates import as_dates
 from probdl.model.elements import check_labels
 from probdl.model.encoding import Encoding
 from probdl.model.preparing import grown_shapes
@@ -169,9 +168,7 @@ def checked_labels(
     own_dims, own_coords = _labels_of_data(program, structure)
     _check_order(own_coords, coords)
     _warn_of_order(program, coords)
-    dates = {dim: as_dates(labels) for dim, labels in coords.items()}
-    given = {dim: of if dates[dim] is None else dates[dim] for dim, of in coords.items()}
-    return {**own_dims, **dims}, own_coords | given
+    return {**own_dims, **dims}, own_coords | coords
 
 
 def _check_order(own: Mapping[str, Any], given: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ from probdl.model.density import LogDensity
 from probdl.model.program import Program
 from probdl.model.sites import Structure
 
-__all__ = ["check_moment_matching", "matched", "warn_of_high_k"]
+__all__ = ["check_moment_matching", "matched", "warn_of_high_k", "warn_of_one_observation"]
 
 Array = NDArray[Any]
 
@@ -79,6 +79,18 @@ def matched(
         return each[:, i].reshape(at.shape[:-1])
 
     return idata.moment_match(container, name, elpd, points, log_density, log_likelihood)
+
+
+def warn_of_one_observation(elpd: Any) -> None:
+    """Warn if the likelihood has one observation, such as a whole series."""
+    if idata.pareto_k(elpd).size == 1:
+        warn(
+            "The likelihood has one observation, such as a whole series, so leave-one-out "
+            "cross-validation leaves out all data: the score is that of the prior, and its "
+            "standard error is not known. Write the model with a site for each observation, or "
+            "score held-out data by fit.log_predictive(...).",
+            FindingWarning,
+        )
 
 
 def warn_of_high_k(elpd: Any, matched: bool) -> None:

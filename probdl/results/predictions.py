@@ -19,7 +19,7 @@ from probdl.model.elements import Elements, check_labels
 from probdl.model.program import Program
 from probdl.model.sites import Site, Structure, data_plate, discover
 from probdl.results.classes import OF_CLASSES, classes_of, in_one_class, name_codes, observed_by
-from probdl.results.container import as_numpy, predicted
+from probdl.results.container import as_numpy, predicted, with_integers
 from probdl.results.discrete import draw_discrete
 from probdl.results.labels import Labels, labels_at
 from probdl.results.scores import ScoredFit
@@ -66,8 +66,9 @@ class PredictingFit(ScoredFit):
 
         Returns:
             The observed and deterministic sites by name, and sites that exist at these arguments
-            only, as arrays (chain, draw, *shape at these arguments). The same call returns the
-            same draws. A point estimate has one draw, and so one draw of the data.
+            only, as arrays (chain, draw, *shape at these arguments); counts and classes are
+            integers. The same call returns the same draws. A point estimate has one draw, and so
+            one draw of the data.
 
         Raises:
             ModelError: the model does not run on these arguments.
@@ -354,6 +355,6 @@ class PredictingFit(ScoredFit):
             if out is None:
                 given = common if program is self.program and loaded else ()
                 sampled = streaming.sample(program, self.structure, draws, elements, given)
-                return self._arrays(sampled)
+                return with_integers(self.structure.sites, self._arrays(sampled))
             parts = predictive.sample_parts(program, self.structure, draws, elements)
             return write_arrays(out, parts, (self.num_chains, self.num_draws))

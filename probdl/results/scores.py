@@ -22,7 +22,12 @@ from probdl.model.program import Program
 from probdl.model.sites import Structure
 from probdl.results.container import as_numpy
 from probdl.results.crossvalidation import CrossValidation, cross_validate
-from probdl.results.loo import check_moment_matching, matched, warn_of_high_k
+from probdl.results.loo import (
+    check_moment_matching,
+    matched,
+    warn_of_high_k,
+    warn_of_one_observation,
+)
 from probdl.results.masking import nan_masked, without_masked, zero_masked
 from probdl.results.state import FitState
 from probdl.util.isolation import isolated, sheltered
@@ -181,7 +186,7 @@ class ScoredFit(FitState):
             SettingError: the fit is a point estimate, or moment matching is not available.
 
         Warns:
-            FindingWarning: k-hat is high for some observations.
+            FindingWarning: k-hat is high for some observations, or there is only one.
 
         Example:
             >>> import numpy as np, probdl
@@ -234,6 +239,7 @@ class ScoredFit(FitState):
                 name,
                 result,
             )
+        warn_of_one_observation(result)
         warn_of_high_k(result, moment_match)
         return result
 

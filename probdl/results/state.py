@@ -10,13 +10,14 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from probdl.errors import DataError
 from probdl.findings import Finding
 from probdl.io.idata import dimensions, labels, variables
 from probdl.io.idata import groups as group_names
 from probdl.model import predictive, streaming
+from probdl.model.callables import owner_module
 from probdl.model.discrete import observations
 from probdl.model.elements import Elements
 from probdl.model.encoding import check_new, check_order
@@ -261,6 +262,8 @@ class FitState:
     @sheltered()
     def model(self) -> Any:
         """The fitted model: a copy of the user's, with the parameters of this fit."""
+        if isinstance(self.program.given, nn.Module):
+            return owner_module(self.program.model)
         return self.program.model
 
     def _at(self, args: Any, kwargs: Any) -> tuple[Program, Structure]:

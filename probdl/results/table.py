@@ -16,7 +16,7 @@ __all__ = ["layer_rows", "layers", "point_rows", "random_layers", "scalar_names"
 
 Array = NDArray[Any]
 
-MAX_WEIGHT_ROWS = 20  # larger parameters of a module without standard errors are shown as layers
+MAX_WEIGHT_ROWS = 20  # more weights without standard errors are shown as layers
 COLUMNS = ("estimate", "standard_error", "ci_low", "ci_high")
 LAYER_COLUMNS = ("shape", "mean", "sd")
 
@@ -52,14 +52,15 @@ def layers(
     as after loading, a network's parameter is known by the dot in its name, and so are the weights
     of a Bayesian network.
     """
-    return {
+    found = {
         s.name: draws[s.name][0, 0]
         for s in structure.of("param", "latent")
         if (s.parameter is not None or "." in s.name)
         and s.name in draws
-        and draws[s.name][0, 0].size > MAX_WEIGHT_ROWS
+        and draws[s.name][0, 0].size > 1
         and not np.isfinite(errors.get(s.name, np.nan)).all()
     }
+    return found if sum(x.size for x in found.values()) > MAX_WEIGHT_ROWS else {}
 
 
 def random_layers(structure: Structure, draws: Mapping[str, Array]) -> dict[str, Array]:

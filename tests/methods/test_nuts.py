@@ -229,3 +229,20 @@ def test_progress_is_shown_only_when_asked_or_on_a_terminal(capsys, engine):
     for progress in (False, None, True):
         probdl.infer(normal_normal, *DATA, method=method, seed=1, progress=progress)
         assert ("sampling" in capsys.readouterr().err) is (progress is True)
+
+
+def test_centred_effects_of_several_coordinates_are_named():
+    sigma = np.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
+    y = np.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
+
+    def centred(sigma, y):
+        mu = pyro.sample("mu", dist.Normal(torch.zeros(2), 5.0).to_event(1))
+        tau = pyro.sample("tau", dist.HalfNormal(5 * torch.ones(2)).to_event(1))
+        with pyro.plate("school", len(sigma)):
+            effects = dist.MultivariateNormal(torch.zeros(2), scale_tril=tau.diag_embed())
+            u = pyro.sample("u", effects)
+            pyro.sample("y", dist.Normal(mu + u, sigma[:, None]).to_event(1), obs=y)
+
+    fit = probdl.infer(centred, sigma, np.c_[y, y[::-1]], seed=1)
+    finding = next(f for f in fit.diagnose() if f.check == "divergences")
+    assert "write 'u' non-centred ('u' as loc + scale_tril @ z" in finding.remedy

@@ -318,3 +318,25 @@ def test_held_out_data_of_another_length_are_scored_in_a_refit():
     fit = probdl.infer(sized, x[:40], 40, y[:40], method=method, seed=1)
     plain = probdl.infer(sized, x[:40], 40, y[:40], method=probdl.SVI(steps=500), seed=1)
     assert fit.cross_validate(4).elpd == pytest.approx(plain.cross_validate(4).elpd, abs=0.5)
+
+
+@pytest.mark.parametrize("seed", [5, 6, 7])
+def test_a_training_that_has_not_converged_is_reported_with_validation_too(seed):
+    """Also where the best held-out ELBO is by chance not the last, as with seed 6."""
+    torch.manual_seed(0)
+    coder = Coder(20)
+    settings = {"epochs": 60, "batch_size": 50, "learning_rate": 1e-4}
+    method = probdl.SVI(guide=coder.guide, validation=(binary_rows(100, 1),), **settings)
+    fit = probdl.infer(coder, binary_rows(500, 0), method=method, seed=seed)
+    assert "not_converged" in {finding.check for finding in fit.findings}
+
+
+def test_a_fit_shows_its_method_on_one_line_and_returns_the_module():
+    torch.manual_seed(0)
+    coder = Coder(20)
+    method = probdl.SVI(guide=coder.guide, steps=20)
+    fit = probdl.infer(coder, binary_rows(50, 0), method=method, seed=1)
+    assert "\n" not in fit.title
+    assert "guide=Coder" in fit.title
+    assert isinstance(fit.model, Coder)
+    assert fit.model is not coder

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from probdl.model.density import LogDensity
-from probdl.model.sites import centred_sites
+from probdl.model.sites import Site, centred_sites
 
 __all__ = ["funnel_sites"]
 
@@ -16,7 +16,7 @@ __all__ = ["funnel_sites"]
 MORE_THAN_FIXED = 1.5
 
 
-def funnel_sites(density: LogDensity, z: NDArray[np.float64]) -> list[str]:
+def funnel_sites(density: LogDensity, z: NDArray[np.float64]) -> list[Site]:
     """List the sites whose scale is a latent site that varies much over the draws.
 
     A scale that the data determine, as that of many imputed values, makes no funnel.
@@ -27,8 +27,8 @@ def funnel_sites(density: LogDensity, z: NDArray[np.float64]) -> list[str]:
     """
     draws = z.reshape(-1, density.dim)
     found = []
-    for name in centred_sites(density.structure):
-        block = density.blocks.get(name)
+    for site in centred_sites(density.structure):
+        block = density.blocks.get(site.name)
         if block is None:
             continue
         values = draws[:, block.start : block.start + block.size]
@@ -37,5 +37,5 @@ def funnel_sites(density: LogDensity, z: NDArray[np.float64]) -> list[str]:
                 spread = np.log(values.std(1)).std()
             if not spread > MORE_THAN_FIXED / math.sqrt(2 * (block.size - 1)):
                 continue
-        found.append(name)
+        found.append(site)
     return found

@@ -11,13 +11,15 @@ from numpy.typing import NDArray
 from probdl.findings import RISING_ERRORS, Finding
 from probdl.results.diagnostics import interrupted
 
-__all__ = ["check_convergence"]
+__all__ = ["RISE_MIN", "check_convergence"]
 
 # Ours: the steps of a trial, as a share of all steps, and at least (if half of them are as many).
 TRIAL_SHARE = 0.05
 TRIAL_STEPS_MIN = 50
 EVALUATIONS_SHARE = 0.01
 EVALUATIONS_MIN = 25
+
+RISE_MIN = 1e-3  # of the ELBO, relative to its size; less does not matter
 
 REMEDY = "Train for more steps, or raise learning_rate."
 
@@ -79,4 +81,4 @@ def check_convergence(
 
 
 def _is_rise(gain: float, error: float, elbo: float) -> bool:
-    return gain >= max(RISING_ERRORS * error, 0.1, 1e-3 * abs(elbo))
+    return gain >= max(RISING_ERRORS * error, 0.1, RISE_MIN * abs(elbo))

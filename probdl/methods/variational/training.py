@@ -22,7 +22,7 @@ from probdl.methods.training.checkpoint import Checkpoint, copy_saved
 from probdl.methods.training.loop import TrainingLoop
 from probdl.methods.training.minibatch import Batches, Data, FullData
 from probdl.methods.training.optimizers import ScheduledOptimizer
-from probdl.methods.variational.convergence import check_convergence
+from probdl.methods.variational.convergence import RISE_MIN, check_convergence
 from probdl.methods.variational.objective import Objective
 from probdl.methods.variational.validation import Validation
 from probdl.util.clock import check_time_limit
@@ -439,6 +439,14 @@ class VariationalTraining(TrainingLoop):
         else:
             self.best.step = self.done
 
+    @property
+    def is_past_best(self) -> bool:
+        """Whether the held-out ELBO has fallen clearly since the state that is kept."""
+        if not (self.held_out and self.selects_validated and self.best.step):
+            return False
+        best, last = -self.best.loss, self.held_out[-1][1]
+        return not best - last <= RISE_MIN * abs(best)
+
     def _report_not_finite(self) -> None:
         self.findings.append(
             Finding(
@@ -525,9 +533,10 @@ def train(loss: Objective, parameters: Parameters, batches: Batches, plan: Plan)
         training.keep_best()
     losses = training.records[: training.done]
     findings = list(training.findings)
-    chosen = {"early_stopping", "validation"} if training.selects_validated else set()
-    if not chosen & {finding.check for finding in findings}:  # else it is expected to rise
-        complete = training.done == plan.steps == training.best.step
+    ended = training.selects_validated and "early_stopping" in {f.check for f in findings}
+    if not (ended or training.is_past_best):  # else the loss of the training is expected to fall
+        complete = training.done == plan.steps
+        complete &= training.selects_validated or training.best.step == plan.steps
         findings += check_convergence(
             losses[plan.annealing :], training.try_more if plan.decays and complete else None
         )
