@@ -16,7 +16,7 @@ from probdl.compile import ENGINES, Evaluator, choose
 from probdl.methods.approach import TypicalStarts
 from probdl.methods.approximate.pathfinder import pathfinder_draw
 from probdl.methods.base import Method
-from probdl.methods.mcmc import nutpie_adapter, pyro_nuts
+from probdl.methods.mcmc import native_nuts, nutpie_adapter, pyro_nuts
 from probdl.methods.mcmc.chains import Chains, posterior_fit, random_start
 from probdl.methods.mcmc.funnels import funnel_sites
 from probdl.model.density import LogDensity
@@ -28,6 +28,7 @@ __all__ = ["HMC", "NUTS"]
 
 MASS_MATRICES = ("auto", "diag", "low_rank", "dense")
 INITS = ("auto", "random", "pathfinder")
+SAMPLERS = ("nutpie", "native")
 TRAJECTORY_MAX = 1e3  # 160 periods of a normal posterior
 TREEDEPTH_MAX = 30  # a billion gradients for one draw
 # Up to this d, learning the correlations takes less than half a second (`make bench-mass`).
@@ -99,9 +100,11 @@ class NUTS(Method, name="nuts"):
     mass_matrix: str = "auto"
     init: str | Mapping[str, Any] = "auto"
     engine: str = "auto"
+    sampler: str = "nutpie"
 
     def __post_init__(self) -> None:
         self._check_int(draws=1, warmup=0, chains=1)
+        self._check_choice(sampler=SAMPLERS)
         self._check_int(TREEDEPTH_MAX, max_treedepth=1)
         self._check_real(target_accept=(0, 1))
         self._check_choice(engine=ENGINES, mass_matrix=MASS_MATRICES)
@@ -118,7 +121,8 @@ class NUTS(Method, name="nuts"):
 
         start = _starts(self, density, evaluator, seed)
 
-        if evaluator.engine == "eager" or not nutpie_adapter.available(evaluator):
+        own = self.sampler == "native" and evaluator.engine == "native"
+        if not own and (evaluator.engine == "eager" or not nutpie_adapter.available(evaluator)):
             kernel = {
                 "target_accept_prob": self.target_accept,
                 "max_tree_depth": self.max_treedepth,
@@ -130,7 +134,7 @@ class NUTS(Method, name="nuts"):
             reached = chains.stats["tree_depth"] >= self.max_treedepth
             chains.stats["reached_max_treedepth"] = reached
         else:
-            chains = nutpie_adapter.run(
+            chains = (native_nuts if own else nutpie_adapter).run(
                 density.dim,
                 evaluator,
                 start,
