@@ -17,7 +17,6 @@ from probdl.compile.kernels.nuts import RECORD, NutsChain, NutsTask
 from probdl.compile.runtime.native_density import NativeDensity
 from probdl.methods.mcmc.chains import Chain, Chains, Starts, gather
 from probdl.methods.mcmc.metric import low_rank
-from probdl.util.blas import one_blas_thread
 from probdl.util.clock import check_time_limit
 from probdl.util.isolation import lock_suspended
 from probdl.util.progress import bar
@@ -85,8 +84,7 @@ class _Running:
                 self.settings.target_accept,
                 self.settings.max_treedepth,
             )
-            with one_blas_thread():
-                self._warm_up(chain)
+            self._warm_up(chain)
             if not self.stopped:
                 self._transitions(self.settings.draws, z=self.z, records=self.records)
         except Exception as error:
@@ -109,37 +107,42 @@ class _Running:
             first = np.clip(1.0 / np.sqrt(np.abs(chain.grad)), *SCALE_RANGE)
         chain.set_metric(first, chain.directions, chain.variances)
         chain.find_step()
-        early, late = int(EARLY * warmup), int(LATE * warmup)
-        self._transitions(min(FIRST, early), step=True, window=EARLY_WINDOW)
-        if early > FIRST:
+        late = int(LATE * warmup)
+        if kind == "diag":
+            early = int(EARLY * warmup)
+            self._transitions(min(FIRST, early), step=True, window=EARLY_WINDOW)
             chain.find_step()
             self._transitions(early - FIRST, step=True, window=EARLY_WINDOW)
-        middle = warmup - early - late
-        if kind == "diag":
+            middle = warmup - early - late
             last = min(WINDOW, middle)  # whose draws would be too few for a window of their own
             self._transitions(middle - last, step=True, window=WINDOW)
             self._transitions(last, step=True, window=warmup)
         else:
-            self._learn_low_rank(chain, middle, CUTOFFS[kind])
+            self._learn_low_rank(chain, warmup - late, CUTOFFS[kind])
         self._transitions(late, step=True)
         if warmup:
             chain.use_mean_step()
 
     def _learn_low_rank(self, chain: NutsChain, count: int, cutoff: float) -> None:
-        draws, grads = (np.empty((count, len(chain.z))) for _ in range(2))
-        first = 0  # of the draws that the metric is made of
-        for start in range(0, count, LOW_RANK_INTERVAL):
-            rows = slice(start, min(start + LOW_RANK_INTERVAL, count))
-            self._transitions(rows.stop - start, step=True, z=draws[rows], grads=grads[rows])
-            if self.stopped:
-                return
-            if rows.stop - first >= 2 * WINDOW and count - rows.stop >= WINDOW:
-                first += WINDOW
-            moved = np.ones(rows.stop - first, bool)
-            moved[1:] = (np.diff(draws[first : rows.stop], axis=0) != 0).any(1)
-            recent = slice(first, rows.stop)
-            found = low_rank(draws[recent][moved], grads[recent][moved], cutoff)
-            if found is not None:
+        """Make transitions, and learn the metric from the later half of them, at most."""
+        first = min(FIRST, count)
+        self._transitions(first, step=True, window=EARLY_WINDOW)
+        chain.find_step()
+        recent = [np.empty((0, len(chain.z))) for _ in range(2)]  # draws, and their gradients
+        done = first
+        while done < count and not self.stopped:
+            interval = min(
+                EARLY_WINDOW if done < EARLY * count else LOW_RANK_INTERVAL, count - done
+            )
+            new = [np.empty((interval, len(chain.z))) for _ in range(2)]
+            self._transitions(interval, step=True, z=new[0], grads=new[1])
+            done += interval
+            size = min(max(EARLY_WINDOW, done // 2), 2 * WINDOW)
+            recent = [np.concatenate(pair)[-size:] for pair in zip(recent, new, strict=True)]
+            moved = np.ones(len(recent[0]), bool)
+            moved[1:] = (np.diff(recent[0], axis=0) != 0).any(1)
+            found = low_rank(recent[0][moved], recent[1][moved], cutoff)
+            if found is not None and not self.stopped:
                 chain.set_metric(*found)
 
     def _transitions(
