@@ -375,3 +375,17 @@ def test_a_part_of_the_categories_has_no_other_order(persons):
         warnings.simplefilter("error")
         found = persons.predict(pd.Categorical(["Bob"]), ["N", "S", "N"])["y"].mean()
     assert found == pytest.approx(2, abs=0.1)
+
+
+def test_probabilities_of_classes_do_not_warn_of_joint_scores():
+    def model(x, y=None):
+        w = pyro.sample("w", dist.Normal(torch.zeros(8, 3), 1.0).to_event(2))
+        with pyro.plate("row", len(x)):
+            pyro.sample("y", dist.Categorical(logits=x @ w), obs=y)
+
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(200, 8)), rng.integers(3, size=200)
+    fit = probdl.infer(model, x[:20], y[:20], method="laplace", seed=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit.predict_proba(x[20:])

@@ -1080,3 +1080,24 @@ def test_null_is_a_missing_observation_in_both_forms_of_json(here):
     ]
     assert found[0] == found[1]
     assert "--missing mask" in refused("infer", *words, "--data", "lists.json")
+
+
+def test_a_helper_of_two_models_in_a_file_has_not_changed(here):
+    (here / "both.py").write_text(
+        "import pyro, pyro.distributions as dist\n"
+        "def twice(x): return 2 * x\n"
+        "def one(y):\n"
+        "    mu = pyro.sample('mu', dist.Normal(0.0, 1.0))\n"
+        "    with pyro.plate('row', len(y)):\n"
+        "        pyro.sample('y', dist.Normal(twice(mu), 1.0), obs=y)\n"
+        "def two(y):\n"
+        "    mu = pyro.sample('mu', dist.Normal(0.0, 3.0))\n"
+        "    with pyro.plate('row', len(y)):\n"
+        "        pyro.sample('y', dist.Normal(twice(mu), 2.0), obs=y)\n"
+    )
+    (here / "numbers.csv").write_text("y\n1\n2\n4\n")
+    for name in ("one", "two"):
+        words = [f"both.py:{name}", "--data", "numbers.csv", "--method", "laplace", "--seed", 1]
+        fitted(*words, "--out", f"fits/{name}")
+    done = good("compare", "fits/one", "fits/two", "--refit", "--trust")
+    assert "has changed" not in done.stderr

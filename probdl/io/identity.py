@@ -50,12 +50,15 @@ def identify(value: Any, depth: int = MAX_DEPTH) -> str:
         return f"{name}{{{','.join(f'{inside(k)}:{inside(value[k])}' for k in value.columns)}}}"
     if inspect.isroutine(value) or inspect.isclass(value) or isinstance(value, functools.partial):
         *_, inner = layers(value)
-        called = f"{getattr(inner, '__module__', '')}.{getattr(inner, '__qualname__', '')}"
+        source = source_digest(inner)
+        called = getattr(inner, "__qualname__", "")
+        if source is None:  # of a known source, the module's name depends on who imports it
+            called = f"{getattr(inner, '__module__', '')}.{called}"
         of = ",".join(f"{k}={v}" for k, v in sorted(captured_values(value, depth - 1).items()))
         code = getattr(inner, "__code__", None)
         if code is not None and code.co_name == "<lambda>":  # one of several in its line
             called += hashlib.sha256(code.co_code + repr(code.co_consts).encode()).hexdigest()[:16]
-        return f"{called}:{source_digest(inner)}({of})"
+        return f"{called}:{source}({of})"
     kind = f"{type(value).__module__}.{type(value).__qualname__}"
     shown = repr(value) if isinstance(value, nn.Module) else ""
     of = ",".join(f"{k}={inside(v)}" for k, v in sorted(_attributes(value).items()))

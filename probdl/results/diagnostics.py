@@ -26,6 +26,8 @@ from probdl.io import idata
 from probdl.model.sites import Site
 from probdl.util.clock import TimeUp
 
+TARGETS = (0.95, 0.99, 0.999)  # rates of acceptance that are suggested
+
 __all__ = [
     "check_draws",
     "check_energy",
@@ -320,13 +322,18 @@ def check_stuck(z: Array, lp: Array) -> list[Finding]:
     ]
 
 
-def check_energy(stats: Mapping[str, Any], centred: Sequence[Site]) -> list[Finding]:
+def check_energy(
+    stats: Mapping[str, Any], centred: Sequence[Site], target_accept: float = 0.8
+) -> list[Finding]:
     """Check for divergent transitions and a low Bayesian fraction of missing information.
 
     Args:
         stats: the sample stats.
         centred: sites whose scale is another latent site, which make funnels.
+        target_accept: the acceptance rate to which the step size was adapted.
     """
+    higher = ", ".join([str(rate) for rate in TARGETS if rate > target_accept][:2])
+    steps = f"Raise target_accept ({higher})" if higher else "Draw more (draws=, warmup=)"
     several = [site for site in centred if site.distribution == "MultivariateNormal"]
     how = "pyro.infer.reparam.LocScaleReparam(0.0)"
     if several:
@@ -347,7 +354,7 @@ def check_energy(stats: Mapping[str, Any], centred: Sequence[Site]) -> list[Find
                 "divergences",
                 f"{count} of {diverging.size} transitions diverged: numerical integration of the "
                 "trajectory failed there, so the draws may miss part of the posterior.",
-                f"Raise target_accept (0.95, 0.99), or {funnels}.",
+                f"{steps}, or {funnels}.",
             )
         )
     if diverging.shape[1] > 1:

@@ -283,7 +283,21 @@ class ScoredFit(FitState):
                 f"The model '{program.name}' observes no site at these arguments, so there is "
                 "nothing to score. Pass the observed data too, or use predict()."
             )
-        return self._score(program, structure, self._elements(program, coords))
+        score = self._score(program, structure, self._elements(program, coords))
+        each = {f"joints[{n!r}]": of for n, of in score.joints.items()}
+        unknown = [n for n, of in each.items() if math.isinf(of.standard_error)]
+        if math.isinf(score.joint_standard_error):
+            unknown.insert(0, "joint")
+        if unknown:
+            others = ["total", "mean", "pointwise", *(n for n in each if n not in unknown)]
+            warn(
+                f"Few draws carry {' and '.join(unknown)}, the score of all observations together "
+                f"(Pareto k-hat above {PARETO_K_MAX}), so it is uncertain and tends to be too low; "
+                f"{', '.join(others)} are not affected. Score fewer observations at a time, or use "
+                "more draws.",
+                FindingWarning,
+            )
+        return score
 
     def _score(self, program: Program, structure: Structure, elements: Elements) -> LogPredictive:
         with isolated(stream(self.seed, "score")):
@@ -297,14 +311,6 @@ class ScoredFit(FitState):
         total = sum(float(v.sum()) for v in pointwise.values())
         joint = self._joint(scored.joint)
         joints = {n: self._joint(v.reshape(len(v), -1).sum(1)) for n, v in scored.points.items()}
-        if any(math.isinf(score.standard_error) for score in (joint, *joints.values())):
-            warn(
-                "Few draws carry the joint score of all observations together (Pareto k-hat above "
-                f"{PARETO_K_MAX}), so it is uncertain and tends to be too low; total, mean and "
-                "pointwise are not affected. Score fewer observations at a time, or use more "
-                "draws.",
-                FindingWarning,
-            )
         return LogPredictive(
             {name: nan_masked(sites[name], v) for name, v in pointwise.items()},
             math.nan if scored.missing else total,

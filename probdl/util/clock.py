@@ -56,6 +56,7 @@ class Clock:
 
 
 _current: ContextVar[Clock | None] = ContextVar("clock", default=None)
+_whole: ContextVar[bool] = ContextVar("whole", default=False)  # whether inner parts do not count
 _inner: ContextVar[list[float] | None] = ContextVar("inner", default=None)  # of the part around
 
 
@@ -76,19 +77,24 @@ def clock(limit: float | None) -> Iterator[Clock]:
 
 
 @contextmanager
-def timed(part: str) -> Iterator[None]:
+def timed(part: str, *, whole: bool = False) -> Iterator[None]:
     """Add the time that the context takes to a part of the fit's timings.
 
-    Time in a context inside it counts for the inner part only, so that the parts add up.
+    Time in a context inside it counts for the inner part only, so that the parts add up; with
+    ``whole``, for this one.
     """
+    if _whole.get():
+        yield
+        return
     start = time.perf_counter()
     current = _current.get()
     outer, inner = _inner.get(), [0.0]
-    token = _inner.set(inner)
+    token, within = _inner.set(inner), _whole.set(whole)
     try:
         yield
     finally:
         _inner.reset(token)
+        _whole.reset(within)
         seconds = time.perf_counter() - start
         if outer is not None:
             outer[0] += seconds

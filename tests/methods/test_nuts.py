@@ -16,6 +16,7 @@ import torch
 import probdl
 from probdl.methods.mcmc import nutpie_adapter
 from probdl.models import normal_normal
+from probdl.results.diagnostics import check_energy
 
 DATA = (np.ones(4), np.arange(4.0))
 
@@ -246,3 +247,16 @@ def test_centred_effects_of_several_coordinates_are_named():
     fit = probdl.infer(centred, sigma, np.c_[y, y[::-1]], seed=1)
     finding = next(f for f in fit.diagnose() if f.check == "divergences")
     assert "write 'u' non-centred ('u' as loc + scale_tril @ z" in finding.remedy
+
+
+@pytest.mark.parametrize(
+    ("target_accept", "remedy"),
+    [(0.6, "target_accept (0.95, 0.99)"), (0.99, "target_accept (0.999)"), (0.9995, "Draw more")],
+)
+def test_the_remedy_of_divergences_goes_beyond_the_settings(target_accept, remedy):
+    stats = {
+        "diverging": np.ones((2, 50), bool),
+        "energy": np.random.default_rng(0).normal(size=(2, 50)),
+    }
+    finding = check_energy(stats, [], target_accept)[0]
+    assert remedy in finding.remedy

@@ -340,3 +340,13 @@ def test_a_fit_shows_its_method_on_one_line_and_returns_the_module():
     assert "guide=Coder" in fit.title
     assert isinstance(fit.model, Coder)
     assert fit.model is not coder
+
+
+def test_the_time_of_validation_has_its_own_name():
+    x, held_out = binary_rows(200, 0), binary_rows(50, 1)
+    torch.manual_seed(0)
+    coder = Coder(20)
+    method = probdl.SVI(guide=coder.guide, epochs=3, batch_size=50, validation=(held_out,))
+    fit = probdl.infer(coder, x, method=method, seed=1)
+    assert fit.timings["validation"] > 0
+    assert "importance sampling" not in fit.timings

@@ -150,7 +150,7 @@ class NUTS(Method, name="nuts"):
         findings += [
             *nutpie_adapter.findings(evaluator),
             *check_tree(chains.moving_stats, self.max_treedepth, low_rank=mass_matrix != "diag"),
-            *check_energy(chains.moving_stats, funnel_sites(density, chains.z)),
+            *check_energy(chains.moving_stats, funnel_sites(density, chains.z), self.target_accept),
         ]
         modes = start.modes if isinstance(start, TypicalStarts) else []
         fit = posterior_fit(self, density, evaluator, chains, seed, findings, modes)
@@ -223,7 +223,8 @@ class HMC(Method, name="hmc"):
             self, pyro_nuts.HMCKernel, kernel, density, evaluator, start, seed, progress
         )
         del chains.stats["tree_depth"]
-        findings += check_energy(chains.moving_stats, funnel_sites(density, chains.z))
+        centred = funnel_sites(density, chains.z)
+        findings += check_energy(chains.moving_stats, centred, self.target_accept)
         modes = start.modes if isinstance(start, TypicalStarts) else []
         return posterior_fit(self, density, evaluator, chains, seed, findings, modes)
 

@@ -33,6 +33,7 @@ __all__ = ["Outcome", "Plan", "VariationalTraining", "train"]
 
 # Ours, about 95%: standard errors by which the last block may be worse than the best one.
 WORSE_THAN_BEST_ERRORS = 2.0
+PEAK_SHARE = 0.8  # of the training; a best held-out ELBO before it is a peak, and no chance
 VALIDATION_INTERVAL = 0.03  # of the steps so far
 BLOCKS_MIN = 20  # of a training, unless they are shorter than BLOCK
 BLOCK_MAX = 1000
@@ -445,7 +446,8 @@ class VariationalTraining(TrainingLoop):
         if not (self.held_out and self.selects_validated and self.best.step):
             return False
         best, last = -self.best.loss, self.held_out[-1][1]
-        return not best - last <= RISE_MIN * abs(best)
+        fell = not best - last <= RISE_MIN * abs(best)
+        return fell or self.best.step < PEAK_SHARE * self.done
 
     def _report_not_finite(self) -> None:
         self.findings.append(

@@ -19,6 +19,7 @@ from probdl.model.program import Program
 from probdl.model.sites import Structure, data_plates, discover
 from probdl.model.streaming import count_rows
 from probdl.results.latent import MAX_SCORED_ELEMENTS, Proposal, elbo
+from probdl.util.clock import timed
 
 __all__ = ["Validation", "held_out"]
 
@@ -117,7 +118,8 @@ class Validation:
                 raise self._program.explain(error) from None
             params = objective.unconstrained(values) | constrained
             proposal = Proposal(self._guide, params, objective.parameters, self._local)
-            found = elbo(self._program, self._structure, proposal, self._draws)
+            with timed("validation", whole=True):
+                found = elbo(self._program, self._structure, proposal, self._draws)
         elbos = np.asarray(found.pointwise, dtype=np.float64)
         return elbos if self._program.loader is not None else elbos[self._observed_rows()]
 
