@@ -137,6 +137,10 @@ class NutsChain:
         """Set the step size to its mean over the adaptation."""
         self._state.step = float(np.exp(self._state.log_mean_step))
 
+    def go_on(self, step: float, transition: int) -> None:
+        """Take up the step size and the number of the next transition of an earlier chain."""
+        self._state.step, self._state.transition = step, transition
+
     @property
     def step(self) -> float:
         """The step size."""

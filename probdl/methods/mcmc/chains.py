@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +33,9 @@ class Chains:
     z: NDArray[np.float64]
     stats: dict[str, NDArray[Any]]
     findings: list[Finding] = field(default_factory=list)
+    states: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # to go on from; empty if there are none
 
     @property
     def moving_stats(self) -> dict[str, NDArray[Any]]:
@@ -43,11 +46,15 @@ class Chains:
 
 @dataclass(frozen=True)
 class Chain:
-    """One chain, complete or not: draws (draw, d), statistics (draw,), and why it failed."""
+    """One chain, complete or not: draws (draw, d), statistics (draw,), and why it failed.
+
+    ``state_after`` returns its state after a number of draws.
+    """
 
     z: NDArray[np.float64]
     stats: dict[str, NDArray[Any]]
     failure: Exception | None = None
+    state_after: Callable[[int], dict[str, Any]] | None = None
 
 
 def gather(chains: Sequence[Chain], draws: int, stop: KeyboardInterrupt | None) -> Chains:
@@ -101,6 +108,7 @@ def gather(chains: Sequence[Chain], draws: int, stop: KeyboardInterrupt | None) 
         np.stack([chain.z[:count] for chain in kept]),
         {name: np.stack([c.stats[name][:count] for c in kept]) for name in kept[0].stats},
         findings,
+        [chain.state_after(count) for chain in kept if chain.state_after is not None],
     )
 
 
@@ -160,10 +168,24 @@ def posterior_fit(
     seed: int,
     findings: list[Finding],
     modes: Sequence[Mode] = (),
+    *,
+    before: Mapping[str, NDArray[Any]] | None = None,
 ) -> Fit:
-    """Make the fit of chains, and check it against modes that were found without them."""
+    """Make the fit of chains, and check it against modes that were found without them.
+
+    Args:
+        method: the method.
+        density: the density.
+        evaluator: evaluates it.
+        chains: the chains.
+        seed: the seed of the fit.
+        findings: findings of the sampler.
+        modes: the modes.
+        before: the draws by site that the first draws of the chains are already.
+    """
     z = unwound(density, evaluator, chains.z)
-    values = density.constrain(torch.from_numpy(z), deterministic=True)
+    first = 0 if before is None else next(iter(before.values())).shape[1]
+    values = density.constrain(torch.from_numpy(z[:, first:]), deterministic=True)
     findings = [*findings, *chains.findings, *held_params(density.structure)]
     try:
         findings += check_stuck(z, chains.stats["lp"])
@@ -173,5 +195,9 @@ def posterior_fit(
         kept = "a chain that stands still or a missed mode may not be reported"
         findings.append(unchecked(stop, kept, "make all checks"))
     draws = {name: value.numpy() for name, value in values.items()}
+    if before is not None:
+        draws = {name: np.concatenate([before[name], draws[name]], 1) for name in draws}
     stats = {**chains.stats, "engine": evaluator.engine}
-    return Fit(method, density.program, density.structure, draws, stats, seed, findings)
+    if chains.states:
+        stats["chain_states"] = chains.states
+    return method.fit_type(method, density.program, density.structure, draws, stats, seed, findings)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -46,14 +48,51 @@ class Settings:
     mass_matrix: str
 
 
+@dataclass(frozen=True)
+class ChainState:
+    """All that the future of a chain depends on, apart from the density.
+
+    Attributes:
+        z: the position, (d,).
+        scale: of the metric, (d,), see :class:`NutsChain`.
+        directions: (r, d).
+        variances: (r,).
+        step: the step size.
+        key: the key of the random numbers.
+        transition: the number of transitions so far, warm-up included.
+    """
+
+    z: Array
+    scale: Array
+    directions: Array
+    variances: Array
+    step: float
+    key: int
+    transition: int
+
+
 class _Running:
-    """A chain on its way through warm-up and sampling."""
+    """A chain on its way through warm-up and sampling.
+
+    Args:
+        density: the density.
+        start: finds the starting point.
+        key: the key of the random numbers.
+        settings: the settings.
+        state: a state to go on from; then there is no warm-up.
+    """
 
     def __init__(
-        self, density: NativeDensity, start: Callable[[], Tensor], key: int, settings: Settings
+        self,
+        density: NativeDensity,
+        start: Callable[[], Tensor],
+        key: int,
+        settings: Settings,
+        state: ChainState | None = None,
     ) -> None:
         self.settings = settings
         self.density, self._start, self._key = density, start, key
+        self._state = state
         self.chain: NutsChain | None = None
         self.z = np.empty((settings.draws, density.dim))
         self.records = np.zeros(settings.draws, RECORD)
@@ -77,14 +116,20 @@ class _Running:
     def run(self) -> None:
         """Run the chain to its end, or until it is stopped."""
         try:
+            start = self._start().numpy() if self._state is None else self._state.z
             self.chain = chain = NutsChain(
                 self.density,
-                self._start().numpy(),
+                start,
                 self._key,
                 self.settings.target_accept,
                 self.settings.max_treedepth,
             )
-            self._warm_up(chain)
+            if self._state is None:
+                self._warm_up(chain)
+            else:
+                state = self._state
+                chain.set_metric(state.scale, state.directions, state.variances)
+                chain.go_on(state.step, state.transition)
             if not self.stopped:
                 self._transitions(self.settings.draws, z=self.z, records=self.records)
         except Exception as error:
@@ -99,7 +144,24 @@ class _Running:
             stats[name] = stats[name].astype(bool)
         for name in ("n_steps", "tree_depth"):
             stats[name] = stats[name].astype(np.int64)
-        return Chain(self.z[:count], stats, self.failure)
+        return Chain(self.z[:count], stats, self.failure, self._state_after)
+
+    def _state_after(self, count: int) -> dict[str, Any]:
+        """Return the state after a number of draws."""
+        chain = self.chain
+        assert chain is not None
+        before = self.settings.warmup if self._state is None else self._state.transition
+        return asdict(
+            ChainState(
+                self.z[count - 1].copy(),
+                chain.scale.copy(),
+                chain.directions.copy(),
+                chain.variances.copy(),
+                chain.step,
+                self._key,
+                before + count,
+            )
+        )
 
     def _warm_up(self, chain: NutsChain) -> None:
         warmup, kind = self.settings.warmup, self.settings.mass_matrix
@@ -198,29 +260,37 @@ def run(
     mass_matrix: str,
     seed: int,
     progress: bool | None,
+    states: Sequence[Mapping[str, Any]] = (),
 ) -> Chains:
     """Draw from a native density on R^d; on Ctrl-C return the draws so far.
 
-    The arguments are those of :func:`probdl.methods.mcmc.nutpie_adapter.run`.
+    The arguments are those of :func:`probdl.methods.mcmc.nutpie_adapter.run`, and ``states`` to go
+    on from, one for each chain, without warm-up.
 
     Raises:
         KeyboardInterrupt: interrupted before each chain had a draw.
         ModelError: no starting point has a finite density.
         CompilerError: there is no compiler, or it failed.
     """
-    settings = Settings(draws, warmup, target_accept, max_treedepth, mass_matrix)
-    starts = Starts(find_start, seed)
-    keys = np.random.SeedSequence(seed).generate_state(2 * chains, np.uint64).tolist()
-    running = [
-        _Running(evaluator, lambda s=s: starts(s >> 1), key, settings)  # type: ignore[misc]
-        for s, key in zip(keys[:chains], keys[chains:], strict=True)
-    ]
+    settings = Settings(draws, 0 if states else warmup, target_accept, max_treedepth, mass_matrix)
+    starts = None
+    if states:
+        running = [
+            _Running(evaluator, lambda: torch.empty(0), of.key, settings, of)
+            for of in (ChainState(**state) for state in states)
+        ]
+    else:
+        starts = Starts(find_start, seed)
+        running = [
+            _Running(evaluator, functools.partial(starts, s >> 1), key, settings)
+            for s, key in _seeds(seed, chains)
+        ]
     interruption = None
-    total = chains * (warmup + draws)
+    total = len(running) * (settings.warmup + draws)
     with (
         bar(total, "sampling", progress) as shown,
         lock_suspended(),
-        ThreadPoolExecutor(min(chains, os.cpu_count() or 1)) as pool,
+        ThreadPoolExecutor(min(len(running), os.cpu_count() or 1)) as pool,
     ):
         wake = threading.Event()
         futures = [pool.submit(chain.run) for chain in running]
@@ -237,7 +307,13 @@ def run(
             for chain in running:
                 chain.stop()
     found = gather([chain.result() for chain in running], draws, interruption)
-    return replace(found, findings=[*found.findings, *starts.findings()])
+    return replace(found, findings=[*found.findings, *(starts.findings() if starts else ())])
+
+
+def _seeds(seed: int, chains: int) -> list[tuple[int, int]]:
+    """Return the seed of each chain's start, and the key of its random numbers."""
+    found = np.random.SeedSequence(seed).generate_state(2 * chains, np.uint64).tolist()
+    return [*zip(found[:chains], found[chains:], strict=True)]
 
 
 def all_done(futures: Any) -> bool:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from probdl.compile import ENGINES, Evaluator, choose
+from probdl.findings import Finding
 from probdl.methods.approach import TypicalStarts
 from probdl.methods.approximate.pathfinder import pathfinder_draw
 from probdl.methods.base import Method
@@ -21,6 +23,7 @@ from probdl.methods.mcmc.chains import Chains, posterior_fit, random_start
 from probdl.methods.mcmc.funnels import funnel_sites
 from probdl.model.density import LogDensity
 from probdl.model.program import Program
+from probdl.results.chain_fit import ChainFit
 from probdl.results.diagnostics import check_energy, check_tree
 from probdl.results.fit import Fit
 
@@ -74,6 +77,8 @@ class NUTS(Method, name="nuts"):
         engine: ``"native"`` for compiled code and nutpie, ``"eager"`` for Pyro's own evaluation,
             or ``"auto"`` for the first of them that works for the model on this machine.
             Default: ``"auto"``.
+        sampler: on the native engine, ``"nutpie"``, or ``"native"`` for the sampler in C of this
+            package, whose chains can go on by ``fit.extend``. Default: ``"nutpie"``.
 
     Raises:
         SettingError: a setting is out of range.
@@ -91,6 +96,8 @@ class NUTS(Method, name="nuts"):
 
     Source: Hoffman and Gelman, JMLR 15 (2014); Betancourt, arXiv:1701.02434 (2017).
     """
+
+    fit_type: ClassVar[type[Fit]] = ChainFit
 
     draws: int = 1000
     warmup: int = 1000
@@ -120,7 +127,6 @@ class NUTS(Method, name="nuts"):
             mass_matrix = "low_rank" if density.dim <= LOW_RANK_DIM_MAX else "diag"
 
         start = _starts(self, density, evaluator, seed)
-
         own = self.sampler == "native" and evaluator.engine == "native"
         if not own and (evaluator.engine == "eager" or not nutpie_adapter.available(evaluator)):
             kernel = {
@@ -147,13 +153,61 @@ class NUTS(Method, name="nuts"):
                 seed=seed,
                 progress=progress,
             )
-        findings += [
-            *nutpie_adapter.findings(evaluator),
+        if not own:
+            findings += nutpie_adapter.findings(evaluator)
+        return self._fit(density, evaluator, chains, seed, findings, start, mass_matrix)
+
+    def extend(self, fit: Fit, draws: int, progress: bool | None) -> Fit:
+        """Return a fit with more draws of the same chains; see ``ChainFit.extend``."""
+        density = self._density(fit.program, fit.structure)
+        evaluator, findings = choose(density, "native", fit.seed, threads=self.chains)
+        start = _starts(self, density, evaluator, fit.seed)
+        new = native_nuts.run(
+            density.dim,
+            evaluator,
+            start,
+            draws=draws,
+            warmup=0,
+            chains=self.chains,
+            target_accept=self.target_accept,
+            max_treedepth=self.max_treedepth,
+            mass_matrix=fit.stats["mass_matrix"],
+            seed=fit.seed,
+            progress=progress,
+            states=fit.stats["chain_states"],
+        )
+        z = density.unconstrain(fit.tensors()).numpy()
+        chains = replace(
+            new,
+            z=np.concatenate([z.reshape(fit.num_chains, fit.num_draws, -1), new.z], 1),
+            stats={n: np.concatenate([fit.stats[n], of], 1) for n, of in new.stats.items()},
+        )
+        longer = replace(self, draws=fit.num_draws + new.z.shape[1])
+        mass_matrix = fit.stats["mass_matrix"]
+        return longer._fit(
+            density, evaluator, chains, fit.seed, findings, start, mass_matrix, before=fit.draws
+        )
+
+    def _fit(
+        self,
+        density: LogDensity,
+        evaluator: Evaluator,
+        chains: Chains,
+        seed: int,
+        findings: list[Finding],
+        start: Callable[[int], Tensor],
+        mass_matrix: str,
+        *,
+        before: Mapping[str, NDArray[Any]] | None = None,
+    ) -> Fit:
+        """Make the fit of chains, with the findings of the sampler."""
+        findings = [
+            *findings,
             *check_tree(chains.moving_stats, self.max_treedepth, low_rank=mass_matrix != "diag"),
             *check_energy(chains.moving_stats, funnel_sites(density, chains.z), self.target_accept),
         ]
         modes = start.modes if isinstance(start, TypicalStarts) else []
-        fit = posterior_fit(self, density, evaluator, chains, seed, findings, modes)
+        fit = posterior_fit(self, density, evaluator, chains, seed, findings, modes, before=before)
         fit.stats["mass_matrix"] = mass_matrix
         return fit
 
