@@ -26,9 +26,12 @@ from .methods import Laplace as Laplace
 from .methods import Method as Method
 from .methods import Metropolis as Metropolis
 from .methods import Pathfinder as Pathfinder
+from .methods import Until as Until
 from .model.density import LogDensity as LogDensity
 from .prior import prior_predictive as prior_predictive
 from .results.adversarial import AdversarialFit as AdversarialFit
+from .results.chain_fit import ChainFit as ChainFit
+from .results.chain_fit import concat as concat
 from .results.compare import compare as compare
 from .results.divergence import Divergence as Divergence
 from .results.divergence import jensen_shannon as jensen_shannon

@@ -114,3 +114,52 @@ def test_flattened_images_are_no_picture():
     with pytest.raises(probdl.SettingError, match=r"such as \(16, 28, 28\)"):
         probdl.plots.plot_images(np.zeros((1, 1, 16, 784)))
     probdl.plots.plot_images(np.zeros((1, 1, 28, 28)))
+
+
+def counts(n, y=None):
+    rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+    with pyro.plate("row", n):
+        pyro.sample("y", dist.Poisson(rate), obs=y)
+
+
+def test_replicates_of_counts_are_not_drawn_at_zero_between_integers():
+    y = np.random.default_rng(0).negative_binomial(2, 2 / 6, size=400)
+    fit = probdl.infer(counts, len(y), y, method="laplace", seed=1)
+    figure = plots.plot_fit(fit, "ppc")
+    inside = [
+        np.asarray(line.get_ydata())[
+            (np.asarray(line.get_xdata()) > 0.5) & (np.asarray(line.get_xdata()) < 4)
+        ]
+        for line in figure.axes[0].get_lines()
+    ]
+    assert not any((of == 0).any() for of in inside if len(of))
+
+
+def test_a_forest_of_days_has_short_labels_and_room_for_each():
+    def model(y):
+        with pyro.plate("time", len(y)):
+            level = pyro.sample("level", dist.Normal(0.0, 5.0))
+            pyro.sample("y", dist.Normal(level, 1.0), obs=y)
+
+    days = np.arange("2016-01", "2021-01", dtype="datetime64[M]")
+    fit = probdl.infer(
+        model, np.zeros(60), method="laplace", coords={"time": days.astype("datetime64[D]")}, seed=1
+    )
+    figure = plots.plot_fit(fit, "forest", ["level"])
+    texts = [text.get_text() for ax in figure.axes for text in [*ax.get_yticklabels(), *ax.texts]]
+    assert any("2016-02-01" in text for text in texts)
+    assert not any("T00" in text for text in texts)
+    assert figure.get_size_inches()[1] > 60 * 0.15
+
+
+def test_labels_keep_their_slashes_where_a_fit_is_shown():
+    def model(town, y):
+        with pyro.plate("town", int(town.max()) + 1):
+            level = pyro.sample("level", dist.Normal(0.0, 5.0))
+        with pyro.plate("row", len(town)):
+            pyro.sample("y", dist.Normal(level[town], 1.0), obs=y)
+
+    towns = list(np.array(["A/B", *(f"town {i}" for i in range(24))]))
+    fit = probdl.infer(model, towns, np.zeros(25), method="laplace", seed=1)
+    assert "level[A/B]" in str(fit)
+    assert "level[A/B]" in fit._repr_html_()

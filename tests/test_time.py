@@ -219,7 +219,7 @@ def test_the_total_is_what_the_call_took(name, monkeypatch):
         return []
 
     monkeypatch.setattr(inference, "prepared", slow_program)  # before the method
-    monkeypatch.setattr(inference, "_no_data_findings", slow_check)  # after it
+    monkeypatch.setattr(inference, "model_findings", slow_check)  # after it
     settings, model, data = {}, normal_normal, (SIGMA, Y)
     if name == "gan":
 

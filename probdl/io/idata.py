@@ -62,6 +62,7 @@ __all__ = [
     "to_container",
     "to_idata",
     "unclashed",
+    "unescaped",
     "variables",
     "with_exact",
     "with_group",
@@ -587,8 +588,15 @@ def plot_ppc(idata: Any, **options: Any) -> Any:
     """Plot the data and posterior predictive draws; ``options`` are those of ArviZ's function."""
     if ARVIZ_1 and "num_pp_samples" in options:
         options["num_samples"] = options.pop("num_pp_samples")
-    plot: Any = getattr(az, "plot_ppc_dist" if ARVIZ_1 else "plot_ppc")
-    return plot(idata, **options)
+    functions: Any = az
+    if not ARVIZ_1:
+        return functions.plot_ppc(idata, **options)
+    held = dataset(idata, "posterior_predictive")
+    names = options.get("var_names") or list(held.data_vars)
+    if all(held[name].dtype.kind in "iu" for name in names):  # bins between integers are empty
+        options.pop("num_samples", None)
+        return functions.plot_ppc_rootogram(idata, **options)
+    return functions.plot_ppc_dist(idata, **options)
 
 
 def escaped(name: str) -> str:
@@ -596,7 +604,8 @@ def escaped(name: str) -> str:
     return name.replace("/", _SLASH_IN_NAMES)
 
 
-def _unescape(name: Any) -> str:
+def unescaped(name: Any) -> str:
+    """Undo ``escaped``."""
     return str(name).replace(_SLASH_IN_NAMES, "/")
 
 
@@ -633,20 +642,20 @@ def read(file: BufferedReader) -> Any:
 def variables(idata: Any, group: str) -> dict[str, NDArray[Any]]:
     """Return the arrays of a group by name; empty if there is no such group."""
     found = dataset(idata, group)
-    return {} if found is None else {_unescape(n): np.asarray(v.values) for n, v in found.items()}
+    return {} if found is None else {unescaped(n): np.asarray(v.values) for n, v in found.items()}
 
 
 def dimensions(idata: Any, group: str) -> dict[str, list[str]]:
     """Return the names of the dimensions of the arrays of a group, by name of the array."""
     found = dataset(idata, group)
     variables = {} if found is None else found.items()
-    return {_unescape(n): [_unescape(d) for d in v.dims] for n, v in dict(variables).items()}
+    return {unescaped(n): [unescaped(d) for d in v.dims] for n, v in dict(variables).items()}
 
 
 def labels(idata: Any) -> dict[str, NDArray[Any]]:
     """Return the labels along each dimension, by its name."""
     datasets = [dataset(idata, group) for group in groups(idata)]
-    return {_unescape(n): v.values for d in datasets if d is not None for n, v in d.coords.items()}
+    return {unescaped(n): v.values for d in datasets if d is not None for n, v in d.coords.items()}
 
 
 def to_container(predictions: Any) -> Any:
@@ -680,6 +689,8 @@ def dataset(idata: Any, group: str) -> Any:
     return idata[group].to_dataset() if ARVIZ_1 else idata[group]
 
 
+INCHES_PER_ROW = 0.25  # of a forest plot
+
 PLOTS = {  # the group that each kind of plot shows
     "trace": "posterior",
     "forest": "posterior",
@@ -700,6 +711,7 @@ def plot(idata: Any, kind: str, names: Sequence[str] | None = None) -> Any:
         names: the variables to plot; None plots all.
     """
     options: dict[str, Any] = {}
+    idata = _with_short_dates(idata)
     if names is not None and kind != "energy":
         held = dataset(idata, PLOTS[kind])
         options["var_names"] = [name if name in held else escaped(name) for name in names]
@@ -713,6 +725,11 @@ def plot(idata: Any, kind: str, names: Sequence[str] | None = None) -> Any:
             idata = _independent(dataset(idata, "posterior"), options.get("var_names"))
         if kind == "forest":
             options["combined"] = True
+            if not ARVIZ_1:  # whose rows are too close to read their labels
+                shown = dataset(idata, "posterior")
+                of = options.get("var_names") or list(shown.data_vars)
+                rows = sum(shown[name][0, 0].size for name in of)
+                options["figsize"] = (6, max(2.0, INCHES_PER_ROW * rows + 1))
         if kind == "pair" and not ARVIZ_1:
             options["divergences"] = "diverging" in variables(idata, "sample_stats")
         function: Any = getattr(az, f"plot_{name}")
@@ -723,6 +740,30 @@ def plot(idata: Any, kind: str, names: Sequence[str] | None = None) -> Any:
     if kind == "rank" if ARVIZ_1 else kind != "forest":
         figure.set_layout_engine("constrained")
     return figure
+
+
+def _with_short_dates(idata: Any) -> Any:
+    """Return a container whose labels that are days are written as in 2020-01-31."""
+    held = dataset(idata, "posterior")
+    dates = {
+        name: labels.values.astype("datetime64[D]")
+        for name, labels in (held.coords.items() if held is not None else ())
+        if labels.dtype.kind == "M" and labels.ndim == 1
+    }
+    days = {
+        name: [str(day) for day in of]
+        for name, of in dates.items()
+        if (of == held.coords[name].values).all()
+    }
+    if not days:
+        return idata
+    posterior = held.assign_coords(days)
+    if ARVIZ_1:
+        shown = idata.copy()
+        shown["posterior"] = xr.DataTree(posterior)
+        return shown
+    rest = {name: idata[name] for name in groups(idata) if name != "posterior"}
+    return az.InferenceData(posterior=posterior, **rest)
 
 
 def _independent(posterior: Any, names: Sequence[str] | None) -> Any:

@@ -68,6 +68,7 @@ def describe(fit: Any, arrays: dict[str, Tensor]) -> dict[str, Any]:
             "settings": {
                 f.name: pack(getattr(fit.method, f.name), arrays, f"method.{f.name}")
                 for f in fields(fit.method)
+                if f.metadata.get("saved", True)
             },
         },
         "seed": fit.seed,

@@ -7,6 +7,7 @@ from probdl.methods.approximate.pathfinder import Pathfinder
 from probdl.methods.base import METHODS, Method, resolve
 from probdl.methods.mcmc.metropolis import Metropolis
 from probdl.methods.mcmc.nuts import HMC, NUTS
+from probdl.methods.mcmc.watching import Until
 from probdl.methods.point.map import MAP
 from probdl.methods.point.mle import MLE
 from probdl.methods.variational.svi import SVI
@@ -24,5 +25,6 @@ __all__ = [
     "Method",
     "Metropolis",
     "Pathfinder",
+    "Until",
     "resolve",
 ]

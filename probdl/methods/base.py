@@ -136,7 +136,7 @@ class Method(metaclass=_CheckedSettings):
         changed = [
             f"{f.name}={_shown(getattr(self, f.name))}"
             for f in fields(self)
-            if _differs(getattr(self, f.name), f.default)
+            if f.repr and _differs(getattr(self, f.name), f.default)
         ]
         return f"{type(self).__name__}({', '.join(changed)})"
 

@@ -72,6 +72,8 @@ def cast_argument(x: Any, dtype: torch.dtype, what: str) -> Any:
     """
     if isinstance(x, nn.Module):
         return cast_modules(x, dtype, {})
+    if isinstance(x, np.str_):
+        return str(x)
     if isinstance(x, (np.ndarray, np.generic)) or type(x).__name__ in _ARRAY_TYPES:
         x = _from_array(x, what)
     if isinstance(x, Iterator):

@@ -54,7 +54,7 @@ def compare(
         refit: whether to refit if k-hat is high for few rows; otherwise a warning reports their
             number.
         workers: number of processes for refitting; None means one per core.
-        progress: whether to show progress; None means only on a terminal.
+        progress: whether to show progress; None means only on a terminal and in a notebook.
 
     Returns:
         ArviZ's table, the best fit first. Columns: ``elpd`` and its standard error ``se``; the

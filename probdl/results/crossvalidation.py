@@ -69,7 +69,7 @@ def score_held_out(
         fit: a fit by any method.
         groups: for each group, the indices of its rows along the data plate.
         workers: number of processes; None means one per core.
-        progress: whether to show progress; None means only on a terminal.
+        progress: whether to show progress; None means only on a terminal and in a notebook.
 
     Returns:
         An array (rows,) for each group, in nats; an interruption leaves fewer groups.

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from probdl.errors import CapabilityError, ProbdlError, SettingError, warn
 from probdl.findings import Findings
-from probdl.io.idata import dataset, escaped, summary, to_idata, with_group
+from probdl.io.idata import dataset, escaped, summary, to_idata, unescaped, with_group
 from probdl.io.saving import save
 from probdl.results import display, table
 from probdl.results.causes import by_cause
@@ -246,6 +246,8 @@ class Fit(PredictingFit):
             for i, label in enumerate(labels)
         }
         parts = [summary(to_idata({"posterior": shown}), kind=self._kind)] if shown else []
+        for part in parts:
+            part.index = [unescaped(label) for label in part.index]
         if networks:
             some = dict(itertools.islice(networks.items(), max(1, limit - len(shown))))
             parts.append(table.layer_rows(some, {n: a.shape[2:] for n, a in some.items()}))

@@ -110,7 +110,7 @@ class GuidedFit(Fit, needs="guide; Fit by method='svi'."):
         Args:
             args: the model's arguments with the data; if none are given, those of the fit.
             num_samples: K, the number of draws of the latent sites.
-            progress: whether to show progress; None means only on a terminal.
+            progress: whether to show progress; None means only on a terminal and in a notebook.
             kwargs: the model's keyword arguments.
 
         Returns:

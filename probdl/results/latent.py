@@ -740,7 +740,7 @@ def _evaluate_draws(
     Args:
         function: the function; its argument is ignored.
         count: number of evaluations.
-        progress: whether to show progress; None means only on a terminal.
+        progress: whether to show progress; None means only on a terminal and in a notebook.
         findings: where the finding of an interruption is added; None makes it a warning.
 
     Returns:

@@ -289,7 +289,7 @@ class ScoredFit(FitState):
         if math.isinf(score.joint_standard_error):
             unknown.insert(0, "joint")
         if unknown:
-            others = ["total", "mean", "pointwise", *(n for n in each if n not in unknown)]
+            others = ["total", "pointwise", *(n for n in each if n not in unknown)]
             warn(
                 f"Few draws carry {' and '.join(unknown)}, the score of all observations together "
                 f"(Pareto k-hat above {PARETO_K_MAX}), so it is uncertain and tends to be too low; "
@@ -365,7 +365,7 @@ class ScoredFit(FitState):
         Args:
             k: number of folds; the number of rows gives leave-one-out cross-validation.
             workers: number of processes; None means one per core.
-            progress: whether to show progress; None means only on a terminal.
+            progress: whether to show progress; None means only on a terminal and in a notebook.
 
         Raises:
             SettingError: k is not between 2 and the number of rows.

@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from probdl.util.clock import timed
@@ -16,19 +17,28 @@ with warnings.catch_warnings():  # without ipywidgets, tqdm warns and falls back
 
 __all__ = ["bar", "is_shown", "print_line"]
 
+_inside: ContextVar[bool] = ContextVar("inside", default=False)  # of another bar
+
 
 @contextmanager
 def bar(total: int, description: str, show: bool | None) -> Iterator[Any]:
     """Show a tqdm progress bar, and time the context under the description.
+
+    A bar inside another one, also one that is not shown, is not shown.
 
     Args:
         total: the number of steps.
         description: the label of the bar, and the name of this part in the timings.
         show: True or False; None shows the bar on a terminal and in a notebook only.
     """
-    progress = tqdm(total=total, desc=description, disable=not is_shown(show), leave=False)
-    with timed(description), progress:
-        yield progress
+    shown = is_shown(show) and not _inside.get()
+    progress = tqdm(total=total, desc=description, disable=not shown, leave=False)
+    token = _inside.set(True)
+    try:
+        with timed(description), progress:
+            yield progress
+    finally:
+        _inside.reset(token)
 
 
 def is_shown(show: bool | None) -> bool:

@@ -184,3 +184,106 @@ def test_a_metric_from_few_draws_of_a_normal_density_is_exact():
     found = scale[:, None] * inner * scale
     np.testing.assert_allclose(found, factor @ factor.T, rtol=0, atol=0.02 * np.abs(found).max())
     assert low_rank(np.zeros((20, 3)), np.ones((20, 3)), 4.0) is None
+
+
+def test_chains_of_separate_jobs_are_joined_to_one_run():
+    settings = {"draws": 100, "warmup": 200, "chains": 3}
+    whole = probdl.infer(eight_schools, SIGMA, Y, method=native(**settings), seed=3)
+    parts = [
+        probdl.infer(eight_schools, SIGMA, Y, method=native(chain_ids=[i], **settings), seed=3)
+        for i in range(3)
+    ]
+    joined = probdl.concat(parts)
+    assert joined.method == whole.method
+    for name, draws in whole.draws.items():
+        np.testing.assert_array_equal(joined.draws[name], draws)
+        np.testing.assert_array_equal(parts[1].draws[name][0], draws[1])
+    assert joined.diagnose() == whole.diagnose()
+    np.testing.assert_array_equal(joined.extend(20).draws["mu"], whole.extend(20).draws["mu"])
+    some = probdl.concat([parts[2], parts[0]])
+    assert some.method.chain_ids == (2, 0)
+    np.testing.assert_array_equal(some.draws["mu"], whole.draws["mu"][[2, 0]])
+
+
+def test_fits_that_do_not_belong_together_are_not_joined():
+    method = native(draws=50, warmup=50, chains=2, mass_matrix="diag")
+    fit = probdl.infer(normal_normal, SIGMA, Y, method=method, seed=1)
+    other_seed = probdl.infer(normal_normal, SIGMA, Y, method=method, seed=2)
+    assert probdl.concat([fit, other_seed]).num_chains == 4
+    longer = native(draws=60, warmup=50, chains=2, mass_matrix="diag")
+    for other, error in (
+        (fit, "same chains"),
+        (probdl.infer(normal_normal, SIGMA, Y + 1, method=method, seed=2), "other data"),
+        (probdl.infer(eight_schools, SIGMA, Y, method=method, seed=2), "other sites"),
+        (probdl.infer(normal_normal, SIGMA, Y, method=longer, seed=2), "draws=60"),
+        (probdl.infer(normal_normal, SIGMA, Y, method="laplace", seed=2), "fits by NUTS"),
+    ):
+        with pytest.raises((probdl.SettingError, probdl.DataError), match=error):
+            probdl.concat([fit, other])
+
+
+def test_draws_until_there_are_enough():
+    until = probdl.Until(ess=1500, rhat=1.01)
+    fit = probdl.infer(
+        eight_schools, SIGMA, Y, method=native(draws=100, warmup=500, until=until), seed=3
+    )
+    assert fit.summary()[["ess_bulk", "ess_tail"]].min().min() > 0.9 * 1500
+    assert fit.num_draws < 5000
+    same = native(draws=fit.num_draws, warmup=500)
+    whole = probdl.infer(eight_schools, SIGMA, Y, method=same, seed=3)
+    np.testing.assert_array_equal(fit.draws["mu"], whole.draws["mu"])
+    assert fit.method == whole.method
+    few = probdl.Until(ess=10**9, draws=250)
+    fit = probdl.infer(
+        normal_normal, SIGMA, Y, method=native(draws=100, warmup=100, until=few), seed=3
+    )
+    assert fit.num_draws == 250
+
+
+def test_a_callback_watches_the_chains_and_ends_them(monkeypatch):
+    monkeypatch.setattr("probdl.methods.mcmc.watching.INTERVAL_S", 0.0)
+    seen = []
+
+    def watch(chains):
+        seen.append((chains.num_draws, chains.transitions, chains.ess, chains.rhat))
+        return chains.num_draws < 1000
+
+    method = native(draws=500_000, warmup=200, chains=2, callback=watch)
+    fit = probdl.infer(normal_normal, SIGMA, Y, method=method, seed=3)
+    assert 1000 <= fit.num_draws < 500_000
+    assert seen[-1][0] >= 1000
+    assert seen[-1][2] > 100
+    assert seen[-1][3] < 1.1
+    assert {finding.check for finding in fit.findings} >= {"callback"}
+    assert fit.method.callback is None
+    state = fit.stats["chain_states"][1]
+    assert state["transition"] == 200 + fit.num_draws
+    theta = fit.draws["mu"][1, -1]
+    assert float(state["z"][0]) == pytest.approx(float(theta))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"chain_ids": [4]},
+        {"chain_ids": [1, 1]},
+        {"chain_ids": []},
+        {"until": 400},
+        {"callback": 3},
+        {"sampler": "stan"},
+        {"sampler": "nutpie", "chain_ids": [1]},
+        {"sampler": "nutpie", "until": probdl.Until()},
+    ],
+)
+def test_settings_out_of_range_are_refused(settings):
+    with pytest.raises(probdl.SettingError):
+        probdl.NUTS(**{"sampler": "native", **settings})
+    for wrong in ({"ess": 0}, {"rhat": 1.0}, {"draws": 0}, {"time_limit": -1}):
+        with pytest.raises(probdl.SettingError):
+            probdl.Until(**wrong)
+
+
+def test_the_eager_engine_has_none_of_this():
+    method = probdl.NUTS(sampler="native", engine="eager", draws=10, warmup=10, chain_ids=[0])
+    with pytest.raises(probdl.ModelError, match="native engine"):
+        probdl.infer(normal_normal, SIGMA, Y, method=method, seed=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,15 @@ from probdl.results.diagnostics import check_stuck, interrupted, stuck_chains, u
 from probdl.results.fit import Fit
 from probdl.util.clock import TimeUp
 
-__all__ = ["Chain", "Chains", "Starts", "gather", "posterior_fit", "random_start"]
+__all__ = [
+    "Chain",
+    "Chains",
+    "Starts",
+    "constrained",
+    "gather",
+    "posterior_fit",
+    "random_start",
+]
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,14 @@ class Chains:
         """The statistics of the chains that are not stuck; of all chains if all are."""
         moving = ~stuck_chains(self.z, self.stats["lp"])
         return {k: v[moving] for k, v in self.stats.items()} if moving.any() else self.stats
+
+    def followed_by(self, others: Chains) -> Chains:
+        """Return these draws and then those of the same chains, which went on."""
+        return replace(
+            others,
+            z=np.concatenate([self.z, others.z], 1),
+            stats={n: np.concatenate([self.stats[n], of], 1) for n, of in others.stats.items()},
+        )
 
 
 @dataclass(frozen=True)
@@ -169,7 +185,7 @@ def posterior_fit(
     findings: list[Finding],
     modes: Sequence[Mode] = (),
     *,
-    before: Mapping[str, NDArray[Any]] | None = None,
+    draws: Mapping[str, NDArray[Any]] | None = None,
 ) -> Fit:
     """Make the fit of chains, and check it against modes that were found without them.
 
@@ -181,11 +197,11 @@ def posterior_fit(
         seed: the seed of the fit.
         findings: findings of the sampler.
         modes: the modes.
-        before: the draws by site that the first draws of the chains are already.
+        draws: the draws by site, if they are known.
     """
     z = unwound(density, evaluator, chains.z)
-    first = 0 if before is None else next(iter(before.values())).shape[1]
-    values = density.constrain(torch.from_numpy(z[:, first:]), deterministic=True)
+    if draws is None:
+        draws = constrained(density, evaluator, chains.z)
     findings = [*findings, *chains.findings, *held_params(density.structure)]
     try:
         findings += check_stuck(z, chains.stats["lp"])
@@ -194,10 +210,25 @@ def posterior_fit(
     except KeyboardInterrupt as stop:
         kept = "a chain that stands still or a missed mode may not be reported"
         findings.append(unchecked(stop, kept, "make all checks"))
-    draws = {name: value.numpy() for name, value in values.items()}
-    if before is not None:
-        draws = {name: np.concatenate([before[name], draws[name]], 1) for name in draws}
     stats = {**chains.stats, "engine": evaluator.engine}
     if chains.states:
         stats["chain_states"] = chains.states
-    return method.fit_type(method, density.program, density.structure, draws, stats, seed, findings)
+    sites = dict(draws)
+    return method.fit_type(  # type: ignore[no-any-return]
+        method, density.program, density.structure, sites, stats, seed, findings
+    )
+
+
+def constrained(
+    density: LogDensity,
+    evaluator: Evaluator,
+    z: NDArray[np.float64],
+    before: Mapping[str, NDArray[Any]] | None = None,
+) -> dict[str, NDArray[Any]]:
+    """Return the draws by site of points (chain, draw, d), of which the first may be known."""
+    first = 0 if before is None else next(iter(before.values())).shape[1]
+    points = torch.from_numpy(unwound(density, evaluator, z)[:, first:])
+    new = {n: x.numpy() for n, x in density.constrain(points, deterministic=True).items()}
+    if before is None:
+        return new
+    return {name: np.concatenate([before[name], of], 1) for name, of in new.items()}

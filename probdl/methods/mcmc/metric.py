@@ -40,11 +40,10 @@ def low_rank(draws: Array, grads: Array, cutoff: float) -> Metric | None:
     >>> factor = np.array([[1.0, 0.0], [0.99, 0.02]])
     >>> draws = rng.normal(size=(50, 2)) @ factor.T
     >>> grads = -draws @ np.linalg.inv(factor @ factor.T)
-    >>> scale, directions, variances = low_rank(draws, grads, 2.0)
+    >>> scale, directions, variances = low_rank(draws, grads, 1.1)
     >>> root = np.eye(2) + directions.T @ np.diag(variances - 1) @ directions
-    >>> (scale[:, None] * root * scale).round(3)
-    array([[1.   , 0.99 ],
-           [0.99 , 0.981]])
+    >>> bool(np.abs(scale[:, None] * root * scale - factor @ factor.T).max() < 2e-3)
+    True
     """
     if len(draws) < 3 or not (np.isfinite(draws).all() and np.isfinite(grads).all()):
         return None

@@ -17,8 +17,11 @@ from torch import Tensor
 
 from probdl.compile.kernels.nuts import RECORD, NutsChain, NutsTask
 from probdl.compile.runtime.native_density import NativeDensity
+from probdl.errors import ModelError
+from probdl.findings import Finding
 from probdl.methods.mcmc.chains import Chain, Chains, Starts, gather
 from probdl.methods.mcmc.metric import low_rank
+from probdl.methods.mcmc.watching import Watch, Watcher
 from probdl.util.clock import check_time_limit
 from probdl.util.isolation import lock_suspended
 from probdl.util.progress import bar
@@ -100,6 +103,23 @@ class _Running:
         self.task: NutsTask | None = None
         self.stopped = False
         self.failure: Exception | None = None
+        self._diverged = 0
+
+    @property
+    def drawn(self) -> int:
+        """The number of draws."""
+        return max(0, self.done - self.settings.warmup)
+
+    @property
+    def divergences(self) -> int:
+        """The number of divergent transitions."""
+        task = self.task
+        return self._diverged + (int(task.divergences) if task is not None else 0)
+
+    @property
+    def step(self) -> float:
+        """The step size; NaN before the first transition."""
+        return self.chain.step if self.chain is not None else float("nan")
 
     @property
     def done(self) -> int:
@@ -137,7 +157,7 @@ class _Running:
 
     def result(self) -> Chain:
         """Return the draws, complete or not."""
-        count = max(0, self.done - self.settings.warmup)
+        count = self.drawn
         records = self.records[:count]
         stats: dict[str, Any] = {name: records[name].copy() for name in RECORD.names or ()}
         for name in ("diverging", "reached_max_treedepth"):
@@ -244,6 +264,7 @@ class _Running:
         if self.stopped:  # meanwhile
             task.stop = 1
         self.chain.run(task)
+        self._diverged += int(task.divergences)
         self.before, self.task = self.before + int(task.done), None
 
 
@@ -260,12 +281,27 @@ def run(
     mass_matrix: str,
     seed: int,
     progress: bool | None,
+    chain_ids: Sequence[int] | None = None,
+    callback: Callable[[Watch], Any] | None = None,
     states: Sequence[Mapping[str, Any]] = (),
 ) -> Chains:
     """Draw from a native density on R^d; on Ctrl-C return the draws so far.
 
-    The arguments are those of :func:`probdl.methods.mcmc.nutpie_adapter.run`, and ``states`` to go
-    on from, one for each chain, without warm-up.
+    Args:
+        dim: the dimension d.
+        evaluator: the density.
+        find_start: finds the starting point of a chain, given a seed.
+        draws: as in :class:`NUTS`, like the arguments below.
+        warmup: number of transitions for adaptation.
+        chains: number of chains.
+        target_accept: acceptance rate to which the step size is adapted.
+        max_treedepth: limit of the length of trajectories.
+        mass_matrix: ``"diag"``, ``"low_rank"`` or ``"dense"``.
+        seed: all random numbers derive from it.
+        progress: whether to show progress.
+        chain_ids: the numbers of the chains to run; None means all.
+        callback: a function of what is seen of the chains, which ends them if it returns False.
+        states: states to go on from, one for each chain, without warm-up.
 
     Raises:
         KeyboardInterrupt: interrupted before each chain had a draw.
@@ -283,9 +319,10 @@ def run(
         starts = Starts(find_start, seed)
         running = [
             _Running(evaluator, functools.partial(starts, s >> 1), key, settings)
-            for s, key in _seeds(seed, chains)
+            for i, (s, key) in enumerate(_seeds(seed, chains))
+            if chain_ids is None or i in chain_ids
         ]
-    interruption = None
+    interruption, watcher, ended = None, Watcher(callback), False
     total = len(running) * (settings.warmup + draws)
     with (
         bar(total, "sampling", progress) as shown,
@@ -297,16 +334,29 @@ def run(
         for future in futures:
             future.add_done_callback(lambda _: wake.set() if all_done(futures) else None)
         try:
-            while not all_done(futures):
+            while not (ended or all_done(futures)):
                 check_time_limit()
                 wake.wait(POLL_SECONDS)
+                shown.set_postfix(divergences=sum(c.divergences for c in running), refresh=False)
                 shown.update(sum(chain.done for chain in running) - shown.n)
+                ended = watcher.ends(running)
         except KeyboardInterrupt as error:
             interruption = error
         finally:
             for chain in running:
                 chain.stop()
+    if ended and not min(chain.drawn for chain in running):
+        raise ModelError("The callback ended the run before each chain had a draw.")
     found = gather([chain.result() for chain in running], draws, interruption)
+    if ended:
+        found.findings.append(
+            Finding(
+                "info",
+                "callback",
+                f"The callback ended the run after {found.z.shape[1]} of {draws} draws per chain.",
+                "fit.extend() goes on.",
+            )
+        )
     return replace(found, findings=[*found.findings, *(starts.findings() if starts else ())])
 
 

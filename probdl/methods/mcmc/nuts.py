@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,13 +15,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from probdl.compile import ENGINES, Evaluator, choose
+from probdl.compile.kernels.nuts import RECORD
+from probdl.errors import ModelError
 from probdl.findings import Finding
 from probdl.methods.approach import TypicalStarts
 from probdl.methods.approximate.pathfinder import pathfinder_draw
 from probdl.methods.base import Method
 from probdl.methods.mcmc import native_nuts, nutpie_adapter, pyro_nuts
-from probdl.methods.mcmc.chains import Chains, posterior_fit, random_start
+from probdl.methods.mcmc.chains import Chains, constrained, posterior_fit, random_start
 from probdl.methods.mcmc.funnels import funnel_sites
+from probdl.methods.mcmc.watching import Until, Watch
 from probdl.model.density import LogDensity
 from probdl.model.program import Program
 from probdl.results.chain_fit import ChainFit
@@ -78,7 +82,16 @@ class NUTS(Method, name="nuts"):
             or ``"auto"`` for the first of them that works for the model on this machine.
             Default: ``"auto"``.
         sampler: on the native engine, ``"nutpie"``, or ``"native"`` for the sampler in C of this
-            package, whose chains can go on by ``fit.extend``. Default: ``"nutpie"``.
+            package, whose chains can go on by ``fit.extend``; the settings below need it.
+            Default: ``"nutpie"``.
+        chain_ids: the numbers of the chains to run, from 0, such as ``[2]`` of 4: separate jobs,
+            whose fits :func:`probdl.concat` joins to that of one run. None means all.
+            Default: None.
+        until: a :class:`probdl.Until`: after ``draws``, the chains go on until they have enough
+            effective draws. Default: None.
+        callback: a function that is called about once a second with a ``Watch``: ``num_draws``,
+            ``divergences``, ``step_sizes``, ``rhat`` and ``ess`` so far. If it returns False, the
+            run ends with the draws so far. Default: None.
 
     Raises:
         SettingError: a setting is out of range.
@@ -108,14 +121,37 @@ class NUTS(Method, name="nuts"):
     init: str | Mapping[str, Any] = "auto"
     engine: str = "auto"
     sampler: str = "nutpie"
+    chain_ids: Sequence[int] | None = None
+    # They act during the run only.
+    until: Until | None = field(default=None, repr=False, metadata={"saved": False})
+    callback: Callable[[Watch], Any] | None = field(
+        default=None, repr=False, metadata={"saved": False}
+    )
 
     def __post_init__(self) -> None:
         self._check_int(draws=1, warmup=0, chains=1)
         self._check_choice(sampler=SAMPLERS)
+        self._check_watching()
         self._check_int(TREEDEPTH_MAX, max_treedepth=1)
         self._check_real(target_accept=(0, 1))
         self._check_choice(engine=ENGINES, mass_matrix=MASS_MATRICES)
         self._check_init(*INITS)
+
+    def _check_watching(self) -> None:
+        """Check the settings that need the sampler in C."""
+        ids = self.chain_ids
+        if ids is not None:
+            chains = range(self.chains)
+            if not ids or len(set(ids)) < len(ids) or not all(i in chains for i in ids):
+                self._refuse("chain_ids", f"must be different numbers from 0 to {self.chains - 1}")
+            object.__setattr__(self, "chain_ids", tuple(map(int, ids)))
+        if self.until is not None and not isinstance(self.until, Until):
+            self._refuse("until", "must be a probdl.Until")
+        if self.callback is not None and not callable(self.callback):
+            self._refuse("callback", "must be a function")
+        for name in ("chain_ids", "until", "callback"):
+            if getattr(self, name) is not None and self.sampler != "native":
+                self._refuse(name, "needs sampler='native'")
 
     def run(self, program: Program, seed: int, progress: bool | None) -> Fit:
         """Fit the program by NUTS."""
@@ -128,6 +164,11 @@ class NUTS(Method, name="nuts"):
 
         start = _starts(self, density, evaluator, seed)
         own = self.sampler == "native" and evaluator.engine == "native"
+        if not own and (self.chain_ids or self.until or self.callback):
+            raise ModelError(
+                "chain_ids, until and callback need the native engine: "
+                f"{next((f.message for f in findings if f.check == 'engine'), 'it was not chosen')}"
+            )
         if not own and (evaluator.engine == "eager" or not nutpie_adapter.available(evaluator)):
             kernel = {
                 "target_accept_prob": self.target_accept,
@@ -140,11 +181,11 @@ class NUTS(Method, name="nuts"):
             reached = chains.stats["tree_depth"] >= self.max_treedepth
             chains.stats["reached_max_treedepth"] = reached
         else:
-            chains = (native_nuts if own else nutpie_adapter).run(
+            sample = functools.partial(
+                native_nuts.run if own else nutpie_adapter.run,
                 density.dim,
                 evaluator,
                 start,
-                draws=self.draws,
                 warmup=self.warmup,
                 chains=self.chains,
                 target_accept=self.target_accept,
@@ -153,9 +194,28 @@ class NUTS(Method, name="nuts"):
                 seed=seed,
                 progress=progress,
             )
+            chains = self._until_enough(sample) if own else sample(draws=self.draws)
         if not own:
             findings += nutpie_adapter.findings(evaluator)
-        return self._fit(density, evaluator, chains, seed, findings, start, mass_matrix)
+        method = self
+        if self.until is not None or self.callback is not None:  # as if it had been known before
+            method = replace(self, draws=chains.z.shape[1], until=None, callback=None)
+        return method._fit(density, evaluator, chains, seed, findings, start, mass_matrix)
+
+    def _until_enough(self, sample: Callable[..., Chains]) -> Chains:
+        """Sample, and go on until there are enough draws, if ``until`` says when."""
+        began = time.perf_counter()
+        chains = sample(draws=self.draws, chain_ids=self.chain_ids, callback=self.callback)
+        limit = self.until.time_limit if self.until is not None else None
+        while self.until is not None and not chains.findings:
+            count = self.until.further(chains.z)
+            if not count or (limit is not None and time.perf_counter() - began > limit):
+                break
+            more = sample(draws=count, states=chains.states, callback=self.callback)
+            if len(more.z) < len(chains.z):  # an interruption left some chains out
+                return replace(chains, findings=more.findings)
+            chains = chains.followed_by(more)
+        return chains
 
     def extend(self, fit: Fit, draws: int, progress: bool | None) -> Fit:
         """Return a fit with more draws of the same chains; see ``ChainFit.extend``."""
@@ -176,16 +236,33 @@ class NUTS(Method, name="nuts"):
             progress=progress,
             states=fit.stats["chain_states"],
         )
-        z = density.unconstrain(fit.tensors()).numpy()
-        chains = replace(
-            new,
-            z=np.concatenate([z.reshape(fit.num_chains, fit.num_draws, -1), new.z], 1),
-            stats={n: np.concatenate([fit.stats[n], of], 1) for n, of in new.stats.items()},
-        )
-        longer = replace(self, draws=fit.num_draws + new.z.shape[1])
+        chains = _chains_of(density, fit)
+        if len(new.z) < len(chains.z):
+            raise KeyboardInterrupt  # some chains have no further draw
+        chains = chains.followed_by(new)
+        longer = replace(self, draws=chains.z.shape[1])
         mass_matrix = fit.stats["mass_matrix"]
+        draws_of = constrained(density, evaluator, chains.z, fit.draws)
         return longer._fit(
-            density, evaluator, chains, fit.seed, findings, start, mass_matrix, before=fit.draws
+            density, evaluator, chains, fit.seed, findings, start, mass_matrix, draws=draws_of
+        )
+
+    def join(self, fits: Sequence[Fit]) -> Fit:
+        """Return a fit with the chains of several fits; see ``probdl.concat``."""
+        first = fits[0]
+        density = self._density(first.program, first.structure)
+        evaluator, findings = choose(density, self.engine, first.seed, threads=self.chains)
+        start = _starts(self, density, evaluator, first.seed)
+        parts = [_chains_of(density, fit) for fit in fits]
+        chains = Chains(
+            np.concatenate([part.z for part in parts]),
+            {n: np.concatenate([part.stats[n] for part in parts]) for n in parts[0].stats},
+            states=[state for part in parts for state in part.states],
+        )
+        draws = {n: np.concatenate([fit.draws[n] for fit in fits]) for n in first.draws}
+        mass_matrix = first.stats["mass_matrix"]
+        return self._fit(
+            density, evaluator, chains, first.seed, findings, start, mass_matrix, draws=draws
         )
 
     def _fit(
@@ -198,7 +275,7 @@ class NUTS(Method, name="nuts"):
         start: Callable[[int], Tensor],
         mass_matrix: str,
         *,
-        before: Mapping[str, NDArray[Any]] | None = None,
+        draws: Mapping[str, NDArray[Any]] | None = None,
     ) -> Fit:
         """Make the fit of chains, with the findings of the sampler."""
         findings = [
@@ -207,7 +284,7 @@ class NUTS(Method, name="nuts"):
             *check_energy(chains.moving_stats, funnel_sites(density, chains.z), self.target_accept),
         ]
         modes = start.modes if isinstance(start, TypicalStarts) else []
-        fit = posterior_fit(self, density, evaluator, chains, seed, findings, modes, before=before)
+        fit = posterior_fit(self, density, evaluator, chains, seed, findings, modes, draws=draws)
         fit.stats["mass_matrix"] = mass_matrix
         return fit
 
@@ -281,6 +358,17 @@ class HMC(Method, name="hmc"):
         findings += check_energy(chains.moving_stats, centred, self.target_accept)
         modes = start.modes if isinstance(start, TypicalStarts) else []
         return posterior_fit(self, density, evaluator, chains, seed, findings, modes)
+
+
+def _chains_of(density: LogDensity, fit: Fit) -> Chains:
+    """Return the chains of a fit, with their states."""
+    z = density.unconstrain(fit.tensors()).numpy()
+    names = RECORD.names or ()
+    return Chains(
+        z.reshape(fit.num_chains, fit.num_draws, density.dim),
+        {name: fit.stats[name] for name in names},
+        states=list(fit.stats.get("chain_states", ())),
+    )
 
 
 def _starts(

@@ -151,13 +151,14 @@ def maximise(
         )
     below = [end.value for end in ends if end.value < best.value - SAME_VALUE_MAX]
     if below and best.gain < NEWTON_GAIN_MIN:
-        shown = ", ".join(f"{v:.4g}" for v in sorted(set(below), reverse=True)[:3])
+        gaps = [best.value - value for value in sorted(set(below), reverse=True)[:3]]
+        shown = ", ".join(f"{gap:.2g}" for gap in gaps)
         findings.append(
             Finding(
                 "info",
                 "several_optima",
-                f"{len(below)} of {len(found)} starts ended at lower values, {shown} compared with "
-                f"{best.value:.4g}: the density has several optima. The best is returned.",
+                f"{len(below)} of {len(found)} starts ended at lower values, by {shown} nats, than "
+                f"{best.value:.6g}: the density has several optima. The best is returned.",
                 "Raise starts= to search for higher optima.",
             )
         )
