@@ -65,10 +65,11 @@ class ChainFit(Fit, needs="Markov chain that could go on; Use method='nuts'."):
             (4, 500)
         """
         check_int("extend", draws=(draws, 1))
+        states = self.stats.get("chain_states")
         check_progress("extend", progress)
         if time_limit is not None and not (is_real(time_limit) and time_limit > 0):
             raise SettingError(f"time_limit={time_limit!r} must be a positive number of seconds.")
-        if not self.stats.get("chain_states"):
+        if not isinstance(states, list) or len(states) != self.num_chains:
             raise SettingError(
                 "The chains of this fit have no state to go on from. Fit by "
                 "NUTS(sampler='native'), on the native engine."

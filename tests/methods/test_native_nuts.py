@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 
 import arviz as az
 import numpy as np
@@ -293,3 +294,31 @@ def test_the_eager_engine_has_none_of_this():
     method = probdl.NUTS(sampler="native", engine="eager", draws=10, warmup=10, chain_ids=[0])
     with pytest.raises(probdl.ModelError, match="native engine"):
         probdl.infer(normal_normal, SIGMA, Y, method=method, seed=1)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"z": np.zeros(3)},
+        {"z": np.zeros(1, np.float32)},
+        {"scale": np.full(1, np.nan)},
+        {"scale": -np.ones(1)},
+        {"directions": np.zeros((5, 1))},
+        {"variances": np.zeros(2)},
+        {"step": -1.0},
+        {"step": "1"},
+        {"key": -1},
+        {"transition": 2.5},
+        {"more": 1},
+    ],
+)
+def test_a_damaged_state_reaches_no_c_code(damage):
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    fit = probdl.infer(model, torch.tensor(1.0), method=native(draws=20, warmup=20), seed=1)
+    states = [dict(state) for state in fit.stats["chain_states"]]
+    states[1].update(damage)
+    with pytest.raises(probdl.DataError, match="state of a chain is damaged"):
+        replace(fit, stats=fit.stats | {"chain_states": states}).extend(5)

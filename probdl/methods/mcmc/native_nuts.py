@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from probdl.compile.kernels.nuts import RECORD, NutsChain, NutsTask
 from probdl.compile.runtime.native_density import NativeDensity
-from probdl.errors import ModelError
+from probdl.errors import DataError, ModelError
 from probdl.findings import Finding
 from probdl.methods.mcmc.chains import Chain, Chains, Starts, gather
 from probdl.methods.mcmc.metric import low_rank
@@ -72,6 +73,24 @@ class ChainState:
     step: float
     key: int
     transition: int
+
+    def check(self, dim: int) -> None:
+        """Check a state, which C code will read.
+
+        Raises:
+            DataError: it is none of a chain in ``dim`` dimensions.
+        """
+        rank = len(self.variances) if isinstance(self.variances, np.ndarray) else -1
+        shapes = {"z": (dim,), "scale": (dim,), "directions": (rank, dim), "variances": (rank,)}
+        for name, shape in shapes.items():
+            array = getattr(self, name)
+            right = isinstance(array, np.ndarray) and array.dtype == np.float64
+            if not right or array.shape != shape or not np.isfinite(array).all():
+                raise DataError(f"The state of a chain is damaged: its {name!r} is not of {shape}.")
+        numbers = (self.scale > 0).all() and (self.variances > 0).all() and rank <= dim
+        counts = all(type(x) is int and 0 <= x < 2**64 for x in (self.key, self.transition))
+        if not (numbers and counts and isinstance(self.step, float) and 0 < self.step < math.inf):
+            raise DataError("The state of a chain is damaged: its numbers are out of range.")
 
 
 class _Running:
@@ -311,9 +330,9 @@ def run(
     settings = Settings(draws, 0 if states else warmup, target_accept, max_treedepth, mass_matrix)
     starts = None
     if states:
+        known = [_state_of(state, dim) for state in states]
         running = [
-            _Running(evaluator, lambda: torch.empty(0), of.key, settings, of)
-            for of in (ChainState(**state) for state in states)
+            _Running(evaluator, lambda: torch.empty(0), of.key, settings, of) for of in known
         ]
     else:
         starts = Starts(find_start, seed)
@@ -358,6 +377,15 @@ def run(
             )
         )
     return replace(found, findings=[*found.findings, *(starts.findings() if starts else ())])
+
+
+def _state_of(saved: Any, dim: int) -> ChainState:
+    try:
+        state = ChainState(**saved)
+    except TypeError:
+        raise DataError("The state of a chain is damaged: it has other parts.") from None
+    state.check(dim)
+    return state
 
 
 def _seeds(seed: int, chains: int) -> list[tuple[int, int]]:

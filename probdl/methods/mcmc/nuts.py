@@ -35,6 +35,7 @@ __all__ = ["HMC", "NUTS"]
 
 MASS_MATRICES = ("auto", "diag", "low_rank", "dense")
 INITS = ("auto", "random", "pathfinder")
+ENDED = {"interrupted", "time_limit", "callback"}  # findings on a run that ended early
 SAMPLERS = ("nutpie", "native")
 TRAJECTORY_MAX = 1e3  # 160 periods of a normal posterior
 TREEDEPTH_MAX = 30  # a billion gradients for one draw
@@ -207,14 +208,16 @@ class NUTS(Method, name="nuts"):
         began = time.perf_counter()
         chains = sample(draws=self.draws, chain_ids=self.chain_ids, callback=self.callback)
         limit = self.until.time_limit if self.until is not None else None
-        while self.until is not None and not chains.findings:
+        while self.until is not None and not ENDED & {f.check for f in chains.findings}:
             count = self.until.further(chains.z)
             if not count or (limit is not None and time.perf_counter() - began > limit):
                 break
             more = sample(draws=count, states=chains.states, callback=self.callback)
             if len(more.z) < len(chains.z):  # an interruption left some chains out
-                return replace(chains, findings=more.findings)
+                return replace(chains, findings=[*chains.findings, *more.findings])
+            earlier = chains.findings
             chains = chains.followed_by(more)
+            chains = replace(chains, findings=[*earlier, *chains.findings])
         return chains
 
     def extend(self, fit: Fit, draws: int, progress: bool | None) -> Fit:
@@ -363,7 +366,7 @@ class HMC(Method, name="hmc"):
 def _chains_of(density: LogDensity, fit: Fit) -> Chains:
     """Return the chains of a fit, with their states."""
     z = density.unconstrain(fit.tensors()).numpy()
-    names = RECORD.names or ()
+    names = [name for name in RECORD.names or () if name in fit.stats]
     return Chains(
         z.reshape(fit.num_chains, fit.num_draws, density.dim),
         {name: fit.stats[name] for name in names},
