@@ -61,6 +61,8 @@ def _settings(cls: ast.ClassDef) -> Iterator[tuple[str, Any]]:
 
 def _default(node: ast.expr) -> Any:
     """Return a default value, or its source text if it is not a plain constant."""
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == "field":
+        node = next(k.value for k in node.keywords if k.arg == "default")
     text = ast.unparse(node)
     try:
         return eval(text, {"__builtins__": {}, "math": math})

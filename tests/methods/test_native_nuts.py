@@ -322,3 +322,11 @@ def test_a_damaged_state_reaches_no_c_code(damage):
     states[1].update(damage)
     with pytest.raises(probdl.DataError, match="state of a chain is damaged"):
         replace(fit, stats=fit.stats | {"chain_states": states}).extend(5)
+
+
+def test_a_density_without_any_slope_is_refused():
+    def flat():
+        pyro.sample("x", dist.ImproperUniform(dist.constraints.real, (), ()))
+
+    with pytest.raises(probdl.ModelError, match="does not appear to depend on the sites"):
+        probdl.infer(flat, method=native(draws=20, warmup=20), seed=1)

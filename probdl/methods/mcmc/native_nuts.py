@@ -163,6 +163,12 @@ class _Running:
                 self.settings.target_accept,
                 self.settings.max_treedepth,
             )
+            if not chain.grad.any():
+                raise ModelError(
+                    "The density does not appear to depend on the sites, as for a flat prior "
+                    "without data. Give the data to pyro.sample(..., obs=...), or use a prior that "
+                    "is not flat."
+                )
             if self._state is None:
                 self._warm_up(chain)
             else:
