@@ -114,7 +114,10 @@ def _with_selections(density: LogDensity, z: Tensor) -> Traced | None:
             (grad,) = torch.autograd.grad(value, z)
         return grad, value
 
-    return replace(trace_function(value_and_grad, z, ()), reads_data=False)
+    try:
+        return replace(trace_function(value_and_grad, z, ()), reads_data=False)
+    except (ProbdlError, RuntimeError, TypeError, ValueError, LookupError):
+        return None  # the trace without this is right, too
 
 
 @no_collection()
