@@ -25,7 +25,7 @@ from probdl.util.blas import one_blas_thread
 from probdl.util.clock import Clock, TimeUp, clock
 from probdl.util.isolation import isolated
 from probdl.util.progress import print_line
-from probdl.util.settings import check_progress, check_seed, is_real
+from probdl.util.settings import check_limit, check_progress, check_seed
 
 __all__ = ["infer"]
 
@@ -122,10 +122,7 @@ def infer(
             "Rename the model's argument."
         )
     seed = int(seed)
-    if time_limit is not None and not (is_real(time_limit) and time_limit > 0):
-        raise SettingError(
-            f"time_limit={time_limit!r}: time_limit must be a number of seconds above 0, or None."
-        )
+    check_limit(time_limit)
     misplaced = [
         name for name in kwargs if name in _METHOD_SETTINGS and not accepts_argument(model, name)
     ]

@@ -37,8 +37,7 @@ __all__ = ["ENGINES", "Evaluator", "GraphDensity", "choose"]
 ENGINES = ("auto", "native", "eager")
 MAX_STATEMENTS = 40_000  # of C; they take a minute to compile
 VERIFIED_POINTS = 5  # at which new code is compared with the model
-REVERIFIED_POINTS = 2  # for code that was verified on other data, or on so many data:
-MANY_NUMBERS = 10_000_000  # of the data, which the model reads in a second or more
+REVERIFIED_POINTS = 2  # for code that was verified on other data, or if the data are large
 
 Evaluator = Any
 """An evaluator of a density: it has ``engine``, ``value_and_grad(z)`` and ``__call__(z)``."""
@@ -143,8 +142,8 @@ def _choose(
     try:
         if (reused := _reused(density, model, seed, threads, trusted)) is not None:
             return reused, [*findings, *cache.findings()]
-        many = sum(x.numel() for x in density.program.tensors()) > MANY_NUMBERS
-        points = _points(density, model, seed, REVERIFIED_POINTS if many else VERIFIED_POINTS)
+        count = REVERIFIED_POINTS if density.program.is_large else VERIFIED_POINTS
+        points = _points(density, model, seed, count)
         check_time_limit()
         traced = trace(density, points[0])
         check_time_limit()

@@ -61,6 +61,8 @@ __all__ = ["Program"]
 
 T = TypeVar("T")
 
+MANY_NUMBERS = 10_000_000  # of the data, which a model reads in about a second
+
 
 class Program:
     """A model (callable or ``nn.Module``) and the arguments, its data, that it runs on.
@@ -322,6 +324,11 @@ class Program:
     def tensors(self) -> list[Tensor]:
         """List the tensors among the arguments, in a fixed order."""
         return [leaf for leaf in tree_leaves(self.arguments) if isinstance(leaf, Tensor)]
+
+    @property
+    def is_large(self) -> bool:
+        """Whether the data are so many that the model takes about a second to read them."""
+        return sum(x.numel() for x in self.tensors()) > MANY_NUMBERS
 
     def with_values(self, values: Mapping[str, Any]) -> Program:
         """Return the same program on other values of the arguments, by name."""

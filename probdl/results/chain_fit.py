@@ -14,7 +14,7 @@ from probdl.results.of_model import model_findings
 from probdl.util.blas import one_blas_thread
 from probdl.util.clock import TimeUp, clock
 from probdl.util.isolation import isolated
-from probdl.util.settings import check_int, check_progress, is_real
+from probdl.util.settings import check_int, check_limit, check_progress
 
 __all__ = ["ChainFit", "concat"]
 
@@ -67,8 +67,7 @@ class ChainFit(Fit, needs="Markov chain that could go on; Use method='nuts'."):
         check_int("extend", draws=(draws, 1))
         states = self.stats.get("chain_states")
         check_progress("extend", progress)
-        if time_limit is not None and not (is_real(time_limit) and time_limit > 0):
-            raise SettingError(f"time_limit={time_limit!r} must be a positive number of seconds.")
+        check_limit(time_limit)
         if not isinstance(states, list) or len(states) != self.num_chains:
             raise SettingError(
                 "The chains of this fit have no state to go on from. Fit by "

@@ -22,6 +22,7 @@ __all__ = [
     "check_flag",
     "check_function",
     "check_int",
+    "check_limit",
     "check_path",
     "check_progress",
     "check_real",
@@ -133,6 +134,14 @@ def check_progress(owner: str, progress: Any) -> None:
     """Check that progress is True, False or None."""
     if not (progress is None or progress is True or progress is False):
         raise setting_error(owner, "progress", progress, "must be True, False or None")
+
+
+def check_limit(time_limit: Any) -> None:
+    """Check that a time limit is a positive number of seconds, or None."""
+    if time_limit is not None and not (is_real(time_limit) and time_limit > 0):
+        raise SettingError(
+            f"time_limit={time_limit!r}: time_limit must be a number of seconds above 0, or None."
+        )
 
 
 def check_path(owner: str, **settings: Any) -> None:

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import threading
-import time
 from dataclasses import replace
 
 import arviz as az
@@ -134,23 +132,21 @@ def test_chains_do_not_depend_on_the_number_of_threads(monkeypatch):
     np.testing.assert_array_equal(one.draws["mu"], three.draws["mu"])
 
 
-def test_an_interrupted_fit_can_go_on():
-    method = native(draws=10**7, warmup=200, chains=2)
-    main = threading.main_thread().ident
+def test_an_interrupted_fit_can_go_on(monkeypatch):
+    monkeypatch.setattr("probdl.methods.mcmc.watching.INTERVAL_S", 0.0)
 
-    def interrupt():
-        time.sleep(0.5)
-        signal.pthread_kill(main, signal.SIGINT)
+    def interrupt(chains):
+        if chains.num_draws:
+            signal.raise_signal(signal.SIGINT)
 
     def model():
         pyro.sample("x", dist.Normal(torch.zeros(20), 1.0).to_event(1))
 
-    probdl.infer(model, method=native(draws=10), seed=1)  # so that the time below is for draws
-    threading.Thread(target=interrupt).start()
+    method = native(draws=10**6, warmup=200, chains=2, callback=interrupt)
     with pytest.warns(probdl.FindingWarning, match="interrupt"):
         fit = probdl.infer(model, method=method, seed=5)
     count = fit.num_draws
-    assert 0 < count < 10**7
+    assert 0 < count < 10**6
     longer = fit.extend(50)
     assert longer.num_draws == count + 50
     state = fit.stats["chain_states"][0]
@@ -252,16 +248,16 @@ def test_a_callback_watches_the_chains_and_ends_them(monkeypatch):
     seen = []
 
     def watch(chains):
-        seen.append((chains.num_draws, chains.transitions, chains.ess, chains.rhat))
+        seen.append(chains)  # its R-hat takes time, in which the chains would go on
         return chains.num_draws < 100
 
     method = native(draws=500_000, warmup=100, chains=2, callback=watch)
     fit = probdl.infer(slow, method=method, seed=3)
     assert 100 <= fit.num_draws < 500_000
-    assert seen[-1][0] >= 100
-    assert seen[-1][1] >= 400
-    assert seen[-1][2] > 0
-    assert seen[-1][3] > 0.9
+    assert seen[-1].num_draws >= 100
+    assert seen[-1].transitions >= 400
+    assert seen[-1].ess > 0
+    assert 1 < seen[-1].rhat < 2
     assert {finding.check for finding in fit.findings} >= {"callback"}
     assert fit.method.callback is None
     state = fit.stats["chain_states"][-1]  # a chain with far fewer draws is left out

@@ -8,6 +8,7 @@ from importlib.resources import files
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from probdl.compile.codegen.emit import Source
@@ -100,7 +101,7 @@ class NutsChain:
         self.z = np.array(start, np.float64)
         self.grad, self.scale = np.empty(dim), np.ones(dim)
         value = np.empty(())
-        density.evaluate_at(self.z, self.grad, value)
+        density.evaluate(torch.from_numpy(self.z), torch.from_numpy(self.grad), value)
         self.directions, self.variances = np.empty((0, dim)), np.empty(0)
         self._work = np.empty(WORK_ARRAYS * dim)
         self._moments = np.zeros((2, 4, dim))

@@ -89,12 +89,6 @@ class NativeDensity:
         """Write the gradient at ``z`` (d,) to ``grad`` (d,), and the value to ``value`` ()."""
         self._function(self.dim, z.data_ptr(), grad.data_ptr(), value.ctypes.data, self.user)
 
-    def evaluate_at(
-        self, z: NDArray[np.float64], grad: NDArray[np.float64], value: NDArray[np.float64]
-    ) -> None:
-        """Write the gradient at ``z`` (d,) to ``grad`` (d,), and the value to ``value`` ()."""
-        self._function(self.dim, z.ctypes.data, grad.ctypes.data, value.ctypes.data, self.user)
-
     def __call__(self, z: Tensor) -> Tensor:
         """Return the log density at ``z`` (d,), as a scalar that autograd can differentiate."""
         return differentiable(self, z)

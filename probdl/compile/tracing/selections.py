@@ -28,7 +28,7 @@ __all__ = ["is_selection", "selecting"]
 aten = torch.ops.aten
 
 MIN_ELEMENTS = 10_000  # of a selection that is worth a second trace
-MIN_GAIN = 4  # how many times smaller the branches, or the changes of the mask, have to be
+MIN_GAIN = 4  # the branches, or the changes of the mask, must be smaller by this factor
 
 _REORDERED = {aten.permute, aten.transpose, aten.t}
 _RESHAPED = {aten.view, aten.reshape, aten.squeeze, aten.unsqueeze, aten.expand, aten._unsafe_view}

@@ -34,7 +34,7 @@ Array = NDArray[np.float64]
 # Shares of warm-up in which the metric changes fast, and in which only the step size is adapted.
 EARLY, LATE = 0.3, 0.15
 EARLY_WINDOW, WINDOW = 10, 80  # draws of which the metric is, up to twice as many
-FIRST = 5  # transitions to the first metric from draws, for which a step size is found anew
+FIRST = 5  # transitions before the first metric from draws, which needs another step size
 LOW_RANK_INTERVAL = 20  # transitions between updates of a low-rank metric
 CUTOFFS = {"low_rank": 4.0, "dense": 1.0 + 1e-6}
 SCALE_RANGE = (1e-5, 1e5)  # of the first metric, from the gradient at the start
@@ -221,7 +221,7 @@ class _Running:
             chain.find_step()
             self._transitions(early - FIRST, step=True, window=EARLY_WINDOW)
             middle = warmup - early - late
-            last = min(WINDOW, middle)  # whose draws would be too few for a window of their own
+            last = min(WINDOW, middle)  # too few draws for a separate window
             self._transitions(middle - last, step=True, window=WINDOW)
             self._transitions(last, step=True, window=warmup)
         else:
@@ -265,7 +265,7 @@ class _Running:
         """Make transitions.
 
         Args:
-            count: how many.
+            count: the number of transitions.
             step: whether to adapt the step size.
             window: the draws that the diagonal metric is of; 0 leaves the metric as it is.
             z: where to write the draws, (count, d).
@@ -357,9 +357,9 @@ def run(
         wake = threading.Event()
         futures = [pool.submit(chain.run) for chain in running]
         for future in futures:
-            future.add_done_callback(lambda _: wake.set() if all_done(futures) else None)
+            future.add_done_callback(lambda _: wake.set() if _all_done(futures) else None)
         try:
-            while not (ended or all_done(futures)):
+            while not (ended or _all_done(futures)):
                 check_time_limit()
                 wake.wait(POLL_SECONDS)
                 shown.set_postfix(divergences=sum(c.divergences for c in running), refresh=False)
@@ -400,6 +400,6 @@ def _seeds(seed: int, chains: int) -> list[tuple[int, int]]:
     return [*zip(found[:chains], found[chains:], strict=True)]
 
 
-def all_done(futures: Any) -> bool:
+def _all_done(futures: Any) -> bool:
     """Return whether all futures have ended."""
     return all(future.done() for future in futures)

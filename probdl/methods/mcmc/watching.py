@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from probdl.errors import SettingError
 from probdl.io.mixing import ess_bulk, ess_tail, rhat
-from probdl.util.settings import is_real
+from probdl.util.settings import check_limit, is_real
 
 __all__ = ["Until", "Watch", "Watcher"]
 
@@ -59,9 +59,7 @@ class Until:
             raise SettingError("Until(ess=, rhat=): ess must be positive, and rhat above 1.")
         if type(self.draws) is not int or self.draws < 1:
             raise SettingError(f"Until(draws={self.draws!r}) must be a positive integer.")
-        limit = self.time_limit
-        if limit is not None and not (is_real(limit) and limit > 0):
-            raise SettingError(f"Until(time_limit={limit!r}) must be a positive number of seconds.")
+        check_limit(self.time_limit)
 
     def further(self, z: Array) -> int:
         """Return the number of further draws of each chain that are likely to be enough; 0 if none.

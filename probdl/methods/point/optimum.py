@@ -38,7 +38,6 @@ NEWTON_STEPS_MAX = 100  # quadratic convergence needs four or five, after the wa
 DRIFT_MAX = 8  # full Newton steps of the same length and direction: the maximum is at infinity
 RESOLVED_MIN = 1e-6  # nats that a step to a finite density would gain beyond doubt
 SAME_HESSIAN_MAX = 1e-8  # nats: after a step that gains less, the Hessian is the same
-MANY_NUMBERS = 10_000_000  # of the data, with which a Hessian takes several seconds
 NEWTON_GAIN_MIN = 1e-16  # nats: Newton's method has converged if a step gains less
 KINK_GAIN_MAX, KINK_STEPS = 0.1, 5  # share of the promised gain, and steps in a row below it
 FLAT_SHARE_MAX = 1e-10  # flat eigenvalues, as a share of the largest one of the scaled information
@@ -125,7 +124,7 @@ def maximise(
         # L-BFGS may have stopped lower, but on the way to the same maximum.
         lower = [end for end in found if end.value < best.value - SAME_VALUE_MAX]
         limit = min(NEWTON_STEPS_MAX, steps)
-        quick |= sum(x.numel() for x in density.program.tensors()) > MANY_NUMBERS
+        quick |= density.program.is_large
         with timed("curvature"):
             ends = [_polish(density, evaluator, end, limit, quick) for end in (best, *lower)]
         best = max(ends, key=lambda end: end.value)
