@@ -386,7 +386,7 @@ def _scale_varies(name: str, traces: Sequence[Trace]) -> bool:
     """Return whether the distribution of a site has another scale at another random point."""
     of = [base_distribution(trace.nodes[name]["fn"]) for trace in traces]
     if all(isinstance(fn, dist.MultivariateNormal) for fn in of):
-        first, second = (fn._unbroadcasted_scale_tril for fn in of)
+        first, second = (fn.scale_tril for fn in of)
     elif all(isinstance(fn, LOCATION_SCALE) for fn in of):
         first, second = (fn.scale for fn in of)
     else:
