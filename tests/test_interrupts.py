@@ -1,8 +1,10 @@
 """Ctrl-C that Python would lose."""
 
+import contextlib
 import os
 import signal
 import sys
+import threading
 import time
 
 import pyro
@@ -12,7 +14,9 @@ import torch
 
 import probdl
 from probdl import montecarlo
+from probdl.util import interrupts, isolation, lock
 from probdl.util.parallel import parallel_map
+from tests.test_state import snapshot
 
 runs = []
 
@@ -94,3 +98,99 @@ def test_other_ignored_errors_are_reported_as_before(monkeypatch):
     probdl.infer(model, torch.tensor(0.0), method="map", seed=1)
     assert set(seen) == {ValueError}
     assert sys.unraisablehook is before
+
+
+def interrupt_at(moment):
+    """Return a trace function that raises SIGINT at the given line of what manages contexts."""
+    files = {contextlib.__file__, interrupts.__file__, isolation.__file__, lock.__file__}
+    left = [moment]
+
+    def trace(frame, event, argument):
+        if frame.f_code.co_filename not in files:
+            return None
+        left[0] -= 1
+        if left[0] == 0:
+            signal.raise_signal(signal.SIGINT)
+        return trace
+
+    return trace, left
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_an_interrupt_never_leaves_half_a_state(monkeypatch):
+    late = []
+
+    def start(function, arguments):
+        late.append(threading.Thread(target=function, args=arguments))
+        late[-1].start()
+
+    monkeypatch.setattr("probdl.util.interrupts.DELAY_S", 0.0)
+    monkeypatch.setattr("_thread.start_new_thread", start)
+    handler, hook, state = signal.getsignal(signal.SIGINT), sys.unraisablehook, snapshot()
+    done = False
+    moment = came = 0
+    while not done:
+        moment += 1
+        trace, left = interrupt_at(moment)
+        try:
+            try:
+                sys.settrace(trace)
+                with isolation.isolated(3), isolation.isolated(4), isolation.evaluation():
+                    with isolation.lock_suspended():
+                        assert not lock.GLOBAL_LOCK.held
+                    assert lock.GLOBAL_LOCK.depth == 3
+                    assert torch.get_default_dtype() is torch.float64
+            finally:
+                sys.settrace(None)
+                while late:  # the postponed interrupts
+                    late.pop().join()
+            done = left[0] > 0
+        except KeyboardInterrupt:
+            came += 1
+        assert lock.GLOBAL_LOCK.depth == 0
+        assert lock.GLOBAL_LOCK._lock.acquire(blocking=False)
+        lock.GLOBAL_LOCK._lock.release()
+        assert snapshot() == state
+        assert isolation._outside == []
+        assert signal.getsignal(signal.SIGINT) is handler
+        assert sys.unraisablehook is hook
+    assert came == moment - 1 > 200
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_waiting_for_another_thread_can_be_interrupted():
+    held, free = threading.Event(), threading.Event()
+
+    def other():
+        with lock.GLOBAL_LOCK:
+            held.set()
+            free.wait(60)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    held.wait()
+    main = threading.main_thread().ident
+    threading.Timer(0.05, signal.pthread_kill, [main, signal.SIGINT]).start()
+    try:
+        with pytest.raises(KeyboardInterrupt), isolation.isolated(1):
+            pass
+    finally:
+        free.set()
+        thread.join()
+    with isolation.isolated(1):
+        pass
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_a_run_in_the_exit_of_a_context_can_be_interrupted():
+    @contextlib.contextmanager
+    def fitted_at_the_end():
+        yield
+        with isolation.isolated(1):
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(60)
+
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), fitted_at_the_end():
+        pass
+    assert time.monotonic() - start < 30

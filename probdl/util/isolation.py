@@ -167,7 +167,6 @@ def _plain_modes() -> Iterator[None]:
         torch.autocast("cpu", enabled=False),
         torch.autograd.set_detect_anomaly(False),  # a sampler handles NaN itself
         _on_cpu(),
-        interrupts_kept(),
     ):
         yield
 
@@ -175,7 +174,7 @@ def _plain_modes() -> Iterator[None]:
 @contextmanager
 def sheltered() -> Iterator[None]:
     """Run under the lock, without the user's torch modes and Pyro handlers; seed no generator."""
-    with GLOBAL_LOCK, _plain_modes(), _without_handlers():
+    with interrupts_kept(), GLOBAL_LOCK, _plain_modes(), _without_handlers():
         yield
 
 
@@ -187,7 +186,7 @@ def isolated(seed: int) -> Iterator[None]:
     store (the run works on a copy), settings, handlers and plates; the default dtype and device;
     the validation flags; the modes of autograd and autocast; and the number of threads.
     """
-    with GLOBAL_LOCK, _plain_modes():
+    with interrupts_kept(), GLOBAL_LOCK, _plain_modes():
         _outside.append(_Globals.captured())
         try:
             params, _, names = _store_parts()
@@ -254,7 +253,7 @@ def evaluation(*, dtype: torch.dtype = torch.float64, validate: bool = False) ->
         dtype: the default dtype of torch.
         validate: whether to validate after all.
     """
-    with GLOBAL_LOCK:
+    with interrupts_kept(), GLOBAL_LOCK:
         outermost = GLOBAL_LOCK.depth == 1
         default_dtype = torch.get_default_dtype()
         validate_args = Distribution._validate_args

@@ -10,6 +10,8 @@ import threading
 from types import TracebackType
 from typing import Self
 
+from probdl.util.interrupts import interruptible, unbroken
+
 __all__ = ["GLOBAL_LOCK", "SuspendableLock"]
 
 
@@ -35,13 +37,15 @@ class SuspendableLock:
         """Whether the current thread holds the lock."""
         return self._owner == threading.get_ident()
 
+    @unbroken
     def __enter__(self) -> Self:
         if not self.held:
-            self._lock.acquire()
+            self._acquire()
             self._owner = threading.get_ident()
         self.depth += 1
         return self
 
+    @unbroken
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -53,24 +57,27 @@ class SuspendableLock:
             self._owner = None
             self._lock.release()
 
+    def _acquire(self) -> None:
+        while not self._lock.acquire(blocking=False):
+            self._wait()
+
+    @interruptible
+    def _wait(self) -> None:
+        with self._lock:
+            pass
+
+    @unbroken
     def suspend(self) -> int:
         """Release the lock at all levels, and return the depth for :meth:`resume`."""
         depth, self.depth, self._owner = self.depth, 0, None
         self._lock.release()
         return depth
 
+    @unbroken
     def resume(self, depth: int) -> None:
-        """Acquire the lock again at a depth; a Ctrl-C meanwhile is raised after that."""
-        interrupt = None
-        acquired = False
-        while not acquired:
-            try:
-                acquired = self._lock.acquire()
-            except KeyboardInterrupt as error:
-                interrupt = error
+        """Acquire the lock again at a depth."""
+        self._lock.acquire()
         self._owner, self.depth = threading.get_ident(), depth
-        if interrupt is not None:
-            raise interrupt
 
     def after_fork(self) -> None:
         """Reset the lock in a forked process if its holder was another thread of the parent."""
