@@ -220,3 +220,30 @@ def test_a_joint_score_that_few_draws_carry_has_no_error():
     assert np.isinf(score.joints["y"].standard_error)
     assert "unreliable" in repr(score)
     assert "unreliable" not in repr(fit.log_predictive(x[50:51], y[50:51]))
+
+
+def test_the_dimensions_of_new_sites_have_names_and_labels():
+    fit = probdl.infer(noise_to_come, np.arange(6.0), method="laplace", seed=1)
+    days = np.array(["2026-01-01", "2026-01-02"], "datetime64[ns]")
+    found = fit.predictions(
+        np.arange(6.0), horizon=2, dims={"forecast": ["day"]}, coords={"day": days}
+    )
+    assert found["forecast"].dims == ("chain", "draw", "day")
+    assert (found["day"].values == days).all()
+    for dims, message in {
+        "forcast": "'forcast', which is not in the model",
+        "forecast": "has 3 labels, but",
+    }.items():
+        with pytest.raises(probdl.SettingError, match=message):
+            fit.predictions(
+                np.arange(6.0), horizon=2, dims={dims: ["day"]}, coords={"day": [1, 2, 3]}
+            )
+
+
+def noise_to_come(y, horizon=0):
+    sigma = pyro.sample("sigma", dist.HalfNormal(1.0))
+    with pyro.plate("time", len(y)):
+        pyro.sample("y", dist.Normal(0.0, sigma), obs=y)
+    if horizon:
+        steps = pyro.sample("steps", dist.Normal(0.0, sigma).expand([horizon]).to_event(1))
+        pyro.deterministic("forecast", y[-1] + steps.cumsum(-1), event_dim=1)

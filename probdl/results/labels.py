@@ -17,7 +17,7 @@ from probdl.results.masking import kept_labels
 from probdl.util.cached import cached
 from probdl.util.suggestions import did_you_mean
 
-__all__ = ["Labels", "checked_labels", "labels_at"]
+__all__ = ["Labels", "check_dims", "checked_labels", "labels_at"]
 
 Dims = dict[str, list[str | None]]
 
@@ -297,18 +297,26 @@ def _is_named_after(plate: str, argument: str) -> bool:
     return stem(plate) == stem(argument)
 
 
-def _check_names(
-    structure: Structure,
-    data: Mapping[str, Sequence[int]],
-    dims: Mapping[str, Sequence[str]],
-    coords: Mapping[str, Any],
-) -> None:
-    """Raise SettingError unless dims name sites or data, and coords fit the dimensions."""
+def check_dims(
+    structure: Structure, shapes: Mapping[str, Sequence[int]], dims: Mapping[str, Sequence[str]]
+) -> dict[str, dict[int, str]]:
+    """Check that names of dimensions fit the model.
+
+    Args:
+        structure: the sites.
+        shapes: the shapes of sites, and of data.
+        dims: the names that the user gave, by site or argument.
+
+    Returns:
+        By name of each dimension, the sizes, with a site or argument that has it.
+
+    Raises:
+        SettingError: they do not fit.
+    """
     if not isinstance(dims, Mapping):
         raise SettingError(
             f"dims= is a {type(dims).__name__}; it must be a dict, such as dims={{'y': ['time']}}."
         )
-    shapes = dict(data) | {name: site.shape for name, site in structure.sites.items()}
     for name, axes in dims.items():
         if name not in shapes:
             raise SettingError(
@@ -336,6 +344,18 @@ def _check_names(
             raise SettingError(
                 f"dims= gives the name {dim!r} to axes of several lengths: {lengths}."
             )
+    return sizes
+
+
+def _check_names(
+    structure: Structure,
+    data: Mapping[str, Sequence[int]],
+    dims: Mapping[str, Sequence[str]],
+    coords: Mapping[str, Any],
+) -> None:
+    """Raise SettingError unless dims name sites or data, and coords fit the dimensions."""
+    shapes = dict(data) | {name: site.shape for name, site in structure.sites.items()}
+    sizes = check_dims(structure, shapes, dims)
     for dim, labels in coords.items():
         if dim not in sizes:
             raise SettingError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from probdl.model.sites import Site, Structure, data_plate, discover
 from probdl.results.classes import OF_CLASSES, classes_of, in_one_class, name_codes, observed_by
 from probdl.results.container import as_numpy, predicted, with_integers
 from probdl.results.discrete import draw_discrete
-from probdl.results.labels import Labels, labels_at
+from probdl.results.labels import Labels, check_dims, labels_at
 from probdl.results.scores import ScoredFit
 from probdl.util.isolation import isolated, sheltered
 from probdl.util.lazy import xarray as xr
@@ -116,6 +116,7 @@ class PredictingFit(ScoredFit):
         *args: Any,
         num_samples: int | None = None,
         coords: Mapping[str, Any] | None = None,
+        dims: Mapping[str, Sequence[str]] | None = None,
         **kwargs: Any,
     ) -> xr.Dataset:
         """Return the draws of ``predict`` as a labelled ``xarray.Dataset``.
@@ -129,6 +130,7 @@ class PredictingFit(ScoredFit):
             num_samples: number of rows to draw if no arguments are given.
             coords: labels at these arguments by dimension. Labels of dimensions that have labels in
                 the fit are also matched with them.
+            dims: names of dimensions by site, such as of a forecast, which the fit does not have.
             kwargs: the model's keyword arguments.
 
         Returns:
@@ -150,26 +152,35 @@ class PredictingFit(ScoredFit):
         coords = check_labels("predictions", coords)
         given = dict(coords or {})
         program, structure = self._at(args, kwargs)
+        dims = {} if dims is None else dims
+        check_dims(structure, {name: site.shape for name, site in structure.sites.items()}, dims)
         matched_labels = {dim: of for dim, of in given.items() if dim in self.coords}
         draws = self.predict(
             *args, num_samples=num_samples, coords=matched_labels or None, **kwargs
         )
-        labels = self._labels_at(program, structure, given, fresh=num_samples is not None)
+        fresh = num_samples is not None
+        labels = self._labels_at(program, structure, given, {**self.dims, **dims}, fresh=fresh)
         result = predicted(draws, labels, given, matched_labels)
         name_codes(result, self.program, self.structure.of("observed"))
         return result
 
     def _labels_at(
-        self, program: Program, structure: Structure, given: Mapping[str, Any], *, fresh: bool
+        self,
+        program: Program,
+        structure: Structure,
+        given: Mapping[str, Any],
+        dims: Mapping[str, Sequence[str | None]],
+        *,
+        fresh: bool,
     ) -> Labels:
         """Return the names and labels of dimensions of the model at other arguments."""
-        sizes = Labels(structure, self.dims, {}).sizes
+        sizes = Labels(structure, dims, {}).sizes
         coords = {d: of for d, of in self.coords.items() if sizes.get(d, len(of)) == len(of)}
         if fresh or not self._has_rows_of_fit(program):
             rows = self._elements(self.program).rows
             coords = {dim: of for dim, of in coords.items() if dim not in rows}
-            coords |= labels_at(program, self.program, self.dims, self.coords, given)
-        return Labels(structure, self.dims, coords | dict(given))
+            coords |= labels_at(program, self.program, dims, self.coords, given)
+        return Labels(structure, dims, coords | dict(given))
 
     def _has_rows_of_fit(self, program: Program) -> bool:
         """Return whether arguments are the data of the fit, such as with another horizon."""
