@@ -88,3 +88,28 @@ def test_parts_of_bounded_size_give_the_same(monkeypatch):
 def test_too_few_draws_have_no_figures():
     assert np.isnan(mixing.ess_bulk(np.zeros((4, 3, 2)))).all()
     assert mixing.rhat(np.zeros((4, 10, 0))).shape == (0,)
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+def test_a_part_of_very_many_draws_settles_what_is_clear(figure, monkeypatch):
+    draws = autoregression(2, 8000, 60, 0.0)
+    draws[..., 20:40] = autoregression(2, 8000, 20, 0.99)
+    draws[0, :, 40:50] += 1.0
+    draws[0, 1, 50] = np.nan
+    ours, _ = FIGURES[figure]
+    exact = ours(draws)
+    limit = {"rhat": 1.01, "mcse": 200**-0.5}.get(figure, 200.0)
+    monkeypatch.setattr(mixing, "SCREENED_NUMBERS", 1000)
+    monkeypatch.setattr(mixing, "SCREENED_DRAWS", 2000)
+    limited = [limit] if figure != "ess of the tail" else [idata.tail_probs(), limit]
+    function = {"rhat": mixing.rhat, "mcse": mixing.mcse_mean, "ess of the bulk": mixing.ess_bulk}
+    screened = function.get(figure, mixing.ess_tail)(draws, *limited)
+    if figure == "rhat":
+        bad = exact > limit
+    else:
+        bad = exact > limit * draws.std((0, 1)) if figure == "mcse" else exact < limit
+    assert bad.any()
+    np.testing.assert_allclose(screened[bad], exact[bad], rtol=1e-10)
+    assert np.isnan(screened[50])
+    assert (screened[:20] != exact[:20]).mean() > 0.5
+    np.testing.assert_array_equal(ours(draws), exact)

@@ -320,9 +320,14 @@ def _summary_by_0(
     return table[[*first, *others]]
 
 
-def rhat(idata: Any) -> dict[str, NDArray[np.float64]]:
-    """Return the rank-normalised split R-hat by variable, each of the variable's shape."""
-    return {name: mixing.rhat(x) for name, x in variables(idata, "posterior").items()}
+def rhat(idata: Any, limit: float | None = None) -> dict[str, NDArray[np.float64]]:
+    """Return the rank-normalised split R-hat by variable, each of the variable's shape.
+
+    Args:
+        idata: the container.
+        limit: what is compared with the figures, see ``mixing``.
+    """
+    return {name: mixing.rhat(x, limit) for name, x in variables(idata, "posterior").items()}
 
 
 def num_draws(idata: Any) -> int:
@@ -346,12 +351,12 @@ def chain_rhat(idata: Any) -> dict[str, NDArray[np.float64]]:
     return {name: np.stack([*map(of_halves, array)]) for name, array in arrays.items()}
 
 
-def ess(idata: Any, kind: str) -> dict[str, NDArray[np.float64]]:
+def ess(idata: Any, kind: str, limit: float | None = None) -> dict[str, NDArray[np.float64]]:
     """Return the effective sample size by variable; ``kind`` is ``"bulk"`` or ``"tail"``."""
     arrays = variables(idata, "posterior")
     if kind == "bulk":
-        return {name: mixing.ess_bulk(x) for name, x in arrays.items()}
-    return {name: mixing.ess_tail(x, tail_probs()) for name, x in arrays.items()}
+        return {name: mixing.ess_bulk(x, limit) for name, x in arrays.items()}
+    return {name: mixing.ess_tail(x, tail_probs(), limit) for name, x in arrays.items()}
 
 
 def tail_probs() -> tuple[float, float]:
@@ -363,9 +368,9 @@ def tail_probs() -> tuple[float, float]:
     return min(inside, 1 - inside), max(inside, 1 - inside)
 
 
-def mcse(idata: Any) -> dict[str, NDArray[np.float64]]:
+def mcse(idata: Any, limit: float | None = None) -> dict[str, NDArray[np.float64]]:
     """Return the Monte Carlo standard error of the mean by variable."""
-    return {name: mixing.mcse_mean(x) for name, x in variables(idata, "posterior").items()}
+    return {name: mixing.mcse_mean(x, limit) for name, x in variables(idata, "posterior").items()}
 
 
 def bfmi(energy: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -21,15 +21,23 @@ from probdl.util.lazy import special, stats
 __all__ = ["ess_bulk", "ess_tail", "mcse_mean", "rhat"]
 
 Array = NDArray[np.float64]
+Suspect = Callable[[Array, Array], NDArray[np.bool_]]
 
 MAX_NUMBERS = 2**22  # of draws at a time, to bound the memory
+SCREENED_NUMBERS = 2**23  # of draws from which on most scalars are judged by a part of the draws
+SCREENED_DRAWS = 5000  # per chain that such a part has at least
 DRAWS_MIN = 4  # per chain
 _SAME = np.finfo(float).resolution  # a smaller range is that of a constant, as in ArviZ
 _ARVIZ_1 = not version("arviz").startswith("0.")
 
 
-def rhat(draws: Array) -> Array:
-    """Return the rank-normalised split R-hat (*shape) of draws (chains, draws, *shape)."""
+def rhat(draws: Array, limit: float | None = None) -> Array:
+    """Return the rank-normalised split R-hat (*shape) of draws (chains, draws, *shape).
+
+    Args:
+        draws: the draws.
+        limit: an R-hat that is clearly below may be that of a part of very many draws.
+    """
 
     def of_part(x: Array) -> Array:
         halves = _halves(x)
@@ -37,31 +45,78 @@ def rhat(draws: Array) -> Array:
         bulk, tail = _rhat(_normal_scores(halves)), _rhat(_normal_scores(folded))
         return np.where(tail > bulk, tail, bulk)  # of two values, all are as far from the median
 
-    return _by_scalar(draws, of_part, chains=2)
+    suspect = None if limit is None else lambda values, _: values > 1 + (limit - 1) / 2
+    return _by_scalar(draws, of_part, suspect, chains=2)
 
 
-def ess_bulk(draws: Array) -> Array:
-    """Return the effective sample size of the bulk (*shape) of draws (chains, draws, *shape)."""
-    return _by_scalar(draws, lambda x: _ess(_normal_scores(_halves(x))))
+def ess_bulk(draws: Array, limit: float | None = None) -> Array:
+    """Return the effective sample size of the bulk (*shape) of draws (chains, draws, *shape).
+
+    Args:
+        draws: the draws.
+        limit: a size that is clearly above may be that of a part of very many draws, a lower bound.
+    """
+    return _by_scalar(draws, lambda x: _ess(_normal_scores(_halves(x))), _is_small(limit))
 
 
-def ess_tail(draws: Array, probs: tuple[float, float]) -> Array:
+def ess_tail(draws: Array, probs: tuple[float, float], limit: float | None = None) -> Array:
     """Return the smaller effective sample size of two quantiles (*shape)."""
 
     def of_part(x: Array) -> Array:
         low, high = (_ess(_halves((x <= _quantile(x, p)).astype(float))) for p in probs)
         return np.minimum(low, high)
 
-    return _by_scalar(draws, of_part)
+    return _by_scalar(draws, of_part, _is_small(limit))
 
 
-def mcse_mean(draws: Array) -> Array:
-    """Return the Monte Carlo standard errors of means (*shape) of draws (chains, draws, *shape)."""
-    return _by_scalar(draws, lambda x: np.std(x, (0, 1), ddof=1) / np.sqrt(_ess(_halves(x))))
+def mcse_mean(draws: Array, limit: float | None = None) -> Array:
+    """Return the Monte Carlo standard errors of means (*shape) of draws (chains, draws, *shape).
+
+    Args:
+        draws: the draws.
+        limit: an error that is clearly below this share of the standard deviation may be that of a
+            part of very many draws, an upper bound.
+    """
+
+    def suspect(values: Array, x: Array) -> NDArray[np.bool_]:
+        return values > np.std(x, (0, 1)) * (limit or 0.0) / 2
+
+    return _by_scalar(
+        draws,
+        lambda x: np.std(x, (0, 1), ddof=1) / np.sqrt(_ess(_halves(x))),
+        None if limit is None else suspect,
+    )
 
 
-def _by_scalar(draws: Array, statistic: Callable[[Array], Array], chains: int = 1) -> Array:
-    """Evaluate a statistic of draws (chains, draws, scalars), in parts of bounded size."""
+def _is_small(limit: float | None) -> Suspect | None:
+    return None if limit is None else lambda sizes, _: sizes < 4 * limit
+
+
+def _by_scalar(
+    draws: Array,
+    statistic: Callable[[Array], Array],
+    suspect: Suspect | None = None,
+    chains: int = 1,
+) -> Array:
+    """Evaluate a statistic of draws (chains, draws, scalars), in parts of bounded size.
+
+    Args:
+        draws: the draws.
+        statistic: evaluates it for a part of the scalars.
+        suspect: selects the scalars whose figures a part of very many draws does not settle, given
+            the figures and the draws of the part; None settles nothing.
+        chains: the number of chains that the statistic needs.
+    """
+    numbers, per_chain = draws.size, draws.shape[1]
+    thin = min(-(-numbers // SCREENED_NUMBERS), per_chain // SCREENED_DRAWS)
+    if suspect is not None and thin > 1:
+        part = draws[:, ::thin].reshape(draws.shape[0], -(-per_chain // thin), -1)
+        found = _by_scalar(part, statistic, None, chains)
+        flat = draws.reshape(*draws.shape[:2], -1)
+        with np.errstate(all="ignore"):
+            exact = ~np.isfinite(flat.sum((0, 1))) | ~np.isfinite(found) | suspect(found, part)
+        found[exact] = _by_scalar(flat[..., exact], statistic, None, chains)
+        return found.reshape(draws.shape[2:])
     shape = draws.shape[2:]
     found = np.full(int(np.prod(shape)), np.nan)
     if draws.shape[0] < chains or draws.shape[1] < DRAWS_MIN:

@@ -42,6 +42,7 @@ __all__ = [
 Array = NDArray[Any]
 
 HEAVY_DRAWS_MIN = 400  # from which on a heavy tail can be told from a light one
+DRAWS_OF_QUARTILES = 2000  # per chain, which is enough for the size of a region
 TAIL_NUMBERS = 2**20  # of draws that are searched for long tails at a time
 LONG_TAIL_MIN = 2.0  # of the 99% quantile, that the most extreme draw of a heavy tail exceeds
 MANY_SCALARS = 100  # of one site, whose worst diagnostic is mostly noise
@@ -75,7 +76,7 @@ def check_draws(
         ]
     findings = []
     if chains > 1:
-        rhat = idata.rhat(posterior)
+        rhat = idata.rhat(posterior, RHAT_MAX)
         # A variable that does not vary, such as a parameter that was held fixed, has no R-hat.
         worst = {
             n: _worst(r, RHAT_MAX, _RHAT_CLEAR) for n, r in rhat.items() if np.isfinite(r).any()
@@ -120,7 +121,7 @@ def check_draws(
     least = ESS_MIN_PER_CHAIN * chains
     sizes: dict[str, tuple[float, str]] = {}
     for kind in ("bulk", "tail"):
-        for name, size in idata.ess(posterior, kind).items():
+        for name, size in idata.ess(posterior, kind, least).items():
             if np.isfinite(size).any():
                 fewest = -_worst(-size, -least, -least / 2)
                 sizes[name] = min(sizes.get(name, (np.inf, "")), (fewest, kind))
@@ -232,7 +233,7 @@ def _check_mcse(posterior: Any, low_ess: set[str], limit: float) -> list[Finding
     """
     shares: dict[str, float] = {}
     arrays = idata.variables(posterior, "posterior")
-    for name, error in idata.mcse(posterior).items():
+    for name, error in idata.mcse(posterior, limit).items():
         sd, size = arrays[name].std((0, 1)), np.abs(arrays[name]).max((0, 1))
         with np.errstate(all="ignore"):  # a constant has an error and a deviation by rounding only
             ratio = np.where(sd > ROUNDING * size, error / sd, np.nan)
@@ -283,7 +284,8 @@ def stuck_chains(z: Array, lp: Array) -> Array:
         z: draws on R^d, (chain, draw, d).
         lp: their log densities, (chain, draw), in nats.
     """
-    low, high = np.quantile(z, (0.25, 0.75), axis=1)
+    thin = max(1, z.shape[1] // DRAWS_OF_QUARTILES)
+    low, high = np.quantile(z[:, ::thin], (0.25, 0.75), axis=1)
     size = high - low  # (chain, d)
     still = (size <= 0).all(1)
     with np.errstate(all="ignore"):
