@@ -389,3 +389,21 @@ def test_probabilities_of_classes_do_not_warn_of_joint_scores():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fit.predict_proba(x[20:])
+
+
+def test_values_for_the_new_groups_only_are_refused_with_the_order_that_is_needed():
+    def model(school, size, y=None):
+        effect = pyro.sample("effect", dist.Normal(0.0, 1.0))
+        sigma = pyro.sample("sigma", dist.LogNormal(0.0, 1.0))
+        with pyro.plate("row", len(school)):
+            pyro.sample("y", dist.Normal(effect * size[school], sigma), obs=y)
+
+    rng = np.random.default_rng(0)
+    names = np.array(["Ash", "Elm", "Oak", "Yew"])
+    fit = probdl.infer(
+        model, np.repeat(names, 5), rng.normal(size=4), rng.normal(size=20), method="map", seed=1
+    )
+    with pytest.raises(probdl.ModelError) as caught:
+        fit.predictions(["Ash", "New"], np.array([0.1, 0.2]))
+    assert "codes from 0, in this order: 'Ash', 'Elm', 'Oak', 'Yew', 'New' (5)" in str(caught.value)
+    assert "An argument with a value for each of them has them in this order." in str(caught.value)

@@ -317,7 +317,7 @@ def test_an_argument_with_a_name_that_infer_uses():
 
 def test_text_among_the_data():
     message = message_of(probdl.ModelError, normal_normal, np.array(["a", "b"]), np.ones(2))
-    assert "The texts in 'sigma' became codes from 0." in message
+    assert "The texts in 'sigma' became codes from 0, in this order: 'a', 'b' (2)." in message
     message = message_of(probdl.DataError, normal_normal, np.array(["1.5", "2"]))
     assert "array of dtype <U3" in message
 

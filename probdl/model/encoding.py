@@ -46,6 +46,15 @@ class Encoding:
     ordered: bool = field(default=False, compare=False, repr=False)
     given: tuple[Any, ...] = field(default=(), compare=False, repr=False)
 
+    def explained(self, name: str) -> str:
+        """Explain the codes of the categories of an argument, in a sentence for messages.
+
+        >>> Encoding("categories", ("a", "b")).explained("town")
+        "The texts in 'town' became codes from 0, in this order: 'a', 'b' (2)."
+        """
+        order = f"in this order: {_listed(self.labels, 20)} ({len(self.labels)})"
+        return f"The texts in '{name}' became codes from 0, {order}."
+
 
 def is_raw(value: Any) -> bool:
     """Return whether a value is a list of numbers or texts, or a table: data, or a setting."""

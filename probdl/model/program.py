@@ -445,7 +445,9 @@ class Program:
         advice = self.row_advice if "plate" in str(error) else ""
         for name, encoding in self.encodings.items():
             if encoding.kind == "categories":
-                advice += f" The texts in '{name}' became codes from 0."
+                advice += f" {encoding.explained(name)}"
+                if isinstance(error, IndexError):
+                    advice += " An argument with a value for each of them has them in this order."
         return ModelError(f"{explained}{advice}") if advice else explained
 
     @property

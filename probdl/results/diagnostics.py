@@ -325,27 +325,32 @@ def check_stuck(z: Array, lp: Array) -> list[Finding]:
 
 
 def check_energy(
-    stats: Mapping[str, Any], centred: Sequence[Site], target_accept: float = 0.8
+    stats: Mapping[str, Any],
+    funnels: Sequence[Site],
+    target_accept: float = 0.8,
+    *,
+    has_centred: bool = False,
 ) -> list[Finding]:
     """Check for divergent transitions and a low Bayesian fraction of missing information.
 
     Args:
         stats: the sample stats.
-        centred: sites whose scale is another latent site, which make funnels.
+        funnels: sites whose scale is another latent site that varies much.
         target_accept: the acceptance rate to which the step size was adapted.
+        has_centred: whether there are sites whose scale is another latent site at all.
     """
     higher = ", ".join([str(rate) for rate in TARGETS if rate > target_accept][:2])
     steps = f"Raise target_accept ({higher})" if higher else "Draw more (draws=, warmup=)"
-    several = [site for site in centred if site.distribution == "MultivariateNormal"]
+    several = [site for site in funnels if site.distribution == "MultivariateNormal"]
     how = "pyro.infer.reparam.LocScaleReparam(0.0)"
     if several:
         how = f"'{several[0].name}' as loc + scale_tril @ z, with z ~ Normal(0, 1)"
-    funnels = (
-        f"write {', '.join(repr(site.name) for site in centred[:3])} non-centred ({how})"
-        if centred
-        else "use priors that keep scales away from 0 and hold what the data do not identify, and "
-        "write effects of groups with many data centred"
-    )
+    if funnels:
+        advice = f"write {', '.join(repr(site.name) for site in funnels[:3])} non-centred ({how})"
+    else:
+        advice = "use priors that keep scales away from 0 and hold what the data do not identify"
+        if not has_centred:
+            advice += ", and write effects of groups with many data centred"
     findings = []
     diverging = np.asarray(stats["diverging"])
     count = int(diverging.sum())
@@ -356,7 +361,7 @@ def check_energy(
                 "divergences",
                 f"{count} of {diverging.size} transitions diverged: numerical integration of the "
                 "trajectory failed there, so the draws may miss part of the posterior.",
-                f"{steps}, or {funnels}.",
+                f"{steps}, or {advice}.",
             )
         )
     if diverging.shape[1] > 1:
@@ -368,7 +373,7 @@ def check_energy(
                     "bfmi",
                     f"The energy changes slowly from draw to draw (E-BFMI is {low:.2f}, below "
                     f"{BFMI_MIN}), so the tails are explored slowly.",
-                    f"Run longer chains (draws=), or {funnels}.",
+                    f"Run longer chains (draws=), or {advice}.",
                 )
             )
     return findings

@@ -249,6 +249,27 @@ def test_centred_effects_of_several_coordinates_are_named():
     assert "write 'u' non-centred ('u' as loc + scale_tril @ z" in finding.remedy
 
 
+def test_one_small_scale_of_effects_of_several_coordinates_makes_a_funnel():
+    rng = np.random.default_rng(0)
+    group, x = np.repeat(np.arange(12), 10), rng.normal(size=120)
+    slopes = 0.5 + 0.1 * rng.normal(size=12)
+    y = rng.normal(size=12)[group] + slopes[group] * x + rng.normal(size=120)
+
+    def correlated(group, x, y):
+        mean = pyro.sample("mean", dist.Normal(torch.zeros(2), 10.0).to_event(1))
+        scale = pyro.sample("scale", dist.HalfNormal(torch.full((2,), 5.0)).to_event(1))
+        root = scale[:, None] * pyro.sample("corr", dist.LKJCholesky(2, 2.0))
+        with pyro.plate("groups", 12):
+            b = pyro.sample("b", dist.MultivariateNormal(mean, scale_tril=root))
+        with pyro.plate("row", len(x)):
+            pyro.sample("y", dist.Normal(b[group, 0] + b[group, 1] * x, 1.0), obs=y)
+
+    fit = probdl.infer(correlated, group, x, y, seed=1)
+    finding = next(f for f in fit.diagnose() if f.check == "divergences")
+    assert "write 'b' non-centred" in finding.remedy
+    assert "data centred" not in finding.remedy
+
+
 @pytest.mark.parametrize(
     ("target_accept", "remedy"),
     [(0.6, "target_accept (0.95, 0.99)"), (0.99, "target_accept (0.999)"), (0.9995, "Draw more")],

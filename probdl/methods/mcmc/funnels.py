@@ -32,10 +32,13 @@ def funnel_sites(density: LogDensity, z: NDArray[np.float64]) -> list[Site]:
         if block is None:
             continue
         values = draws[:, block.start : block.start + block.size]
-        if block.size > 1:
+        batch = math.prod(site.shape[: len(site.shape) - site.event_dim])
+        # Each coordinate of the effects of groups has its scale.
+        values = values.reshape(len(draws), batch if batch > 1 else block.size, -1)
+        if (count := values.shape[1]) > 1:
             with np.errstate(divide="ignore"):
-                spread = np.log(values.std(1)).std()
-            if not spread > MORE_THAN_FIXED / math.sqrt(2 * (block.size - 1)):
+                spread = np.log(values.std(1)).std(0).max()
+            if not spread > MORE_THAN_FIXED / math.sqrt(2 * (count - 1)):
                 continue
         found.append(site)
     return found

@@ -27,6 +27,7 @@ from probdl.methods.mcmc.funnels import funnel_sites
 from probdl.methods.mcmc.watching import Until, Watch
 from probdl.model.density import LogDensity
 from probdl.model.program import Program
+from probdl.model.sites import centred_sites
 from probdl.results.chain_fit import ChainFit
 from probdl.results.diagnostics import check_energy, check_tree
 from probdl.results.fit import Fit
@@ -284,7 +285,7 @@ class NUTS(Method, name="nuts"):
         findings = [
             *findings,
             *check_tree(chains.moving_stats, self.max_treedepth, low_rank=mass_matrix != "diag"),
-            *check_energy(chains.moving_stats, funnel_sites(density, chains.z), self.target_accept),
+            *_check_energy(density, chains, self.target_accept),
         ]
         modes = start.modes if isinstance(start, TypicalStarts) else []
         fit = posterior_fit(self, density, evaluator, chains, seed, findings, modes, draws=draws)
@@ -357,10 +358,18 @@ class HMC(Method, name="hmc"):
             self, pyro_nuts.HMCKernel, kernel, density, evaluator, start, seed, progress
         )
         del chains.stats["tree_depth"]
-        centred = funnel_sites(density, chains.z)
-        findings += check_energy(chains.moving_stats, centred, self.target_accept)
+        findings += _check_energy(density, chains, self.target_accept)
         modes = start.modes if isinstance(start, TypicalStarts) else []
         return posterior_fit(self, density, evaluator, chains, seed, findings, modes)
+
+
+def _check_energy(density: LogDensity, chains: Chains, target_accept: float) -> list[Finding]:
+    return check_energy(
+        chains.moving_stats,
+        funnel_sites(density, chains.z),
+        target_accept,
+        has_centred=bool(centred_sites(density.structure)),
+    )
 
 
 def _chains_of(density: LogDensity, fit: Fit) -> Chains:
