@@ -1,5 +1,7 @@
 """Labelled predictions, and draws from a model before any fit."""
 
+import warnings
+
 import arviz as az
 import numpy as np
 import pandas as pd
@@ -247,3 +249,33 @@ def noise_to_come(y, horizon=0):
     if horizon:
         steps = pyro.sample("steps", dist.Normal(0.0, sigma).expand([horizon]).to_event(1))
         pyro.deterministic("forecast", y[-1] + steps.cumsum(-1), event_dim=1)
+
+
+def test_the_score_of_a_forecast_does_not_warn_of_that_of_the_past():
+    rng = np.random.default_rng(1)
+    y = 10 + np.cumsum(0.3 * rng.normal(size=72)) + 0.6 * rng.normal(size=72)
+
+    def local_level(y, later=None):
+        noise = pyro.sample("noise", dist.HalfNormal(2.0))
+        drift = pyro.sample("drift", dist.HalfNormal(1.0))
+        with pyro.plate("step", len(y)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        level = 10 + drift * z.cumsum(-1)
+        with pyro.plate("time", len(y)):
+            pyro.sample("y", dist.Normal(level, noise), obs=y)
+        if later is not None:
+            with pyro.plate("ahead", len(later)):
+                ahead = drift * pyro.sample("ahead_z", dist.Normal(0.0, 1.0)).cumsum(-1)
+                pyro.sample("later", dist.Normal(level[-1] + ahead, noise), obs=later)
+
+    fit = probdl.infer(local_level, y[:60], method=probdl.NUTS(target_accept=0.95), seed=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        score = fit.log_predictive(y[:60], y[60:])
+    assert np.isinf(score.joints["y"].standard_error)
+    assert np.isfinite(score.joints["later"].standard_error)
+    assert f"joints['later']={score.joints['later'].value:.2f} ±" in repr(score)
+    missed = y[60:].copy()
+    missed[:] = 0.0
+    with pytest.warns(probdl.FindingWarning, match=r"joints\['later'\]"):
+        fit.log_predictive(y[:60], missed)

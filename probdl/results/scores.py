@@ -50,6 +50,13 @@ class JointScore(NamedTuple):
     value: float
     standard_error: float
 
+    def __str__(self) -> str:
+        if math.isnan(self.standard_error):
+            return f"{self.value:.2f}"
+        if math.isinf(self.standard_error):
+            return f"{self.value:.2f}, unreliable"
+        return f"{self.value:.2f} ± {self.standard_error:.2g}"
+
 
 @dataclass(frozen=True)
 class LogPredictive:
@@ -76,14 +83,13 @@ class LogPredictive:
     def __repr__(self) -> str:
         count = self.count
         mean = self.total / count if count else math.nan
-        error = f" ± {self.joint_standard_error:.2g}"
-        if math.isnan(self.joint_standard_error):
-            error = ""
-        elif math.isinf(self.joint_standard_error):
-            error = ", unreliable"
+        joint = JointScore(self.joint, self.joint_standard_error)
+        sites = {f"joints[{name!r}]": of for name, of in self.joints.items()}
+        shown = {"joint": joint} | (sites if len(sites) > 1 else {})
+        joints = ", ".join(f"{name}={of}" for name, of in shown.items())
         return (
             f"LogPredictive(total={self.total:.2f}, mean={mean:.4f} over {count} observations, "
-            f"joint={self.joint:.2f}{error})"
+            f"{joints})"
         )
 
 
@@ -286,9 +292,11 @@ class ScoredFit(FitState):
         score = self._score(program, structure, self._elements(program, coords))
         each = {f"joints[{n!r}]": of for n, of in score.joints.items()}
         unknown = [n for n, of in each.items() if math.isinf(of.standard_error)]
+        new = [f"joints[{n!r}]" for n in score.joints if n not in self.structure.sites]
         if math.isinf(score.joint_standard_error):
             unknown.insert(0, "joint")
-        if unknown:
+        # What is scored at new sites, such as a forecast, is not the past, which the fit has seen.
+        if unknown and (not new or {*new} & {*unknown}):
             others = ["total", "pointwise", *(n for n in each if n not in unknown)]
             warn(
                 f"Few draws carry {' and '.join(unknown)}, the score of all observations together "
