@@ -1,5 +1,7 @@
 """The ELBO, the evidence and the codes of a linear Gaussian model, where they are known."""
 
+import warnings
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -127,6 +129,26 @@ def test_scores_are_the_evidence_of_each_row(exact_fit, x):
     score = exact_fit.log_predictive(x)
     np.testing.assert_allclose(score.pointwise["data"], evidence(x), atol=1e-6)
     assert score.total == pytest.approx(evidence(x).sum())
+
+
+def test_a_guide_that_misses_the_posterior_makes_scores_unreliable(fit, x):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        score = fit.log_predictive(x)
+    assert np.isfinite(score.joint_standard_error)
+    assert score.pareto_k.shape == (40,)
+
+    class TooNarrow(Factors):
+        def __init__(self):
+            super().__init__(correct=True)
+            self.root = 0.2 * self.root
+
+    narrow = probdl.infer(TooNarrow(), x, method=NO_TRAINING, seed=1)
+    with pytest.warns(probdl.FindingWarning, match=r"does not cover .* of \d+ of 40 rows"):
+        score = narrow.log_predictive(x)
+    assert score.total < evidence(x).sum() - 5  # which no error says
+    assert np.isinf(score.joint_standard_error)
+    assert "unreliable" in repr(score)
 
 
 def test_encoding_and_decoding(fit, x):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from probdl.errors import ModelError, SettingError
+from probdl.errors import FindingWarning, ModelError, SettingError, warn
+from probdl.findings import PARETO_K_MAX
 from probdl.model.elements import Elements
 from probdl.model.program import Program
 from probdl.model.sites import Structure, data_plates
@@ -27,6 +29,7 @@ __all__ = ["GuidedFit"]
 Array = NDArray[Any]
 
 SCORE_DRAWS = 100  # of the latent sites of each row, in log_predictive()
+FEW_ROWS = 0.05  # share of rows above a limit of k-hat, which is noisy, that is reported
 
 
 @dataclass(frozen=True, repr=False)
@@ -300,7 +303,33 @@ class GuidedFit(Fit, needs="guide; Fit by method='svi'."):
             name: JointScore(float(values.sum()), float(np.sqrt(squares.sum())))
             for (name, values), squares in zip(pointwise.items(), of_part, strict=True)
         }
-        return LogPredictive(pointwise, evidence.total, evidence.total, points, error, joints)
+        found = LogPredictive(
+            pointwise, evidence.total, evidence.total, points, error, joints, evidence.pareto_k
+        )
+        if self._uncovered(found) == 0:
+            return found
+        unknown = {name: JointScore(of.value, math.inf) for name, of in joints.items()}
+        return replace(found, joint_standard_error=math.inf, joints=unknown)
+
+    @staticmethod
+    def _uncovered(score: LogPredictive) -> int:
+        """Return the number of rows whose posterior the guide does not cover; 0 for a few."""
+        assert score.pareto_k is not None
+        bad = int((score.pareto_k > PARETO_K_MAX).sum())
+        return bad if bad > FEW_ROWS * score.pareto_k.size else 0
+
+    def _check_score(self, score: LogPredictive) -> None:
+        if score.pareto_k is None:
+            super()._check_score(score)
+        elif bad := self._uncovered(score):
+            warn(
+                f"The guide does not cover the posterior of the latent sites of {bad} of "
+                f"{score.pareto_k.size} rows (Pareto k-hat above {PARETO_K_MAX}), so with "
+                f"{SCORE_DRAWS} draws a row the scores are lower bounds, which may be far too low. "
+                "fit.log_evidence(..., num_samples=10_000) is closer; a richer guide or longer "
+                "training is closer still.",
+                FindingWarning,
+            )
 
     @property
     def _loaded_guide(self) -> Proposal:

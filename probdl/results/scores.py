@@ -71,6 +71,8 @@ class LogPredictive:
         joint_standard_error: the Monte Carlo standard error of ``joint``, see ``JointScore``.
         joints: the joint scores of the observations of each site alone, such as those of a
             forecast, without the past.
+        pareto_k: the Pareto k-hat of each row if latent sites of the row were integrated out by
+            importance sampling; None otherwise.
     """
 
     pointwise: dict[str, Array]
@@ -79,6 +81,7 @@ class LogPredictive:
     count: int
     joint_standard_error: float = math.nan
     joints: dict[str, JointScore] = field(default_factory=dict)
+    pareto_k: Array | None = None
 
     def __repr__(self) -> str:
         count = self.count
@@ -290,6 +293,11 @@ class ScoredFit(FitState):
                 "nothing to score. Pass the observed data too, or use predict()."
             )
         score = self._score(program, structure, self._elements(program, coords))
+        self._check_score(score)
+        return score
+
+    def _check_score(self, score: LogPredictive) -> None:
+        """Warn of scores that few draws carry."""
         each = {f"joints[{n!r}]": of for n, of in score.joints.items()}
         unknown = [n for n, of in each.items() if math.isinf(of.standard_error)]
         new = [f"joints[{n!r}]" for n in score.joints if n not in self.structure.sites]
@@ -305,7 +313,6 @@ class ScoredFit(FitState):
                 "more draws.",
                 FindingWarning,
             )
-        return score
 
     def _score(self, program: Program, structure: Structure, elements: Elements) -> LogPredictive:
         with isolated(stream(self.seed, "score")):

@@ -15,7 +15,11 @@
 
 typedef int64_t (*Density)(uint64_t, const double *, double *, double *, const void *);
 
-enum { LEVELS = 31, PER_LEVEL = 8, MOMENTUM = 0, CHOICES = 1 };
+/* The trees of a level hold at most three points, and the trajectory some more; each level has two
+   sums of momenta. Arrays of `dim` numbers in all for a number of levels: */
+#define POINTS(levels) (3 * (levels) + 8)
+#define ARRAYS(levels) (4 * POINTS(levels) + 2 * (levels))
+enum { LEVELS_MAX = 31 };
 #define ENERGY_ERROR_MAX 1000.0 /* of a step, beyond which a trajectory has diverged */
 /* Of dual averaging, as by Hoffman and Gelman. */
 #define SHRINKAGE 0.05
@@ -38,9 +42,8 @@ typedef struct {
     uint64_t adapted;
     double *z, *grad;
     double *scale, *directions, *variances; /* of the metric; directions are (rank, dim) */
-    double *work;                           /* (LEVELS * PER_LEVEL + 10) * dim + rank numbers */
+    double *work;                           /* ARRAYS(max_depth + 1) * dim + rank numbers */
     Moments now, next;
-    uint64_t choices; /* random numbers of this transition so far */
 } Chain;
 
 /* Of each transition. */
@@ -61,43 +64,16 @@ typedef struct {
     Record *records;
 } Task;
 
-typedef struct {
-    const Chain *chain;
-    Density density;
-    const void *user;
-    double start_energy, step;
-    double *z, *grad, *p, *v; /* the end that moves */
-    double *coefficients;
-    double value;
-    uint64_t steps;
-    double acceptance;
-    int diverging;
-} Trajectory;
-
-static double dot(uint64_t n, const double *a, const double *b) {
-    double s0 = 0.0, s1 = 0.0, s2 = 0.0, s3 = 0.0;
-    uint64_t i = 0;
-    for (; i + 4 <= n; i += 4) {
-        s0 += a[i] * b[i];
-        s1 += a[i + 1] * b[i + 1];
-        s2 += a[i + 2] * b[i + 2];
-        s3 += a[i + 3] * b[i + 3];
-    }
-    for (; i < n; i++) s0 += a[i] * b[i];
-    return (s0 + s1) + (s2 + s3);
+static double dot(uint64_t n, const double *restrict a, const double *restrict b) {
+    double sum = 0.0;
+#pragma omp simd reduction(+ : sum)
+    for (uint64_t i = 0; i < n; i++) sum += a[i] * b[i];
+    return sum;
 }
 
 static double log_add(double a, double b) {
     double high = a > b ? a : b, low = a > b ? b : a;
     return low == -INFINITY ? high : high + log1p(exp(low - high));
-}
-
-static double choice(Chain *chain) {
-    uint64_t number = chain->choices++;
-    uint32_t words[4] = {(uint32_t)number, CHOICES, (uint32_t)chain->transition,
-                         (uint32_t)(chain->transition >> 32)};
-    philox(words, chain->key);
-    return uniform(words[0], words[1]);
 }
 
 /* v = M^-1 p */
@@ -118,10 +94,9 @@ static void velocity(const Chain *chain, const double *p, double *v, double *coe
     for (uint64_t i = 0; i < n; i++) v[i] *= s[i];
 }
 
-static void draw_momentum(const Chain *chain, double *p, double *coefficients) {
+static void draw_momentum(const Chain *chain, Random *random, double *p, double *coefficients) {
     const uint64_t n = chain->dim;
-    const Noise normal = {n, 1, 0.0, 1.0};
-    fill_noise(&normal, MOMENTUM, chain->key, chain->transition, p);
+    for (uint64_t i = 0; i < n; i++) p[i] = normal(random);
     for (uint64_t k = 0; k < chain->rank; k++)
         coefficients[k] = (1.0 / sqrt(chain->variances[k]) - 1.0) *
                           dot(n, chain->directions + k * n, p);
@@ -132,151 +107,263 @@ static void draw_momentum(const Chain *chain, double *p, double *coefficients) {
     for (uint64_t i = 0; i < n; i++) p[i] /= chain->scale[i];
 }
 
-/* One step of leapfrog; the energy after it, and INFINITY where the density is not finite. */
-static double leapfrog(Trajectory *t, double step) {
-    const uint64_t n = t->chain->dim;
-    for (uint64_t i = 0; i < n; i++) t->p[i] += 0.5 * step * t->grad[i];
-    velocity(t->chain, t->p, t->v, t->coefficients);
-    for (uint64_t i = 0; i < n; i++) t->z[i] += step * t->v[i];
-    t->value = -INFINITY;
-    if (t->density(n, t->z, t->grad, &t->value, t->user) || !isfinite(t->value)) return INFINITY;
-    for (uint64_t i = 0; i < n; i++) t->p[i] += 0.5 * step * t->grad[i];
-    velocity(t->chain, t->p, t->v, t->coefficients);
-    double energy = 0.5 * dot(n, t->p, t->v) - t->value;
-    return isfinite(energy) ? energy : INFINITY;
+/* A point of a trajectory, which is free for another when nothing holds it. */
+typedef struct {
+    double *z, *grad, *p, *v;
+    double value, energy;
+    int holders;
+} Point;
+
+typedef struct {
+    const Chain *chain;
+    Density density;
+    const void *user;
+    Random random;
+    double start_energy;
+    Point points[POINTS(LEVELS_MAX)];
+    Point *free[POINTS(LEVELS_MAX)];
+    int used, free_count;
+    double *sums, *coefficients;
+    Point *end;                  /* that moves */
+    uint64_t steps;
+    double acceptance;
+    int diverging;
+} Trajectory;
+
+static void begin(Trajectory *t, const Chain *chain, Density density, const void *user) {
+    const uint64_t n = chain->dim;
+    t->chain = chain, t->density = density, t->user = user;
+    t->random = seeded(chain->key, chain->transition);
+    t->used = t->free_count = 0;
+    t->sums = chain->work + 4 * POINTS(chain->max_depth + 1) * n;
+    t->coefficients = chain->work + ARRAYS(chain->max_depth + 1) * n;
+    t->steps = 0, t->acceptance = 0.0, t->diverging = 0;
 }
 
-/* A trajectory or a part of it: its first and last momentum and velocity along the direction of
-   time, the sum of its momenta, and a point of it. */
+static Point *hold(Point *point) {
+    point->holders++;
+    return point;
+}
+
+static Point *take(Trajectory *t) {
+    if (t->free_count) return hold(t->free[--t->free_count]);
+    const uint64_t n = t->chain->dim;
+    double *w = t->chain->work + 4 * n * (uint64_t)t->used;
+    Point *point = t->points + t->used++;
+    *point = (Point){w, w + n, w + 2 * n, w + 3 * n, 0.0, 0.0, 0};
+    return hold(point);
+}
+
+static void release(Trajectory *t, Point *point) {
+    if (!--point->holders) t->free[t->free_count++] = point;
+}
+
+/* A point with the position of the chain and another momentum. */
+static Point *start(Trajectory *t) {
+    const uint64_t n = t->chain->dim, bytes = n * sizeof(double);
+    Point *point = take(t);
+    memcpy(point->z, t->chain->z, bytes);
+    memcpy(point->grad, t->chain->grad, bytes);
+    draw_momentum(t->chain, &t->random, point->p, t->coefficients);
+    velocity(t->chain, point->p, point->v, t->coefficients);
+    point->value = t->chain->value;
+    point->energy = 0.5 * dot(n, point->p, point->v) - point->value;
+    t->start_energy = point->energy;
+    return point;
+}
+
+/* The new momentum and position of a step, with a diagonal metric in one pass. */
+static void kick_and_drift(const Trajectory *t, const Point *from, Point *to, double step) {
+    const uint64_t n = t->chain->dim;
+    const double *restrict grad = from->grad, *restrict p = from->p, *restrict z = from->z;
+    const double *restrict scale = t->chain->scale;
+    double *restrict new_p = to->p, *restrict new_z = to->z;
+    if (t->chain->rank) {
+        for (uint64_t i = 0; i < n; i++) new_p[i] = p[i] + 0.5 * step * grad[i];
+        velocity(t->chain, new_p, to->v, t->coefficients);
+        for (uint64_t i = 0; i < n; i++) new_z[i] = z[i] + step * to->v[i];
+        return;
+    }
+    for (uint64_t i = 0; i < n; i++) {
+        double half = p[i] + 0.5 * step * grad[i];
+        new_p[i] = half;
+        new_z[i] = z[i] + step * scale[i] * scale[i] * half;
+    }
+}
+
+/* The other half of the momentum of a step, and its velocity; returns the kinetic energy. */
+static double kick(const Trajectory *t, Point *point, double step) {
+    const uint64_t n = t->chain->dim;
+    const double *restrict grad = point->grad, *restrict scale = t->chain->scale;
+    double *restrict p = point->p, *restrict v = point->v;
+    if (t->chain->rank) {
+        for (uint64_t i = 0; i < n; i++) p[i] += 0.5 * step * grad[i];
+        velocity(t->chain, p, v, t->coefficients);
+        return 0.5 * dot(n, p, v);
+    }
+    double twice = 0.0;
+#pragma omp simd reduction(+ : twice)
+    for (uint64_t i = 0; i < n; i++) {
+        double whole = p[i] + 0.5 * step * grad[i], speed = scale[i] * scale[i] * whole;
+        p[i] = whole;
+        v[i] = speed;
+        twice += whole * speed;
+    }
+    return 0.5 * twice;
+}
+
+/* One step of leapfrog to another point, whose energy is INFINITY where the density is not finite. */
+static void leapfrog(Trajectory *t, const Point *from, Point *to, double step) {
+    kick_and_drift(t, from, to, step);
+    to->value = -INFINITY;
+    to->energy = INFINITY;
+    if (t->density(t->chain->dim, to->z, to->grad, &to->value, t->user) || !isfinite(to->value))
+        return;
+    double energy = kick(t, to, step) - to->value;
+    if (isfinite(energy)) to->energy = energy;
+}
+
+/* A trajectory or a part of it: its ends along the direction of time, a point of it that was drawn,
+   and the sum of its momenta. It holds the points. */
 typedef struct {
-    double *p_first, *v_first, *p_last, *v_last, *sum;
-    double *z, *grad;
-    double value, energy, log_weight;
+    Point *first, *last, *drawn;
+    const double *sum;
+    double log_weight;
 } Tree;
 
-/* Whether a trajectory still goes on, between two velocities and with `sum` plus `more` as the sum
-   of its momenta. */
-static int goes_on(uint64_t n, const double *v_first, const double *v_last, const double *sum,
-                   const double *more) {
-    double first = dot(n, v_first, sum) + dot(n, v_first, more);
-    double last = dot(n, v_last, sum) + dot(n, v_last, more);
-    return first > 0.0 && last > 0.0;
+static void release_tree(Trajectory *t, const Tree *tree) {
+    release(t, tree->first);
+    release(t, tree->last);
+    release(t, tree->drawn);
 }
 
-/* Build a tree of 2^depth steps from the moving end. Its arrays are there already, but for those of
-   the ends that the caller holds; `room` has PER_LEVEL arrays for each level below. Returns whether
-   all of it goes on. */
-static int build(Trajectory *t, Chain *chain, uint64_t depth, double direction, Tree *tree,
-                 double *room) {
-    const uint64_t n = chain->dim, bytes = n * sizeof(double);
+/* Whether two adjacent parts go on, together and each with the nearest point of the other: the
+   velocities at both ends point along the sum of the momenta, which is written for both parts. */
+static int go_on(uint64_t n, const Tree *a, const Tree *b, double *restrict sum) {
+    const double *restrict begins = a->first->v, *restrict ends = b->last->v;
+    const double *restrict sum_a = a->sum, *restrict sum_b = b->sum;
+    double first = 0.0, last = 0.0;
+    if (a->first == a->last && b->first == b->last) { /* two points */
+#pragma omp simd reduction(+ : first, last)
+        for (uint64_t i = 0; i < n; i++) {
+            double both = sum_a[i] + sum_b[i];
+            sum[i] = both;
+            first += begins[i] * both;
+            last += ends[i] * both;
+        }
+        return first > 0.0 && last > 0.0;
+    }
+    const double *restrict p_a = a->last->p, *restrict v_a = a->last->v;
+    const double *restrict p_b = b->first->p, *restrict v_b = b->first->v;
+    double left_first = 0.0, left_last = 0.0, right_first = 0.0, right_last = 0.0;
+#pragma omp simd reduction(+ : first, last, left_first, left_last, right_first, right_last)
+    for (uint64_t i = 0; i < n; i++) {
+        double both = sum_a[i] + sum_b[i], left = sum_a[i] + p_b[i], right = p_a[i] + sum_b[i];
+        sum[i] = both;
+        first += begins[i] * both;
+        last += ends[i] * both;
+        left_first += begins[i] * left;
+        left_last += v_b[i] * left;
+        right_first += v_a[i] * right;
+        right_last += ends[i] * right;
+    }
+    return first > 0.0 && last > 0.0 && left_first > 0.0 && left_last > 0.0 && right_first > 0.0 &&
+           right_last > 0.0;
+}
+
+/* Build a tree of 2^depth steps from the moving end; `half` is 0 or 1 for the halves of a larger
+   tree. Returns whether all of it goes on; if not, the tree holds nothing. */
+static int build(Trajectory *t, uint64_t depth, int half, double step, Tree *tree) {
+    const uint64_t n = t->chain->dim;
     if (!depth) {
-        double energy = leapfrog(t, direction * t->step);
-        double gain = t->start_energy - energy;
+        Point *point = take(t);
+        leapfrog(t, t->end, point, step);
+        double gain = t->start_energy - point->energy;
         t->steps++;
         t->acceptance += gain > 0.0 ? 1.0 : exp(gain);
         if (!(gain > -ENERGY_ERROR_MAX)) {
             t->diverging = 1;
+            release(t, point);
             return 0;
         }
-        memcpy(tree->p_first, t->p, bytes);
-        memcpy(tree->p_last, t->p, bytes);
-        memcpy(tree->v_first, t->v, bytes);
-        memcpy(tree->v_last, t->v, bytes);
-        memcpy(tree->sum, t->p, bytes);
-        memcpy(tree->z, t->z, bytes);
-        memcpy(tree->grad, t->grad, bytes);
-        tree->value = t->value;
-        tree->energy = energy;
-        tree->log_weight = gain;
+        release(t, t->end);
+        t->end = point;
+        *tree = (Tree){hold(point), hold(point), hold(point), point->p, gain};
         return 1;
     }
-    double *below = room + PER_LEVEL * n;
-    /* The first half ends, and the second begins, in this level's room. */
-    Tree first = *tree, second = *tree;
-    first.p_last = room;
-    first.v_last = room + n;
-    second.p_first = room + 2 * n;
-    second.v_first = room + 3 * n;
-    second.sum = room + 4 * n;
-    second.z = room + 5 * n;
-    second.grad = room + 6 * n;
-    if (!build(t, chain, depth - 1, direction, &first, below)) return 0;
-    if (!build(t, chain, depth - 1, direction, &second, below)) return 0;
-    tree->log_weight = log_add(first.log_weight, second.log_weight);
-    if (log(choice(chain)) < second.log_weight - tree->log_weight) {
-        memcpy(tree->z, second.z, bytes);
-        memcpy(tree->grad, second.grad, bytes);
-        tree->value = second.value;
-        tree->energy = second.energy;
-    } else {
-        tree->value = first.value;
-        tree->energy = first.energy;
+    Tree first, second;
+    if (!build(t, depth - 1, 0, step, &first)) return 0;
+    if (!build(t, depth - 1, 1, step, &second)) {
+        release_tree(t, &first);
+        return 0;
     }
-    int on = goes_on(n, tree->v_first, tree->v_last, first.sum, second.sum) &&
-             goes_on(n, tree->v_first, second.v_first, first.sum, second.p_first) &&
-             goes_on(n, first.v_last, tree->v_last, second.sum, first.p_last);
-    for (uint64_t i = 0; i < n; i++) tree->sum[i] = first.sum[i] + second.sum[i];
+    double log_weight = log_add(first.log_weight, second.log_weight);
+    int is_second = log(unit(&t->random)) < second.log_weight - log_weight;
+    double *sum = t->sums + (2 * depth + half) * n;
+    int on = go_on(n, &first, &second, sum);
+    *tree = (Tree){first.first, second.last, is_second ? second.drawn : first.drawn, sum, log_weight};
+    release(t, is_second ? first.drawn : second.drawn);
+    release(t, first.last);
+    release(t, second.first);
+    if (!on) release_tree(t, tree);
     return on;
 }
 
 /* One transition. Returns whether the chain moved. */
 static int transit(Chain *chain, Density density, const void *user, Record *record) {
     const uint64_t n = chain->dim, bytes = n * sizeof(double);
-    double *w = chain->work;
-    /* Both ends: position, gradient, momentum and velocity of each. */
-    double *ends[2][4];
-    for (int side = 0; side < 2; side++)
-        for (int i = 0; i < 4; i++, w += n) ends[side][i] = w;
-    double *sum = w, *room = w + n, *coefficients = room + (LEVELS * PER_LEVEL + 1) * n;
-    chain->choices = 0;
-    draw_momentum(chain, ends[0][2], coefficients);
-    velocity(chain, ends[0][2], ends[0][3], coefficients);
-    memcpy(ends[0][0], chain->z, bytes);
-    memcpy(ends[0][1], chain->grad, bytes);
-    for (int i = 0; i < 4; i++) memcpy(ends[1][i], ends[0][i], bytes);
-    memcpy(sum, ends[0][2], bytes);
-    Trajectory t = {chain, density, user, 0.5 * dot(n, ends[0][2], ends[0][3]) - chain->value,
-                    chain->step, NULL, NULL, NULL, NULL, coefficients, 0.0, 0, 0.0, 0};
-    double log_weight = 0.0, energy = t.start_energy;
+    Trajectory t;
+    begin(&t, chain, density, user);
+    Point *origin = start(&t);
+    double *sum = t.sums; /* the first two, which no tree of a level below has */
+    memcpy(sum, origin->p, bytes);
+    /* Backward in time, a trajectory is a tree whose ends change places. */
+    Tree whole = {origin, hold(origin), hold(origin), sum, 0.0};
     uint64_t depth = 0;
-    int moved = 0, on = 1;
+    int on = 1, moved = 0;
     for (; on && depth < chain->max_depth; depth++) {
-        int forward = choice(chain) < 0.5;
-        double **end = ends[forward], **other = ends[!forward];
-        t.z = end[0], t.grad = end[1], t.p = end[2], t.v = end[3];
-        /* In this level's room: the last momentum of the part so far, and the tree. */
-        Tree tree = {room,         room + n,     room + 2 * n, room + 3 * n, room + 4 * n,
-                     room + 5 * n, room + 6 * n, 0.0,          0.0,          -INFINITY};
-        double *p_before = room + 7 * n, *v_before = room + 8 * n;
-        memcpy(p_before, end[2], bytes);
-        memcpy(v_before, end[3], bytes);
-        if (!build(&t, chain, depth, forward ? 1.0 : -1.0, &tree, room + 9 * n)) {
-            on = 0;
-            break;
-        }
-        if (log(choice(chain)) < tree.log_weight - log_weight) {
-            memcpy(chain->z, tree.z, bytes);
-            memcpy(chain->grad, tree.grad, bytes);
-            chain->value = tree.value;
-            energy = tree.energy;
+        int forward = unit(&t.random) < 0.5;
+        Tree tree;
+        t.end = hold(forward ? whole.last : whole.first);
+        on = build(&t, depth, 0, (forward ? 1.0 : -1.0) * chain->step, &tree);
+        release(&t, t.end);
+        if (!on) break;
+        if (log(unit(&t.random)) < tree.log_weight - whole.log_weight) {
+            release(&t, whole.drawn);
+            whole.drawn = hold(tree.drawn);
             moved = 1;
         }
-        log_weight = log_add(log_weight, tree.log_weight);
-        /* The criterion does not depend on the direction of time. */
-        on = goes_on(n, other[3], end[3], sum, tree.sum) &&
-             goes_on(n, other[3], tree.v_first, sum, tree.p_first) &&
-             goes_on(n, v_before, end[3], tree.sum, p_before);
-        for (uint64_t i = 0; i < n; i++) sum[i] += tree.sum[i];
+        whole.log_weight = log_add(whole.log_weight, tree.log_weight);
+        if (!forward) { /* the criterion does not depend on the direction of time */
+            Point *first = whole.first;
+            whole.first = whole.last;
+            whole.last = first;
+        }
+        double *other = sum == t.sums ? sum + n : t.sums;
+        on = go_on(n, &whole, &tree, other);
+        whole.sum = sum = other;
+        release(&t, whole.last);
+        whole.last = hold(tree.last);
+        if (!forward) {
+            Point *first = whole.first;
+            whole.first = whole.last;
+            whole.last = first;
+        }
+        release_tree(&t, &tree);
     }
-    record->value = chain->value;
-    record->energy = energy;
+    record->value = whole.drawn->value;
+    record->energy = whole.drawn->energy;
     record->acceptance = t.acceptance / (double)t.steps;
     record->step = chain->step;
     record->steps = t.steps;
     record->depth = depth;
     record->diverging = t.diverging;
     record->saturated = on;
-    return moved;
+    if (!moved) return 0;
+    memcpy(chain->z, whole.drawn->z, bytes);
+    memcpy(chain->grad, whole.drawn->grad, bytes);
+    chain->value = whole.drawn->value;
+    return 1;
 }
 
 static void adapt_step(Chain *chain, double acceptance) {
@@ -341,20 +428,16 @@ void nuts(Density density, const void *user, Chain *chain, Task *task) {
 
 /* A step size for which one step is accepted with about the target probability. */
 void find_step(Density density, const void *user, Chain *chain) {
-    const uint64_t n = chain->dim, bytes = n * sizeof(double);
-    double *w = chain->work, *coefficients = w + (LEVELS * PER_LEVEL + 10) * n;
-    Trajectory t = {chain, density, user, 0.0, 0.0, w, w + n, w + 2 * n, w + 3 * n,
-                    coefficients, 0.0, 0, 0.0, 0};
+    Trajectory t;
+    begin(&t, chain, density, user);
     double goal = log(chain->target);
     int last = 0;
     for (int tries = 0; tries < 100; tries++) {
-        memcpy(t.z, chain->z, bytes);
-        memcpy(t.grad, chain->grad, bytes);
-        draw_momentum(chain, t.p, coefficients);
-        velocity(chain, t.p, t.v, coefficients);
-        double before = 0.5 * dot(n, t.p, t.v) - chain->value;
-        double gain = before - leapfrog(&t, chain->step);
-        int way = gain > goal ? 1 : -1;
+        Point *from = start(&t), *to = take(&t);
+        leapfrog(&t, from, to, chain->step);
+        int way = from->energy - to->energy > goal ? 1 : -1;
+        release(&t, from);
+        release(&t, to);
         if (last && way != last) break;
         last = way;
         chain->step *= way > 0 ? 2.0 : 0.5;

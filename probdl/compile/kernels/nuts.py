@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from probdl.compile.codegen.emit import Source
-from probdl.compile.kernels.noise import noise_source
+from probdl.compile.kernels.ziggurat import ziggurat_source
 from probdl.compile.runtime.library import loaded
 from probdl.compile.runtime.native_density import NativeDensity
 
@@ -20,7 +20,6 @@ __all__ = ["RECORD", "NutsChain", "NutsTask"]
 
 Array = NDArray[np.float64]
 
-WORK_ARRAYS = 31 * 8 + 10  # (LEVELS * PER_LEVEL + 10) of nuts.c
 RECORD = np.dtype(
     [
         *((name, np.float64) for name in ("lp", "energy", "acceptance_rate", "step_size")),
@@ -49,7 +48,6 @@ class _Chain(ctypes.Structure):
         *((n, ctypes.c_void_p) for n in ("z", "grad", "scale", "directions", "variances", "work")),
         ("now", _Moments),
         ("next", _Moments),
-        ("choices", ctypes.c_uint64),
     )
 
 
@@ -67,8 +65,9 @@ class NutsTask(ctypes.Structure):
 
 @functools.cache
 def _library() -> Any:
-    text = files("probdl.compile.kernels").joinpath("nuts.c").read_text()
-    library = loaded(Source(noise_source() + text, 0, 0), "nuts", "find_step")
+    text = ziggurat_source() + files("probdl.compile.kernels").joinpath("nuts.c").read_text()
+    library = loaded(Source(text, 0, 0), "nuts", "find_step", "prepare_ziggurat")
+    library.prepare_ziggurat()
     for function, count in ((library.nuts, 4), (library.find_step, 3)):
         function.restype = None
         function.argtypes = [ctypes.c_void_p] * count
@@ -103,7 +102,9 @@ class NutsChain:
         value = np.empty(())
         density.evaluate(torch.from_numpy(self.z), torch.from_numpy(self.grad), value)
         self.directions, self.variances = np.empty((0, dim)), np.empty(0)
-        self._work = np.empty(WORK_ARRAYS * dim)
+        self._work: Array | None = None
+        levels = max_depth + 1
+        self._work_arrays = 4 * (3 * levels + 8) + 2 * levels  # ARRAYS(levels) of nuts.c
         self._moments = np.zeros((2, 4, dim))
         self._state = _Chain(
             dim=dim, key=key, max_depth=max_depth, target=target, value=float(value), step=0.1
@@ -122,8 +123,8 @@ class NutsChain:
         self.scale = np.ascontiguousarray(scale, np.float64)
         self.directions = np.ascontiguousarray(directions, np.float64)
         self.variances = np.ascontiguousarray(variances, np.float64)
-        if len(self._work) < WORK_ARRAYS * dim + rank:
-            self._work = np.empty(WORK_ARRAYS * dim + rank)
+        if self._work is None or len(self._work) < self._work_arrays * dim + rank:
+            self._work = np.empty(self._work_arrays * dim + rank)
         state = self._state
         state.rank, state.work = rank, self._work.ctypes.data
         state.scale = self.scale.ctypes.data
