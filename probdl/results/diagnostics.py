@@ -42,6 +42,10 @@ __all__ = [
 Array = NDArray[Any]
 
 HEAVY_DRAWS_MIN = 400  # from which on a heavy tail can be told from a light one
+OF_NETWORKS = (
+    " The hidden units of a network are exchangeable in any case: compare the log likelihood and "
+    "the predictions of the chains instead."
+)
 DRAWS_OF_QUARTILES = 2000  # per chain, which is enough for the size of a region
 TAIL_NUMBERS = 2**20  # of draws that are searched for long tails at a time
 LONG_TAIL_MIN = 2.0  # of the 99% quantile, that the most extreme draw of a heavy tail exceeds
@@ -94,7 +98,7 @@ def check_draws(
                         "The number of chains at a mode does not estimate its posterior "
                         "probability.",
                         "Impose an ordering on exchangeable parameters, or use priors that "
-                        "distinguish them.",
+                        "distinguish them." + (OF_NETWORKS if "." in apart[0] else ""),
                         tuple(apart),
                     )
                 )

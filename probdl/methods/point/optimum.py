@@ -43,6 +43,7 @@ KINK_GAIN_MAX, KINK_STEPS = 0.1, 5  # share of the promised gain, and steps in a
 FLAT_SHARE_MAX = 1e-10  # flat eigenvalues, as a share of the largest one of the scaled information
 UNMOVED_MAX = 1e-9  # nats by which a parameter changes the density, if only by rounding
 SAME_VALUE_MAX = 1e-3  # nats between values of the same optimum
+FAR_BELOW = 20.0  # nats by which an optimum counts for nothing beside another
 SAME_POINT_MAX = 0.01  # distance between points of the same optimum, relative to 1 + |x|
 NOT_FINITE = 1e30  # replaces minus the log density if it is not finite
 
@@ -126,7 +127,9 @@ def maximise(
         limit = min(NEWTON_STEPS_MAX, steps)
         quick |= density.program.is_large
         with timed("curvature"):
-            ends = [_polish(density, evaluator, end, limit, quick) for end in (best, *lower)]
+            ends = [_polish(density, evaluator, best, limit, quick)]
+            floor = ends[0].value
+            ends += [_polish(density, evaluator, end, limit, quick, floor) for end in lower]
         best = max(ends, key=lambda end: end.value)
     else:
         ends = found
@@ -326,8 +329,15 @@ def _further(evaluator: Evaluator, end: _End) -> Tensor | None:
     return torch.from_numpy(found.end) if found.value > end.value + SAME_VALUE_MAX else None
 
 
-def _polish(density: LogDensity, evaluator: Evaluator, end: _End, steps: int, quick: bool) -> _End:
-    """Take up to ``steps`` Newton steps to the maximum.
+def _polish(
+    density: LogDensity,
+    evaluator: Evaluator,
+    end: _End,
+    steps: int,
+    quick: bool,
+    best: float = -math.inf,
+) -> _End:
+    """Take up to ``steps`` Newton steps to the maximum, or fewer if it is clearly below ``best``.
 
     Where the density is convex along some direction, the step follows its gradient there. If full
     steps keep their length and direction while they gain less and less, the maximum is at infinity.
@@ -345,6 +355,9 @@ def _polish(density: LogDensity, evaluator: Evaluator, end: _End, steps: int, qu
         before, step = step, curvature(information, z).ascend(grad)
         gain = 0.5 * float(grad @ step)
         if gain <= NEWTON_GAIN_MIN:
+            break
+        below = best - float(value)
+        if below > FAR_BELOW + 10 * gain or (gain < SAME_VALUE_MAX and below > 2 * SAME_VALUE_MAX):
             break
         for halvings in range(30):
             ahead = z + step / 2**halvings
