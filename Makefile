@@ -14,7 +14,7 @@ SIMUK := .venv-simuk
 # NumPyro, PyMC and PyStan.
 PEERS := .venv-peers
 
-.PHONY: demo test coverage environment test-matrix docs findings operations notebooks bench bench-busy bench-peers bench-scaling bench-matrices bench-references bench-mass bench-starts bench-engine bench-loops bench-steps bench-svi bench-gan bench-studies bench-predict bench-pyro bench-honesty attack fuzz lint types check format clean
+.PHONY: demo test coverage environment test-matrix docs findings operations notebooks bench bench-busy bench-peers bench-scaling bench-matrices bench-references bench-mass bench-starts bench-sampler bench-engine bench-loops bench-steps bench-svi bench-gan bench-studies bench-predict bench-pyro bench-honesty attack fuzz lint types check format clean
 
 demo: $(STAMP)  ## fit eight schools and a logistic regression on real data, by four methods
 	$(BIN)/python examples/demo.py
@@ -74,6 +74,9 @@ bench-mass: $(STAMP)  ## what NUTS's mass matrix gains and costs; needs PROBDL_S
 
 bench-starts: $(STAMP)  ## chains that stay where they started; needs PROBDL_SHARED
 	$(BIN)/python -m benchmarks.starts
+
+bench-sampler: $(STAMP)  ## the sampler in C beside nutpie's; needs PROBDL_SHARED
+	$(BIN)/python -m benchmarks.sampler
 
 bench-engine: $(STAMP)  ## how fast the native engine is; writes benchmarks/results/
 	$(BIN)/python -m benchmarks.engine

@@ -21,7 +21,7 @@ from probdl.compile.runtime.native_density import NativeDensity
 from probdl.errors import DataError, ModelError
 from probdl.findings import Finding
 from probdl.methods.mcmc.chains import Chain, Chains, Starts, gather
-from probdl.methods.mcmc.metric import low_rank
+from probdl.methods.mcmc.metric import Metric, low_rank
 from probdl.methods.mcmc.watching import Watch, Watcher
 from probdl.util.clock import check_time_limit
 from probdl.util.isolation import lock_suspended
@@ -35,7 +35,9 @@ Array = NDArray[np.float64]
 EARLY, LATE = 0.3, 0.15
 EARLY_WINDOW, WINDOW = 10, 80  # draws of which the metric is, up to twice as many
 FIRST = 5  # transitions before the first metric from draws, which needs another step size
-LOW_RANK_INTERVAL = 20  # transitions between updates of a low-rank metric
+INTERVAL = 0.1  # transitions between updates of a low-rank metric, as a share of those so far
+# Shares of warm-up after which draws are tested for correlations.
+TESTS = (0.025, 0.05, 0.1, 0.2, 0.4)
 CUTOFFS = {"low_rank": 4.0, "dense": 1.0 + 1e-6}
 SCALE_RANGE = (1e-5, 1e5)  # of the first metric, from the gradient at the start
 POLL_SECONDS = 0.02
@@ -91,6 +93,25 @@ class ChainState:
         counts = all(type(x) is int and 0 <= x < 2**64 for x in (self.key, self.transition))
         if not (numbers and counts and isinstance(self.step, float) and 0 < self.step < math.inf):
             raise DataError("The state of a chain is damaged: its numbers are out of range.")
+
+
+class _Recent:
+    """The latest draws of a warm-up, and the gradients there, from which the metric is learned."""
+
+    def __init__(self, dim: int) -> None:
+        self._draws, self._grads = np.empty((0, dim)), np.empty((0, dim))
+
+    def add(self, draws: Array, grads: Array, size: int) -> None:
+        """Add draws, and keep the last ``size`` of all, but no more than two windows."""
+        size = min(size, 2 * WINDOW)
+        self._draws = np.concatenate([self._draws, draws])[-size:]
+        self._grads = np.concatenate([self._grads, grads])[-size:]
+
+    def metric(self, cutoff: float) -> Metric | None:
+        """Return the metric, see ``low_rank``; a chain that did not move repeats its draw."""
+        moved = np.ones(len(self._draws), bool)
+        moved[1:] = (np.diff(self._draws, axis=0) != 0).any(1)
+        return low_rank(self._draws[moved], self._grads[moved], cutoff)
 
 
 class _Running:
@@ -215,40 +236,44 @@ class _Running:
         chain.set_metric(first, chain.directions, chain.variances)
         chain.find_step()
         late = int(LATE * warmup)
-        if kind == "diag":
-            early = int(EARLY * warmup)
-            self._transitions(min(FIRST, early), step=True, window=EARLY_WINDOW)
-            chain.find_step()
-            self._transitions(early - FIRST, step=True, window=EARLY_WINDOW)
-            middle = warmup - early - late
-            last = min(WINDOW, middle)  # too few draws for a separate window
-            self._transitions(middle - last, step=True, window=WINDOW)
-            self._transitions(last, step=True, window=warmup)
+        self._transitions(min(FIRST, warmup - late), step=True, window=EARLY_WINDOW)
+        chain.find_step()
+        if kind == "diag" or (kind == "auto" and not self._is_correlated(chain, warmup - late)):
+            self._learn_diagonal(warmup - late)
         else:
-            self._learn_low_rank(chain, warmup - late, CUTOFFS[kind])
+            self._learn_low_rank(chain, warmup - late, CUTOFFS.get(kind, CUTOFFS["low_rank"]))
         self._transitions(late, step=True)
         if warmup:
             chain.use_mean_step()
 
-    def _learn_low_rank(self, chain: NutsChain, count: int, cutoff: float) -> None:
+    def _is_correlated(self, chain: NutsChain, end: int) -> bool:
+        """Make the first transitions, and return whether a low-rank metric pays."""
+        kept = _Recent(len(chain.z))
+        for test in TESTS:
+            count = min(int(test * self.settings.warmup), end) - self.done
+            self._transitions(count, step=True, window=EARLY_WINDOW, recent=kept)
+            found = kept.metric(CUTOFFS["low_rank"])
+            if found is not None and len(found[2]) and not self.stopped:
+                chain.set_metric(*found)
+                chain.find_step()
+                return True
+        return False
+
+    def _learn_diagonal(self, end: int) -> None:
+        early = int(EARLY * self.settings.warmup)
+        self._transitions(early - self.done, step=True, window=EARLY_WINDOW)
+        left = end - self.done
+        last = min(WINDOW, left)  # too few draws for a separate window
+        self._transitions(left - last, step=True, window=WINDOW)
+        self._transitions(last, step=True, window=self.settings.warmup)
+
+    def _learn_low_rank(self, chain: NutsChain, end: int, cutoff: float) -> None:
         """Make transitions, and learn the metric from the later half of them, at most."""
-        first = min(FIRST, count)
-        self._transitions(first, step=True, window=EARLY_WINDOW)
-        chain.find_step()
-        recent = [np.empty((0, len(chain.z))) for _ in range(2)]  # draws, and their gradients
-        done = first
-        while done < count and not self.stopped:
-            interval = min(
-                EARLY_WINDOW if done < EARLY * count else LOW_RANK_INTERVAL, count - done
-            )
-            new = [np.empty((interval, len(chain.z))) for _ in range(2)]
-            self._transitions(interval, step=True, z=new[0], grads=new[1])
-            done += interval
-            size = min(max(EARLY_WINDOW, done // 2), 2 * WINDOW)
-            recent = [np.concatenate(pair)[-size:] for pair in zip(recent, new, strict=True)]
-            moved = np.ones(len(recent[0]), bool)
-            moved[1:] = (np.diff(recent[0], axis=0) != 0).any(1)
-            found = low_rank(recent[0][moved], recent[1][moved], cutoff)
+        kept = _Recent(len(chain.z))
+        while self.done < end and not self.stopped:
+            interval = min(max(EARLY_WINDOW, int(INTERVAL * self.done)), end - self.done)
+            self._transitions(interval, step=True, recent=kept)
+            found = kept.metric(cutoff)
             if found is not None and not self.stopped:
                 chain.set_metric(*found)
 
@@ -259,7 +284,7 @@ class _Running:
         step: bool = False,
         window: int = 0,
         z: Array | None = None,
-        grads: Array | None = None,
+        recent: _Recent | None = None,
         records: NDArray[Any] | None = None,
     ) -> None:
         """Make transitions.
@@ -269,13 +294,16 @@ class _Running:
             step: whether to adapt the step size.
             window: the draws that the diagonal metric is of; 0 leaves the metric as it is.
             z: where to write the draws, (count, d).
-            grads: where to write their gradients.
+            recent: what keeps the draws with their gradients.
             records: where to write what is recorded of each.
         """
         assert self.chain is not None
         if self.stopped or count <= 0:
             return
         kept = np.zeros(count, RECORD) if records is None else records
+        grads = None
+        if recent is not None:
+            z, grads = (np.empty((count, len(self.chain.z))) for _ in range(2))
         task = NutsTask(
             transitions=count,
             adapt_step=step,
@@ -291,6 +319,8 @@ class _Running:
         self.chain.run(task)
         self._diverged += int(task.divergences)
         self.before, self.task = self.before + int(task.done), None
+        if recent is not None and z is not None and grads is not None and not self.stopped:
+            recent.add(z, grads, max(EARLY_WINDOW, self.done // 2))
 
 
 def run(
@@ -321,7 +351,8 @@ def run(
         chains: number of chains.
         target_accept: acceptance rate to which the step size is adapted.
         max_treedepth: limit of the length of trajectories.
-        mass_matrix: ``"diag"``, ``"low_rank"`` or ``"dense"``.
+        mass_matrix: ``"diag"``, ``"low_rank"`` or ``"dense"``; ``"auto"`` starts with a diagonal
+            metric, and goes on with a low-rank one where the draws correlate.
         seed: all random numbers derive from it.
         progress: whether to show progress.
         chain_ids: the numbers of the chains to run; None means all.

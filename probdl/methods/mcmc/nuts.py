@@ -160,12 +160,12 @@ class NUTS(Method, name="nuts"):
         structure = self._discover(program)
         density = self._density(program, structure)
         evaluator, findings = choose(density, self.engine, seed, threads=self.chains)
-        mass_matrix = self.mass_matrix
-        if mass_matrix == "auto":
-            mass_matrix = "low_rank" if density.dim <= LOW_RANK_DIM_MAX else "diag"
-
         start = _starts(self, density, evaluator, seed)
         own = self.sampler == "native" and evaluator.engine == "native"
+        mass_matrix = self.mass_matrix
+        if mass_matrix == "auto" and not own:
+            mass_matrix = "low_rank" if density.dim <= LOW_RANK_DIM_MAX else "diag"
+
         if not own and (self.chain_ids or self.until or self.callback):
             raise ModelError(
                 "chain_ids, until and callback need the native engine: "
@@ -199,6 +199,9 @@ class NUTS(Method, name="nuts"):
             chains = self._until_enough(sample) if own else sample(draws=self.draws)
         if not own:
             findings += nutpie_adapter.findings(evaluator)
+        elif mass_matrix == "auto":
+            learned = any(len(state["variances"]) for state in chains.states)
+            mass_matrix = "low_rank" if learned else "diag"
         method = self
         if self.until is not None or self.callback is not None:  # as if it had been known before
             method = replace(self, draws=chains.z.shape[1], until=None, callback=None)
