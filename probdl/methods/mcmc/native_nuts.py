@@ -36,6 +36,7 @@ EARLY, LATE = 0.3, 0.15
 EARLY_WINDOW, WINDOW = 10, 80  # draws of which the metric is, up to twice as many
 FIRST = 5  # transitions before the first metric from draws, which needs another step size
 INTERVAL = 0.1  # transitions between updates of a low-rank metric, as a share of those so far
+CONFIRMED = 0.75  # share of the cutoff that a direction must have in draws that did not show it
 # Shares of warm-up after which draws are tested for correlations.
 TESTS = (0.025, 0.05, 0.1, 0.2, 0.4)
 CUTOFFS = {"low_rank": 4.0, "dense": 1.0 + 1e-6}
@@ -107,11 +108,30 @@ class _Recent:
         self._draws = np.concatenate([self._draws, draws])[-size:]
         self._grads = np.concatenate([self._grads, grads])[-size:]
 
-    def metric(self, cutoff: float) -> Metric | None:
-        """Return the metric, see ``low_rank``; a chain that did not move repeats its draw."""
+    def _moved(self) -> tuple[Array, Array]:
+        """Return draws and gradients without repetitions, of a chain that did not move."""
         moved = np.ones(len(self._draws), bool)
         moved[1:] = (np.diff(self._draws, axis=0) != 0).any(1)
-        return low_rank(self._draws[moved], self._grads[moved], cutoff)
+        return self._draws[moved], self._grads[moved]
+
+    def metric(self, cutoff: float) -> Metric | None:
+        """Return the metric, see ``low_rank``."""
+        return low_rank(*self._moved(), cutoff)
+
+    def is_correlated(self, cutoff: float) -> bool:
+        """Return whether directions that half of the draws show are there in the others."""
+        draws, grads = self._moved()
+        half = len(draws) // 2
+        found = low_rank(draws[:half], grads[:half], cutoff)
+        if found is None or not len(found[2]):
+            return False
+        scale, directions, variances = found
+        with np.errstate(all="ignore"):
+            spread = ((draws[half:] / scale) @ directions.T).std(0)
+            seen = spread / ((grads[half:] * scale) @ directions.T).std(0)
+        wide = (variances > 1) & (seen > CONFIRMED * cutoff)
+        narrow = (variances < 1) & (seen < 1 / (CONFIRMED * cutoff))
+        return bool((wide | narrow).any())
 
 
 class _Running:
@@ -253,10 +273,11 @@ class _Running:
             count = min(int(test * self.settings.warmup), end) - self.done
             self._transitions(count, step=True, window=EARLY_WINDOW, recent=kept)
             found = kept.metric(CUTOFFS["low_rank"])
-            if found is not None and len(found[2]) and not self.stopped:
-                chain.set_metric(*found)
-                chain.find_step()
-                return True
+            if found is None or self.stopped or not kept.is_correlated(CUTOFFS["low_rank"]):
+                continue
+            chain.set_metric(*found)
+            chain.find_step()
+            return True
         return False
 
     def _learn_diagonal(self, end: int) -> None:
