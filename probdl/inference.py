@@ -22,7 +22,7 @@ from probdl.results.fit import Fit
 from probdl.results.labels import checked_labels
 from probdl.results.of_model import model_findings
 from probdl.util.blas import one_blas_thread
-from probdl.util.clock import Clock, TimeUp, clock
+from probdl.util.clock import Clock, TimeUp, clock, timed
 from probdl.util.isolation import isolated
 from probdl.util.progress import print_line
 from probdl.util.settings import check_limit, check_progress, check_seed
@@ -168,7 +168,7 @@ def _fit(
         )
     # Before the work: a mistake must not cost a finished fit.
     all_dims, all_coords = checked_labels(program, dims, coords)
-    with clock(time_limit) as own:
+    with clock(time_limit) as own, timed("other"):
         fit = _run(chosen, program, seed, progress, own)
     return replace(
         fit,

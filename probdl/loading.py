@@ -196,6 +196,7 @@ class _SavedFit:
                 flat=s["flat"],
                 term=s.get("term", "pointwise" if s["kind"] == "observed" else None),
                 event_dim=s.get("event_dim", 0),
+                given_others=s.get("given_others"),
                 mask=unpack(s["mask"], self.arrays) if "mask" in s else None,
             )
             for s in index["sites"]

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from probdl.errors import ModelError, SettingError
 from probdl.io.idata import KINDS, PLOTS, ecdf_band, plot, variables
 from probdl.model.advice import explained
+from probdl.model.sites import data_plates
 from probdl.montecarlo import Calibration
 from probdl.results.fit import Fit
 from probdl.util.lazy import pyplot as plt
@@ -133,8 +134,8 @@ def plot_elbo(fit: Fit, ax: Axes | None = None, window: int = 100) -> Axes:
     ax.plot(steps, elbo, color="C0", alpha=0.25, lw=0.5, label="each step")
     ax.plot(steps[window - 1 :], smooth, color="C0", label=f"mean of {window}")
     if held_out is not None:
-        local = getattr(getattr(fit, "proposal", None), "local", ())
-        shared = [s.name for s in fit.structure.of("latent") if s.name not in local]
+        rows = data_plates(fit.structure)
+        shared = [s.name for s in fit.structure.of("latent") if not {*rows} & {*s.dims}]
         label = "held-out data" + ", without the KL of shared sites" * bool(shared)
         ax.plot(fit.stats["validation_steps"], held_out, color="C1", label=label)
     # The first steps are far below the others and would flatten the rest of the curve.

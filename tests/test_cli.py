@@ -1101,3 +1101,21 @@ def test_a_helper_of_two_models_in_a_file_has_not_changed(here):
         fitted(*words, "--out", f"fits/{name}")
     done = good("compare", "fits/one", "fits/two", "--refit", "--trust")
     assert "has changed" not in done.stderr
+
+
+def test_predictions_have_dates_as_dates(here):
+    (here / "dated.py").write_text(
+        "import pyro, pyro.distributions as dist\n"
+        "def dated(y=None):\n"
+        "    m = pyro.sample('m', dist.Normal(0.0, 5.0))\n"
+        "    with pyro.plate('month', 2):\n"
+        "        pyro.sample('y', dist.Normal(m, 1.0), obs=y)\n"
+    )
+    model = locate_model("dated.py:dated")
+    months = np.array(["2020-01-01", "2020-02-01"], "datetime64[ns]")
+    fit = probdl.infer(model, np.ones(2), method="laplace", seed=1, coords={"month": months})
+    fit.save("dated")
+    np.savez("new.npz", y=np.ones(2))
+    words = "--model", "dated.py:dated", "--data", "new.npz", "--out", "p.csv"
+    assert run("predict", "dated", *words).exit_code == 0
+    assert "2020-02-01" in (here / "p.csv").read_text().splitlines()[2]

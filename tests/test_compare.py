@@ -256,7 +256,7 @@ def regression(y, x):
         pyro.sample("y", dist.Normal(slope * x[1:], 1.0), obs=y[1:])
 
 
-def test_terms_that_are_given_other_observations_are_not_compared_in_silence():
+def test_terms_that_are_given_other_observations_are_not_compared_in_silence(tmp_path):
     rng = np.random.default_rng(0)
     y, x = rng.normal(size=30), rng.normal(size=30)
     lagged = probdl.infer(autoregression, y, method="laplace", seed=1)
@@ -266,6 +266,15 @@ def test_terms_that_are_given_other_observations_are_not_compared_in_silence():
     }
     with pytest.warns(probdl.FindingWarning, match="'lagged' are given earlier observations"):
         probdl.compare({"lagged": lagged, **others})
+    loaded = {
+        name: probdl.load(fit.save(tmp_path / name))
+        for name, fit in {"ar": lagged, **others}.items()
+    }
+    with pytest.warns(probdl.FindingWarning, match="'ar' are given earlier observations"):
+        probdl.compare(loaded)
+    again = probdl.load(loaded["ar"].save(tmp_path / "again"))
+    with pytest.warns(probdl.FindingWarning, match="'ar' are given earlier observations"):
+        probdl.compare({"ar": again, "trend": loaded["trend"]})
     for fits in ({"a": lagged, "b": lagged}, others):
         with warnings.catch_warnings():
             warnings.simplefilter("error")

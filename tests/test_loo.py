@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from scipy import stats
+from torch.distributions import constraints
 
 import probdl
 from probdl.io.idata import ARVIZ_1, groups, has_moment_matching, pareto_k, variables
@@ -255,6 +256,49 @@ def test_an_autoregression_is_cross_validated_by_its_terms():
         sd = np.sqrt(1 + y[i] ** 2 / precision)
         expected.append(stats.norm.logpdf(y[i + 1], y[i] * mean, sd))
     np.testing.assert_allclose(found, expected, atol=0.03)
+
+
+def test_imputed_gaps_of_an_autoregression_stay_in_cross_validation():
+    """The density of a gap is that of its terms, which are no observations to be left out."""
+    y = np.random.default_rng(1).normal(size=21)
+    y[[6, 12]] = np.nan
+
+    def model(y):
+        a = pyro.sample("a", dist.Normal(0.5, 0.3))
+        missing = torch.isnan(y)
+        with pyro.plate("gaps", int(missing.sum())):
+            gap = pyro.sample("gap", dist.ImproperUniform(constraints.real, (), ()))
+        full = torch.where(missing, 0.0, y).masked_scatter(missing, gap)
+        with pyro.plate("time", len(y) - 1):
+            pyro.sample("y", dist.Normal(a * full[:-1], 1.0), obs=full[1:])
+
+    fit = probdl.infer(model, y, seed=1, missing="mask")
+    found = fit.cross_validate(2, workers=1)
+    grid = np.linspace(-1, 2, 1201)
+    prior = stats.norm.logpdf(grid, 0.5, 0.3)
+    observed = ~np.isnan(y[1:])
+    expected = np.full(20, np.nan)
+    for fold in range(2):
+        out = (found.folds == fold) & observed
+        log_weights = prior + sum(_ar_terms(y, grid, i) for i in np.flatnonzero(observed & ~out))
+        weights = np.exp(log_weights - log_weights.max())
+        for i in np.flatnonzero(out):
+            # The value before is seen, or a gap whose density given a is that of its terms.
+            density = np.exp(_ar_terms(y, grid, i))
+            expected[i] = np.log((weights * density).sum() / weights.sum())
+    together = (found.folds[5] == found.folds[6]) | (found.folds[11] == found.folds[12])
+    assert together.any()  # a gap and the next observation are in one fold
+    shown = ~np.isnan(expected)
+    np.testing.assert_array_equal(np.isnan(found.pointwise), ~observed)
+    np.testing.assert_allclose(found.pointwise[shown], expected[shown], atol=0.1)
+
+
+def _ar_terms(y, a, i):
+    """Return log p(y[i + 1] | the observation before, a) on a grid, where a gap is summed out."""
+    if not np.isnan(y[i]):
+        return stats.norm.logpdf(y[i + 1], a * y[i], 1.0)
+    # y[i] given y[i - 1] is normal with variance 1.
+    return stats.norm.logpdf(y[i + 1], a**2 * y[i - 1], np.sqrt(1 + a**2))
 
 
 def test_rows_that_the_model_counts_are_held_out_in_their_places():

@@ -163,3 +163,15 @@ def test_labels_keep_their_slashes_where_a_fit_is_shown():
     fit = probdl.infer(model, towns, np.zeros(25), method="laplace", seed=1)
     assert "level[A/B]" in str(fit)
     assert "level[A/B]" in fit._repr_html_()
+
+
+def test_the_elbo_of_a_fit_without_its_model_has_the_same_legend(tmp_path):
+    torch.manual_seed(0)
+    x = (torch.rand(60, 4, 4) < 0.2).float()
+    vae = probdl.models.VAE.mlp((4, 4), latent_dim=2, hidden=4)
+    method = probdl.SVI(epochs=10, batch_size=20, validation=(x[40:],))
+    fit = probdl.infer(vae, x[:40], method=method, seed=1)
+    loaded = probdl.load(fit.save(tmp_path / "vae"))
+    for each in (fit, loaded):
+        texts = [text.get_text() for text in plots.plot_elbo(each).get_legend().get_texts()]
+        assert "held-out data" in texts

@@ -18,7 +18,7 @@ from probdl.command.locate import locate_model
 from probdl.command.trusted import recorded_place, trusted_model
 from probdl.errors import ModelError, warn
 from probdl.io.folders import read_index
-from probdl.io.idata import to_container, write
+from probdl.io.idata import label_texts, to_container, write
 from probdl.results.fit import Fit
 from probdl.util.lazy import pandas as pd
 from probdl.util.lazy import xarray as xr
@@ -149,8 +149,8 @@ def _flat(array: xr.DataArray) -> NDArray[Any]:
 
 def _indices(array: xr.DataArray) -> list[str]:
     """Return the labels of each value of a draw, joined by commas."""
-    labels = [np.asarray(array[dim]).tolist() for dim in array.dims[2:]]
-    return [", ".join(map(str, key)) for key in itertools.product(*labels)]
+    labels = [label_texts(array[dim]) for dim in array.dims[2:]]
+    return [", ".join(key) for key in itertools.product(*labels)]
 
 
 def write_predictions(

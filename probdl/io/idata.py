@@ -45,6 +45,7 @@ __all__ = [
     "good_k",
     "groups",
     "has_moment_matching",
+    "label_texts",
     "labels",
     "loo",
     "mcse",
@@ -747,18 +748,28 @@ def plot(idata: Any, kind: str, names: Sequence[str] | None = None) -> Any:
     return figure
 
 
+def label_texts(labels: Any) -> list[str]:
+    """Return labels as texts; dates without a time of day as in 2020-01-31.
+
+    >>> label_texts(np.array(["2020-01-31", "2020-02-29"], "datetime64[ns]"))
+    ['2020-01-31', '2020-02-29']
+    """
+    values = np.asarray(labels)
+    if values.dtype.kind != "M":
+        return [*map(str, values.tolist())]
+    days = values.astype("datetime64[D]")
+    return [*map(str, days if (days == values).all() else values.astype("datetime64[s]"))]
+
+
 def _with_short_dates(idata: Any) -> Any:
     """Return a container whose labels that are days are written as in 2020-01-31."""
     held = dataset(idata, "posterior")
-    dates = {
-        name: labels.values.astype("datetime64[D]")
-        for name, labels in (held.coords.items() if held is not None else ())
-        if labels.dtype.kind == "M" and labels.ndim == 1
-    }
     days = {
-        name: [str(day) for day in of]
-        for name, of in dates.items()
-        if (of == held.coords[name].values).all()
+        name: label_texts(labels)
+        for name, labels in (held.coords.items() if held is not None else ())
+        if labels.dtype.kind == "M"
+        and labels.ndim == 1
+        and (labels.values.astype("datetime64[D]") == labels.values).all()
     }
     if not days:
         return idata

@@ -6,7 +6,7 @@ import importlib.metadata
 import math
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import IO, Any
@@ -93,7 +93,7 @@ def describe(fit: Any, arrays: dict[str, Tensor]) -> dict[str, Any]:
         }
         | ({} if loaded else {"arguments_sha256": digest_of(program.all_arguments)}),
         "draws": list(fit.draws),
-        "sites": _sites(fit.structure, arrays),
+        "sites": _sites(fit.structure, arrays, () if loaded else fit._given_others()),
         "plate_depth": fit.structure.plate_depth,
         "modules": None if loaded else pack(_module_states(program.modules), arrays, "model"),
         "proposal": None
@@ -118,7 +118,9 @@ def describe(fit: Any, arrays: dict[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def _sites(structure: Structure, arrays: dict[str, Tensor]) -> list[dict[str, Any]]:
+def _sites(
+    structure: Structure, arrays: dict[str, Tensor], given_others: Collection[str]
+) -> list[dict[str, Any]]:
     return [
         {
             "name": s.name,
@@ -130,6 +132,7 @@ def _sites(structure: Structure, arrays: dict[str, Tensor]) -> list[dict[str, An
             "flat": s.flat,
             "term": s.term,
             "event_dim": s.event_dim,
+            "given_others": s.name in given_others or s.given_others is True,
             "mask": pack(s.mask, arrays, f"mask.{s.name}"),
             "value": pack(s.value, arrays, f"site.{s.name}"),
         }

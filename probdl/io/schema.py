@@ -21,6 +21,7 @@ SITE = {
     "flat": bool,
     "term?": ("pointwise", "joint", None),
     "event_dim?": int,
+    "given_others?": bool,
 }
 FINDING = {
     "severity": ("info", "warning", "error"),

@@ -140,12 +140,15 @@ class LeaveOut(Messenger):
     Args:
         plate: the name of the plate.
         kept: which rows count, (rows,), bool.
+        imputed: by site, which elements of its batch count in any case, since their values are
+            latent: they are no observations.
     """
 
-    def __init__(self, plate: str, kept: Tensor) -> None:
+    def __init__(self, plate: str, kept: Tensor, imputed: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.plate = plate
         self.kept = kept
+        self.imputed = imputed
 
     def _pyro_sample(self, msg: Any) -> None:
         if not msg["is_observed"] or site_is_subsample(msg):
@@ -153,6 +156,8 @@ class LeaveOut(Messenger):
         for frame in msg["cond_indep_stack"]:
             if frame.name == self.plate and frame.dim is not None:
                 mask = self.kept.reshape(-1, *[1] * (-frame.dim - 1))
+                if (imputed := self.imputed.get(msg["name"])) is not None:
+                    mask = mask | imputed
                 msg["mask"] = mask if msg["mask"] is None else msg["mask"] & mask
 
 

@@ -115,7 +115,8 @@ class Program:
         self.precision = Precision(dtype)
         self.fills: dict[str, Tensor] = {}
         self.used: dict[str, Tensor] = {}  # elements of the latent sites that obs_mask makes
-        self.kept: tuple[str, Tensor] | None = None  # a plate, and which rows of it count
+        # A plate, which rows of it count, and which elements of sites count in any case.
+        self.kept: tuple[str, Tensor, Mapping[str, Tensor]] | None = None
         self.subsampled: dict[str, int] = {}  # plates of which the model takes a random part
         self._bind(args, kwargs or {})
 
@@ -278,12 +279,21 @@ class Program:
         other._bind(args, kwargs)
         return other
 
-    def without_rows(self, plate: str, rows: Any, size: int) -> Program:
-        """Return the program with the likelihood of some rows left out, in their places."""
+    def without_rows(
+        self, plate: str, rows: Any, size: int, imputed: Mapping[str, Tensor]
+    ) -> Program:
+        """Return the program with the likelihood of some rows left out, in their places.
+
+        Args:
+            plate: the data plate.
+            rows: the rows.
+            size: the number of all rows.
+            imputed: by observed site, which elements of its batch are latent values; they stay.
+        """
         kept = torch.ones(size, dtype=torch.bool)
         kept[torch.as_tensor(rows)] = False
         other = copy.copy(self)
-        other.kept = (plate, kept)
+        other.kept = (plate, kept, imputed)
         return other
 
     def on_loader(self, loader: DataLoader[Any]) -> Program:

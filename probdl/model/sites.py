@@ -89,6 +89,7 @@ class Site:
     centred: bool = False  # a latent site whose scale depends on other latent sites
     # An observed site of counts or classes; a latent one whose values a guide draws.
     is_discrete: bool = False
+    given_others: bool | None = None  # of a saved fit: whether its terms are given others of them
 
     @property
     def is_scored(self) -> Tensor | None:

@@ -81,6 +81,11 @@ def score_held_out(
     _check_all_data(program)
     plate, size = data_plate(program, structure)
     tied = _are_tied(fit, plate, size)
+    imputed = {
+        site.name: ~site.is_scored
+        for site in structure.of("observed")
+        if site.imputed and site.is_scored is not None
+    }
 
     def program_at(rows: Any) -> Program:
         return _at_rows(program, rows, size)
@@ -97,7 +102,9 @@ def score_held_out(
         seed = stream(fit.seed, "fold", number)
         try:
             with isolated(seed):
-                rest = program.without_rows(plate, rows, size) if tied else program_at(kept)
+                rest = (
+                    program.without_rows(plate, rows, size, imputed) if tied else program_at(kept)
+                )
                 refit = method.run(rest, seed, False)
                 require_complete(refit.findings)
                 held_out = program if tied else program_at(rows)

@@ -27,6 +27,8 @@ def is_given_others(fit: Any, name: str) -> bool:
         name: the observed site.
     """
     program, structure = fit.program, fit.structure
+    if (known := structure.sites[name].given_others) is not None:
+        return known
     draws = {site: value[:1] for site, value in fit.tensors().items()}
     tensors = program.tensors()
     try:

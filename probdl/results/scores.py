@@ -22,6 +22,7 @@ from probdl.model.program import Program
 from probdl.model.sites import Structure
 from probdl.results.container import as_numpy
 from probdl.results.crossvalidation import CrossValidation, cross_validate
+from probdl.results.lagged import is_given_others
 from probdl.results.loo import (
     check_moment_matching,
     matched,
@@ -295,6 +296,12 @@ class ScoredFit(FitState):
         score = self._score(program, structure, self._elements(program, coords))
         self._check_score(score)
         return score
+
+    def _given_others(self) -> list[str]:
+        """List the observed sites whose terms are given other observations, see ``compare``."""
+        if self.program.loader is not None:
+            return []
+        return [s.name for s in self.structure.terms() if is_given_others(self, s.name)]
 
     def _check_score(self, score: LogPredictive) -> None:
         """Warn of scores that few draws carry."""

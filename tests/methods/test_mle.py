@@ -327,3 +327,29 @@ def test_a_maximum_at_the_kinks_of_a_network_is_reported_as_such():
         probdl.infer(model, x, y, method=probdl.MAP(starts=1, steps=4000), seed=1)
     with pytest.raises(probdl.ModelError, match="as with ReLU activations"):
         probdl.infer(model, x, y, method=probdl.Laplace(starts=1), seed=1)
+
+
+def centred_groups(g, y=None):
+    mu = pyro.sample("mu", dist.Normal(50.0, 20.0))
+    sd = pyro.sample("sd", dist.HalfNormal(10.0))
+    s = pyro.sample("s", dist.HalfNormal(10.0))
+    with pyro.plate("g", int(g.max()) + 1):
+        a = pyro.sample("a", dist.Normal(mu, sd))
+    with pyro.plate("r", len(g)):
+        pyro.sample("y", dist.Normal(a[g], s), obs=y)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_scale_that_collapses_is_one_finding(seed):
+    """The density has no bound where a scale is 0; on the way there it is flat, and a saddle."""
+    rng = np.random.default_rng(0)
+    g = np.repeat(np.arange(12), 25)
+    y = rng.normal(50, 4, 12)[g] + rng.normal(0, 5, 300)
+    fit = probdl.infer(centred_groups, g, y, method="map", seed=seed)
+    (finding,) = fit.diagnose()
+    assert finding.check == "no_maximum"
+    assert "local maximum at best" in finding.message
+    with pytest.raises(probdl.ModelError) as caught:
+        probdl.infer(centred_groups, g, y, method="laplace", seed=seed)
+    assert "for a scale a prior whose density is 0 at 0" in str(caught.value)
+    assert "ReLU" not in str(caught.value)

@@ -316,7 +316,13 @@ def test_k_hat_is_high_for_centred_schools_and_low_for_a_regression(schools, reg
         fit = probdl.infer(centred, sigma, effect, method=probdl.SVI(draws=10_000), seed=1)
     assert fit.stats["pareto_k"] > 0.7
     (finding,) = [f for f in fit.diagnose() if f.check == "pareto_k"]
-    assert finding.remedy.startswith("Train for more steps. Use method='nuts'")
+    converged = "not_converged" not in [f.check for f in fit.diagnose()]
+    assert finding.remedy.startswith("Use method='nuts'") is converged
+    few = probdl.SVI(steps=100, init={"mu": -30.0})
+    fit = probdl.infer(centred, sigma, effect, method=few, seed=1)
+    found = {f.check: f for f in fit.diagnose()}
+    assert "not_converged" in found
+    assert found["pareto_k"].remedy.startswith("Train for more steps. Use method='nuts'")
     with pytest.warns(probdl.FindingWarning, match="a more flexible guide"):
         probdl.infer(centred, sigma, effect, method=probdl.SVI(guide="normal"), seed=1)
     method = probdl.SVI(guide="multivariate_normal")

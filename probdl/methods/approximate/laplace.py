@@ -19,6 +19,7 @@ from probdl.methods.approximate.comparison import compare_with_density
 from probdl.methods.base import Method
 from probdl.methods.fixed_params import held_params
 from probdl.methods.modes import Mode
+from probdl.methods.point.collapse import check_collapse
 from probdl.methods.point.optimum import (
     DENSE_MAX,
     Optimum,
@@ -113,15 +114,16 @@ class Laplace(Method, name="laplace"):
             labels = largest(density.labels, not_concave.norm(dim=1))
             remedy = "Give those sites a proper prior, or use method='nuts'."
             sites = [structure.sites.get(name) for name in site_names(labels)]
-            if all(site is not None and site.kind == "latent" and not site.flat for site in sites):
-                remedy = (
-                    "Their priors do not prevent it: use method='nuts', or for a scale a prior "
-                    "whose density is 0 at 0, such as LogNormal or InverseGamma."
-                )
-            if optimum.kinked:
+            proper = all(s is not None and s.kind == "latent" and not s.flat for s in sites)
+            if optimum.kinked and not check_collapse(density, optimum.z):
                 remedy = (
                     "It has kinks there, as with ReLU activations. Use a smooth activation, such "
                     "as torch.nn.Tanh or torch.nn.SiLU, or method='svi'."
+                )
+            elif proper:
+                remedy = (
+                    "Their priors do not prevent it: use method='nuts', or for a scale a prior "
+                    "whose density is 0 at 0, such as LogNormal or InverseGamma."
                 )
             raise ModelError(
                 f"The log posterior density of '{program.name}' has no strict maximum at the point "

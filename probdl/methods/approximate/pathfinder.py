@@ -437,8 +437,11 @@ def _normals(points: list[Array], gradients: list[Array]) -> Iterator[Normal]:
         s, y = points[i] - points[i - 1], gradients[i - 1] - gradients[i]
         curvature = float(s @ y)
         if curvature > 0 and float(y @ y) / curvature < CURVATURE_MAX:
-            alpha = _diagonal(alpha, s, y)
-            updates.append((s, y))
+            with np.errstate(all="ignore"):
+                updated = _diagonal(alpha, s, y)
+            if np.isfinite(updated).all() and (updated > 0).all():
+                alpha = updated
+                updates.append((s, y))
         if updates:
             with contextlib.suppress(np.linalg.LinAlgError):  # indefinite by rounding
                 yield _normal(points[i], gradients[i], alpha, updates)

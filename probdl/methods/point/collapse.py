@@ -70,9 +70,9 @@ def _finding(name: str, names: list[str], higher: float) -> Finding:
     return Finding(
         "warning",
         "no_maximum",
-        f"The estimate is a local maximum: the density is higher by {higher:.3g} nats or more "
-        f"where '{name}' makes the scale of {of} almost 0, with all values at their mean, and may "
-        "have no bound there.",
+        f"The estimate is a local maximum at best: the density is higher by {higher:.3g} nats or "
+        f"more where '{name}' makes the scale of {of} almost 0, with all values at their mean, and "
+        "may have no bound there.",
         f"Use method='nuts', or a prior of '{name}' that falls faster than any power where that "
         "scale is 0, such as InverseGamma.",
         (name, *names),

@@ -36,6 +36,8 @@ EDGE_DISTANCE = 5.0
 # Of such a coordinate on R^d: it has a standard error of 100, so the interval of the site has 100
 # times its distance to the edge.
 EDGE_INFORMATION_MAX = 1e-4
+# What the way to a scale of 0, where the density has no bound, looks like.
+OF_COLLAPSE = {"flat", "saddle", "boundary", "several_optima", "not_identified", "not_converged"}
 
 
 def point_fit(
@@ -81,8 +83,9 @@ def point_fit(
             "cross_entropy": -likelihood / count,
             "num_observations": count,
         }
+    collapse: list[Finding] = []
     if method.uses_prior and not again and not any(f.check == "no_maximum" for f in findings):
-        findings += check_collapse(density, optimum.z)
+        collapse = check_collapse(density, optimum.z)
     if optimum.information is not None:
         parts = curvature(optimum.information, optimum.z)
         reported = {f.check for f in findings}
@@ -97,10 +100,12 @@ def point_fit(
         if any(f.check == "flat" for f in of_curvature):  # which implies it
             findings = [f for f in findings if f.check != "not_identified"]
         findings += of_curvature
+        if collapse:  # of which these are consequences
+            findings = [f for f in findings if f.check not in OF_COLLAPSE]
         stats |= {"information": optimum.information.numpy(), "labels": density.labels}
         stats |= _standard_errors(density, optimum.z, parts, values, method.ci_prob)
     draws = {name: value.numpy()[None, None] for name, value in values.items()}
-    return Fit(method, program, structure, draws, stats, seed, findings)
+    return Fit(method, program, structure, draws, stats, seed, [*collapse, *findings])
 
 
 def _log_likelihood(program: Program, structure: Structure, values: dict[str, Tensor]) -> float:

@@ -44,6 +44,7 @@ from probdl.methods.training.trainable import Trainable
 from probdl.methods.variational.checks import check_annealing, check_collapse
 from probdl.methods.variational.copies import AUTOMATIC
 from probdl.methods.variational.guides import (
+    GUIDES,
     check_guide,
     default_guide,
     make_guide,
@@ -52,7 +53,7 @@ from probdl.methods.variational.guides import (
 )
 from probdl.methods.variational.objective import ELBOS, Objective, resolve_elbo
 from probdl.methods.variational.starting import Start, find_start, place_guide
-from probdl.methods.variational.training import Plan, train
+from probdl.methods.variational.training import Outcome, Plan, train
 from probdl.methods.variational.validation import Validation, held_out
 from probdl.model.density import LogDensity
 from probdl.model.distributions import base_distribution
@@ -64,6 +65,7 @@ from probdl.results.fit import Fit
 from probdl.results.guided import GuidedFit
 from probdl.results.latent import Proposal, computes_rows, draw_shared, local_sites
 from probdl.results.weights import Reference, check_approximation
+from probdl.util.clock import timed
 from probdl.util.isolation import evaluation
 from probdl.util.seeds import stream
 from probdl.util.settings import check_path
@@ -244,7 +246,8 @@ class SVI(Method, name="svi"):
             if masked:  # other batches may have other unused elements
                 structure = self._discover(program)
         with evaluation(dtype=dtype):
-            start = self._start(program, structure, batches, seed)
+            with timed("start"):
+                start = self._start(program, structure, batches, seed)
             guide = make_guide(program, structure, self.guide, start.values)
             automatic = isinstance(guide.model, AUTOMATIC)
             structure = structure.with_sampled(sampled_by(guide, structure))
@@ -317,9 +320,10 @@ class SVI(Method, name="svi"):
             }
         # Seeded again, so that a resumed run makes the same draws.
         torch.default_generator.manual_seed(stream(seed, "draws"))
-        draws, weight_stats, findings = self._draws(
-            program, structure, proposal, guide, batches, outcome.engine, seed, progress
-        )
+        with timed("checking draws"):
+            draws, weight_stats, findings = self._draws(
+                program, structure, proposal, guide, batches, outcome, seed, progress
+            )
         if start.findings:  # these report several modes already
             findings = [finding for finding in findings if finding.check != "multimodal"]
         findings += uneven_rows(program)
@@ -488,7 +492,7 @@ class SVI(Method, name="svi"):
         proposal: Proposal,
         guide: Program,
         batches: Batches,
-        engine: str,
+        outcome: Outcome,
         seed: int,
         progress: bool | None,
     ) -> tuple[dict[str, Any], dict[str, Any], list[Finding]]:
@@ -514,7 +518,7 @@ class SVI(Method, name="svi"):
             held = structure.count_values("latent", "deterministic")  # by each draw of the fit
             # If control flow depends on values, each draw needs a separate run.
             small = CHECK_DRAWS * max(elements, held) <= COMPILE_WORK_MIN
-            if small and engine != "eager":
+            if small and outcome.engine != "eager":
                 count = max(wanted, CHECK_DRAWS)
             work = WORK_MAX
             try:
@@ -550,21 +554,27 @@ class SVI(Method, name="svi"):
             weighted.log_weights,
             weighted.pareto_k,
             "the guide",
-            self._remedy(program, structure),
+            self._remedy(program, structure, outcome),
             self._reference(program, structure, weighted, seed, found),
         )
         return draws, stats, found
 
-    def _remedy(self, program: Program, structure: Structure) -> str:
+    def _remedy(self, program: Program, structure: Structure, outcome: Outcome) -> str:
         used = self.guide
         if used is None:
             used = own_guide(program) or default_guide(program, structure)
         flexible = "multivariate_normal"
         if structure.count_values("latent") > SLOW_FULL_RANK_MIN:
             flexible = "lowrank"
-        if used in (flexible, "multivariate_normal"):
-            return "Train for more steps."
-        return f"Train for more steps, or use a more flexible guide (guide={flexible!r})."
+        advice = []
+        if any(finding.check == "not_converged" for finding in outcome.findings):
+            advice.append("train for more steps")
+        named = GUIDES[used] if isinstance(used, str) else used
+        kind = named if isinstance(named, type) else type(named)
+        if kind not in (GUIDES[flexible], GUIDES["multivariate_normal"]):
+            advice.append(f"use a more flexible guide (guide={flexible!r})")
+        text = ", or ".join(advice)
+        return f"{text[:1].upper()}{text[1:]}." if text else ""
 
     def _reference(
         self,
