@@ -1,12 +1,13 @@
 """The sampler in C beside nutpie's: `make bench-sampler`.
 
-``python -m benchmarks.sampler [posteriors | sizes]`` writes results/sampler.json and sampler.md.
-Both samplers call the same compiled density. Needs PROBDL_SHARED.
+``python -m benchmarks.sampler [posteriors | sizes | calibration]`` writes results/sampler.json and
+sampler.md. Both samplers call the same compiled density. Needs PROBDL_SHARED.
 """
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ import torch
 import probdl
 from benchmarks.parts import RESULTS, run
 from probdl.io.idata import to_idata
+from probdl.methods.base import Method
+from probdl.model.program import Program
+from probdl.models import eight_schools, logistic_regression, normal_normal
 from tests.reference.files import read, scalars
 from tests.reference.posteriors import POSTERIORS
 
@@ -26,6 +30,7 @@ SAMPLERS = ("native", "nutpie")
 SEEDS = (1, 2, 3, 4)
 SIZES = (10, 100, 1000, 10_000)
 REPEATS = 3
+SIMULATIONS, CALIBRATION_DRAWS = 1000, 400
 MEAN_ERRORS_MAX, SD_ERROR_MAX, RHAT_MAX = 4.5, 0.15, 1.02
 
 
@@ -108,6 +113,74 @@ def sizes() -> dict[str, Any]:
     return found
 
 
+def _correlated(x, y):
+    """A regression whose predictors are almost the same."""
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    b = pyro.sample("b", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    sigma = pyro.sample("sigma", dist.LogNormal(0.0, 0.5))
+    with pyro.plate("rows", len(x)):
+        pyro.sample("y", dist.Normal(a + x @ b, sigma), obs=y)
+
+
+def _groups(group, y):
+    """Counts in groups of unequal size, whose rates share a distribution."""
+    mean = pyro.sample("mean", dist.Normal(1.0, 1.0))
+    spread = pyro.sample("spread", dist.LogNormal(-1.0, 0.5))
+    with pyro.plate("groups", 6):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", len(group)):
+        pyro.sample("y", dist.Poisson(torch.exp(mean + spread * z)[group]), obs=y)
+
+
+def _calibrated_models() -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    shared = rng.normal(size=(30, 1))
+    group = np.repeat(np.arange(6), [2, 2, 3, 4, 6, 9])
+    return {
+        "normal_normal": (normal_normal, (np.array([1.0, 2.0, 1.5]), np.zeros(3))),
+        "eight_schools": (eight_schools, (np.linspace(9.0, 18.0, 8), np.zeros(8))),
+        "logistic_regression": (logistic_regression, (rng.normal(size=(50, 3)), np.zeros(50))),
+        "correlated": (_correlated, (shared + 0.1 * rng.normal(size=(30, 3)), np.zeros(30))),
+        "groups": (_groups, (group, np.zeros(len(group)))),
+    }
+
+
+@dataclass(frozen=True, repr=False)
+class _Extended(Method, name="extended"):
+    """Half of the draws, and then the other half by ``extend``."""
+
+    mass_matrix: str = "diag"
+
+    def run(self, program: Program, seed: int, progress: bool | None) -> probdl.Fit:
+        """Fit and extend."""
+        half = _of_one_chain(self.mass_matrix, CALIBRATION_DRAWS // 2)
+        return half.extend(half.run(program, seed, False), CALIBRATION_DRAWS // 2, False)
+
+
+def _of_one_chain(mass_matrix: str, draws: int) -> probdl.NUTS:
+    return probdl.NUTS(sampler="native", mass_matrix=mass_matrix, draws=draws, warmup=500, chains=1)
+
+
+def calibration() -> dict[str, Any]:
+    """Test the C sampler by simulation-based calibration."""
+    found: dict[str, Any] = {}
+    for name, (model, arguments) in _calibrated_models().items():
+        for matrix in ("diag", "low_rank"):
+            for extended in (False, True):
+                method = _Extended(matrix) if extended else _of_one_chain(matrix, CALIBRATION_DRAWS)
+                tested = probdl.montecarlo.calibrate(
+                    model, method, arguments, simulations=SIMULATIONS, seed=1, progress=False
+                )
+                found[f"{name}, {matrix}{', extended' * extended}"] = {
+                    "simulations": int(tested.ranks.sizes["simulation"]),
+                    "scalars": len(tested.table),
+                    "least_p": float(tested.table["p_value"].min()),
+                    "calibrated": tested.calibrated,
+                }
+                print(name, matrix, extended, tested.calibrated, flush=True)
+    return found
+
+
 def _efficiency(runs: list[dict[str, Any]], what: str) -> float:
     return float(np.exp(np.mean([np.log(run[what] / run["gradients"]) for run in runs])))
 
@@ -161,9 +234,23 @@ def write(results: dict[str, Any]) -> None:
             for d, of in results["sizes"].items()
         ),
         "",
+        "## Simulation-based calibration",
+        "",
+        f"{SIMULATIONS:,} data sets from the prior of each model, {CALIBRATION_DRAWS} draws of one "
+        "chain each; *extended*: half of the draws by `extend`. *Least p* is the smallest p-value "
+        "of all scalars, to be compared with 0.01 divided by their number.",
+        "",
+        "| model | scalars | least p | uniform |",
+        "| --- | ---: | ---: | --- |",
+        *(
+            f"| {name} | {of['scalars']} | {of['least_p']:.2g} "
+            f"| {'yes' if of['calibrated'] else 'NO'} |"
+            for name, of in results["calibration"].items()
+        ),
+        "",
     ]
     (RESULTS / "sampler.md").write_text("\n".join(lines))
 
 
 if __name__ == "__main__":
-    run("sampler", {"posteriors": posteriors, "sizes": sizes}, write)
+    run("sampler", {"posteriors": posteriors, "sizes": sizes, "calibration": calibration}, write)

@@ -335,3 +335,57 @@ def test_a_density_without_any_slope_is_refused():
 
     with pytest.raises(probdl.ModelError, match="does not appear to depend on the sites"):
         probdl.infer(flat, method=native(draws=20, warmup=20), seed=1)
+
+
+def regression(x, y, scale=1.0):
+    a = pyro.sample("a", dist.Normal(0.0, scale))
+    b = pyro.sample("b", dist.Normal(torch.zeros(3), scale).to_event(1))
+    sigma = pyro.sample("sigma", dist.LogNormal(0.0, 1.0))
+    with pyro.plate("rows", len(x)):
+        pyro.sample("y", dist.Normal(a + x @ b, sigma), obs=y)
+
+
+def rows(count, seed):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(count, 1)) + 0.1 * rng.normal(size=(count, 3))  # almost the same columns
+    return x, 1.0 + x @ [1.0, -1.0, 2.0] + 0.5 * rng.normal(size=count)
+
+
+@pytest.mark.parametrize("mass_matrix", ["auto", "diag", "low_rank", "dense"])
+@pytest.mark.parametrize("earlier", [native(draws=500), probdl.SVI(), probdl.Laplace()])
+def test_chains_start_from_another_fit(earlier, mass_matrix):
+    """Warm-up is short, and the posterior is that of the new data and prior, not of the old."""
+    first = probdl.infer(regression, *rows(40, 0), method=earlier, seed=1)
+    new = rows(60, 5)
+    method = native(start=first, mass_matrix=mass_matrix)
+    fit = probdl.infer(regression, *new, 3.0, method=method, seed=2)
+    whole = probdl.infer(regression, *new, 3.0, method=native(), seed=3)
+    assert {f.check for f in fit.diagnose()} <= {"prior_conflict"}
+    for name in ("a", "b", "sigma"):
+        for index in np.ndindex(*fit.draws[name].shape[2:]):
+            a, b = (of.draws[name][(..., *index)] for of in (fit, whole))
+            error = np.hypot(float(az.mcse(a)), float(az.mcse(b)))
+            assert abs(a.mean() - b.mean()) < 4.5 * error
+            assert abs(a.std() / b.std() - 1) < 0.15
+    assert fit.stats["chain_states"][0]["transition"] == 1200  # 200 of them to warm up
+    if mass_matrix != "diag":  # as few gradients as after a whole warm-up
+        assert fit.stats["n_steps"].mean() < 1.3 * whole.stats["n_steps"].mean()
+    longer = probdl.infer(regression, *new, 3.0, method=replace(method, draws=1100), seed=2)
+    np.testing.assert_array_equal(fit.extend(100).draws["b"], longer.draws["b"])
+
+
+def test_a_start_from_another_model_is_refused():
+    first = probdl.infer(normal_normal, SIGMA, Y, method="laplace", seed=1)
+    with pytest.raises(
+        probdl.ModelError, match="the fit does not have it"
+    ):
+        probdl.infer(regression, *rows(40, 0), method=native(start=first), seed=1)
+    for settings in ({"start": 3}, {"start": first, "init": "random"}):
+        with pytest.raises(probdl.SettingError, match="start"):
+            native(**settings)
+
+
+def test_a_start_from_a_point_estimate_has_a_whole_warm_up():
+    first = probdl.infer(regression, *rows(40, 0), method="map", seed=1)
+    fit = probdl.infer(regression, *rows(40, 0), method=native(start=first, draws=100), seed=1)
+    assert fit.stats["chain_states"][0]["transition"] == 1100

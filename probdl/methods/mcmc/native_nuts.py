@@ -21,6 +21,7 @@ from probdl.compile.runtime.native_density import NativeDensity
 from probdl.errors import DataError, ModelError
 from probdl.findings import Finding
 from probdl.methods.mcmc.chains import Chain, Chains, Starts, gather
+from probdl.methods.mcmc.continuation import EarlierDraws
 from probdl.methods.mcmc.metric import Metric, low_rank
 from probdl.methods.mcmc.watching import Watch, Watcher
 from probdl.util.clock import check_time_limit
@@ -39,7 +40,9 @@ INTERVAL = 0.1  # transitions between updates of a low-rank metric, as a share o
 CONFIRMED = 0.75  # share of the cutoff that a direction must have in draws that did not show it
 # Shares of warm-up after which draws are tested for correlations.
 TESTS = (0.025, 0.05, 0.1, 0.2, 0.4)
-CUTOFFS = {"low_rank": 4.0, "dense": 1.0 + 1e-6}
+CUTOFFS = {"low_rank": 4.0, "dense": 1.0 + 1e-6, "diag": math.inf}
+# Of a warm-up that begins with a metric: transitions, at least, and its share of a whole one.
+SHORT_WARMUP, SHORTER = 100, 5
 SCALE_RANGE = (1e-5, 1e5)  # of the first metric, from the gradient at the start
 POLL_SECONDS = 0.02
 
@@ -143,6 +146,7 @@ class _Running:
         key: the key of the random numbers.
         settings: the settings.
         state: a state to go on from; then there is no warm-up.
+        metric: a metric that is known before the warm-up, which is then short.
     """
 
     def __init__(
@@ -152,8 +156,9 @@ class _Running:
         key: int,
         settings: Settings,
         state: ChainState | None = None,
+        metric: Metric | None = None,
     ) -> None:
-        self.settings = settings
+        self.settings, self._metric = settings, metric
         self.density, self._start, self._key = density, start, key
         self._state = state
         self.chain: NutsChain | None = None
@@ -251,6 +256,9 @@ class _Running:
 
     def _warm_up(self, chain: NutsChain) -> None:
         warmup, kind = self.settings.warmup, self.settings.mass_matrix
+        if self._metric is not None:
+            self._warm_up_from(chain, self._metric)
+            return
         with np.errstate(divide="ignore"):
             first = np.clip(1.0 / np.sqrt(np.abs(chain.grad)), *SCALE_RANGE)
         chain.set_metric(first, chain.directions, chain.variances)
@@ -263,6 +271,24 @@ class _Running:
         else:
             self._learn_low_rank(chain, warmup - late, CUTOFFS.get(kind, CUTOFFS["low_rank"]))
         self._transitions(late, step=True)
+        if warmup:
+            chain.use_mean_step()
+
+    def _warm_up_from(self, chain: NutsChain, metric: Metric) -> None:
+        """Find the step size for a known metric, and learn the metric again in one window."""
+        warmup, kind = self.settings.warmup, self.settings.mass_matrix
+        chain.set_metric(*metric)
+        chain.find_step()
+        self._transitions(warmup // 4, step=True)
+        kept = _Recent(len(chain.z))
+        self._transitions(warmup // 2, step=True, recent=kept)
+        cutoff = CUTOFFS.get(kind, math.inf)
+        if kind == "auto" and kept.is_correlated(CUTOFFS["low_rank"]):
+            cutoff = CUTOFFS["low_rank"]
+        found = kept.metric(cutoff) if warmup >= SHORT_WARMUP else None
+        if found is not None and not self.stopped:
+            chain.set_metric(*found)
+        self._transitions(warmup - self.done, step=True)
         if warmup:
             chain.use_mean_step()
 
@@ -360,6 +386,7 @@ def run(
     chain_ids: Sequence[int] | None = None,
     callback: Callable[[Watch], Any] | None = None,
     states: Sequence[Mapping[str, Any]] = (),
+    earlier: EarlierDraws | None = None,
 ) -> Chains:
     """Draw from a native density on R^d; on Ctrl-C return the draws so far.
 
@@ -379,12 +406,18 @@ def run(
         chain_ids: the numbers of the chains to run; None means all.
         callback: a function of what is seen of the chains, which ends them if it returns False.
         states: states to go on from, one for each chain, without warm-up.
+        earlier: draws of another fit, with whose metric the warm-up begins, and is short.
 
     Raises:
         KeyboardInterrupt: interrupted before each chain had a draw.
         ModelError: no starting point has a finite density.
         CompilerError: there is no compiler, or it failed.
     """
+    metric = None
+    if earlier is not None:
+        metric = earlier.metric(evaluator, CUTOFFS.get(mass_matrix, CUTOFFS["low_rank"]))
+        if metric is not None:
+            warmup = min(warmup, max(SHORT_WARMUP, warmup // SHORTER))
     settings = Settings(draws, 0 if states else warmup, target_accept, max_treedepth, mass_matrix)
     starts = None
     if states:
@@ -395,7 +428,7 @@ def run(
     else:
         starts = Starts(find_start, seed)
         running = [
-            _Running(evaluator, functools.partial(starts, s >> 1), key, settings)
+            _Running(evaluator, functools.partial(starts, s >> 1), key, settings, metric=metric)
             for i, (s, key) in enumerate(_seeds(seed, chains))
             if chain_ids is None or i in chain_ids
         ]

@@ -23,6 +23,7 @@ from probdl.methods.approximate.pathfinder import pathfinder_draw
 from probdl.methods.base import Method
 from probdl.methods.mcmc import native_nuts, nutpie_adapter, pyro_nuts
 from probdl.methods.mcmc.chains import Chains, constrained, posterior_fit, random_start
+from probdl.methods.mcmc.continuation import EarlierDraws
 from probdl.methods.mcmc.funnels import funnel_sites
 from probdl.methods.mcmc.watching import Until, Watch
 from probdl.model.density import LogDensity
@@ -91,6 +92,10 @@ class NUTS(Method, name="nuts"):
             Default: None.
         until: a :class:`probdl.Until`: after ``draws``, the chains go on until they have enough
             effective draws. Default: None.
+        start: a fit of a model with the same latent sites, by any method, such as to earlier data
+            or with another prior: each chain starts at one of its draws, with the metric that
+            these draws and the gradients there give, and warm-up takes a fifth of ``warmup``, but
+            at least 100 transitions. Default: None.
         callback: a function that is called about once a second with a ``Watch``: ``num_draws``,
             ``divergences``, ``step_sizes``, ``rhat`` and ``ess`` so far. If it returns False, the
             run ends with the draws so far. Default: None.
@@ -126,6 +131,7 @@ class NUTS(Method, name="nuts"):
     chain_ids: Sequence[int] | None = None
     # They act during the run only.
     until: Until | None = field(default=None, repr=False, metadata={"saved": False})
+    start: Fit | None = field(default=None, repr=False, metadata={"saved": False})
     callback: Callable[[Watch], Any] | None = field(
         default=None, repr=False, metadata={"saved": False}
     )
@@ -151,7 +157,11 @@ class NUTS(Method, name="nuts"):
             self._refuse("until", "must be a probdl.Until")
         if self.callback is not None and not callable(self.callback):
             self._refuse("callback", "must be a function")
-        for name in ("chain_ids", "until", "callback"):
+        if self.start is not None and not isinstance(self.start, Fit):
+            self._refuse("start", "must be a fit")
+        if self.start is not None and self.init != "auto":
+            self._refuse("start", "cannot be combined with init; chains start at draws of the fit")
+        for name in ("chain_ids", "until", "start", "callback"):
             if getattr(self, name) is not None and self.sampler != "native":
                 self._refuse(name, "needs sampler='native'")
 
@@ -160,15 +170,17 @@ class NUTS(Method, name="nuts"):
         structure = self._discover(program)
         density = self._density(program, structure)
         evaluator, findings = choose(density, self.engine, seed, threads=self.chains)
-        start = _starts(self, density, evaluator, seed)
         own = self.sampler == "native" and evaluator.engine == "native"
+        earlier = None if self.start is None else EarlierDraws(self.start, density)
+        start = _starts(self, density, evaluator, seed) if earlier is None else earlier
         mass_matrix = self.mass_matrix
         if mass_matrix == "auto" and not own:
             mass_matrix = "low_rank" if density.dim <= LOW_RANK_DIM_MAX else "diag"
 
-        if not own and (self.chain_ids or self.until or self.callback):
+        wanted = self.chain_ids, self.until, self.callback, self.start
+        if not own and any(setting is not None for setting in wanted):
             raise ModelError(
-                "chain_ids, until and callback need the native engine: "
+                "chain_ids, until, start and callback need the native engine: "
                 f"{next((f.message for f in findings if f.check == 'engine'), 'it was not chosen')}"
             )
         if not own and (evaluator.engine == "eager" or not nutpie_adapter.available(evaluator)):
@@ -196,21 +208,27 @@ class NUTS(Method, name="nuts"):
                 seed=seed,
                 progress=progress,
             )
-            chains = self._until_enough(sample) if own else sample(draws=self.draws)
+            chains = self._until_enough(sample, earlier) if own else sample(draws=self.draws)
         if not own:
             findings += nutpie_adapter.findings(evaluator)
         elif mass_matrix == "auto":
             learned = any(len(state["variances"]) for state in chains.states)
             mass_matrix = "low_rank" if learned else "diag"
         method = self
-        if self.until is not None or self.callback is not None:  # as if it had been known before
-            method = replace(self, draws=chains.z.shape[1], until=None, callback=None)
+        if any(setting is not None for setting in wanted[1:]):  # as if it had been known before
+            count = chains.z.shape[1]
+            method = replace(self, draws=count, until=None, start=None, callback=None)
         return method._fit(density, evaluator, chains, seed, findings, start, mass_matrix)
 
-    def _until_enough(self, sample: Callable[..., Chains]) -> Chains:
+    def _until_enough(self, sample: Callable[..., Chains], earlier: EarlierDraws | None) -> Chains:
         """Sample, and go on until there are enough draws, if ``until`` says when."""
         began = time.perf_counter()
-        chains = sample(draws=self.draws, chain_ids=self.chain_ids, callback=self.callback)
+        chains = sample(
+            draws=self.draws,
+            chain_ids=self.chain_ids,
+            callback=self.callback,
+            earlier=earlier,
+        )
         limit = self.until.time_limit if self.until is not None else None
         while self.until is not None and not ENDED & {f.check for f in chains.findings}:
             count = self.until.further(chains.z)
@@ -219,9 +237,9 @@ class NUTS(Method, name="nuts"):
             more = sample(draws=count, states=chains.states, callback=self.callback)
             if len(more.z) < len(chains.z):  # an interruption left some chains out
                 return replace(chains, findings=[*chains.findings, *more.findings])
-            earlier = chains.findings
+            before = chains.findings
             chains = chains.followed_by(more)
-            chains = replace(chains, findings=[*earlier, *chains.findings])
+            chains = replace(chains, findings=[*before, *chains.findings])
         return chains
 
     def extend(self, fit: Fit, draws: int, progress: bool | None) -> Fit:
