@@ -2,7 +2,10 @@
 
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import arviz as az
 import numpy as np
@@ -15,6 +18,7 @@ from scipy import stats
 import probdl
 from probdl.compile.kernels.nuts import RECORD, NutsChain, NutsTask
 from probdl.methods.mcmc.metric import low_rank
+from probdl.methods.mcmc.watching import Watcher
 from probdl.models import eight_schools, normal_normal
 
 SIGMA = np.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
@@ -376,9 +380,7 @@ def test_chains_start_from_another_fit(earlier, mass_matrix):
 
 def test_a_start_from_another_model_is_refused():
     first = probdl.infer(normal_normal, SIGMA, Y, method="laplace", seed=1)
-    with pytest.raises(
-        probdl.ModelError, match="the fit does not have it"
-    ):
+    with pytest.raises(probdl.ModelError, match="the fit does not have it"):
         probdl.infer(regression, *rows(40, 0), method=native(start=first), seed=1)
     for settings in ({"start": 3}, {"start": first, "init": "random"}):
         with pytest.raises(probdl.SettingError, match="start"):
@@ -389,3 +391,83 @@ def test_a_start_from_a_point_estimate_has_a_whole_warm_up():
     first = probdl.infer(regression, *rows(40, 0), method="map", seed=1)
     fit = probdl.infer(regression, *rows(40, 0), method=native(start=first, draws=100), seed=1)
     assert fit.stats["chain_states"][0]["transition"] == 1100
+
+
+KILLED = """
+import os, sys, probdl
+import numpy as np
+from probdl.methods.mcmc import blocks, native_nuts
+from tests.methods.test_native_nuts import regression, rows
+
+blocks.BLOCK_SECONDS = 0.0  # a block has FIRST_DRAWS
+run, calls = native_nuts.run, []
+
+def killed(*args, **kwargs):
+    calls.append(1)
+    if len(calls) > int(sys.argv[2]):
+        os._exit(9)
+    return run(*args, **kwargs)
+
+import probdl.methods.mcmc.nuts as nuts
+nuts.native_nuts.run = killed
+method = probdl.NUTS(sampler="native", draws=450, chains=2, checkpoint=sys.argv[1])
+probdl.infer(regression, *rows(40, 0), method=method, seed=1)
+"""
+
+
+@pytest.mark.parametrize("blocks_done", [0, 1, 3])
+def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path, blocks_done):
+    settings = {"chains": 2, "warmup": 1000}
+    whole = probdl.infer(regression, *rows(40, 0), method=native(draws=450, **settings), seed=1)
+    folder = tmp_path / "run"
+    words = [sys.executable, "-c", KILLED, str(folder), str(blocks_done)]
+    assert subprocess.run(words, check=False, cwd=os.getcwd()).returncode == 9
+    assert (folder / "checkpoint.pt").exists() is (blocks_done > 0)
+    method = native(draws=450, checkpoint=folder, **settings)
+    fit = probdl.infer(regression, *rows(40, 0), method=method, seed=1)
+    for name in ("a", "b", "sigma"):
+        np.testing.assert_array_equal(fit.draws[name], whole.draws[name])
+    np.testing.assert_array_equal(fit.stats["n_steps"], whole.stats["n_steps"])
+    assert [f.check for f in fit.findings] == [f.check for f in whole.findings]
+    # Done: the same call returns the fit, and one with more draws adds to them.
+    more = replace(method, draws=600)
+    longer = probdl.infer(regression, *rows(40, 0), method=more, seed=1)
+    np.testing.assert_array_equal(longer.draws["b"], whole.extend(150).draws["b"])
+    with pytest.raises(probdl.SettingError, match="took 600"):
+        probdl.infer(regression, *rows(40, 0), method=method, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("seed", "changed"),
+    [(2, {}), (1, {"target_accept": 0.9}), (1, {"chains": 3})],
+)
+def test_a_checkpoint_of_another_run_is_refused(tmp_path, seed, changed):
+    method = native(draws=20, warmup=50, chains=2, checkpoint=tmp_path)
+    probdl.infer(regression, *rows(40, 0), method=method, seed=1)
+    with pytest.raises(probdl.SettingError, match="is of another run"):
+        probdl.infer(regression, *rows(40, 0), method=replace(method, **changed), seed=seed)
+    with pytest.raises(probdl.SettingError, match=r"its (data|arguments) differed"):
+        probdl.infer(regression, *rows(40, 3), method=method, seed=1)
+
+
+def test_a_damaged_checkpoint_reaches_no_c_code(tmp_path):
+    method = native(draws=20, warmup=50, chains=2, checkpoint=tmp_path)
+    probdl.infer(regression, *rows(40, 0), method=method, seed=1)
+    path = tmp_path / "checkpoint.pt"
+    saved = torch.load(path, weights_only=True)
+    saved["state"]["states"][0]["scale"][0] = -1.0
+    torch.save(saved, path)
+    with pytest.raises(probdl.ProbdlError, match="is damaged"):
+        probdl.infer(regression, *rows(40, 0), method=replace(method, draws=40), seed=1)
+    saved["state"]["z"] = saved["state"]["z"][:, :10].clone()
+    torch.save(saved, path)
+    with pytest.raises(probdl.SettingError, match="cannot be read"):
+        probdl.infer(regression, *rows(40, 0), method=replace(method, draws=40), seed=1)
+
+
+def test_the_callback_sees_the_draws_of_earlier_blocks(monkeypatch):
+    monkeypatch.setattr("probdl.methods.mcmc.watching.INTERVAL_S", -1.0)
+    running = SimpleNamespace(drawn=3, z=np.full((10, 2), 2.0), step=0.5, done=3, divergences=0)
+    seen = []
+    Watcher(seen.append, np.ones((1, 5, 2))).ends([running])
+    np.testing.assert_array_equal(seen[0].z[0, :, 0], [1.0] * 5 + [2.0] * 3)

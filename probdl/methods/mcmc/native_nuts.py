@@ -28,7 +28,7 @@ from probdl.util.clock import check_time_limit
 from probdl.util.isolation import lock_suspended
 from probdl.util.progress import bar
 
-__all__ = ["run"]
+__all__ = ["check_state", "run"]
 
 Array = NDArray[np.float64]
 
@@ -387,6 +387,7 @@ def run(
     callback: Callable[[Watch], Any] | None = None,
     states: Sequence[Mapping[str, Any]] = (),
     earlier: EarlierDraws | None = None,
+    before: Array | None = None,
 ) -> Chains:
     """Draw from a native density on R^d; on Ctrl-C return the draws so far.
 
@@ -407,6 +408,7 @@ def run(
         callback: a function of what is seen of the chains, which ends them if it returns False.
         states: states to go on from, one for each chain, without warm-up.
         earlier: draws of another fit, with whose metric the warm-up begins, and is short.
+        before: the draws so far of chains that go on, (chain, draw, d), for the callback.
 
     Raises:
         KeyboardInterrupt: interrupted before each chain had a draw.
@@ -421,7 +423,7 @@ def run(
     settings = Settings(draws, 0 if states else warmup, target_accept, max_treedepth, mass_matrix)
     starts = None
     if states:
-        known = [_state_of(state, dim) for state in states]
+        known = [check_state(state, dim) for state in states]
         running = [
             _Running(evaluator, lambda: torch.empty(0), of.key, settings, of) for of in known
         ]
@@ -432,7 +434,7 @@ def run(
             for i, (s, key) in enumerate(_seeds(seed, chains))
             if chain_ids is None or i in chain_ids
         ]
-    interruption, watcher, ended = None, Watcher(callback), False
+    interruption, watcher, ended = None, Watcher(callback, before), False
     total = len(running) * (settings.warmup + draws)
     with (
         bar(total, "sampling", progress) as shown,
@@ -470,7 +472,12 @@ def run(
     return replace(found, findings=[*found.findings, *(starts.findings() if starts else ())])
 
 
-def _state_of(saved: Any, dim: int) -> ChainState:
+def check_state(saved: Any, dim: int) -> ChainState:
+    """Return a state that was saved.
+
+    Raises:
+        DataError: it is none of a chain in ``dim`` dimensions.
+    """
     try:
         state = ChainState(**saved)
     except TypeError:

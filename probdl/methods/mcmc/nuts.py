@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-import time
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -22,23 +22,27 @@ from probdl.methods.approach import TypicalStarts
 from probdl.methods.approximate.pathfinder import pathfinder_draw
 from probdl.methods.base import Method
 from probdl.methods.mcmc import native_nuts, nutpie_adapter, pyro_nuts
+from probdl.methods.mcmc.blocks import Blocks
 from probdl.methods.mcmc.chains import Chains, constrained, posterior_fit, random_start
 from probdl.methods.mcmc.continuation import EarlierDraws
 from probdl.methods.mcmc.funnels import funnel_sites
 from probdl.methods.mcmc.watching import Until, Watch
+from probdl.methods.training.checkpoint import Checkpoint, identity_of
 from probdl.model.density import LogDensity
+from probdl.model.fingerprint import fingerprint
 from probdl.model.program import Program
 from probdl.model.sites import centred_sites
 from probdl.results.chain_fit import ChainFit
 from probdl.results.diagnostics import check_energy, check_tree
 from probdl.results.fit import Fit
+from probdl.util.settings import check_path
 
 __all__ = ["HMC", "NUTS"]
 
 MASS_MATRICES = ("auto", "diag", "low_rank", "dense")
 INITS = ("auto", "random", "pathfinder")
-ENDED = {"interrupted", "time_limit", "callback"}  # findings on a run that ended early
 SAMPLERS = ("nutpie", "native")
+OF_NATIVE = ("chain_ids", "until", "start", "checkpoint", "callback")  # settings that need the last
 TRAJECTORY_MAX = 1e3  # 160 periods of a normal posterior
 TREEDEPTH_MAX = 30  # a billion gradients for one draw
 # Up to this d, learning the correlations takes less than half a second (`make bench-mass`).
@@ -96,6 +100,9 @@ class NUTS(Method, name="nuts"):
             or with another prior: each chain starts at one of its draws, with the metric that
             these draws and the gradients there give, and warm-up takes a fifth of ``warmup``, but
             at least 100 transitions. Default: None.
+        checkpoint: a folder where the chains are saved every few seconds. After a kill, the same
+            call goes on from there, and gives the same draws, bit for bit, as if it had not been
+            killed; with more ``draws``, it adds to them. Default: None.
         callback: a function that is called about once a second with a ``Watch``: ``num_draws``,
             ``divergences``, ``step_sizes``, ``rhat`` and ``ess`` so far. If it returns False, the
             run ends with the draws so far. Default: None.
@@ -131,6 +138,9 @@ class NUTS(Method, name="nuts"):
     chain_ids: Sequence[int] | None = None
     # They act during the run only.
     until: Until | None = field(default=None, repr=False, metadata={"saved": False})
+    checkpoint: str | os.PathLike[str] | None = field(
+        default=None, repr=False, metadata={"saved": False}
+    )
     start: Fit | None = field(default=None, repr=False, metadata={"saved": False})
     callback: Callable[[Watch], Any] | None = field(
         default=None, repr=False, metadata={"saved": False}
@@ -161,7 +171,8 @@ class NUTS(Method, name="nuts"):
             self._refuse("start", "must be a fit")
         if self.start is not None and self.init != "auto":
             self._refuse("start", "cannot be combined with init; chains start at draws of the fit")
-        for name in ("chain_ids", "until", "start", "callback"):
+        check_path(type(self).__name__, checkpoint=self.checkpoint)
+        for name in OF_NATIVE:
             if getattr(self, name) is not None and self.sampler != "native":
                 self._refuse(name, "needs sampler='native'")
 
@@ -177,10 +188,9 @@ class NUTS(Method, name="nuts"):
         if mass_matrix == "auto" and not own:
             mass_matrix = "low_rank" if density.dim <= LOW_RANK_DIM_MAX else "diag"
 
-        wanted = self.chain_ids, self.until, self.callback, self.start
-        if not own and any(setting is not None for setting in wanted):
+        if not own and any(getattr(self, name) is not None for name in OF_NATIVE):
             raise ModelError(
-                "chain_ids, until, start and callback need the native engine: "
+                f"{', '.join(OF_NATIVE)} need the native engine: "
                 f"{next((f.message for f in findings if f.check == 'engine'), 'it was not chosen')}"
             )
         if not own and (evaluator.engine == "eager" or not nutpie_adapter.available(evaluator)):
@@ -208,39 +218,37 @@ class NUTS(Method, name="nuts"):
                 seed=seed,
                 progress=progress,
             )
-            chains = self._until_enough(sample, earlier) if own else sample(draws=self.draws)
+            if own:
+                blocks = Blocks(self.draws, self.until, self._checkpoint(seed, density))
+                chains = blocks.sample(
+                    functools.partial(sample, callback=self.callback),
+                    {"chain_ids": self.chain_ids, "earlier": earlier},
+                    density.dim,
+                )
+            else:
+                chains = sample(draws=self.draws)
         if not own:
             findings += nutpie_adapter.findings(evaluator)
         elif mass_matrix == "auto":
             learned = any(len(state["variances"]) for state in chains.states)
             mass_matrix = "low_rank" if learned else "diag"
         method = self
-        if any(setting is not None for setting in wanted[1:]):  # as if it had been known before
-            count = chains.z.shape[1]
-            method = replace(self, draws=count, until=None, start=None, callback=None)
+        if any(getattr(self, name) is not None for name in OF_NATIVE if name != "chain_ids"):
+            count = chains.z.shape[1]  # as if it had been known before
+            method = replace(
+                self, draws=count, until=None, start=None, callback=None, checkpoint=None
+            )
         return method._fit(density, evaluator, chains, seed, findings, start, mass_matrix)
 
-    def _until_enough(self, sample: Callable[..., Chains], earlier: EarlierDraws | None) -> Chains:
-        """Sample, and go on until there are enough draws, if ``until`` says when."""
-        began = time.perf_counter()
-        chains = sample(
-            draws=self.draws,
-            chain_ids=self.chain_ids,
-            callback=self.callback,
-            earlier=earlier,
-        )
-        limit = self.until.time_limit if self.until is not None else None
-        while self.until is not None and not ENDED & {f.check for f in chains.findings}:
-            count = self.until.further(chains.z)
-            if not count or (limit is not None and time.perf_counter() - began > limit):
-                break
-            more = sample(draws=count, states=chains.states, callback=self.callback)
-            if len(more.z) < len(chains.z):  # an interruption left some chains out
-                return replace(chains, findings=[*chains.findings, *more.findings])
-            before = chains.findings
-            chains = chains.followed_by(more)
-            chains = replace(chains, findings=[*before, *chains.findings])
-        return chains
+    def _checkpoint(self, seed: int, density: LogDensity) -> Checkpoint | None:
+        if self.checkpoint is None:
+            return None
+        exempt = ("checkpoint", "draws", "until", "callback", "start")
+        identity = identity_of(self, seed, density.labels, density.program, exempt)
+        if self.start is not None:
+            draws = [torch.from_numpy(np.asarray(of)) for of in self.start.draws.values()]
+            identity["start"] = fingerprint(draws)
+        return Checkpoint(self.checkpoint, 1, identity)
 
     def extend(self, fit: Fit, draws: int, progress: bool | None) -> Fit:
         """Return a fit with more draws of the same chains; see ``ChainFit.extend``."""

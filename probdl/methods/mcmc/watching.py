@@ -123,10 +123,11 @@ class Watcher:
 
     Args:
         callback: the function of a :class:`Watch`; None calls nothing.
+        before: the draws of earlier blocks, (chain, draw, d); None if this is the first.
     """
 
-    def __init__(self, callback: Callable[[Watch], Any] | None) -> None:
-        self._callback = callback
+    def __init__(self, callback: Callable[[Watch], Any] | None, before: Array | None) -> None:
+        self._callback, self._before = callback, before
         self._last = time.perf_counter()
 
     def ends(self, running: Sequence[Any]) -> bool:
@@ -136,8 +137,9 @@ class Watcher:
             return False
         self._last = now
         count = min(chain.drawn for chain in running)
+        z = np.stack([chain.z[:count] for chain in running])
         seen = Watch(
-            np.stack([chain.z[:count] for chain in running]),
+            z if self._before is None else np.concatenate([self._before, z], 1),
             np.array([chain.step for chain in running]),
             sum(chain.done for chain in running),
             sum(chain.divergences for chain in running),

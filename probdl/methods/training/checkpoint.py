@@ -24,7 +24,7 @@ from probdl.model.fingerprint import fingerprint
 from probdl.model.program import Program
 from probdl.util.memory import machine_memory
 
-__all__ = ["Checkpoint", "checkpoint_of", "copy_saved"]
+__all__ = ["Checkpoint", "checkpoint_of", "copy_saved", "identity_of"]
 
 FILE = "checkpoint.pt"
 CHECKSUMS = ("model's source", "guide's source", "arguments", "data", "validation")  # or long texts
@@ -224,13 +224,29 @@ def checkpoint_of(
     may_change = ["checkpoint", "every", "draws"]
     if method.schedule == "constant":
         may_change += ["steps", "epochs"]
+    identity = identity_of(method, seed, parameters, program, may_change)
+    return Checkpoint(method.checkpoint, -(-method.every // BLOCK) * BLOCK, identity)
+
+
+def identity_of(
+    method: Any, seed: int, parameters: Sequence[Any], program: Program, exempt: Sequence[str]
+) -> dict[str, str]:
+    """Return what must be unchanged for a run to resume, by name.
+
+    Args:
+        method: the method.
+        seed: the seed of the run.
+        parameters: names, or names and shapes, of the parameters.
+        program: the model with its data.
+        exempt: settings of the method that may change.
+    """
     guide = getattr(method, "guide", None)
-    identity = {
+    return {
         "seed": str(seed),
         **{
             f.name: identify(getattr(method, f.name))
             for f in fields(method)
-            if f.name not in may_change
+            if f.name not in exempt
         },
         "parameters": str(list(parameters)),
         "model's source": str(source_of(program.original)["source_sha256"]),
@@ -239,4 +255,3 @@ def checkpoint_of(
         "data": fingerprint(program.tensors()),
         "arguments": identify(program.all_arguments),
     }
-    return Checkpoint(method.checkpoint, -(-method.every // BLOCK) * BLOCK, identity)
