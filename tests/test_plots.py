@@ -175,3 +175,22 @@ def test_the_elbo_of_a_fit_without_its_model_has_the_same_legend(tmp_path):
     for each in (fit, loaded):
         texts = [text.get_text() for text in plots.plot_elbo(each).get_legend().get_texts()]
         assert "held-out data" in texts
+
+
+def test_the_labels_of_a_forest_are_inside_of_the_figure(tmp_path):
+    def model(y):
+        with pyro.plate("clinic", 3):
+            level = pyro.sample("level_of_the_clinic", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(level, 1.0), obs=y)
+
+    names = {"clinic": ["Clinic of Saint Agnes", "Clinic of Saint Bruno", "Clinic of Saint Clare"]}
+    fit = probdl.infer(model, np.zeros(3), method="laplace", seed=1, coords=names)
+    figure = plots.plot_fit(fit, "forest")
+    figure.canvas.draw()
+    width = figure.bbox.width
+    for ax in figure.axes:
+        for label in [*ax.get_yticklabels(), *ax.texts]:
+            if label.get_visible() and label.get_text():
+                box = label.get_window_extent()
+                assert box.x0 >= 0
+                assert box.x1 <= width

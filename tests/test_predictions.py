@@ -279,3 +279,14 @@ def test_the_score_of_a_forecast_does_not_warn_of_that_of_the_past():
     missed[:] = 0.0
     with pytest.warns(probdl.FindingWarning, match=r"joints\['later'\]"):
         fit.log_predictive(y[:60], missed)
+
+
+def test_an_improper_prior_has_no_prior_predictive():
+    def model(y):
+        mu = pyro.sample("mu", dist.ImproperUniform(dist.constraints.real, (), ()))
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    with pytest.raises(probdl.ModelError, match=r"The prior of 'mu' is improper \(flat\)"):
+        probdl.prior_predictive(model, torch.tensor(1.0))
+    with pytest.raises(probdl.ModelError, match="give the site a proper one"):
+        probdl.montecarlo.calibrate(model, "laplace", (torch.tensor(1.0),), simulations=20)

@@ -58,7 +58,7 @@ def load_with_model(folder: Path, model: str | None = None, *, trust: bool = Fal
     place = recorded_place(recorded)
     named = f" The folder names {place!r}: pass --trust to run it." if place else ""
     raise ModelError(
-        f"Predictions run the model '{fit.program.name}', and no code is run because the folder "
+        f"This runs the model '{fit.program.name}', and no code is run because the folder "
         f"{folder} says so. Pass --model file.py:name.{named}"
     )
 

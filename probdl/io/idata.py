@@ -742,9 +742,10 @@ def plot(idata: Any, kind: str, names: Sequence[str] | None = None) -> Any:
         with az.rc_context({"plot.max_subplots": None}):  # type: ignore[attr-defined]
             result = function(idata, **options)
     figure = result.viz["figure"].item() if ARVIZ_1 else np.ravel(result)[0].figure
-    # Axis labels overlap the titles of the next row in 0.x, and those of ranks in 1.x.
-    if kind == "rank" if ARVIZ_1 else kind != "forest":
-        figure.set_layout_engine("constrained")
+    # Axis labels overlap the titles of the next row in 0.x, and those of ranks in 1.x; labels of
+    # forests in 0.x would be cut.
+    if kind == "rank" if ARVIZ_1 else True:
+        figure.set_layout_engine("tight" if kind == "forest" else "constrained")
     return figure
 
 

@@ -195,9 +195,11 @@ def _check_tails(posterior: Any, low_ess: set[str]) -> list[Finding]:
             "warning",
             "heavy_tail",
             f"The posterior of '{name}'{_worst_of(heavy)} has such a heavy tail (Pareto k-hat "
-            f"{heavy[name]:.2f}, above {PARETO_K_MAX}) that its mean and standard deviation may "
-            "not exist. Those of the draws depend on a few extreme draws.",
-            "Report the median and quantiles, or use a prior with lighter tails.",
+            f"{heavy[name]:.2f}, above {PARETO_K_MAX}) that the mean and standard deviation of its "
+            "draws depend on a few extreme draws. Those of the posterior may not even exist, "
+            "unless its prior has light tails.",
+            "Report the median and quantiles, or use priors with lighter tails, also of the sites "
+            "that it depends on.",
             tuple(heavy),
         )
     ]

@@ -98,7 +98,8 @@ def warn_of_high_k(elpd: Any, matched: bool) -> None:
     limit = idata.good_k(elpd)
     high = int((idata.pareto_k(elpd) > limit).sum())
     if high:
-        remedy = "" if matched else "fit.loo(moment_match=True) with ArviZ 1, or "
+        can_match = not matched and idata.has_moment_matching()
+        remedy = "fit.loo(moment_match=True), or " if can_match else ""
         warn(
             f"Pareto k-hat is above {limit:.2g} for {high} observation{'s' * (high > 1)}, so the "
             f"LOO estimate is unreliable. Use {remedy}fit.cross_validate(), which refits. The "

@@ -415,6 +415,7 @@ def run(
         ModelError: no starting point has a finite density.
         CompilerError: there is no compiler, or it failed.
     """
+    check_time_limit()  # a small model may finish before the wait below sees a limit of zero
     metric = None
     if earlier is not None:
         metric = earlier.metric(evaluator, CUTOFFS.get(mass_matrix, CUTOFFS["low_rank"]))
