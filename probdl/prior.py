@@ -10,6 +10,7 @@ from pyro.poutine.util import site_is_subsample
 
 from probdl.errors import ModelError
 from probdl.model.distributions import combined_mask
+from probdl.model.predictive import check_proper
 from probdl.model.preparing import prepared
 from probdl.model.sites import discover
 from probdl.model.streaming import whole
@@ -96,12 +97,7 @@ def prior_predictive(
         structure = discover(program)
         if not structure.of("latent", "discrete", "observed"):
             raise ModelError(f"The model '{program.name}' samples no site.")
-        if improper := [s.name for s in structure.of("latent") if s.flat]:
-            raise ModelError(
-                f"The prior of {', '.join(map(repr, improper))} is improper (flat), so there are "
-                "no draws from it, and none of what depends on it. Give it a proper prior; if it "
-                "is of missing values, pass data without them."
-            )
+        check_proper(structure)
         if flat := program.run(_without_density):
             raise ModelError(
                 f"The prior of {', '.join(map(repr, flat))} is flat, by mask(False), so it is "

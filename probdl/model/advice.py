@@ -38,8 +38,6 @@ _ADVICE = {  # by a part of the message from Pyro or torch
     "is of what is missing, and nothing is missing here: put such a plate under an `if`.",
     "Shape mismatch inside plate": "The size of the plate and the shape of the site inside it "
     "differ. If one observation is a vector, use .to_event(1).",
-    "does not support sampling": "An improper prior, such as ImproperUniform, cannot be drawn from: "
-    "give the site a proper one.",
     "Can't call numpy() on Tensor that requires grad": "NumPy does not compute gradients: use the "
     "torch function of the same name on the values of sites.",
 }

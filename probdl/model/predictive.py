@@ -42,6 +42,7 @@ from probdl.model.vectorize import chunks, vectorize
 __all__ = [
     "LogLikelihood",
     "Unobserve",
+    "check_proper",
     "log_likelihood",
     "log_mean_exp",
     "log_prior",
@@ -151,6 +152,21 @@ def _check_dimensions(structure: Structure, values: Mapping[str, Tensor]) -> Non
             )
 
 
+def check_proper(structure: Structure) -> None:
+    """Check that all priors can be sampled.
+
+    Raises:
+        ModelError: one is improper.
+    """
+    flat = [s.name for s in structure.of("latent") if s.flat]
+    if flat:
+        raise ModelError(
+            f"The prior of {', '.join(map(repr, flat))} is flat (ImproperUniform) and cannot be "
+            "sampled, so there are no prior predictive draws. Use a proper prior, or, of "
+            "missing values, pass data without them."
+        )
+
+
 def sample_prior(program: Program, structure: Structure, count: int) -> dict[str, Tensor]:
     """Sample all sites from the prior and the model.
 
@@ -165,12 +181,7 @@ def sample_prior(program: Program, structure: Structure, count: int) -> dict[str
     Raises:
         ModelError: a prior is improper.
     """
-    flat = [s.name for s in structure.of("latent") if s.flat]
-    if flat:
-        raise ModelError(
-            f"The prior of {', '.join(map(repr, flat))} is flat (ImproperUniform) and cannot be "
-            "sampled, so there are no prior predictive draws. Use a proper prior."
-        )
+    check_proper(structure)
     wanted = {s.name for s in structure.of("latent", "discrete", "observed", "deterministic")}
 
     def run(_: Tensor) -> dict[str, Tensor]:
