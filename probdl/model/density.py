@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -40,6 +41,8 @@ from probdl.model.sites import (
 )
 from probdl.model.starting import checked_values, search
 from probdl.model.vectorize import vectorize
+from probdl.util.blas import one_torch_thread
+from probdl.util.clock import check_time_limit
 from probdl.util.isolation import isolated
 
 __all__ = ["Block", "LogDensity"]
@@ -359,8 +362,20 @@ class LogDensity:
 
     def hessian(self, z: Tensor) -> Tensor:
         """Return the matrix of second derivatives (d, d) at ``z`` (d,)."""
-        with torch.inference_mode(False), torch.enable_grad():
-            return torch.autograd.functional.hessian(self, z.detach().clone()).detach()  # type: ignore[return-value]
+        threads = nullcontext() if self.program.is_large else one_torch_thread()
+        with torch.inference_mode(False), torch.enable_grad(), threads:
+            z = z.detach().clone().requires_grad_()
+            (grad,) = torch.autograd.grad(self(z), z, create_graph=True)
+            rows = []
+            for unit in torch.eye(self.dim, dtype=z.dtype):
+                check_time_limit()
+                if not grad.requires_grad:  # linear
+                    return torch.zeros(self.dim, self.dim, dtype=z.dtype)
+                (row,) = torch.autograd.grad(
+                    grad, z, unit, retain_graph=True, materialize_grads=True
+                )
+                rows.append(row)
+            return torch.stack(rows)
 
     def batch(self, z: Tensor) -> Tensor:
         """Evaluate the log density at each of ``z`` (..., d) in one pass; shape (...)."""

@@ -10,6 +10,7 @@ from scipy import stats
 
 import probdl
 from probdl.models import beta_binomial, eight_schools, linear_regression, logistic_regression
+from probdl.util.clock import TimeUp
 
 RNG = np.random.default_rng(20)
 Y = RNG.normal(3.0, 2.0, size=40)
@@ -353,3 +354,36 @@ def test_a_scale_that_collapses_is_one_finding(seed):
         probdl.infer(centred_groups, g, y, method="laplace", seed=seed)
     assert "for a scale a prior whose density is 0 at 0" in str(caught.value)
     assert "ReLU" not in str(caught.value)
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), TimeUp(2.0)])
+def test_an_interruption_of_the_curvature_returns_the_maximum(monkeypatch, stop):
+    def hessian(self, z):
+        raise stop
+
+    x = np.random.default_rng(0).normal(size=(30, 2))
+    y = x @ [1.0, 2.0] + 0.1
+    whole = probdl.infer(linear_regression, x, y, method="map", seed=1)
+    monkeypatch.setattr(probdl.LogDensity, "hessian", hessian)
+    fit = probdl.infer(linear_regression, x, y, method="map", seed=1)
+    np.testing.assert_allclose(fit.draws["beta"], whole.draws["beta"], atol=1e-4)
+    assert "standard_error" not in fit.stats
+    (finding,) = [f for f in fit.diagnose() if f.check in ("interrupted", "time_limit")]
+    assert "without standard errors" in finding.message
+    assert "no_information" not in [f.check for f in fit.diagnose()]
+    with pytest.raises((KeyboardInterrupt, probdl.TimeLimitError)):
+        probdl.infer(linear_regression, x, y, method="laplace", seed=1)
+
+
+def test_the_hessian_is_that_of_torch():
+    def model(y):
+        a = pyro.sample("a", dist.Gamma(2.0, 1.0))
+        b = pyro.sample("b", dist.Normal(a, 1.0))
+        pyro.sample("y", dist.Normal(a * b, 1.0), obs=y)
+
+    density = probdl.LogDensity.from_model(model, (torch.tensor(1.0),))
+    z = torch.tensor([0.3, -0.2], dtype=torch.float64)
+    threads = torch.get_num_threads()
+    expected = torch.autograd.functional.hessian(density, z)
+    torch.testing.assert_close(density.hessian(z), expected, rtol=0, atol=0)
+    assert torch.get_num_threads() == threads

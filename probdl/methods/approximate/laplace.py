@@ -102,6 +102,8 @@ class Laplace(Method, name="laplace"):
             )
         evaluator, findings = choose(density, self.engine, seed)
         optimum = maximise(density, evaluator, self.starts, self.steps, generator, progress)
+        if optimum.ended is not None:
+            raise optimum.ended
         if optimum.information is None:
             raise ModelError(
                 f"The log posterior density of '{program.name}' has its maximum at the edge of a "

@@ -59,6 +59,7 @@ class Optimum:
         findings: findings of the optimisation.
         others: lower optima, as points, values and minus Hessians.
         kinked: whether the search ended at kinks of the density.
+        ended: what ended the search before the curvature was known; None if nothing did.
     """
 
     z: Tensor
@@ -67,6 +68,7 @@ class Optimum:
     findings: list[Finding] = field(default_factory=list)
     others: tuple[tuple[Tensor, float, Tensor], ...] = ()
     kinked: bool = False
+    ended: KeyboardInterrupt | None = None
 
 
 def maximise(
@@ -121,15 +123,22 @@ def maximise(
             of, kept = f"{starts} starts", "the best point found is returned"
             findings.append(interrupted(stop, len(found), of, kept, "run all starts"))
     best = max(found, key=lambda end: end.value)
+    ended: KeyboardInterrupt | None = None
     if dense := density.dim <= DENSE_MAX:
         # L-BFGS may have stopped lower, but on the way to the same maximum.
         lower = [end for end in found if end.value < best.value - SAME_VALUE_MAX]
         limit = min(NEWTON_STEPS_MAX, steps)
         quick |= density.program.is_large
-        with timed("curvature"):
-            ends = [_polish(density, evaluator, best, limit, quick)]
-            floor = ends[0].value
-            ends += [_polish(density, evaluator, end, limit, quick, floor) for end in lower]
+        ends = [best, *lower]
+        try:
+            with bar(len(ends), "curvature", show) as progress:
+                floor = -math.inf
+                for i, end in enumerate(ends):
+                    ends[i] = _polish(density, evaluator, end, limit, quick, floor)
+                    floor = max(floor, ends[i].value)
+                    progress.update()
+        except KeyboardInterrupt as interruption:
+            ended = interruption
         best = max(ends, key=lambda end: end.value)
     else:
         ends = found
@@ -166,13 +175,19 @@ def maximise(
         )
     findings += _check_other_optima(density, evaluator, best, found)
     information = None
-    if dense:
+    if dense and ended is None:
         reuse = quick and best.information is not None and best.gain < NEWTON_GAIN_MIN
-        with timed("curvature"):
-            information = best.information if reuse else -density.hessian(best.z)
-        if at_edge and information is not None and not torch.isfinite(information).all():
-            information = None
-    if information is None and not at_edge:
+        try:
+            with timed("curvature"):
+                information = best.information if reuse else -density.hessian(best.z)
+        except KeyboardInterrupt as interruption:
+            ended = interruption
+    if ended is not None:
+        of, kept = f"{starts} starts", "the best point found is returned, without standard errors"
+        findings.append(interrupted(ended, len(found), of, kept, "compute the curvature"))
+    if at_edge and information is not None and not torch.isfinite(information).all():
+        information = None
+    if not (dense or at_edge):
         findings.append(
             Finding(
                 "info",
@@ -183,7 +198,8 @@ def maximise(
         )
     others = [e for e in ends if e is not best and e.value < best.value - SAME_VALUE_MAX]
     lower_optima = [(e.z, e.value, e.information) for e in others if e.information is not None]
-    return Optimum(best.z, best.value, information, findings, tuple(lower_optima), best.kinked)
+    lower_modes = tuple(lower_optima)
+    return Optimum(best.z, best.value, information, findings, lower_modes, best.kinked, ended)
 
 
 def _has_curvature(end: _End) -> bool:
