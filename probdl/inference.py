@@ -206,6 +206,9 @@ def _check_likelihood(
     )
 
 
+_WORK = {"nuts": " (warmup=)", "hmc": " (warmup=)", "svi": " (steps=)", "gan": " (steps=)"}
+
+
 def _run(method: Method, program: Program, seed: int, progress: bool | None, own: Clock) -> Fit:
     """Run the method; if the time limit passes too early, report where the time was spent."""
     try:
@@ -216,8 +219,8 @@ def _run(method: Method, program: Program, seed: int, progress: bool | None, own
         spent = ", ".join(f"{part} {seconds:.3g} s" for part, seconds in own.timings.items())
         raise TimeLimitError(
             f"The time limit of {own.limit} s passed before there were results to return "
-            f"({spent or 'during preparation'}). Raise time_limit=, or reduce the work (warmup=, "
-            "steps=)."
+            f"({spent or 'during preparation'}). Raise time_limit=, or reduce the work"
+            f"{_WORK.get(method.name, '')}."
         ) from None
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +33,10 @@ from probdl.methods.variational.objective import Objective, Scale
 from probdl.model.density import LogDensity
 from probdl.model.program import Program
 from probdl.model.sites import Structure
+from probdl.results.diagnostics import require_complete
+from probdl.util.blas import one_torch_thread
+from probdl.util.clock import time_left
+from probdl.util.deadline import deadline
 from probdl.util.seeds import stream
 
 __all__ = ["Start", "find_start", "place_guide"]
@@ -42,6 +46,7 @@ SLOW_PATH_STEPS_MAX = 50  # of a density that is not compiled
 STEPS_PER_PATH_STEP = 50  # of the training, so that the search is the smaller part of the work
 DRAWS_PER_POINT = 5  # to estimate the ELBO at a point of the path
 PATHS = 4  # searches by native code, beside one from a draw of the prior
+TIME_SHARE = 0.3  # of the time limit, for the search
 ELBO_DRAWS = 100  # to compare two approximations
 ROWS_MAX = 10_000  # rows of a minibatch that stands for all data
 SCALE_RANGE = (1e-12, 1e12)
@@ -103,15 +108,18 @@ def find_start(
     starts = [(path, False) for path in range(PATHS if native and init is None else 1)]
     if init is None:
         starts.append((0, True))
-    for path, of_prior in starts:
-        with suppress(ModelError):
-            normal, _ = best_normal(
-                density, evaluator, seed, length, DRAWS_PER_POINT, path=path, of_prior=of_prior
-            )
-            found.append(normal)
-    if density.dim <= DENSE_MAX and native:
-        with suppress(ModelError, LinAlgError):
-            found.append(_laplace(density, evaluator, length, seed))
+    left = time_left()
+    threads = nullcontext() if program.is_large else one_torch_thread()
+    with threads, nullcontext() if left is None else deadline(TIME_SHARE * left):
+        for path, of_prior in starts:
+            with suppress(ModelError):
+                normal, _ = best_normal(
+                    density, evaluator, seed, length, DRAWS_PER_POINT, path=path, of_prior=of_prior
+                )
+                found.append(normal)
+        if density.dim <= DENSE_MAX and native:
+            with suppress(ModelError, LinAlgError):
+                found.append(_laplace(density, evaluator, length, seed))
     if not found:
         start = density.initial(torch.Generator().manual_seed(seed))
         return Start(density.constrain(start))
@@ -134,6 +142,9 @@ def _laplace(density: LogDensity, evaluator: Evaluator, steps: int, seed: int) -
     """
     generator = torch.Generator().manual_seed(stream(seed, "mode"))
     optimum = maximise(density, evaluator, 1, steps, generator, False)
+    require_complete(optimum.findings)
+    if optimum.ended is not None:
+        raise optimum.ended
     if optimum.information is None:
         raise ModelError("The mode lies at an edge of the support.")
     parts = curvature(optimum.information, optimum.z)

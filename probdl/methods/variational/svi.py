@@ -566,15 +566,15 @@ class SVI(Method, name="svi"):
         flexible = "multivariate_normal"
         if structure.count_values("latent") > SLOW_FULL_RANK_MIN:
             flexible = "lowrank"
-        advice = []
-        if any(finding.check == "not_converged" for finding in outcome.findings):
-            advice.append("train for more steps")
+        advice = ["train for more steps"]
+        if not any(finding.check == "not_converged" for finding in outcome.findings):
+            advice = ["train for more steps, if these still raise the ELBO"]
         named = GUIDES[used] if isinstance(used, str) else used
         kind = named if isinstance(named, type) else type(named)
         if kind not in (GUIDES[flexible], GUIDES["multivariate_normal"]):
-            advice.append(f"use a more flexible guide (guide={flexible!r})")
+            advice.insert(0, f"use a more flexible guide (guide={flexible!r})")
         text = ", or ".join(advice)
-        return f"{text[:1].upper()}{text[1:]}." if text else ""
+        return f"{text[0].upper()}{text[1:]}."
 
     def _reference(
         self,
