@@ -35,7 +35,7 @@ from probdl.model.sites import centred_sites
 from probdl.results.chain_fit import ChainFit
 from probdl.results.diagnostics import check_energy, check_tree
 from probdl.results.fit import Fit
-from probdl.util.settings import check_path
+from probdl.util.settings import check_path, plain
 
 __all__ = ["HMC", "NUTS"]
 
@@ -159,10 +159,12 @@ class NUTS(Method, name="nuts"):
         """Check the settings that need the sampler in C."""
         ids = self.chain_ids
         if ids is not None:
-            chains = range(self.chains)
-            if not ids or len(set(ids)) < len(ids) or not all(i in chains for i in ids):
+            listed = isinstance(ids, (Sequence, np.ndarray, range)) and not isinstance(ids, str)
+            given = [plain(i) for i in ids] if listed else []
+            right = all(type(i) is int and 0 <= i < self.chains for i in given)
+            if not given or not right or len(set(given)) < len(given):
                 self._refuse("chain_ids", f"must be different numbers from 0 to {self.chains - 1}")
-            object.__setattr__(self, "chain_ids", tuple(map(int, ids)))
+            object.__setattr__(self, "chain_ids", tuple(given))
         if self.until is not None and not isinstance(self.until, Until):
             self._refuse("until", "must be a probdl.Until")
         if self.callback is not None and not callable(self.callback):

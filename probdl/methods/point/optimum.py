@@ -35,6 +35,8 @@ __all__ = ["Curvature", "Optimum", "curvature", "largest", "maximise", "no_maxim
 
 DENSE_MAX = 1000  # the largest d with a Hessian, which takes d gradients and d² numbers
 NEWTON_STEPS_MAX = 100  # quadratic convergence needs four or five, after the way to its region
+# A step takes as many gradients as there are coordinates: at least so many steps, and gradients.
+NEWTON_STEPS_MIN, HESSIAN_ROWS_MAX = 10, 10_000
 DRIFT_MAX = 8  # full Newton steps of the same length and direction: the maximum is at infinity
 RESOLVED_MIN = 1e-6  # nats that a step to a finite density would gain beyond doubt
 SAME_HESSIAN_MAX = 1e-8  # nats: after a step that gains less, the Hessian is the same
@@ -127,7 +129,8 @@ def maximise(
     if dense := density.dim <= DENSE_MAX:
         # L-BFGS may have stopped lower, but on the way to the same maximum.
         lower = [end for end in found if end.value < best.value - SAME_VALUE_MAX]
-        limit = min(NEWTON_STEPS_MAX, steps)
+        wanted = min(NEWTON_STEPS_MAX, steps)
+        limit = min(wanted, max(NEWTON_STEPS_MIN, HESSIAN_ROWS_MAX // density.dim))
         quick |= density.program.is_large
         ends = [best, *lower]
         try:
@@ -148,6 +151,8 @@ def maximise(
     # Out of steps, a point far from the maximum has a large gain as well.
     elif best.kinked:
         findings.append(_at_kink(density, best))
+    elif best.exhausted and limit < wanted:
+        findings.append(_out_of_steps(density, limit))
     elif best.drifts or (best.gain >= NEWTON_GAIN_MIN and best.converged):
         labels = largest(density.labels, best.step / (1 + best.z.abs()))
         findings.append(no_maximum(labels))
@@ -232,6 +237,18 @@ def _at_edge(density: LogDensity, end: _End) -> Finding:
     )
 
 
+def _out_of_steps(density: LogDensity, steps: int) -> Finding:
+    """Report that Newton's method, which takes few steps to a regular maximum, took too many."""
+    return Finding(
+        "warning",
+        "not_converged",
+        f"Newton's method did not reach the maximum in {steps} steps, the limit for "
+        f"{density.dim} coordinates. The density may have kinks, as that of a network with ReLU "
+        "activations. The estimate is close to a maximum; standard errors may not hold.",
+        "Use a smooth activation, such as torch.nn.Tanh or torch.nn.SiLU, or method='svi'.",
+    )
+
+
 def _at_kink(density: LogDensity, end: _End) -> Finding:
     """Report a point where no step gains what the first two derivatives promise."""
     labels = largest(density.labels, end.step)
@@ -293,6 +310,7 @@ class _End(NamedTuple):
     drifts: bool = False  # whether Newton's method goes on and on in one direction
     blocked: bool = False  # whether the density is not finite just ahead
     kinked: bool = False  # whether the last steps gained far less than the curvature promised
+    exhausted: bool = False  # whether Newton's method took all of its steps
 
 
 def _climb(
@@ -362,6 +380,7 @@ def _polish(
     value, grad = evaluator.value_and_grad(z)
     step, gain, information, drift, blocked = torch.zeros_like(z), math.inf, None, 0, False
     short = 0  # steps in a row that gained little of what they promised
+    exhausted = False
     for _ in range(steps):
         check_time_limit()
         if information is None or not quick or gain > SAME_HESSIAN_MAX:
@@ -393,6 +412,8 @@ def _polish(
         z, value, grad = ahead, ahead_value, ahead_grad
         if drift == DRIFT_MAX:
             break
+    else:
+        exhausted = True
     # The gradient is still resolved when the value no longer is: one more step reduces it to
     # rounding, and so the noise in the curvature along flat directions.
     if gain <= NEWTON_GAIN_MIN:
@@ -402,7 +423,9 @@ def _polish(
     converged = end.converged or gain <= NEWTON_GAIN_MIN
     drifts = drift == DRIFT_MAX
     kinked = short >= KINK_STEPS
-    return _End(float(value), z, converged, step, gain, information, drifts, blocked, kinked)
+    return _End(
+        float(value), z, converged, step, gain, information, drifts, blocked, kinked, exhausted
+    )
 
 
 @dataclass(frozen=True)
