@@ -155,7 +155,8 @@ def test_an_interrupted_fit_can_go_on(monkeypatch):
     def model():
         pyro.sample("x", dist.Normal(torch.zeros(20), 1.0).to_event(1))
 
-    method = native(draws=10**6, warmup=200, chains=2, callback=interrupt)
+    # Small steps, so that no machine makes all draws before the interrupt.
+    method = native(draws=10**6, warmup=200, chains=2, callback=interrupt, target_accept=0.9999)
     with pytest.warns(probdl.FindingWarning, match="interrupt"):
         fit = probdl.infer(model, method=method, seed=5)
     count = fit.num_draws
@@ -478,3 +479,19 @@ def test_the_callback_sees_the_draws_of_earlier_blocks(monkeypatch):
     seen = []
     Watcher(seen.append, np.ones((1, 5, 2))).ends([running])
     np.testing.assert_array_equal(seen[0].z[0, :, 0], [1.0] * 5 + [2.0] * 3)
+
+
+def test_a_metric_far_off_does_not_ruin_the_step_size():
+    density = probdl.LogDensity.from_model(correlated, ())
+    compiled, _ = probdl.compile.choose(density, "native", 0)
+    chain = NutsChain(compiled, np.zeros(30), 7, 0.8, 6)
+    chain.set_metric(np.full(30, 1e200), np.empty((0, 30)), np.empty(0))  # velocities overflow
+    records = np.zeros(20, RECORD)
+    chain.run(NutsTask(transitions=20, adapt_step=1, records=records.ctypes.data))
+    assert records["diverging"].all()
+    assert (records["acceptance_rate"] == 0).all()
+    assert 0 < chain.step < 0.1
+    chain.set_metric(np.ones(30), np.empty((0, 30)), np.empty(0))
+    chain.find_step()
+    chain.run(NutsTask(transitions=20, adapt_step=1, records=records.ctypes.data))
+    assert records["acceptance_rate"].mean() > 0.3

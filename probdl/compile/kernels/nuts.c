@@ -280,8 +280,8 @@ static int build(Trajectory *t, uint64_t depth, int half, double step, Tree *tre
         leapfrog(t, t->end, point, step);
         double gain = t->start_energy - point->energy;
         t->steps++;
-        t->acceptance += gain > 0.0 ? 1.0 : exp(gain);
-        if (!(gain > -ENERGY_ERROR_MAX)) {
+        if (gain > -ENERGY_ERROR_MAX) t->acceptance += gain > 0.0 ? 1.0 : exp(gain);
+        if (!(gain > -ENERGY_ERROR_MAX)) { /* or no number, if the metric is far off */
             t->diverging = 1;
             release(t, point);
             return 0;

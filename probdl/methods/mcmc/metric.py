@@ -23,6 +23,7 @@ Metric = tuple[Array, Array, Array]  # scale (d,), orthonormal rows (r, d), and 
 
 REGULARISATION = 1e-5  # variance that is added, relative to that of the diagonal
 SCALE_RANGE = (1e-10, 1e10)
+VARIANCE_RANGE = (1e-10, 1e10)  # beside the diagonal
 
 
 def low_rank(draws: Array, grads: Array, cutoff: float) -> Metric | None:
@@ -65,6 +66,9 @@ def low_rank(draws: Array, grads: Array, cutoff: float) -> Metric | None:
         variances, vectors = linalg.eigh(mean)
     except (linalg.LinAlgError, ValueError):
         return None
+    if not np.isfinite(vectors).all() or not np.isfinite(variances).all():
+        return None
+    variances = np.clip(variances, *VARIANCE_RANGE)
     kept = (variances > cutoff) | (variances < 1 / cutoff)
     return scale, (basis @ vectors[:, kept]).T, variances[kept]
 
