@@ -97,11 +97,12 @@ def test_random_starts_remain_available():
     assert "init=" in finding.remedy
 
 
+@pytest.mark.parametrize("sampler", ["nutpie", "native"])
 @pytest.mark.parametrize("name", ["arma", "poisson_trend", "weibull_frailty"])
-def test_no_chain_of_a_hard_model_stays_where_it_started(name):
+def test_no_chain_of_a_hard_model_stays_where_it_started(name, sampler):
     model, data = HARD[name]
     for seed in (1, 2, 3):
-        method = probdl.NUTS(draws=200, warmup=600)
+        method = probdl.NUTS(draws=200, warmup=600, sampler=sampler)
         fit = probdl.infer(model, *data(), method=method, seed=seed)
         assert "stuck_chain" not in checks(fit)
         lp = np.median(fit.stats["lp"], 1)

@@ -144,6 +144,11 @@ class NutsChain:
         self._state.step, self._state.transition = step, transition
 
     @property
+    def value(self) -> float:
+        """The log density at the position."""
+        return float(self._state.value)
+
+    @property
     def step(self) -> float:
         """The step size."""
         return float(self._state.step)

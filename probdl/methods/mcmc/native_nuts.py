@@ -259,13 +259,11 @@ class _Running:
         if self._metric is not None:
             self._warm_up_from(chain, self._metric)
             return
-        with np.errstate(divide="ignore"):
-            first = np.clip(1.0 / np.sqrt(np.abs(chain.grad)), *SCALE_RANGE)
-        chain.set_metric(first, chain.directions, chain.variances)
-        chain.find_step()
+        self._begin(chain)
         late = int(LATE * warmup)
         self._transitions(min(FIRST, warmup - late), step=True, window=EARLY_WINDOW)
         chain.find_step()
+        self._arrive(chain, warmup - late)
         if kind == "diag" or (kind == "auto" and not self._is_correlated(chain, warmup - late)):
             self._learn_diagonal(warmup - late)
         else:
@@ -273,6 +271,21 @@ class _Running:
         self._transitions(late, step=True)
         if warmup:
             chain.use_mean_step()
+
+    def _arrive(self, chain: NutsChain, end: int) -> None:
+        """Make transitions with a diagonal metric while the density rises much."""
+        before = -math.inf
+        while self.done < end and not self.stopped and chain.value > before + len(chain.z):
+            before = chain.value
+            count = min(EARLY_WINDOW, end - self.done)
+            self._transitions(count, step=True, window=EARLY_WINDOW)
+
+    def _begin(self, chain: NutsChain) -> None:
+        """Set a first metric and step size, from the gradient where the chain is."""
+        with np.errstate(divide="ignore"):
+            scale = np.clip(1.0 / np.sqrt(np.abs(chain.grad)), *SCALE_RANGE)
+        chain.set_metric(scale, np.empty((0, len(scale))), np.empty(0))
+        chain.find_step()
 
     def _warm_up_from(self, chain: NutsChain, metric: Metric) -> None:
         """Find the step size for a known metric, and learn the metric again in one window."""
@@ -319,7 +332,12 @@ class _Running:
         kept = _Recent(len(chain.z))
         while self.done < end and not self.stopped:
             interval = min(max(EARLY_WINDOW, int(INTERVAL * self.done)), end - self.done)
+            before = chain.z.copy()
             self._transitions(interval, step=True, recent=kept)
+            if (chain.z == before).all():  # the metric is that of another place
+                kept = _Recent(len(chain.z))
+                self._begin(chain)
+                continue
             found = kept.metric(cutoff)
             if found is not None and not self.stopped:
                 chain.set_metric(*found)
