@@ -206,9 +206,6 @@ def _check_likelihood(
     )
 
 
-_WORK = {"nuts": " (warmup=)", "hmc": " (warmup=)", "svi": " (steps=)", "gan": " (steps=)"}
-
-
 def _run(method: Method, program: Program, seed: int, progress: bool | None, own: Clock) -> Fit:
     """Run the method; if the time limit passes too early, report where the time was spent."""
     try:
@@ -216,11 +213,12 @@ def _run(method: Method, program: Program, seed: int, progress: bool | None, own
         with isolated(seed), nullcontext() if method.trains_networks else one_blas_thread():
             return method.run(program, seed, progress)
     except TimeUp:
+        less = ", ".join(f"{name}=" for name in ("warmup", "steps") if hasattr(method, name))
         spent = ", ".join(f"{part} {seconds:.3g} s" for part, seconds in own.timings.items())
         raise TimeLimitError(
             f"The time limit of {own.limit} s passed before there were results to return "
             f"({spent or 'during preparation'}). Raise time_limit=, or reduce the work"
-            f"{_WORK.get(method.name, '')}."
+            f"{f' ({less})' if less else ''}."
         ) from None
 
 

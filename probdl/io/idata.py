@@ -765,13 +765,12 @@ def label_texts(labels: Any) -> list[str]:
 def _with_short_dates(idata: Any) -> Any:
     """Return a container whose labels that are days are written as in 2020-01-31."""
     held = dataset(idata, "posterior")
-    days = {
+    dates = {
         name: label_texts(labels)
         for name, labels in (held.coords.items() if held is not None else ())
-        if labels.dtype.kind == "M"
-        and labels.ndim == 1
-        and (labels.values.astype("datetime64[D]") == labels.values).all()
+        if labels.dtype.kind == "M" and labels.ndim == 1
     }
+    days = {name: texts for name, texts in dates.items() if not any("T" in t for t in texts)}
     if not days:
         return idata
     posterior = held.assign_coords(days)

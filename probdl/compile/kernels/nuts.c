@@ -20,6 +20,9 @@ typedef int64_t (*Density)(uint64_t, const double *, double *, double *, const v
 #define POINTS(levels) (3 * (levels) + 8)
 #define ARRAYS(levels) (4 * POINTS(levels) + 2 * (levels))
 enum { LEVELS_MAX = 31 };
+
+/* The arrays of `dim` numbers that a chain needs as its `work`. */
+uint64_t work_arrays(uint64_t max_depth) { return ARRAYS(max_depth + 1); }
 #define ENERGY_ERROR_MAX 1000.0 /* of a step, beyond which a trajectory has diverged */
 /* Of dual averaging, as by Hoffman and Gelman. */
 #define SHRINKAGE 0.05

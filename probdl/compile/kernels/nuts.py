@@ -66,7 +66,9 @@ class NutsTask(ctypes.Structure):
 @functools.cache
 def _library() -> Any:
     text = ziggurat_source() + files("probdl.compile.kernels").joinpath("nuts.c").read_text()
-    library = loaded(Source(text, 0, 0), "nuts", "find_step", "prepare_ziggurat")
+    names = "nuts", "find_step", "work_arrays", "prepare_ziggurat"
+    library = loaded(Source(text, 0, 0), *names)
+    library.work_arrays.restype, library.work_arrays.argtypes = ctypes.c_uint64, [ctypes.c_uint64]
     library.prepare_ziggurat()
     for function, count in ((library.nuts, 4), (library.find_step, 3)):
         function.restype = None
@@ -103,8 +105,7 @@ class NutsChain:
         density.evaluate(torch.from_numpy(self.z), torch.from_numpy(self.grad), value)
         self.directions, self.variances = np.empty((0, dim)), np.empty(0)
         self._work: Array | None = None
-        levels = max_depth + 1
-        self._work_arrays = 4 * (3 * levels + 8) + 2 * levels  # ARRAYS(levels) of nuts.c
+        self._work_arrays = self._functions.work_arrays(max_depth)
         self._moments = np.zeros((2, 4, dim))
         self._state = _Chain(
             dim=dim, key=key, max_depth=max_depth, target=target, value=float(value), step=0.1

@@ -311,12 +311,13 @@ class _Running:
         for test in TESTS:
             count = min(int(test * self.settings.warmup), end) - self.done
             self._transitions(count, step=True, window=EARLY_WINDOW, recent=kept)
-            found = kept.metric(CUTOFFS["low_rank"])
-            if found is None or self.stopped or not kept.is_correlated(CUTOFFS["low_rank"]):
+            if self.stopped or not kept.is_correlated(CUTOFFS["low_rank"]):
                 continue
-            chain.set_metric(*found)
-            chain.find_step()
-            return True
+            found = kept.metric(CUTOFFS["low_rank"])
+            if found is not None:
+                chain.set_metric(*found)
+                chain.find_step()
+                return True
         return False
 
     def _learn_diagonal(self, end: int) -> None:
