@@ -141,13 +141,14 @@ def plot_elbo(fit: Fit, ax: Axes | None = None, window: int = 100) -> Axes:
     # The first steps are far below the others and would flatten the rest of the curve.
     low, high = np.quantile(elbo[len(elbo) // 10 :], [0.005, 1.0])
     if held_out is not None:
-        late = held_out[np.isfinite(held_out) & (fit.stats["validation_steps"] > len(elbo) // 10)]
-        low, high = min([low, *late]), max([high, *late])
+        finite = np.isfinite(held_out)
+        late = held_out[finite & (fit.stats["validation_steps"] > len(elbo) // 10)]
+        low, high = min([low, *late]), max([high, *held_out[finite]])
     ax.set_ylim(low - 0.1 * (high - low), high + 0.05 * (high - low))
     best = fit.stats["best_step"]
     ax.axvline(best, color="k", lw=0.8, ls=":", label=f"best: step {best}")
     ax.set(xlabel="step", ylabel=f"ELBO ({unit})")
-    ax.legend()
+    ax.legend(loc="lower right")  # below the curves, which rise
     return ax
 
 

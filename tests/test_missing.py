@@ -123,6 +123,15 @@ def test_a_saved_fit_leaves_them_out_as_well(tmp_path):
     assert probdl.load(tmp_path / "fit", Y, model=normal).whole.sites["y"].count == 48
 
 
+def test_a_saved_fit_without_its_model_says_that_it_cannot_predict_them(tmp_path):
+    fit = probdl.infer(normal, Y, method="laplace", seed=1, missing="mask")
+    assert np.isfinite(fit.predict()["y"]).all()
+    loaded = probdl.load(fit.save(tmp_path / "fit"))
+    with pytest.warns(UserWarning, match=r"12 elements of 'y'.*model="):
+        predicted = loaded.predictions()["y"]
+    np.testing.assert_array_equal(np.isnan(predicted).any(("chain", "draw")), np.isnan(Y))
+
+
 def test_imputed_values_are_no_observations():
     fit = probdl.infer(imputing, Y, method=NUTS, seed=1)
     mean, sd = posterior_of(KEPT)

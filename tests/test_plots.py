@@ -1,5 +1,6 @@
 """Plots: they show the values of the fit."""
 
+import arviz as az
 import matplotlib.pyplot as plt
 import numpy as np
 import pyro
@@ -194,3 +195,21 @@ def test_the_labels_of_a_forest_are_inside_of_the_figure(tmp_path):
                 box = label.get_window_extent()
                 assert box.x0 >= 0
                 assert box.x1 <= width
+
+
+def test_ranks_are_those_of_about_independent_draws(monkeypatch):
+    rng = np.random.default_rng(0)
+
+    def normal(y):
+        mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+    settings = {"chains": 2, "draws": 2000, "thin": 1}
+    fit = probdl.infer(normal, rng.normal(size=20), method=probdl.Metropolis(**settings), seed=1)
+    shown, draw = [], az.plot_rank
+    monkeypatch.setattr(az, "plot_rank", lambda data, **kw: shown.append(data) or draw(data, **kw))
+    plots.plot_fit(fit, "rank")
+    (data,) = shown
+    posterior = data["posterior"].to_dataset() if hasattr(data, "children") else data
+    assert posterior["mean"].size <= 1.1 * az.ess(fit.draws["mean"]) < 2000

@@ -727,7 +727,7 @@ def plot(idata: Any, kind: str, names: Sequence[str] | None = None) -> Any:
         result = plot_ppc(idata, num_pp_samples=count, **options)
     else:
         name = "trace_dist" if ARVIZ_1 and kind == "trace" else kind
-        if kind == "rank" and ARVIZ_1:
+        if kind == "rank":
             idata = _independent(dataset(idata, "posterior"), options.get("var_names"))
         if kind == "forest":
             options["combined"] = True
@@ -783,9 +783,9 @@ def _with_short_dates(idata: Any) -> Any:
 
 
 def _independent(posterior: Any, names: Sequence[str] | None) -> Any:
-    """Return a container with every k-th draw of a group, so that they are about independent.
+    """Return every k-th draw of a group, as what ArviZ plots, so that they are about independent.
 
-    ArviZ 1 tests ranks as those of independent draws, and would find correlated ones uneven.
+    Ranks of correlated draws are uneven even if the chains agree; ArviZ 1 also tests that.
     """
     shown = posterior if names is None else posterior[list(names)]
     with _silent():
@@ -795,7 +795,8 @@ def _independent(posterior: Any, names: Sequence[str] | None) -> Any:
     draws = posterior.sizes["draw"]
     step = math.ceil(posterior.sizes["chain"] * draws / max(least, 1.0))
     step = min(max(step, 1), max(1, draws // RANKED_DRAWS_MIN))
-    return xr.DataTree.from_dict({"posterior": posterior.isel(draw=slice(None, None, step))})
+    thinned = posterior.isel(draw=slice(None, None, step))
+    return xr.DataTree.from_dict({"posterior": thinned}) if ARVIZ_1 else thinned
 
 
 @contextmanager

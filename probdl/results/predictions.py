@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from probdl.errors import ModelError, SettingError
+from probdl.errors import ModelError, SettingError, warn
 from probdl.io.arrays import write_arrays
 from probdl.io.folders import folder_path
 from probdl.model import predictive, streaming
@@ -290,8 +290,21 @@ class PredictingFit(ScoredFit):
             (1, 1000, 3)
         """
         if stored := self._stored("posterior_predictive"):
+            self._warn_of_masked(stored)
             return self._put_back(stored, np.nan)
         return self._sample(self.program)
+
+    def _warn_of_masked(self, stored: Mapping[str, Array]) -> None:
+        """Warn that a container has no predictions of observations that were left out."""
+        sites = [self.structure.sites[n] for n in stored if n in self.structure.sites]
+        masked = {s.name: int((~s.mask).sum()) for s in sites if s.mask is not None}
+        for name, count in masked.items():
+            if count:
+                warn(
+                    f"{count} elements of '{name}' were left out of the fit, and the saved fit has "
+                    "no predictions of them, so they are NaN. Load it with its model to predict "
+                    "them: probdl.load(folder, model=...)."
+                )
 
     @sheltered()
     def discrete(
