@@ -40,6 +40,8 @@ from probdl.util.progress import bar
 __all__ = ["chunks", "vectorize"]
 
 MAX_NUMBERS_PER_CHUNK = 2**25  # 256 MiB in float64
+# Larger tensors do not stay in the cache, and the system gives them new pages each time.
+MAX_NUMBERS_PER_TENSOR = 2**20
 COMPARED_DRAWS = 3  # at which recorded operations are compared with the function
 
 
@@ -166,16 +168,23 @@ def _plain(fn: Callable[[Any], Any], example: Any) -> Callable[[Any], Any]:
 
 
 class _CountNumbers(DispatchMode):
-    """Count the numbers in the results of all operations, intermediate ones included."""
+    """Count the numbers in the results of all operations, intermediate ones included.
+
+    Attributes:
+        numbers: the numbers of all results.
+        largest: those of the largest.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.numbers = 0
+        self.numbers = self.largest = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         result = func(*args, **(kwargs or {}))
         if not func.is_view:
-            self.numbers += sum(x.numel() for x in tree_leaves(result) if isinstance(x, Tensor))
+            sizes = [x.numel() for x in tree_leaves(result) if isinstance(x, Tensor)]
+            self.numbers += sum(sizes)
+            self.largest = max([self.largest, *sizes])
         return result
 
 
@@ -239,7 +248,11 @@ def chunks(fn: Callable[[Any], Any], draws: Any) -> Iterator[Any]:
     if count == 1:
         yield tree_map(lambda x: x[None], once)
         return
-    size = min(count, max(1, MAX_NUMBERS_PER_CHUNK // max(count_mode.numbers, 1)))
+    size = min(
+        MAX_NUMBERS_PER_CHUNK // max(count_mode.numbers, 1),
+        MAX_NUMBERS_PER_TENSOR // max(count_mode.largest, 1),
+    )
+    size = min(count, max(1, size))
     parts = [tree_map(lambda x, i=i: x[i : i + size], draws) for i in range(0, count, size)]
     if generator_states(torch_too=False) == state:
         mapped, result = _fastest_mapping(fn, one, first, parts[0])
