@@ -136,7 +136,7 @@ def _choose(
         findings = list(known.findings)
     elif not trusted:
         (start,) = _points(density, model, seed, 1)
-        findings = probe(density, start, gradient=gradient)
+        findings = probe(density, start, gradient=gradient, value_and_grad=model.value_and_grad)
     if engine == "eager":
         return density, findings
     try:

@@ -7,7 +7,7 @@ and a network whose weights are not declared as sites. They are checked at one p
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -33,24 +33,35 @@ RANDOM_EVALUATIONS = (
 )
 
 
-def probe(density: LogDensity, z: Tensor, *, gradient: bool = True) -> list[Finding]:
+def probe(
+    density: LogDensity,
+    z: Tensor,
+    *,
+    gradient: bool = True,
+    value_and_grad: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
+) -> list[Finding]:
     """Check a model for mistakes at a point where its density is finite.
 
     Args:
         density: the log density of the model.
         z: the point, (d,).
         gradient: whether the method needs the gradient.
+        value_and_grad: evaluates the model, or remembers what it was at the point.
 
     Raises:
         ModelError: the density is random, its gradient differs from finite differences, or an
             argument of a distribution is invalid.
     """
     name = density.program.name
+    at_z, grad = (value_and_grad or density.value_and_grad)(z)
+    value = at_z.item()
     before = generator_states()
-    value = _value(density, z)
-    repeats = 1 if generator_states() == before else RANDOM_EVALUATIONS
-    again = [_value(density, z) for _ in range(repeats)]
-    if any(abs(other - value) > VALUE_TOLERANCE * (1 + abs(value)) for other in again):
+    with torch.enable_grad(), _SeenParameters() as seen:
+        again = density(z.detach().requires_grad_())
+    others = [again.item()]
+    if generator_states() != before:
+        others += [_value(density, z) for _ in range(RANDOM_EVALUATIONS - 1)]
+    if any(abs(other - value) > VALUE_TOLERANCE * (1 + abs(value)) for other in others):
         raise ModelError(
             f"The log density of the model '{name}' is random: two evaluations at the same values "
             "of its sites differ. Draw random numbers with pyro.sample only, not with torch.randn, "
@@ -63,8 +74,8 @@ def probe(density: LogDensity, z: Tensor, *, gradient: bool = True) -> list[Find
             "torch.exp() for scales and rates, or logits= for probabilities."
         )
     if gradient:
-        _check_gradient(density, z)
-    return _undeclared_parameters(density, z)
+        _check_gradient(density, z, value, grad)
+    return _undeclared_parameters(density, again, list(seen.found.values()))
 
 
 def _value(density: LogDensity, z: Tensor) -> float:
@@ -111,21 +122,24 @@ def _is_passed(fn: Any, name: str) -> bool:
     )
 
 
-def _check_gradient(density: LogDensity, z: Tensor) -> None:
+def _check_gradient(density: LogDensity, z: Tensor, value: float, grad: Tensor) -> None:
     """Compare the gradient with finite differences: in one direction, then for each site."""
-    _, grad = density.value_and_grad(z)
     generator = torch.Generator().manual_seed(0)
     direction = torch.randn(z.shape, generator=generator, dtype=z.dtype)
-    noise = 1e-12 * (1 + abs(_value(density, z))) / DIFFERENCE_STEPS[1]
+    noise = 1e-12 * (1 + abs(value)) / DIFFERENCE_STEPS[1]
+
+    def slope(along: Tensor, step: float) -> float:
+        ahead, behind = _value(density, z + step * along), _value(density, z - step * along)
+        return (ahead - behind) / (2 * step)
 
     def difference(along: Tensor, tolerance: float) -> tuple[float, float] | None:
         computed = float(grad @ along)
-        slopes = [
-            (_value(density, z + h * along) - _value(density, z - h * along)) / (2 * h)
-            for h in DIFFERENCE_STEPS
-        ]
-        error = 100 * (abs(slopes[0] - slopes[1]) + noise) + tolerance * abs(slopes[0])
-        return (computed, slopes[0]) if abs(slopes[0] - computed) > error else None
+        coarse, fine = DIFFERENCE_STEPS
+        found = slope(along, coarse)
+        error = 100 * noise + tolerance * abs(found)
+        if abs(found - computed) > error:
+            error += 100 * abs(found - slope(along, fine))
+        return (computed, found) if abs(found - computed) > error else None
 
     if difference(direction, VALUE_TOLERANCE) is None:
         return
@@ -166,11 +180,10 @@ class _SeenParameters(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _undeclared_parameters(density: LogDensity, z: Tensor) -> list[Finding]:
-    """Report trainable tensors that the density depends on but that are not sites."""
-    with torch.enable_grad(), _SeenParameters() as seen:
-        value = density(z.detach().requires_grad_())
-    parameters = list(seen.found.values())
+def _undeclared_parameters(
+    density: LogDensity, value: Tensor, parameters: list[torch.nn.Parameter]
+) -> list[Finding]:
+    """Report trainable tensors that the value of a density depends on but that are not sites."""
     if not parameters or not value.requires_grad:
         return []
     grads = torch.autograd.grad(value, parameters, allow_unused=True)

@@ -15,6 +15,7 @@ from probdl.errors import DataError
 from probdl.model.callables import cast_modules
 
 __all__ = [
+    "all_finite",
     "batch_arguments",
     "cast_argument",
     "check_dense",
@@ -141,6 +142,14 @@ def check_dense(tensor: Tensor, what: str) -> None:
         )
 
 
+def all_finite(tensor: Tensor) -> bool:
+    """Return whether a tensor holds neither NaN nor infinite values.
+
+    A finite sum shows it in one pass, without a mask of the size of the data.
+    """
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
+
+
 def check_finite(tensor: Tensor, what: str, *, masked: bool = False) -> None:
     """Raise DataError, with the first index, if a tensor holds NaN or infinite values.
 
@@ -149,9 +158,9 @@ def check_finite(tensor: Tensor, what: str, *, masked: bool = False) -> None:
         what: its name in the message.
         masked: whether missing observations are left out, so that these values are no observations.
     """
-    bad = ~torch.isfinite(tensor)
-    if not bad.any():
+    if all_finite(tensor):
         return
+    bad = ~torch.isfinite(tensor)
     index = tuple(bad.nonzero()[0].tolist())
     raise DataError(
         f"{what}: {int(bad.sum())} of {bad.numel()} values are NaN or infinite (first: index "

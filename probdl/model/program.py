@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 
 from probdl.errors import DataError, ModelError, ProbdlError
 from probdl.model.advice import explain_failure, without_trace_shapes
-from probdl.model.arguments import batch_arguments, cast_argument, check_finite
+from probdl.model.arguments import all_finite, batch_arguments, cast_argument, check_finite
 from probdl.model.callables import (
     callable_name,
     cast_modules,
@@ -377,7 +377,7 @@ class Program:
 
     def not_finite(self) -> list[str]:
         """List the arguments that hold NaN or infinite values."""
-        return [name for name, tensor in self.named_data() if not torch.isfinite(tensor).all()]
+        return [name for name, tensor in self.named_data() if not all_finite(tensor)]
 
     def run(
         self,
