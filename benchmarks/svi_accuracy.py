@@ -84,7 +84,12 @@ def accuracy(shared: Path) -> list[dict[str, Any]]:
     rows = []
     for case in cases(shared):
         for seed in SEEDS:
-            fit = probdl.infer(case.model, *case.data, method="svi", seed=seed)
+            try:
+                fit = probdl.infer(case.model, *case.data, method="svi", seed=seed)
+            except probdl.ModelError as error:
+                refused = {"case": case.name, "seed": seed, "verdict": "refused"}
+                rows.append(refused | {"findings": [], "reason": str(error).split(". ")[0]})
+                continue
             draws = case.parameters(fit.draws)
             shifts = [abs(draws[k].mean() - mean) / sd for k, (mean, sd) in case.known.items()]
             scales = [draws[k].std() / sd for k, (_, sd) in case.known.items()]
@@ -155,6 +160,9 @@ def report(accuracy: list[dict[str, Any]], steps: list[dict[str, Any]]) -> list[
         rows = [row for row in accuracy if row["case"] == name]
         verdicts = [row["verdict"] for row in rows]
         counted = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts))
+        if refused := [row["reason"] for row in rows if "reason" in row]:
+            lines.append(f"| {name} | refused: {refused[0]} | | | |")
+            continue
         worst = max((row["scale"] for row in rows), key=lambda ratio: abs(np.log(ratio)))
         told = sorted({f"`{check}`" for row in rows for check in row["findings"]})
         shift = max(row["shift"] for row in rows)

@@ -128,17 +128,17 @@ def _check_gradient(density: LogDensity, z: Tensor, value: float, grad: Tensor) 
     direction = torch.randn(z.shape, generator=generator, dtype=z.dtype)
     noise = 1e-12 * (1 + abs(value)) / DIFFERENCE_STEPS[1]
 
-    def slope(along: Tensor, step: float) -> float:
+    def slope_along(along: Tensor, step: float) -> float:
         ahead, behind = _value(density, z + step * along), _value(density, z - step * along)
         return (ahead - behind) / (2 * step)
 
     def difference(along: Tensor, tolerance: float) -> tuple[float, float] | None:
         computed = float(grad @ along)
         coarse, fine = DIFFERENCE_STEPS
-        found = slope(along, coarse)
+        found = slope_along(along, coarse)
         error = 100 * noise + tolerance * abs(found)
         if abs(found - computed) > error:
-            error += 100 * abs(found - slope(along, fine))
+            error += 100 * abs(found - slope_along(along, fine))
         return (computed, found) if abs(found - computed) > error else None
 
     if difference(direction, VALUE_TOLERANCE) is None:

@@ -3,7 +3,7 @@
 An optimizer such as Adam moves a parameter by about its learning rate in each step, whatever the
 scale of the posterior. So a guide that starts far away, or a posterior much wider or narrower than
 1, may need more steps than the training has. Automatic guides therefore start at the location and
-scale of the approximation, and are trained in units of its scale.
+scale of the approximation, and are trained in units that are proportional to its scale.
 """
 
 from __future__ import annotations
@@ -50,6 +50,9 @@ TIME_SHARE = 0.3  # of the time limit, for the search
 ELBO_DRAWS = 100  # to compare two approximations
 ROWS_MAX = 10_000  # rows of a minibatch that stands for all data
 SCALE_RANGE = (1e-12, 1e12)
+# Of a location, in conditional standard deviations, if the guide does not know how sites are
+# correlated: these are much smaller then than the way that a location has to go.
+LOCATION_UNIT = 16.0
 DENSE_MAX = 200  # coordinates up to which a full covariance is computed
 
 
@@ -216,10 +219,10 @@ def _parameters(guide: AutoGuide, density: LogDensity, normal: Normal) -> dict[s
             if isinstance(guide, autoguide.AutoNormal):
                 partial = {*block.site.dims} & {*density.program.subsampled}
                 mean = block.of(torch.from_numpy(normal.mean)) if partial else None
-                placed[f"locs.{name}"] = (mean, scale)
+                placed[f"locs.{name}"] = (mean, LOCATION_UNIT * scale)
                 placed[f"scales.{name}"] = _scale(scale, guide.scale_constraint)
             elif block.coordinates == "plain":  # the guide has its own transforms
-                placed[name] = (None, scale)
+                placed[name] = (None, LOCATION_UNIT * scale)
         return placed
     if not isinstance(guide, AutoContinuous) or guide.latent_dim != density.dim:
         return {}
@@ -228,9 +231,10 @@ def _parameters(guide: AutoGuide, density: LogDensity, normal: Normal) -> dict[s
     index = torch.arange(density.dim)
     order = torch.cat([density.blocks[name].of(index).reshape(-1) for name in names])
     scale, constraint = conditional[order], getattr(guide, "scale_constraint", None)
+    loc: Placed = (None, LOCATION_UNIT * scale)
     if isinstance(guide, autoguide.AutoLowRankMultivariateNormal):
         # The factors of the covariance start at random, with about the variance of the diagonal.
-        return {"loc": (None, scale), "scale": _scale(marginal[order] * 0.5**0.5, constraint)}
+        return {"loc": loc, "scale": _scale(marginal[order] * 0.5**0.5, constraint)}
     if isinstance(guide, autoguide.AutoMultivariateNormal) and density.dim <= DENSE_MAX:
         root = torch.linalg.cholesky(torch.from_numpy(normal.covariance)[order][:, order])
         diagonal = root.diagonal()
@@ -244,7 +248,7 @@ def _parameters(guide: AutoGuide, density: LogDensity, normal: Normal) -> dict[s
             "scale_tril": (tril, share[:, None]),
         }
     if isinstance(guide, (autoguide.AutoDiagonalNormal, autoguide.AutoMultivariateNormal)):
-        return {"loc": (None, scale), "scale": _scale(scale, constraint)}
+        return {"loc": loc, "scale": _scale(scale, constraint)}
     return {}
 
 

@@ -146,9 +146,10 @@ class SVI(Method, name="svi"):
         validation: held-out data, as a tuple of the model's arguments, ``(x_test,)``, a dict of
             them by name, or a DataLoader. Their ELBO per row (without the KL terms of sites that
             all rows share) is evaluated once in an epoch, or every 100 steps if these are more
-            (in long runs, at steps that are 3% apart), and is drawn by ``plot_elbo``. It replaces the training's ELBO for ``patience`` and for
-            the choice of the best state, unless the guide is a distribution of sites that all rows
-            share, as in a Bayesian network: their KL terms keep it from overfitting.
+            (in long runs, at steps that are 3% apart), and is drawn by ``plot_elbo``. It replaces
+            the training's ELBO for ``patience`` and for the choice of the best state, unless the
+            guide is a distribution of sites that all rows share, as in a Bayesian network: their
+            KL terms keep it from overfitting.
             ``stats`` then has ``validation_elbo`` (nats per row) and ``validation_steps``.
             Default: None.
         init: values of latent sites by name, from which the search for the start of an automatic
