@@ -32,7 +32,7 @@ def numbers(pattern, text):
 
 
 def test_the_examples_are_short():
-    assert len(SCRIPTS) == 5
+    assert len(SCRIPTS) == 6
     assert all(len(p.read_text(encoding="utf-8").splitlines()) <= 60 for p in SCRIPTS)
 
 
@@ -45,6 +45,13 @@ def test_the_demo(tmp_path):
 def test_estimate(tmp_path):
     mle, map_ = numbers(r"tumours: (-[\d.]+) nats", run("estimate", tmp_path))
     assert -0.3 < mle < map_ < -0.1
+
+
+def test_bayesian_optimisation(tmp_path):
+    found = numbers(r"lowest (-?[\d.]+)", run("bayesian_optimisation", tmp_path))
+    assert len(found) == 10
+    assert found == sorted(found, reverse=True)
+    assert -1.032 <= found[-1] < -0.9  # with 22 random points in one case of three
 
 
 def test_posterior(tmp_path):
