@@ -14,7 +14,7 @@ SIMUK := .venv-simuk
 # NumPyro, PyMC and PyStan.
 PEERS := .venv-peers
 
-.PHONY: demo test coverage environment test-matrix docs findings operations notebooks bench bench-busy bench-peers bench-scaling bench-matrices bench-references bench-mass bench-starts bench-sampler bench-engine bench-loops bench-steps bench-svi bench-gan bench-studies bench-predict bench-pyro bench-honesty attack fuzz lint types check format clean
+.PHONY: demo test coverage environment test-matrix docs findings operations notebooks bench bench-busy bench-peers bench-scaling bench-matrices bench-references bench-mass bench-starts bench-sampler bench-saas bench-engine bench-loops bench-steps bench-svi bench-gan bench-studies bench-predict bench-pyro bench-honesty attack fuzz lint types check format clean
 
 demo: $(STAMP)  ## fit eight schools and a logistic regression on real data, by four methods
 	$(BIN)/python examples/demo.py
@@ -83,6 +83,19 @@ bench-engine: $(STAMP)  ## how fast the native engine is; writes benchmarks/resu
 
 bench-loops: $(STAMP) $(PEERS)/.installed  ## loops over time, beside NumPyro's scan
 	$(BIN)/python -m benchmarks.peers.loops
+
+.venv-botorch-pyro/.installed:  # the last release of BoTorch that fits by Pyro, beside this package
+	$(PYTHON) -m venv .venv-botorch-pyro
+	.venv-botorch-pyro/bin/python -m pip install --quiet -c $(CONSTRAINTS) -e . "botorch<0.18"
+	touch $@
+
+.venv-botorch/.installed:
+	$(PYTHON) -m venv .venv-botorch
+	.venv-botorch/bin/python -m pip install --quiet -c $(CONSTRAINTS) "botorch[fully-bayesian]"
+	touch $@
+
+bench-saas: $(STAMP) .venv-botorch-pyro/.installed .venv-botorch/.installed  ## a Gaussian process of BoTorch
+	$(BIN)/python -m benchmarks.peers.saas
 
 bench-svi: $(STAMP)  ## SVI steps, VAEs and guides; needs PROBDL_SHARED; writes benchmarks/results/
 	$(BIN)/python -m benchmarks.svi

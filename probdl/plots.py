@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from probdl.errors import ModelError, SettingError
 from probdl.io.idata import KINDS, PLOTS, ecdf_band, plot, variables
 from probdl.model.advice import explained
-from probdl.model.sites import data_plates
 from probdl.montecarlo import Calibration
 from probdl.results.fit import Fit
+from probdl.results.training_curve import draw_elbo
 from probdl.util.lazy import pyplot as plt
 from probdl.util.lazy import xarray as xr
 from probdl.util.suggestions import suggest
@@ -125,30 +125,7 @@ def plot_elbo(fit: Fit, ax: Axes | None = None, window: int = 100) -> Axes:
             f"Fits with {fit.method.name} do not record the ELBO at each step. Use method='svi'."
         )
     ax = ax or plt.subplots(figsize=(7, 4))[1]
-    held_out, unit = fit.stats.get("validation_elbo"), "nats"
-    if held_out is not None:
-        elbo, unit = elbo / fit.stats["rows"], "nats per row"
-    window = max(1, min(window, len(elbo) // 2))
-    smooth = np.convolve(elbo, np.ones(window) / window, "valid")
-    steps = np.arange(1, len(elbo) + 1)
-    ax.plot(steps, elbo, color="C0", alpha=0.25, lw=0.5, label="each step")
-    ax.plot(steps[window - 1 :], smooth, color="C0", label=f"mean of {window}")
-    if held_out is not None:
-        rows = data_plates(fit.structure)
-        shared = [s.name for s in fit.structure.of("latent") if not {*rows} & {*s.dims}]
-        label = "held-out data" + ", without the KL of shared sites" * bool(shared)
-        ax.plot(fit.stats["validation_steps"], held_out, color="C1", label=label)
-    # The first steps are far below the others and would flatten the rest of the curve.
-    low, high = np.quantile(elbo[len(elbo) // 10 :], [0.005, 1.0])
-    if held_out is not None:
-        finite = np.isfinite(held_out)
-        late = held_out[finite & (fit.stats["validation_steps"] > len(elbo) // 10)]
-        low, high = min([low, *late]), max([high, *held_out[finite]])
-    ax.set_ylim(low - 0.1 * (high - low), high + 0.05 * (high - low))
-    best = fit.stats["best_step"]
-    ax.axvline(best, color="k", lw=0.8, ls=":", label=f"best: step {best}")
-    ax.set(xlabel="step", ylabel=f"ELBO ({unit})")
-    ax.legend(loc="lower right")  # below the curves, which rise
+    draw_elbo(fit, ax, window)
     return ax
 
 

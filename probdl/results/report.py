@@ -21,6 +21,7 @@ from probdl.errors import ProbdlError, SettingError
 from probdl.io.idata import good_k, pareto_k, plot
 from probdl.io.identity import layers
 from probdl.model.without_model import WithoutModel
+from probdl.results.training_curve import draw_elbo
 from probdl.util.lazy import pandas as pd
 from probdl.util.lazy import pyplot as plt
 from probdl.util.lock import GLOBAL_LOCK
@@ -101,8 +102,8 @@ def _tables(fit: Any) -> Iterator[str]:
 def _plots(fit: Any) -> Iterator[str]:
     yield "<h2>Plots</h2>"
     if "elbo" in fit.stats:
-        caption = "The evidence lower bound in training, in nats."
-        yield _figure(lambda: _plot_elbo(np.asarray(fit.stats["elbo"])), "ELBO", caption)
+        caption = "The evidence lower bound in training."
+        yield _figure(lambda: _plot_elbo(fit), "ELBO", caption)
     if fit.is_point:
         yield "<p>A point estimate has no draws to plot.</p>"
         return
@@ -117,6 +118,8 @@ def _plots(fit: Any) -> Iterator[str]:
     for kind, names in chosen.items():
         if names is None or names:
             title, caption = PLOTS[kind]
+            if kind == "trace" and fit.num_chains == 1:
+                caption = "The distribution of the draws, and the draws in their order."
             if names is not None and len(names) < len(fit.draws):
                 caption += f" Shown: {', '.join(names)}."
             data = fit.idata if kind == "ppc" else posterior
@@ -223,14 +226,9 @@ def _figure(draw: Callable[[], Any], title: str, caption: str) -> str:
     )
 
 
-def _plot_elbo(elbo: Any) -> Any:
+def _plot_elbo(fit: Any) -> Any:
     figure, ax = plt.subplots(figsize=(8, 3))
-    window = max(1, min(100, len(elbo) // 2))
-    smooth = np.convolve(elbo, np.ones(window) / window, "valid")
-    ax.plot(np.arange(window, len(elbo) + 1), smooth)
-    low, high = np.quantile(smooth[len(smooth) // 10 :], [0.0, 1.0])
-    ax.set_ylim(low - 0.1 * (high - low), high + 0.05 * (high - low) + 1e-9)
-    ax.set(xlabel="step", ylabel=f"ELBO (nats), mean of {window}")
+    draw_elbo(fit, ax)
     return figure
 
 

@@ -1,0 +1,177 @@
+"""Fully Bayesian Gaussian processes in BoTorch: `make bench-saas`.
+
+The last release of BoTorch that fits by Pyro has a model, which goes into ``probdl.infer``
+unchanged; the newest fits by NumPyro. Each fit is the first call of a process, with an empty cache,
+imports excluded, until the draws are in BoTorch's Gaussian process. Writes results/saas.json and
+results/saas.md. ``SYSTEM POINTS SEED`` as arguments runs one fit in this process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+DIMENSIONS, POINTS, SEEDS = 20, (50, 100, 200, 400), (0, 1, 2)
+WARMUP, DRAWS, MAX_TREEDEPTH = 512, 256, 6  # BoTorch's
+TEST_POINTS = 500
+SYSTEMS = {"probdl": ".venv-botorch-pyro", "botorch": ".venv-botorch"}
+
+
+def function(x: np.ndarray) -> np.ndarray:
+    """Return a function of three of the inputs, (n, 1)."""
+    return np.sin(6 * x[:, :1]) + 4 * (x[:, 1:2] - 0.5) ** 2 + x[:, 2:3]
+
+
+def data(points: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return inputs and standardised outputs with noise, and new inputs with exact outputs."""
+    rng = np.random.default_rng(points)
+    x, new = rng.uniform(size=(points, DIMENSIONS)), rng.uniform(size=(TEST_POINTS, DIMENSIONS))
+    y = function(x) + 0.05 * rng.normal(size=(points, 1))
+    return x, (y - y.mean()) / y.std(), new, (function(new) - y.mean()) / y.std()
+
+
+def fitted(system: str, gp: Any, seed: int) -> None:
+    """Fit a Gaussian process of BoTorch, and hold all draws in it."""
+    if system == "botorch":
+        from botorch.fit import fit_fully_bayesian_model_nuts
+
+        fit_fully_bayesian_model_nuts(gp, thinning=1, disable_progbar=True, seed=seed)
+        return
+    import torch
+
+    import probdl
+
+    method = probdl.NUTS(chains=1, warmup=WARMUP, draws=DRAWS, max_treedepth=MAX_TREEDEPTH)
+    fit = probdl.infer(gp.pyro_model.sample, method=method, seed=seed)
+    draws = {site: torch.as_tensor(array[0].copy()) for site, array in fit.draws.items()}
+    gp.load_mcmc_samples(gp.pyro_model.postprocess_mcmc_samples(draws))
+    gp.eval()
+
+
+def run(system: str, points: int, seed: int) -> dict[str, Any]:
+    """Fit once; return the seconds, the draws, the error of predictions and the versions."""
+    import torch
+    from botorch.models.fully_bayesian import SaasFullyBayesianSingleTaskGP
+
+    warnings.simplefilter("ignore")
+    torch.set_default_dtype(torch.float64)
+    x, y, new, exact = map(torch.as_tensor, data(points))
+    if system == "probdl":
+        import probdl  # noqa: F401
+    gp = SaasFullyBayesianSingleTaskGP(x, y)
+    start = time.perf_counter()
+    fitted(system, gp, seed)
+    seconds = time.perf_counter() - start
+    kernel = gp.covar_module
+    draws = torch.cat(
+        [
+            kernel.base_kernel.lengthscale.reshape(DRAWS, -1)[:, :3],
+            kernel.outputscale.reshape(DRAWS, 1),
+            gp.likelihood.noise.reshape(DRAWS, 1),
+            gp.mean_module.constant.reshape(DRAWS, 1),
+        ],
+        1,
+    )
+    with torch.no_grad():
+        mean = gp.posterior(new).mean.mean(0)
+    names = ("probdl", "torch") if system == "probdl" else ("numpyro", "jax")
+    return {
+        "seconds": seconds,
+        "error": float(((mean - exact) ** 2).mean().sqrt()),
+        "draws": draws.detach().log().nan_to_num().tolist(),
+        "versions": {name: version(name) for name in ("botorch", *names)},
+    }
+
+
+def measured(system: str, points: int, seed: int) -> dict[str, Any]:
+    """Run a fit in a separate process, on all cores."""
+    from benchmarks.peers.systems import ROOT
+
+    with tempfile.TemporaryDirectory() as cache:
+        done = subprocess.run(
+            [ROOT / SYSTEMS[system] / "bin" / "python", "-m", "benchmarks.peers.saas"]
+            + [system, str(points), str(seed)],
+            cwd=ROOT,
+            env=os.environ | {"PROBDL_CACHE": cache},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    found = json.loads(done.stdout.splitlines()[-1])
+    found["ess"] = least_ess(np.array(found.pop("draws")))
+    return found
+
+
+def least_ess(draws: np.ndarray) -> float:
+    """Return the least bulk ESS of draws (n, parameters)."""
+    import arviz as az
+
+    return min(float(az.ess(column[None])) for column in draws.T)
+
+
+def main() -> None:
+    from benchmarks.parts import RESULTS
+
+    rows = []
+    for points in POINTS:
+        runs: dict[str, list[dict[str, Any]]] = {system: [] for system in SYSTEMS}
+        for seed in SEEDS:  # one after the other: the speed of the machine changes
+            for system, found in runs.items():
+                found.append(measured(system, points, seed))
+        row: dict[str, Any] = {
+            "points": points,
+            "versions": {system: found[0]["versions"] for system, found in runs.items()},
+        }
+        for system, found in runs.items():
+            row[system] = {
+                name: float(np.median([each[name] for each in found]))
+                for name in ("seconds", "error", "ess")
+            }
+        rows.append(row)
+        print(row, flush=True)
+    (RESULTS / "saas.json").write_text(json.dumps(rows, indent=1) + "\n")
+    (RESULTS / "saas.md").write_text(report(rows))
+
+
+def report(rows: list[dict[str, Any]]) -> str:
+    """Return the page."""
+    named = [", ".join(f"{k} {v}" for k, v in of.items()) for of in rows[0]["versions"].values()]
+    lines = [
+        "# Fully Bayesian Gaussian processes beside BoTorch",
+        "",
+        "Made by `make bench-saas`: BoTorch's Gaussian process with the sparse axis-aligned prior, "
+        f"{DIMENSIONS} inputs of which three matter, {WARMUP} warm-up iterations and {DRAWS} draws "
+        "of one chain, as BoTorch fits it. On the left the Pyro model of BoTorch's last release "
+        f"that fits by Pyro, passed to `probdl.infer` unchanged ({named[0]}); on the right the "
+        f"newest release, which fits by NumPyro ({named[1]}). The first call in a process, with an "
+        "empty cache and without imports, until the draws are in BoTorch's model; medians of "
+        f"{len(SEEDS)} seeds. ESS: the least of three length scales, output scale, noise and mean; "
+        "error: root mean square of predictions at new points, in standard deviations of the data.",
+        "",
+        "| points | probdl, s | BoTorch, s | ratio | ESS | BoTorch | error | BoTorch |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in rows:
+        ours, theirs = row["probdl"], row["botorch"]
+        lines.append(
+            f"| {row['points']} | {ours['seconds']:.1f} | {theirs['seconds']:.1f} | "
+            f"{ours['seconds'] / theirs['seconds']:.2f} | {ours['ess']:.0f} | "
+            f"{theirs['ess']:.0f} | {ours['error']:.3f} | {theirs['error']:.3f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    if sys.argv[1:]:
+        print(json.dumps(run(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))))
+    else:
+        main()
