@@ -42,4 +42,6 @@ def draw_elbo(fit: Any, ax: Any, window: int = 100) -> None:
     if (best := fit.stats.get("best_step")) is not None:
         ax.axvline(best, color="k", lw=0.8, ls=":", label=f"best: step {best}")
     ax.set(xlabel="step", ylabel=f"ELBO ({unit})")
-    ax.legend(loc="lower right")  # below the curves, which rise
+    # Above the axes, where it covers no curve.
+    above = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 2}
+    ax.legend(**above, frameon=False, fontsize="small")
