@@ -39,8 +39,8 @@ def draw_elbo(fit: Any, ax: Any, window: int = 100) -> None:
         late = held_out[finite & (fit.stats["validation_steps"] > len(elbo) // 10)]
         low, high = min([low, *late]), max([high, *held_out[finite]])
     ax.set_ylim(low - 0.1 * (high - low), high + 0.05 * (high - low) + 1e-9)
-    if (best := fit.stats.get("best_step")) is not None:
-        ax.axvline(best, color="k", lw=0.8, ls=":", label=f"best: step {best}")
+    if (kept := fit.stats.get("best_step")) is not None:
+        ax.axvline(kept, color="k", lw=0.8, ls=":", label=f"state that is kept: step {kept}")
     ax.set(xlabel="step", ylabel=f"ELBO ({unit})")
     # Above the axes, where it covers no curve.
     above = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 2}

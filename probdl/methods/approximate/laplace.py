@@ -43,7 +43,8 @@ class Laplace(Method, name="laplace"):
         \log p(y) \approx \log p(\hat z, y) + \tfrac d2 \log 2\pi - \tfrac12 \log |H|
 
     where z are the sites on R^d, with the Jacobians of their transforms in the density, and H is
-    minus the Hessian of log p(z, y) at the mode. It is exact if the posterior is normal on R^d.
+    minus the Hessian of log p(z, y) at the mode, for d up to 1,000. It is exact if the posterior is
+    normal on R^d.
 
     The fit has one chain of independent draws, and in ``stats``: ``log_evidence`` (nats),
     ``pareto_k`` (of the importance ratios of the draws, by ArviZ), ``log_weights`` (logarithms of
