@@ -104,8 +104,8 @@ class SVI(Method, name="svi"):
     ``fit.reconstruct`` compute quantities of the latent sites. ``stats`` also has ``elbo`` (nats,
     at each step), ``params`` (of model and guide by name), ``best_step``
     (of the state that the fit holds: the last one, unless an earlier one was clearly better) and
-    ``engine``: ``native`` for compiled C; for networks ``graph``, a traced graph that torch runs, or
-    ``inductor``, the same graph compiled by torch, if the number of steps is large enough (12,000);
+    ``engine``: ``native`` for compiled C; for networks ``graph``, a traced graph that torch runs,
+    or ``inductor``, the same graph compiled by torch, if the number of steps is large enough (12,000);
     ``eager`` for Pyro's own evaluation.
 
     Args:
