@@ -105,8 +105,8 @@ class SVI(Method, name="svi"):
     at each step), ``params`` (of model and guide by name), ``best_step``
     (of the state that the fit holds: the last one, unless an earlier one was clearly better) and
     ``engine``: ``native`` for compiled C; for networks ``graph``, a traced graph that torch runs,
-    or ``inductor``, the same graph compiled by torch, if the number of steps is large enough (12,000);
-    ``eager`` for Pyro's own evaluation.
+    or ``inductor``, the same graph compiled by torch, if the number of steps is large enough
+    (12,000); ``eager`` for Pyro's own evaluation.
 
     Args:
         guide: a name (``"normal"``, ``"diagonal_normal"``, ``"multivariate_normal"``,
