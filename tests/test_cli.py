@@ -1010,6 +1010,28 @@ def test_categories_labels_and_missing_observations(here):
     assert means[1] == pytest.approx(0.0, abs=0.3)
 
 
+def test_predictions_at_data_that_the_model_imputes(here):
+    (here / "gaps.py").write_text(
+        "import pyro, pyro.distributions as d, torch\n"
+        "def model(y):\n"
+        "    gap = torch.isnan(y)\n"
+        "    with pyro.plate('gap', int(gap.sum())):\n"
+        "        z = pyro.sample('z', d.Normal(0.0, 2.0).mask(False))\n"
+        "    full = y.clone()\n"
+        "    full[gap] = z\n"
+        "    slope = pyro.sample('slope', d.Normal(0.0, 1.0))\n"
+        "    pyro.sample('y', d.Normal(slope * full[:-1], 1.0).to_event(1), obs=full[1:])\n"
+    )
+    (here / "gaps.csv").write_text("y\n" + "\n".join(["1", "2", "", "1", "0", "2", "1"]) + "\n")
+    y = np.array([1.0, 2.0, np.nan, 1.0, 0.0, 2.0, 1.0])
+    space = {}
+    exec((here / "gaps.py").read_text(), space)
+    fit = probdl.infer(space["model"], y, method=probdl.NUTS(draws=100, warmup=100), seed=1)
+    fit.save(here / "gapfit")
+    good("predict", "gapfit", "--data", "gaps.csv", "--out", "p.csv", "--model", "gaps.py:model")
+    assert len(pd.read_csv("p.csv")) == 6
+
+
 def test_a_report_of_a_saved_fit(saved):
     here, _ = saved
     good("report", "fits/line", "--out", "line.html")

@@ -8,7 +8,6 @@ import torch
 from torch.distributions import constraints
 
 import probdl
-from probdl.io.idata import to_idata
 from probdl.models import beta_binomial, linear_regression, normal_normal
 from probdl.results.diagnostics import check_draws
 
@@ -22,7 +21,7 @@ def checks(fit):
 
 def check_draws_of(**sites):
     """Return the findings for draws of four chains, by check."""
-    return {f.check: f for f in check_draws(to_idata({"posterior": sites}), 4)}
+    return {f.check: f for f in check_draws(sites, 4)}
 
 
 def test_independent_draws_have_no_finding():
@@ -252,8 +251,7 @@ def test_a_posterior_without_a_mean_is_reported(method):
 def test_a_heavy_tail_with_a_variance_is_no_finding(df):
     rng = np.random.default_rng(int(df))
     draws = rng.standard_t(df, size=(4, 1000))
-    posterior = to_idata({"posterior": {"x": draws}})
-    assert "heavy_tail" not in [f.check for f in check_draws(posterior, 4)]
+    assert "heavy_tail" not in [f.check for f in check_draws({"x": draws}, 4)]
 
 
 def test_the_line_of_a_fit_counts_what_is_only_information(capsys):

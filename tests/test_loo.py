@@ -334,3 +334,19 @@ def test_one_observation_is_no_leave_one_out():
         fit.loo()
     with pytest.warns(probdl.FindingWarning, match="has one observation"):
         probdl.compare({"a": fit, "b": fit})
+
+
+def test_a_model_with_a_latent_value_for_each_observation_is_too_flexible_for_loo():
+    rng = np.random.default_rng(0)
+    y = 2.0 * rng.normal(size=30)
+
+    def effects(y):
+        with pyro.plate("rows", len(y)):
+            effect = pyro.sample("effect", dist.Normal(0.0, 2.0))
+            pyro.sample("y", dist.Normal(effect, 1.4), obs=y)
+
+    fit = probdl.infer(effects, y, method=probdl.NUTS(draws=2000), seed=1)
+    with pytest.warns(probdl.FindingWarning, match=r"effective parameters|k-hat") as caught:
+        fit.loo()
+    assert any("cross_validate" in str(w.message) for w in caught)
+    assert not any("moment_match" in str(w.message) for w in caught)

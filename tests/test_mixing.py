@@ -78,6 +78,15 @@ def test_figures_are_those_of_arviz(case, figure):
     np.testing.assert_allclose(ours(draws), expected, rtol=1e-10)
 
 
+def test_the_bfmi_is_that_of_arviz():
+    energy = autoregression(3, 500, 1, 0.3)[..., 0] + [[0.0], [5.0], [1e6]]
+    if idata.ARVIZ_1:
+        expected = az.bfmi(az.from_dict({"sample_stats": {"energy": energy}}))["energy"].values
+    else:
+        expected = az.bfmi(energy)
+    np.testing.assert_allclose(mixing.bfmi(energy), expected, rtol=1e-9)
+
+
 def test_parts_of_bounded_size_give_the_same(monkeypatch):
     draws = DRAWS["slow"]
     whole = mixing.ess_bulk(draws)

@@ -174,7 +174,7 @@ def predict(
         if data:
             observed = observed_arguments(fit)
             columns = columns.with_categories(fit.program.encodings)
-            if fit.program.masks_missing:
+            if fit.program.masks_missing or fit.program.not_finite():
                 columns = dataclasses.replace(columns, missing="mask")
             bound = _bind_files(
                 fit.model, data, columns, fit.predict, optional=observed, quiet=quiet

@@ -389,8 +389,8 @@ def _from_column(column: pd.Series, what: str) -> NDArray[Any]:
     if len(empty):
         raise DataError(
             f"{what} is empty in {len(empty)} of {len(column)} rows, first in row {empty[0] + 1}. "
-            "Fill in the values, remove the rows, or pass --missing mask, which leaves out missing "
-            "observations and leaves others to a model that imputes them."
+            "Fill in the values, remove the rows, or fit with --missing mask, which leaves out "
+            "missing observations and leaves others to a model that imputes them."
         )
     if column.dtype.kind not in "biuf":
         _check_integer_range(column, what)
@@ -423,7 +423,8 @@ def _from_json(value: Any, what: str) -> NDArray[Any]:
             if cell is None:
                 raise DataError(
                     f"{what} has no value (null) at index {list(index)}. Fill in the values, "
-                    "remove them, or pass --missing mask, which leaves out missing observations."
+                    "remove them, or fit with --missing mask, which leaves out missing "
+                    "observations."
                 )
     return array
 

@@ -35,11 +35,11 @@ __all__ = [
     "ARVIZ_1",
     "KINDS",
     "PLOTS",
-    "bfmi",
     "chain_rhat",
     "compare",
     "dataset",
     "ecdf_band",
+    "effective_parameters",
     "escaped",
     "ess",
     "good_k",
@@ -321,14 +321,14 @@ def _summary_by_0(
     return table[[*first, *others]]
 
 
-def rhat(idata: Any, limit: float | None = None) -> dict[str, NDArray[np.float64]]:
+def rhat(draws: Arrays, limit: float | None = None) -> dict[str, NDArray[np.float64]]:
     """Return the rank-normalised split R-hat by variable, each of the variable's shape.
 
     Args:
-        idata: the container.
+        draws: by variable, (chain, draw, *shape).
         limit: what is compared with the figures, see ``mixing``.
     """
-    return {name: mixing.rhat(x, limit) for name, x in variables(idata, "posterior").items()}
+    return {name: mixing.rhat(x, limit) for name, x in draws.items()}
 
 
 def num_draws(idata: Any) -> int:
@@ -341,23 +341,21 @@ def num_chains(idata: Any) -> int:
     return int(idata.posterior.sizes["chain"])
 
 
-def chain_rhat(idata: Any) -> dict[str, NDArray[np.float64]]:
+def chain_rhat(draws: Arrays) -> dict[str, NDArray[np.float64]]:
     """Return the split R-hat of each single chain by variable, of shape (chain, *shape)."""
-    half = num_draws(idata) // 2
 
     def of_halves(chain: NDArray[Any]) -> NDArray[np.float64]:
+        half = len(chain) // 2
         return mixing.rhat(chain[: 2 * half].reshape(2, half, *chain.shape[1:]))
 
-    arrays = variables(idata, "posterior")
-    return {name: np.stack([*map(of_halves, array)]) for name, array in arrays.items()}
+    return {name: np.stack([*map(of_halves, array)]) for name, array in draws.items()}
 
 
-def ess(idata: Any, kind: str, limit: float | None = None) -> dict[str, NDArray[np.float64]]:
+def ess(draws: Arrays, kind: str, limit: float | None = None) -> dict[str, NDArray[np.float64]]:
     """Return the effective sample size by variable; ``kind`` is ``"bulk"`` or ``"tail"``."""
-    arrays = variables(idata, "posterior")
     if kind == "bulk":
-        return {name: mixing.ess_bulk(x, limit) for name, x in arrays.items()}
-    return {name: mixing.ess_tail(x, tail_probs(), limit) for name, x in arrays.items()}
+        return {name: mixing.ess_bulk(x, limit) for name, x in draws.items()}
+    return {name: mixing.ess_tail(x, tail_probs(), limit) for name, x in draws.items()}
 
 
 def tail_probs() -> tuple[float, float]:
@@ -369,17 +367,9 @@ def tail_probs() -> tuple[float, float]:
     return min(inside, 1 - inside), max(inside, 1 - inside)
 
 
-def mcse(idata: Any, limit: float | None = None) -> dict[str, NDArray[np.float64]]:
+def mcse(draws: Arrays, limit: float | None = None) -> dict[str, NDArray[np.float64]]:
     """Return the Monte Carlo standard error of the mean by variable."""
-    return {name: mixing.mcse_mean(x, limit) for name, x in variables(idata, "posterior").items()}
-
-
-def bfmi(energy: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the estimated Bayesian fraction of missing information of each chain."""
-    if not ARVIZ_1:
-        return np.asarray(az.bfmi(np.asarray(energy)))
-    result = az.bfmi(az.from_dict({"sample_stats": {"energy": np.asarray(energy)}}))
-    return np.asarray(result["energy"].values)
+    return {name: mixing.mcse_mean(x, limit) for name, x in draws.items()}
 
 
 def psis(log_ratios: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
@@ -545,6 +535,11 @@ def good_k(elpd: Any) -> float:
 def pareto_k(elpd: Any) -> NDArray[np.float64]:
     """Return the k-hat of each observation, in flat order."""
     return np.asarray(elpd.pareto_k.values).ravel()
+
+
+def effective_parameters(elpd: Any) -> float:
+    """Return the effective number of parameters of a cross-validation result."""
+    return float(elpd.p if ARVIZ_1 else elpd["p_loo"])
 
 
 def with_exact(elpd: Any, exact: Mapping[int, float]) -> Any:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from probdl.util.clock import check_time_limit
 from probdl.util.lazy import special, stats
 
-__all__ = ["ess_bulk", "ess_tail", "mcse_mean", "rhat"]
+__all__ = ["bfmi", "ess_bulk", "ess_tail", "mcse_mean", "rhat"]
 
 Array = NDArray[np.float64]
 Suspect = Callable[[Array, Array], NDArray[np.bool_]]
@@ -131,6 +131,17 @@ def _by_scalar(
             values[np.isnan(part).any((0, 1))] = np.nan
             found[start : start + size] = values
     return found.reshape(shape)
+
+
+def bfmi(energy: Array) -> Array:
+    """Return the estimated Bayesian fraction of missing information (chains,).
+
+    The squared change of the energy (chains, draws) from draw to draw, in units of its variance.
+
+    Source: Betancourt, "Diagnosing suboptimal cotangent disintegrations in Hamiltonian Monte
+    Carlo", arXiv 1604.00695.
+    """
+    return np.asarray(np.square(np.diff(energy)).mean(-1) / np.var(energy, -1, ddof=1))
 
 
 def _halves(x: Array) -> Array:

@@ -13,7 +13,7 @@ from probdl.model.sites import Site
 from probdl.results.crossvalidation import score_held_out
 from probdl.results.fit import Fit
 from probdl.results.lagged import is_given_others
-from probdl.results.loo import warn_of_one_observation
+from probdl.results.loo import is_flexible, warn_of_flexible, warn_of_one_observation
 from probdl.results.masking import without_masked
 from probdl.util.lazy import pandas as pd
 from probdl.util.settings import check_flag, check_progress, check_workers
@@ -131,6 +131,9 @@ def compare(
     table: pd.DataFrame = idata.compare(results)
     table["refitted"] = pd.Series(refitted)
     table["high_k"] = pd.Series(high)
+    for name, result in results.items():
+        if is_flexible(result) and not high[name] and refitted[name] < len(idata.pareto_k(result)):
+            warn_of_flexible(f"The model of {name!r} has", result)
     if any(high.values()):
         rows = ", ".join(f"{c} row{'s' * (c > 1)} of {n!r}" for n, c in high.items() if c)
         warn(

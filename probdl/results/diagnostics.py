@@ -22,7 +22,7 @@ from probdl.findings import (
     TREE_SHARE_MAX,
     Finding,
 )
-from probdl.io import idata
+from probdl.io import idata, mixing
 from probdl.model.sites import Site
 from probdl.util.clock import TimeUp
 
@@ -40,6 +40,7 @@ __all__ = [
 ]
 
 Array = NDArray[Any]
+Draws = Mapping[str, Array]  # by site, (chain, draw, *shape)
 
 HEAVY_DRAWS_MIN = 400  # from which on a heavy tail can be told from a light one
 OF_NETWORKS = (
@@ -55,19 +56,19 @@ ROUNDING = 1e-14  # relative size of deviations that are rounding errors
 
 
 def check_draws(
-    posterior: Any, chains: int, *, independent: bool = False, low_rank: bool = False
+    draws: Draws, chains: int, *, independent: bool = False, low_rank: bool = False
 ) -> list[Finding]:
     """Check R-hat, the effective sample size and the Monte Carlo standard errors of draws.
 
     Args:
-        posterior: the ArviZ container.
+        draws: by site, (chain, draw, *shape).
         chains: the number of chains in it.
         independent: whether the draws are independent, so that only their tails are checked.
         low_rank: whether the mass matrix had correlations already.
     """
     if independent:
-        return _check_tails(posterior, set())
-    count = idata.num_draws(posterior)
+        return _check_tails(draws, set())
+    count = next((array.shape[1] for array in draws.values()), 0)
     if count < DRAWS_MIN:
         return [
             Finding(
@@ -80,7 +81,7 @@ def check_draws(
         ]
     findings = []
     if chains > 1:
-        rhat = idata.rhat(posterior, RHAT_MAX)
+        rhat = idata.rhat(draws, RHAT_MAX)
         # A variable that does not vary, such as a parameter that was held fixed, has no R-hat.
         worst = {
             n: _worst(r, RHAT_MAX, _RHAT_CLEAR) for n, r in rhat.items() if np.isfinite(r).any()
@@ -88,7 +89,7 @@ def check_draws(
         bad = {n: r for n, r in worst.items() if r > RHAT_MAX}
         if bad:
             name = max(bad, key=lambda n: bad[n])
-            if bad[name] > RHAT_ERROR and (apart := _at_different_modes(posterior, bad)):
+            if bad[name] > RHAT_ERROR and (apart := _at_different_modes(draws, bad)):
                 findings.append(
                     Finding(
                         "error",
@@ -125,7 +126,7 @@ def check_draws(
     least = ESS_MIN_PER_CHAIN * chains
     sizes: dict[str, tuple[float, str]] = {}
     for kind in ("bulk", "tail"):
-        for name, size in idata.ess(posterior, kind, least).items():
+        for name, size in idata.ess(draws, kind, least).items():
             if np.isfinite(size).any():
                 fewest = -_worst(-size, -least, -least / 2)
                 sizes[name] = min(sizes.get(name, (np.inf, "")), (fewest, kind))
@@ -147,8 +148,8 @@ def check_draws(
         )
     return [
         *findings,
-        *_check_mcse(posterior, set(few), least**-0.5),
-        *_check_tails(posterior, set(few)),
+        *_check_mcse(draws, set(few), least**-0.5),
+        *_check_tails(draws, set(few)),
     ]
 
 
@@ -167,7 +168,7 @@ def _worst(values: Array, limit: float, clear: float) -> float:
     return float(np.quantile(finite, 0.99))
 
 
-def _check_tails(posterior: Any, low_ess: set[str]) -> list[Finding]:
+def _check_tails(draws: Draws, low_ess: set[str]) -> list[Finding]:
     """Check whether the tails of the draws are so heavy that means may not exist.
 
     The draws beyond the median have a generalised Pareto tail, whose shape k is above 1 if there is
@@ -175,15 +176,15 @@ def _check_tails(posterior: Any, low_ess: set[str]) -> list[Finding]:
     et al., "Pareto smoothed importance sampling", JMLR 25, 2024).
 
     Args:
-        posterior: the ArviZ container.
+        draws: by site, (chain, draw, *shape).
         low_ess: sites to skip, since a low ESS is already reported for them.
     """
     heavy: dict[str, float] = {}
-    for name, array in idata.variables(posterior, "posterior").items():
-        draws = array.reshape(array.shape[0] * array.shape[1], -1)
-        if name in low_ess or array.dtype.kind != "f" or len(draws) < HEAVY_DRAWS_MIN:
+    for name, array in draws.items():
+        flat = array.reshape(array.shape[0] * array.shape[1], -1)
+        if name in low_ess or array.dtype.kind != "f" or len(flat) < HEAVY_DRAWS_MIN:
             continue
-        for tail in _long_tails(draws):
+        for tail in _long_tails(flat):
             k = idata.psis(np.log(tail))[1]
             if k > PARETO_K_MAX:
                 heavy[name] = max(k, heavy.get(name, k))
@@ -227,20 +228,19 @@ def _long_tails(draws: Array) -> list[Array]:
     return found
 
 
-def _check_mcse(posterior: Any, low_ess: set[str], limit: float) -> list[Finding]:
+def _check_mcse(draws: Draws, low_ess: set[str], limit: float) -> list[Finding]:
     """Check the Monte Carlo standard errors of means, as shares of the standard deviation.
 
     With heavy tails, the mean can have a large error although the ranks, and so the ESS, are good.
 
     Args:
-        posterior: the ArviZ container.
+        draws: by site, (chain, draw, *shape).
         low_ess: sites to skip, since a low ESS is already reported for them.
         limit: the largest acceptable share: 1 / sqrt(n), where n is the least acceptable ESS.
     """
     shares: dict[str, float] = {}
-    arrays = idata.variables(posterior, "posterior")
-    for name, error in idata.mcse(posterior, limit).items():
-        sd, size = arrays[name].std((0, 1)), np.abs(arrays[name]).max((0, 1))
+    for name, error in idata.mcse(draws, limit).items():
+        sd, size = draws[name].std((0, 1)), np.abs(draws[name]).max((0, 1))
         with np.errstate(all="ignore"):  # a constant has an error and a deviation by rounding only
             ratio = np.where(sd > ROUNDING * size, error / sd, np.nan)
         if name not in low_ess and np.isfinite(ratio).any():
@@ -263,13 +263,12 @@ def _check_mcse(posterior: Any, low_ess: set[str], limit: float) -> list[Finding
     ]
 
 
-def _at_different_modes(posterior: Any, names: Mapping[str, Any]) -> list[str]:
+def _at_different_modes(draws: Draws, names: Mapping[str, Any]) -> list[str]:
     """List the variables that are stationary in each chain, with chain means far apart."""
-    within, arrays = idata.chain_rhat(posterior), idata.variables(posterior, "posterior")
+    within = idata.chain_rhat(draws)
     found = []
     for name in names:
-        draws = arrays[name]
-        chains = draws.reshape(*draws.shape[:2], -1)
+        chains = draws[name].reshape(*draws[name].shape[:2], -1)
         means, sds = chains.mean(1), chains.std(1)  # (chain, scalar)
         gaps = (means.max(0) - means.min(0)) / np.maximum(sds.max(0), 1e-300)
         stationary = within[name].reshape(len(chains), -1).max(0) < RHAT_WITHIN_CHAIN_MAX
@@ -343,7 +342,8 @@ def check_energy(
         stats: the sample stats.
         funnels: sites whose scale is another latent site that varies much.
         target_accept: the acceptance rate to which the step size was adapted.
-        has_centred: whether there are sites whose scale is another latent site at all.
+        has_centred: whether there are sites whose scale is another latent site at all, or that a
+            reparameterisation moved.
     """
     higher = ", ".join([str(rate) for rate in TARGETS if rate > target_accept][:2])
     steps = f"Raise target_accept ({higher})" if higher else "Draw more (draws=, warmup=)"
@@ -352,7 +352,8 @@ def check_energy(
     if several:
         how = f"'{several[0].name}' as loc + scale_tril @ z, with z ~ Normal(0, 1)"
     if funnels:
-        advice = f"write {', '.join(repr(site.name) for site in funnels[:3])} non-centred ({how})"
+        names = ", ".join(repr(site.name) for site in funnels[:3])
+        advice = f"write {names} non-centred ({how}), or use priors that keep scales away from 0"
     else:
         advice = "use priors that keep scales away from 0 and hold what the data do not identify"
         if not has_centred:
@@ -371,7 +372,7 @@ def check_energy(
             )
         )
     if diverging.shape[1] > 1:
-        low = idata.bfmi(stats["energy"]).min()
+        low = mixing.bfmi(stats["energy"]).min()
         if low < BFMI_MIN:
             findings.append(
                 Finding(

@@ -473,7 +473,7 @@ class Fit(PredictingFit):
         if self.is_point:
             return Findings(self.findings)
         of_draws = check_draws(
-            self._posterior,
+            self.draws,
             self.num_chains,
             independent=self._is_independent,
             low_rank=self.stats.get("mass_matrix") in ("low_rank", "dense"),

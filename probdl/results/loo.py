@@ -18,9 +18,18 @@ from probdl.model.density import LogDensity
 from probdl.model.program import Program
 from probdl.model.sites import Structure
 
-__all__ = ["check_moment_matching", "matched", "warn_of_high_k", "warn_of_one_observation"]
+__all__ = [
+    "check_moment_matching",
+    "is_flexible",
+    "matched",
+    "warn_of_flexible",
+    "warn_of_high_k",
+    "warn_of_one_observation",
+]
 
 Array = NDArray[Any]
+
+FLEXIBLE_SHARE = 0.5  # effective parameters per observation; beyond, weights of draws do not do
 
 
 def check_moment_matching(program: Program) -> None:
@@ -93,12 +102,31 @@ def warn_of_one_observation(elpd: Any) -> None:
         )
 
 
+def is_flexible(elpd: Any) -> bool:
+    """Return whether a model has about as many effective parameters as observations."""
+    count = idata.pareto_k(elpd).size
+    return count > 1 and idata.effective_parameters(elpd) > FLEXIBLE_SHARE * count
+
+
+def warn_of_flexible(subject: str, elpd: Any) -> None:
+    """Warn that the leave-one-out estimate of a flexible model is too high, at any k-hat."""
+    warn(
+        f"{subject} about {idata.effective_parameters(elpd):.0f} effective parameters (p_loo) for "
+        f"{idata.pareto_k(elpd).size} observations, so that each of them changes the posterior "
+        "much, and the LOO estimate is too high even where Pareto k-hat is low. Use "
+        "fit.cross_validate(), which refits.",
+        FindingWarning,
+    )
+
+
 def warn_of_high_k(elpd: Any, matched: bool) -> None:
     """Warn of observations whose leave-one-out estimate is unreliable."""
-    limit = idata.good_k(elpd)
+    limit, flexible = idata.good_k(elpd), is_flexible(elpd)
     high = int((idata.pareto_k(elpd) > limit).sum())
+    if flexible and not high:
+        warn_of_flexible("The model has", elpd)
     if high:
-        can_match = not matched and idata.has_moment_matching()
+        can_match = not (matched or flexible) and idata.has_moment_matching()
         remedy = "fit.loo(moment_match=True), or " if can_match else ""
         warn(
             f"Pareto k-hat is above {limit:.2g} for {high} observation{'s' * (high > 1)}, so the "

@@ -399,7 +399,8 @@ def _check_energy(density: LogDensity, chains: Chains, target_accept: float) -> 
         chains.moving_stats,
         funnel_sites(density, chains.z),
         target_accept,
-        has_centred=bool(centred_sites(density.structure)),
+        has_centred=bool(centred_sites(density.structure))
+        or any(name.endswith("_decentered") for name in density.blocks),
     )
 
 
