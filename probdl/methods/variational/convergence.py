@@ -22,10 +22,14 @@ EVALUATIONS_MIN = 25
 RISE_MIN = 1e-3  # of the ELBO, relative to its size; less does not matter
 
 REMEDY = "Train for more steps, or raise learning_rate."
+IF_VALIDATED = ", as long as that raises the held-out ELBO, too: it need not."
 
 
 def check_convergence(
-    losses: NDArray[np.float64], try_more: Callable[[int, int], NDArray[np.float64]] | None
+    losses: NDArray[np.float64],
+    try_more: Callable[[int, int], NDArray[np.float64]] | None,
+    *,
+    validated: bool = False,
 ) -> list[Finding]:
     """Check whether the ELBO was still rising at the end of the training.
 
@@ -37,7 +41,10 @@ def check_convergence(
         losses: minus the ELBO of each step, in nats.
         try_more: takes a number of more steps, and returns a number of differences: by how much
             they lowered the loss. None if the learning rate had not decreased.
+        validated: whether held-out data choose the state, so that more steps may overfit.
     """
+    which = "ELBO of the training data" if validated else "ELBO"
+    remedy = REMEDY[:-1] + IF_VALIDATED if validated else REMEDY
     steps = len(losses)
     tenth = steps // 10
     if tenth < 2:
@@ -50,9 +57,9 @@ def check_convergence(
             Finding(
                 "warning",
                 "not_converged",
-                f"The ELBO was still rising at the end of training: it rose by {gain:.4g} nats "
+                f"The {which} was still rising at the end of training: it rose by {gain:.4g} nats "
                 f"between the last two 10% blocks of steps, to {elbo:.6g}.",
-                REMEDY,
+                remedy,
             )
         ]
     if try_more is None:
@@ -73,9 +80,9 @@ def check_convergence(
             "warning",
             "not_converged",
             "The learning rate decreased to zero before the guide had converged: a trial of "
-            f"{count} more steps, which the fit does not use, raised the ELBO by {gain:.4g} nats, "
-            f"from {elbo:.6g}.",
-            REMEDY,
+            f"{count} more steps, which the fit does not use, raised the {which} by {gain:.4g} "
+            f"nats, from {elbo:.6g}.",
+            remedy,
         )
     ]
 

@@ -540,7 +540,9 @@ def train(loss: Objective, parameters: Parameters, batches: Batches, plan: Plan)
         complete = training.done == plan.steps
         complete &= training.selects_validated or training.best.step == plan.steps
         findings += check_convergence(
-            losses[plan.annealing :], training.try_more if plan.decays and complete else None
+            losses[plan.annealing :],
+            training.try_more if plan.decays and complete else None,
+            validated=training.selects_validated,
         )
     return Outcome(losses, training.best.step, training.engine, training.held_out, findings)
 
