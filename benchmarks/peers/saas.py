@@ -3,7 +3,8 @@
 The last release of BoTorch that fits by Pyro has a model, which goes into ``probdl.infer``
 unchanged; the newest fits by NumPyro. Each fit is the first call of a process, with an empty cache,
 imports excluded, until the draws are in BoTorch's Gaussian process. Writes results/saas.json and
-results/saas.md. ``SYSTEM POINTS SEED`` as arguments runs one fit in this process.
+results/saas.md. Numbers of points as arguments measure these only; ``SYSTEM POINTS SEED`` runs
+one fit in this process.
 """
 
 from __future__ import annotations
@@ -118,33 +119,35 @@ def least_ess(draws: np.ndarray) -> float:
     return min(float(az.ess(column[None])) for column in draws.T)
 
 
+def compared(points: int) -> dict[str, Any]:
+    """Run both systems with all seeds, one after the other: the speed of the machine changes."""
+    runs = [{system: measured(system, points, seed) for system in SYSTEMS} for seed in SEEDS]
+    row: dict[str, Any] = {"versions": {s: found["versions"] for s, found in runs[0].items()}}
+    for system in SYSTEMS:
+        row[system] = {
+            name: float(np.median([run[system][name] for run in runs]))
+            for name in ("seconds", "error", "ess")
+        }
+    return row
+
+
 def main() -> None:
+    """Compare at the numbers of points of the command line, or at all; others stay as stored."""
     from benchmarks.parts import RESULTS
 
-    rows = []
-    for points in POINTS:
-        runs: dict[str, list[dict[str, Any]]] = {system: [] for system in SYSTEMS}
-        for seed in SEEDS:  # one after the other: the speed of the machine changes
-            for system, found in runs.items():
-                found.append(measured(system, points, seed))
-        row: dict[str, Any] = {
-            "points": points,
-            "versions": {system: found[0]["versions"] for system, found in runs.items()},
-        }
-        for system, found in runs.items():
-            row[system] = {
-                name: float(np.median([each[name] for each in found]))
-                for name in ("seconds", "error", "ess")
-            }
-        rows.append(row)
-        print(row, flush=True)
-    (RESULTS / "saas.json").write_text(json.dumps(rows, indent=1) + "\n")
-    (RESULTS / "saas.md").write_text(report(rows))
+    held = RESULTS / "saas.json"
+    rows = json.loads(held.read_text()) if held.exists() else {}
+    for points in sys.argv[1:] or map(str, POINTS):
+        rows[points] = compared(int(points))
+        print(points, rows[points], flush=True)
+        held.write_text(json.dumps(rows, indent=1) + "\n")
+        (RESULTS / "saas.md").write_text(report(rows))
 
 
-def report(rows: list[dict[str, Any]]) -> str:
+def report(rows: dict[str, dict[str, Any]]) -> str:
     """Return the page."""
-    named = [", ".join(f"{k} {v}" for k, v in of.items()) for of in rows[0]["versions"].values()]
+    versions = next(iter(rows.values()))["versions"].values()
+    named = [", ".join(f"{name} {number}" for name, number in of.items()) for of in versions]
     lines = [
         "# Fully Bayesian Gaussian processes beside BoTorch",
         "",
@@ -160,10 +163,10 @@ def report(rows: list[dict[str, Any]]) -> str:
         "| points | probdl, s | BoTorch, s | ratio | ESS | BoTorch | error | BoTorch |",
         "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for row in rows:
+    for points, row in sorted(rows.items(), key=lambda item: int(item[0])):
         ours, theirs = row["probdl"], row["botorch"]
         lines.append(
-            f"| {row['points']} | {ours['seconds']:.1f} | {theirs['seconds']:.1f} | "
+            f"| {points} | {ours['seconds']:.1f} | {theirs['seconds']:.1f} | "
             f"{ours['seconds'] / theirs['seconds']:.2f} | {ours['ess']:.0f} | "
             f"{theirs['ess']:.0f} | {ours['error']:.3f} | {theirs['error']:.3f} |"
         )
@@ -171,7 +174,7 @@ def report(rows: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:]:
+    if sys.argv[1:] and sys.argv[1] in SYSTEMS:
         print(json.dumps(run(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))))
     else:
         main()
