@@ -1,6 +1,7 @@
 """Comparison and cross-validation against exact held-out densities."""
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pyro
@@ -293,3 +294,23 @@ def test_rows_that_are_too_many_to_refit_for_each_are_reported():
     with pytest.warns(probdl.FindingWarning, match="too many to refit"):
         table = probdl.compare({"a": fit, "b": fit})
     assert (table["refitted"] == 0).all()
+
+
+def test_findings_on_the_draws_are_findings_on_their_score():
+    y = np.random.default_rng(0).normal(size=30)
+
+    def model(y, scale):
+        mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(mu, scale), obs=y)
+
+    fits = {
+        n: probdl.infer(model, y, s, method=METHOD, seed=1) for n, s in (("a", 1.0), ("b", 2.0))
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", probdl.FindingWarning)
+        probdl.compare(fits)
+    found = probdl.Finding("error", "rhat", "The chains do not agree.", "Run longer chains.")
+    fits["b"] = replace(fits["b"], findings=[found])
+    with pytest.warns(probdl.FindingWarning, match=r"findings on those of 'b' \(rhat\)"):
+        probdl.compare(fits)

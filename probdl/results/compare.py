@@ -66,6 +66,10 @@ def compare(
         SettingError: there are fewer than two fits, the data differ, a fit observes several sites
             and none is chosen, or a fit is a point estimate.
 
+    Warns:
+        FindingWarning: a fit has errors among its findings; k-hat is high; a model is too flexible
+            for LOO; or the scores are of different quantities.
+
     Example:
         >>> import numpy as np, pyro, pyro.distributions as dist, probdl
         >>> def model(y, nu):
@@ -102,6 +106,7 @@ def compare(
         raise SettingError(f"compare() needs at least two fits by name, but got {len(fits)}.")
     _check_comparable(fits, site)
     _warn_of_lagged_terms(fits, site)
+    _warn_of_findings(fits)
     results, refitted, high = {}, {}, {}
     too_many = False
     for name, fit in fits.items():
@@ -145,6 +150,21 @@ def compare(
             FindingWarning,
         )
     return table
+
+
+def _warn_of_findings(fits: Mapping[str, Fit]) -> None:
+    """Warn of scores of draws that are not those of the posterior, by their own findings."""
+    serious = {
+        name: [f.check for f in fit.diagnose() if f.severity == "error" or f.check == "pareto_k"]
+        for name, fit in fits.items()
+    }
+    named = [f"{name!r} ({', '.join(checks)})" for name, checks in serious.items() if checks]
+    if named:
+        warn(
+            f"The score of a fit is as good as its draws, and there are findings on those of "
+            f"{', '.join(named)}; see fit.diagnose().",
+            FindingWarning,
+        )
 
 
 def _warn_of_lagged_terms(fits: Mapping[str, Fit], site: str | None) -> None:
