@@ -83,7 +83,8 @@ def test_a_trial_of_more_steps_does_not_change_the_fit(monkeypatch):
     method = probdl.SVI(guide=guide, steps=250, learning_rate=0.01)
     with pytest.warns(probdl.FindingWarning, match="a trial of 50 more steps"):
         tried = probdl.infer(linear_regression, X, Y, method=method, seed=1)
-    monkeypatch.setattr("probdl.methods.variational.training.check_convergence", lambda *_: [])
+    stub = "probdl.methods.variational.training.check_convergence"
+    monkeypatch.setattr(stub, lambda *_, **__: [])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", probdl.FindingWarning)
         plain = probdl.infer(linear_regression, X, Y, method=method, seed=1)
