@@ -338,12 +338,12 @@ def test_one_observation_is_no_leave_one_out():
 
 def test_a_model_with_a_latent_value_for_each_observation_is_too_flexible_for_loo():
     rng = np.random.default_rng(0)
-    y = 2.0 * rng.normal(size=30)
+    y = 10.0**0.5 * rng.normal(size=30)
 
     def effects(y):
         with pyro.plate("rows", len(y)):
-            effect = pyro.sample("effect", dist.Normal(0.0, 2.0))
-            pyro.sample("y", dist.Normal(effect, 1.4), obs=y)
+            effect = pyro.sample("effect", dist.Normal(0.0, 3.0))
+            pyro.sample("y", dist.Normal(effect, 1.0), obs=y)
 
     fit = probdl.infer(effects, y, method=probdl.NUTS(draws=2000), seed=1)
     with pytest.warns(probdl.FindingWarning, match=r"effective parameters|k-hat") as caught:

@@ -1,5 +1,7 @@
 """Diagnostics of many scalars at once, against ArviZ's."""
 
+import subprocess
+import sys
 import warnings
 
 import arviz as az
@@ -122,3 +124,24 @@ def test_a_part_of_very_many_draws_settles_what_is_clear(figure, monkeypatch):
     assert np.isnan(screened[50])
     assert (screened[:20] != exact[:20]).mean() > 0.5
     np.testing.assert_array_equal(ours(draws), exact)
+
+
+@pytest.mark.skipif(not idata.ARVIZ_1, reason="ArviZ 0.x has no setting for the tails")
+def test_the_tails_are_those_of_arviz_without_its_import(monkeypatch):
+    az.rcParams["stats.ci_prob"]  # imports it
+    assert idata.tail_probs() == pytest.approx((0.11, 0.89))
+    before = idata.tail_probs()
+    monkeypatch.delitem(sys.modules, "arviz")
+    assert idata.tail_probs() == before
+
+
+def test_a_fit_does_not_import_arviz():
+    code = (
+        "import sys, numpy as np, probdl, pyro, pyro.distributions as dist\n"
+        "def model(y):\n"  # of a bounded site, whose tails are not judged by ArviZ
+        "    p = pyro.sample('p', dist.Uniform(0.0, 1.0))\n"
+        "    pyro.sample('y', dist.Binomial(40, p), obs=y)\n"
+        "probdl.infer(model, np.array(20.0), seed=1)\n"
+        "assert not {'arviz', 'xarray', 'matplotlib'} & {*sys.modules}\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

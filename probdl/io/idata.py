@@ -11,6 +11,7 @@ import importlib.metadata
 import io
 import logging
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -362,8 +363,10 @@ def tail_probs() -> tuple[float, float]:
     """Return the probabilities of the quantiles that ArviZ calls the tails."""
     if not ARVIZ_1:
         return 0.05, 0.95
-    rc_params: Any = az.rcParams  # type: ignore[attr-defined]
-    inside = float(rc_params["stats.ci_prob"])
+    inside = _CI_PROB
+    if "arviz" in sys.modules:  # its import takes longer than a small fit
+        rc_params: Any = az.rcParams  # type: ignore[attr-defined]
+        inside = float(rc_params["stats.ci_prob"])
     return min(inside, 1 - inside), max(inside, 1 - inside)
 
 
