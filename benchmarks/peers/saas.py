@@ -132,7 +132,7 @@ def compared(points: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Compare at the numbers of points of the command line, or at all; others stay as stored."""
+    """Compare at the numbers of points of the command line, or at all of them; others stay as stored."""
     from benchmarks.parts import RESULTS
 
     held = RESULTS / "saas.json"
