@@ -12,12 +12,14 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.peers.gradients import best, called, seconds_in_jax
+from benchmarks.peers.systems import ROOT, interpreter
 
 ONE_CORE = {
     "OMP_NUM_THREADS": "1",
@@ -139,13 +141,25 @@ def measured(module: str, system: str, *arguments: Any) -> Any:
         system: the package to time, the module's first argument.
         arguments: the others.
     """
-    from benchmarks.peers.systems import ROOT, interpreter
+    return in_process(interpreter(system), module, system, *arguments, environment=ONE_CORE)
 
+
+def in_process(
+    python: Path | str, module: str, *arguments: Any, environment: Mapping[str, str] | None = None
+) -> Any:
+    """Run a module that prints its result as JSON in a separate process, with an empty cache.
+
+    Args:
+        python: the interpreter.
+        module: the name of the module.
+        arguments: its arguments.
+        environment: variables to add to the environment; None adds none.
+    """
     with tempfile.TemporaryDirectory() as cache:
         done = subprocess.run(
-            [interpreter(system), "-m", module, system, *map(str, arguments)],
+            [python, "-m", module, *map(str, arguments)],
             cwd=ROOT,
-            env=os.environ | ONE_CORE | {"PROBDL_CACHE": cache},
+            env=os.environ | dict(environment or {}) | {"PROBDL_CACHE": cache},
             capture_output=True,
             text=True,
             check=True,

@@ -10,16 +10,16 @@ one fit in this process.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
-import tempfile
 import time
 import warnings
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+
+from benchmarks.peers.matrices import in_process
+from benchmarks.peers.systems import ROOT
 
 DIMENSIONS, POINTS, SEEDS = 20, (50, 100, 200, 400), (0, 1, 2)
 WARMUP, DRAWS, MAX_TREEDEPTH = 512, 256, 6  # BoTorch's
@@ -95,19 +95,8 @@ def run(system: str, points: int, seed: int) -> dict[str, Any]:
 
 def measured(system: str, points: int, seed: int) -> dict[str, Any]:
     """Run a fit in a separate process, on all cores."""
-    from benchmarks.peers.systems import ROOT
-
-    with tempfile.TemporaryDirectory() as cache:
-        done = subprocess.run(
-            [ROOT / SYSTEMS[system] / "bin" / "python", "-m", "benchmarks.peers.saas"]
-            + [system, str(points), str(seed)],
-            cwd=ROOT,
-            env=os.environ | {"PROBDL_CACHE": cache},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    found = json.loads(done.stdout.splitlines()[-1])
+    python = ROOT / SYSTEMS[system] / "bin" / "python"
+    found = in_process(python, "benchmarks.peers.saas", system, points, seed)
     found["ess"] = least_ess(np.array(found.pop("draws")))
     return found
 
@@ -132,7 +121,7 @@ def compared(points: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Compare at the numbers of points of the command line, or at all of them; others stay as stored."""
+    """Compare at the numbers of points of the command line, or at all; keep other stored rows."""
     from benchmarks.parts import RESULTS
 
     held = RESULTS / "saas.json"

@@ -302,11 +302,10 @@ class Fit(PredictingFit):
         """The fit as an ArviZ container: ``InferenceData`` (0.x) or ``DataTree`` (1.x).
 
         Groups: posterior, sample_stats (if the method has any), log_likelihood, log_prior,
-        posterior_predictive, observed_data and constant_data. The log
-        likelihood is left out if rows have latent sites of their guide, as in a VAE, and the log
-        prior of a point estimate. A group that cannot be computed, such as the pointwise log
-        likelihood of a hidden Markov model, is left out with a warning. ``to_idata(prior=n)`` adds
-        the prior.
+        posterior_predictive, observed_data and constant_data. The log likelihood is left out if
+        rows have latent sites of their guide, as in a VAE, and the log prior of a point estimate.
+        A group that cannot be computed, such as the pointwise log likelihood of a hidden Markov
+        model, is left out with a warning. ``to_idata(prior=n)`` adds the prior.
 
         Masked observations are not in these groups: a site ``y`` with a mask has the dimension
         ``y_observed`` there. A masked element of an observed vector is NaN. A ``pyro.factor`` in a

@@ -296,6 +296,8 @@ class PredictingFit(ScoredFit):
 
     def _warn_of_masked(self, stored: Mapping[str, Array]) -> None:
         """Warn that a container has no predictions of observations that were left out."""
+        if self.program.loader is not None:  # what was masked is not known, and not put back
+            return
         sites = [self.structure.sites[n] for n in stored if n in self.structure.sites]
         masked = {s.name: int((~s.mask).sum()) for s in sites if s.mask is not None}
         for name, count in masked.items():

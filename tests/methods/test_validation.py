@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import probdl
+from probdl.methods.variational.convergence import check_convergence
 from probdl.plots import plot_elbo
 
 
@@ -351,3 +352,12 @@ def test_the_time_of_validation_has_its_own_name():
     fit = probdl.infer(coder, x, method=method, seed=1)
     assert fit.timings["validation"] > 0
     assert "importance sampling" not in fit.timings
+
+
+def test_an_elbo_that_rises_is_that_of_the_training_data_if_held_out_data_choose_the_state():
+    losses = np.linspace(2000.0, 1000.0, 1000)
+    (plain,) = check_convergence(losses, None)
+    (validated,) = check_convergence(losses, None, validated=True)
+    assert plain.message.startswith("The ELBO was still rising")
+    assert validated.message.startswith("The ELBO of the training data was still rising")
+    assert validated.remedy.endswith("as long as that raises the held-out ELBO, too: it need not.")

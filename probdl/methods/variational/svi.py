@@ -102,11 +102,11 @@ class SVI(Method, name="svi"):
     rows (they are in the data plate, and the guide is not automatic), the fit holds the parameters
     of the model, and ``fit.elbo``, ``fit.log_evidence``, ``fit.encode``, ``fit.decode`` and
     ``fit.reconstruct`` compute quantities of the latent sites. ``stats`` also has ``elbo`` (nats,
-    at each step), ``params`` (of model and guide by name), ``best_step``
-    (of the state that the fit holds: the last one, unless an earlier one was clearly better) and
-    ``engine``: ``native`` for compiled C; for networks ``graph``, a traced graph that torch runs,
-    or ``inductor``, the same graph compiled by torch, if the number of steps is large enough
-    (12,000); ``eager`` for Pyro's own evaluation.
+    at each step), ``params`` (of model and guide by name), ``best_step`` (of the state that the
+    fit holds: the last one, unless an earlier one was clearly better) and ``engine``: ``native``
+    for compiled C; for networks ``graph``, a traced graph that torch runs, or ``inductor``, the
+    same graph compiled by torch, if the number of steps is large enough (12,000); ``eager`` for
+    Pyro's own evaluation.
 
     Args:
         guide: a name (``"normal"``, ``"diagonal_normal"``, ``"multivariate_normal"``,
