@@ -18,7 +18,6 @@ from benchmarks.peers.gradients import best, called, seconds_in_jax
 from benchmarks.peers.matrices import measured
 
 LENGTHS = (100, 1000, 10_000)
-MAX_STEPS = {"epidemic": 1000}  # 10,000 steps of 60 operations take minutes to trace
 TITLES = {
     "garch": "GARCH(1, 1)",
     "autoregression": "autoregression with moving average",
@@ -179,7 +178,7 @@ def main() -> None:
 
     rows = []
     for name, title in TITLES.items():
-        for steps in (n for n in LENGTHS if n <= MAX_STEPS.get(name, n)):
+        for steps in LENGTHS:
             ours, theirs = (
                 measured("benchmarks.peers.loops", s, name, steps) for s in ("probdl", "numpyro")
             )

@@ -20,11 +20,12 @@ from torch.utils._pytree import tree_flatten
 
 from probdl.compile.codegen.emit import Source, emit
 from probdl.compile.codegen.statements import UnsupportedError
+from probdl.compile.long_series import of_first_steps
 from probdl.compile.probe import probe
 from probdl.compile.runtime import cache
 from probdl.compile.runtime.native_density import NativeDensity, differentiable
 from probdl.compile.runtime.toolchain import CompilerError
-from probdl.compile.tracing.trace import Traced, UntraceableError, trace
+from probdl.compile.tracing.trace import Prepared, Traced, UntraceableError, trace
 from probdl.compile.verify import MismatchError, verify
 from probdl.errors import ModelError
 from probdl.findings import Finding
@@ -54,7 +55,7 @@ _REMEDIES: dict[type[Exception], str] = {
 
 @dataclass(frozen=True)
 class _Compiled:
-    traced: Traced
+    prepared: Prepared
     source: Source
     findings: tuple[Finding, ...]
 
@@ -134,6 +135,8 @@ def _choose(
     findings: list[Finding] = []
     if (known := _compiled_before(density)) is not None:
         findings = list(known.findings)
+    elif engine != "eager" and (found := _of_first_steps(density, model, seed, threads)):
+        return found
     elif not trusted:
         (start,) = _points(density, model, seed, 1)
         findings = probe(density, start, gradient=gradient, value_and_grad=model.value_and_grad)
@@ -184,7 +187,7 @@ def _reused(
 ) -> NativeDensity | None:
     """Return the code that was compiled for this model on other data; None if it is not usable."""
     known = _compiled_before(density)
-    arrays = known.traced.arrays(density.program.tensors()) if known is not None else None
+    arrays = known.prepared.arrays(density.program.tensors()) if known is not None else None
     if known is None or arrays is None:
         return None
     compiled = NativeDensity(known.source, density.dim, arrays, threads)
@@ -214,12 +217,39 @@ def _compile_and_verify(
     compiled = NativeDensity(source, density.dim, _arrays(density, traced), threads)
     check_time_limit()
     verify(compiled, model, points)
-    key = _key(density)
-    if key is not None and traced.reads_data:
-        _compiled_models.setdefault(density.program.model, {})[key] = _Compiled(
-            traced, source, tuple(findings)
-        )
+    _remember(density, traced, source, findings)
     return compiled
+
+
+def _remember(
+    density: LogDensity, prepared: Prepared, source: Source, findings: Sequence[Finding]
+) -> None:
+    key = _key(density)
+    if key is not None and prepared.reads_data:
+        known = _Compiled(prepared, source, tuple(findings))
+        _compiled_models.setdefault(density.program.model, {})[key] = known
+
+
+def _of_first_steps(
+    density: LogDensity, model: _Remembered, seed: int, threads: int
+) -> tuple[NativeDensity, list[Finding]] | None:
+    """Return code made from the first steps of a long loop, and findings, if that is right."""
+    if (found := of_first_steps(density)) is None:
+        return None
+    prepared, source = found
+    arrays = prepared.arrays(density.program.tensors())
+    if arrays is None:
+        return None
+    try:
+        compiled = NativeDensity(source, density.dim, arrays, threads)
+        points = _points(density, compiled, seed, REVERIFIED_POINTS)
+        verify(compiled, model, points[:1])
+        verify(compiled, density, points[1:], gradient=False)
+        findings = probe(density, points[0], value_and_grad=model.value_and_grad)
+    except (MismatchError, CompilerError, ModelError):
+        return None  # the trace of all steps gives the reason
+    _remember(density, prepared, source, findings)
+    return compiled, [*findings, *cache.findings()]
 
 
 def _arrays(density: LogDensity, traced: Traced) -> list[Tensor]:
@@ -228,7 +258,7 @@ def _arrays(density: LogDensity, traced: Traced) -> list[Tensor]:
     return arrays
 
 
-def _points(density: LogDensity, model: _Remembered, seed: int, count: int) -> Tensor:
+def _points(density: LogDensity, model: Evaluator, seed: int, count: int) -> Tensor:
     generator, evaluate = torch.Generator().manual_seed(seed), model.value_and_grad
     return torch.stack([density.initial(generator, value_and_grad=evaluate) for _ in range(count)])
 

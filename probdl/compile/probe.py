@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.utils import lazy_property
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 from probdl.errors import ModelError
 from probdl.findings import Finding
 from probdl.model.density import LogDensity
+from probdl.util.calls import call_leaves
 from probdl.util.isolation import generator_states
 
 __all__ = ["probe"]
@@ -174,7 +174,7 @@ class _SeenParameters(TorchFunctionMode):
         self.found: dict[int, torch.nn.Parameter] = {}
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        for x in tree_leaves((args, kwargs)):
+        for x in call_leaves(args, kwargs):
             if isinstance(x, torch.nn.Parameter) and x.requires_grad:
                 self.found[id(x)] = x
         return func(*args, **(kwargs or {}))

@@ -23,13 +23,14 @@ class MismatchError(ProbdlError, RuntimeError):
     """Compiled code and the model compute different numbers."""
 
 
-def verify(compiled: Any, density: Any, points: Tensor) -> float:
+def verify(compiled: Any, density: Any, points: Tensor, *, gradient: bool = True) -> float:
     """Compare value and gradient of compiled code with those of the model at points (n, d).
 
     Args:
         compiled: evaluates the compiled code by ``value_and_grad``.
         density: evaluates the model by ``value_and_grad``.
         points: the points.
+        gradient: whether to compare the gradients; the model, if not, is called for its value.
 
     Returns:
         The largest error relative to 1 + |value|, or to 1 + the largest element of the gradient.
@@ -40,10 +41,14 @@ def verify(compiled: Any, density: Any, points: Tensor) -> float:
     worst = 0.0
     for point in points:
         check_time_limit()
-        value, grad = density.value_and_grad(point)
+        found, found_grad = compiled.value_and_grad(point)
+        if gradient:
+            value, grad = density.value_and_grad(point)
+        else:
+            with torch.no_grad():
+                value, grad = density(point), found_grad
         if not (torch.isfinite(value) and torch.isfinite(grad).all()):
             continue  # no method accepts such a point
-        found, found_grad = compiled.value_and_grad(point)
         error = max(
             float(abs(found - value) / (1 + abs(value))),
             float((found_grad - grad).abs().max() / (1 + grad.abs().max())),

@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from probdl.util.calls import call_leaves
+
 __all__ = ["Dependence"]
 
 
@@ -33,7 +35,7 @@ class Dependence(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         result = func(*args, **(kwargs or {}))
-        if self.covers(*tree_leaves((args, kwargs))):
+        if self.covers(*call_leaves(args, kwargs)):
             written = args[:1] if func is Tensor.__setitem__ else ()
             for value in (*tree_leaves(result), *written):
                 if isinstance(value, Tensor):

@@ -360,6 +360,35 @@ class Program:
             other.used = {}  # the known ones are of other rows
         return other
 
+    def shortened(self, length: int, to: int) -> Program | None:
+        """Return the same program on the first steps of a series.
+
+        Args:
+            length: the number of steps. It is the size of the dimensions that are cut, and integer
+                arguments that are equal to it are replaced.
+            to: the number of steps that are left.
+
+        Returns:
+            The program; None if what is known of its data holds for all steps only.
+        """
+        if self.loader is not None or self.fills or self.used or self.kept or self.subsampled:
+            return None
+
+        def cut(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor):
+                return to if type(leaf) is int and leaf == length else leaf
+            for dim, size in enumerate(leaf.shape):
+                leaf = leaf.narrow(dim, 0, to) if size == length else leaf
+            return leaf.clone()
+
+        other = copy.copy(self)
+        other.fills, other.used, other.subsampled = {}, {}, {}
+        other.arguments = tree_map(cut, self.arguments)
+        bound = self.signature.bind_partial()
+        bound.arguments.update(other.arguments)
+        other.args, other.kwargs = bound.args, bound.kwargs
+        return other
+
     def named_data(self) -> list[tuple[str, Tensor]]:
         """List the tensors among the arguments, each with a name for messages and outputs."""
         leaves, _ = tree_flatten_with_path(self.arguments)

@@ -1,5 +1,7 @@
 """Loops over time: the C code is as long for many steps as for few, and gives the same."""
 
+import math
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -9,8 +11,11 @@ import torch
 import probdl
 from probdl.compile import choose
 from probdl.compile.codegen.emit import emit
-from probdl.compile.codegen.periods import Repeat, repeats
+from probdl.compile.codegen.lengthen import NotAffineError, lengthened_number
+from probdl.compile.codegen.periods import Repeat, repeats, rule_of
+from probdl.compile.long_series import of_first_steps
 from probdl.compile.probe import probe
+from probdl.compile.runtime.native_density import NativeDensity
 from probdl.compile.tracing.trace import trace
 from probdl.compile.verify import verify
 from probdl.util.clock import TimeUp, clock
@@ -125,7 +130,7 @@ def writes_in_place(y):
     a = normals("a")
     x, last = torch.zeros(len(y)), a
     for t in range(len(y)):
-        last = torch.sin(last * a) + y[t]
+        last = torch.sin(0.4 * last * a) + y[t]
         x[t] = last
     pyro.factor("f", x.sum())
 
@@ -262,6 +267,23 @@ def test_repeats_of_a_sequence(items, expected):
     assert list(repeats(items)) == expected
 
 
+@pytest.mark.parametrize(
+    ("numbers", "expected"),
+    [
+        ([4], ([], [4], 0)),
+        ([4, 6], ([], [4], 2)),
+        ([3, 5, 4], None),
+        (["0.5"] * 4, ([], ["0.5"], 0)),
+        (["0.5", "0.25"] * 4, ([], ["0.5", "0.25"], 0)),
+        ([9, 9, *range(6)], ([9, 9], [0], 1)),
+        ([0, 1, 2, 3] * 5 + [0, 1], ([], [0, 1, 2, 3], 0)),
+        ([0, 1, 2, 3, 0, 1], None),
+    ],
+)
+def test_rules_of_numbers(numbers, expected):
+    assert rule_of(numbers) == expected
+
+
 def test_many_kinds_of_steps_are_divided_into_few_loops():
     def model(y):
         states = [normals("a"), normals("b")]
@@ -284,3 +306,177 @@ def test_a_chain_of_100_000_operations_is_checked():
 
     density = probdl.LogDensity.from_model(model)
     assert probe(density, torch.tensor([0.5], dtype=torch.float64)) == []
+
+
+def long_garch_of_counts(y, mean, days):
+    """Write a loop over an integer argument, with a mean of all data and a table of months."""
+    a, b, month = normals("a"), normals("b"), normals("month", 12)
+    rate, total = torch.tensor(1.0), torch.tensor(0.0)
+    for t in range(1, days):
+        rate = a.exp() + 0.3 * y[t - 1] / (1 + y.mean()) + torch.sigmoid(b) * rate
+        total = total + dist.Poisson(rate * (month[t % 4] / days).exp()).log_prob(y[t]) + mean[t]
+    pyro.factor("f", total)
+
+
+def long_regression_with_matrices(y, x, distances):
+    slopes, drift = normals("slopes", 3), normals("drift")
+    sd, level, levels = normals("sd").exp(), torch.tensor(0.0), []
+    for t in range(len(y)):
+        level = drift * level + x[t] @ slopes + distances[t, 0].sin()
+        levels.append(level)
+    with pyro.plate("t", len(y)):
+        pyro.sample("y", dist.StudentT(4.0, torch.stack(levels), sd), obs=y)
+
+
+def long_steps_with_sites(y):
+    x, step = normals("start"), pyro.sample("step", dist.HalfNormal(1.0))
+    for t in pyro.markov(range(len(y))):
+        x = pyro.sample(f"x{t}", dist.Normal(0.9 * x, step))
+        pyro.sample(f"y{t}", dist.Normal(x, 0.5), obs=y[t])
+
+
+LONG = {
+    "garch": (garch, 1000, lambda n: (RNG.normal(size=n),)),
+    "counts": (
+        long_garch_of_counts,
+        603,
+        lambda n: (RNG.poisson(3.0, n).astype(float), RNG.normal(size=n), n),
+    ),
+    "matrices": (
+        long_regression_with_matrices,
+        700,
+        lambda n: (RNG.normal(size=n), RNG.normal(size=(n, 3)), RNG.normal(size=(n, 2))),
+    ),
+    "sites": (long_steps_with_sites, 500, lambda n: (RNG.normal(size=n),)),
+    **{
+        f.__name__: (f, 1400, lambda n: (RNG.normal(size=n),))
+        for f in (
+            local_level, matrix_of_latent_values, forward, kalman_filter, two_branches, lags,
+            recurrent_network, extremes, empty_slices, overlapping_slices,
+        )
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_the_code_of_a_long_series_is_made_from_its_first_steps(name):
+    model, steps, data = LONG[name]
+    density = probdl.LogDensity.from_model(model, data(steps))
+    prepared, source = of_first_steps(density)
+    arrays = prepared.arrays(density.program.tensors())
+    compiled = NativeDensity(source, density.dim, arrays, 1)
+    verify(compiled, density, torch.tensor(0.5 * RNG.normal(size=(3, density.dim))))
+
+
+def test_code_made_from_first_steps_is_used_and_reused_for_other_data(monkeypatch):
+    def refused(*args, **kwargs):
+        raise AssertionError("all steps are traced")
+
+    def model(y):
+        garch(y)
+
+    monkeypatch.setattr("probdl.compile.engine.trace", refused)
+    for seed in (1, 2):
+        y = np.random.default_rng(seed).normal(size=1000)
+        density = probdl.LogDensity.from_model(model, (y,))
+        compiled, findings = choose(density, "native", 0)
+        assert compiled.engine == "native"
+        assert not findings
+        verify(compiled, density, torch.tensor(RNG.normal(size=(3, density.dim))))
+
+
+def later_step_of_another_kind(y):
+    a, x, total = normals("a"), torch.tensor(0.0), torch.tensor(0.0)
+    for t in range(len(y)):
+        x = torch.tanh(a * x + y[t]) if t != 900 else torch.cos(a * x + y[t])
+        total = total + x * x + 0.1 * x
+    pyro.factor("f", total)
+
+
+def later_steps_with_another_number(y):
+    a, x, total = normals("a"), torch.tensor(0.0), torch.tensor(0.0)
+    for t in range(len(y)):
+        x = torch.tanh(a * x + y[t])
+        total = total + x * x * (0.1 if t < 600 else 0.2)
+    pyro.factor("f", total)
+
+
+def steps_that_read_the_clock(y):
+    a, x, total = normals("a"), torch.tensor(0.0), torch.tensor(0.0)
+    for t in range(len(y)):
+        x = torch.tanh(a * x + y[t] * math.sin(2 * math.pi * t / 52))
+        total = total + x * x
+    pyro.factor("f", total)
+
+
+def steps_that_skip_outliers(y):
+    a, x, total = normals("a"), torch.tensor(0.0), torch.tensor(0.0)
+    for t in range(len(y)):
+        x = torch.tanh(a * x + y[t]) if abs(y[t]) < 3.0 else torch.tanh(a * x)
+        total = total + x * x
+    pyro.factor("f", total)
+
+
+def number_of_parts(y):
+    """Write a loop over a number of steps that is the square root of the length."""
+    a, x, total = normals("a"), torch.tensor(0.0), torch.tensor(0.0)
+    for t in range(20 * math.isqrt(len(y))):
+        x = torch.tanh(a * x + y[t % 7])
+        total = total + x * x
+    pyro.factor("f", total)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        later_step_of_another_kind,
+        later_steps_with_another_number,
+        steps_that_read_the_clock,
+        steps_that_skip_outliers,
+        number_of_parts,
+        writes_in_place,
+        a_second_loop_backwards,
+    ],
+)
+def test_later_steps_of_another_kind_are_traced(model):
+    density = density_of(model, 1000)
+    compiled, findings = choose(density, "native", 0)
+    assert not findings
+    verify(compiled, density, torch.tensor(RNG.normal(size=(3, density.dim))))
+
+
+def test_a_gradient_that_a_later_step_cuts_is_an_error():
+    def model(y):
+        a, x, total = normals("a"), torch.tensor(0.0), torch.tensor(0.0)
+        for t in range(len(y)):
+            x = torch.tanh(a * x + y[t])
+            x = x.detach() if t > 500 else x.clone()
+            total = total + x * x
+        pyro.factor("f", total)
+
+    with pytest.raises(probdl.ModelError, match="The gradient of the log density"):
+        choose(density_of(model, 1000), "auto", 0)
+
+
+def test_a_random_later_step_is_an_error():
+    def model(y):
+        a, x, total = normals("a"), torch.tensor(0.0), torch.tensor(0.0)
+        for t in range(len(y)):
+            x = torch.tanh(a * x + y[t] + (torch.randn(()) if t == 900 else torch.ones(())))
+            total = total + x * x
+        pyro.factor("f", total)
+
+    with pytest.raises(probdl.ModelError, match="is random"):
+        choose(density_of(model, 1000), "auto", 0)
+
+
+def test_numbers_of_long_series():
+    assert lengthened_number([7, 7, 7], [3, 4, 6], 100) == 7
+    assert lengthened_number([1, 2, 3], [12, 24, 36], 120) == 10
+    assert lengthened_number([0.1 / 3, 0.1 / 4, 0.1 / 6], [3, 4, 6], 100) == pytest.approx(0.001)
+    assert lengthened_number([0.3, 0.4, 0.6], [3, 4, 6], 100) == pytest.approx(10.0)
+    for numbers in ([9, 16, 36], [0.5, 0.6, 0.9], [1, 1.0, 2]):
+        with pytest.raises(NotAffineError):
+            lengthened_number(numbers, [3, 4, 6], 100)
+    with pytest.raises(NotAffineError):  # 100 is not a multiple of 12
+        lengthened_number([1, 2, 3], [12, 24, 36], 100)

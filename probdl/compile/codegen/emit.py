@@ -9,6 +9,7 @@ numbers become straight-line code, so that an unrolled loop over time stays affo
 from __future__ import annotations
 
 import math
+import operator
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from probdl.compile.codegen.operations import (
     reduction,
     special_arity,
 )
+from probdl.compile.codegen.periods import rule_of
 from probdl.compile.codegen.roll import Loop, roll
 from probdl.compile.codegen.rows import RowPass, row_passes
 from probdl.compile.codegen.schedule import place, schedule
@@ -86,7 +88,9 @@ class Source:
 
 
 def is_view(node: fx.Node) -> bool:
-    """Return whether a node is a view of its input."""
+    """Return whether a node is a view of its input, or several, or one of these."""
+    if node.target is operator.getitem:
+        return isinstance(node.args[0], fx.Node) and is_view(node.args[0])
     return (
         isinstance(node.target, torch._ops.OpOverload)
         and (node.target.is_view or node.target.overloadpacket in VIEWS)
@@ -114,13 +118,18 @@ def supports(op: Any) -> bool:
 
 
 @no_collection()
-def emit(graph: fx.Graph, dim: int) -> Source:
+def emit(graph: fx.Graph, dim: int, *, stack: bool = True) -> Source:
     """Write a graph from (z, *arrays) to (gradient, value) as C.
+
+    Args:
+        graph: the graph.
+        dim: the dimension of z.
+        stack: whether a small work space is placed on the stack.
 
     Raises:
         UnsupportedError: the native engine does not support an operation.
     """
-    return _Emitter(graph, dim).source()
+    return _Emitter(graph, dim).source(MAX_STACK_NUMBERS if stack else 0)
 
 
 class _Emitter(Builder):
@@ -287,7 +296,7 @@ class _Emitter(Builder):
 
     # -- writing --------------------------------------------------------------------------
 
-    def source(self) -> Source:
+    def source(self, max_on_stack: int) -> Source:
         rolled, self.loops = roll(self.statements)
         statements, passes = row_passes(rolled)
         groups = schedule([*statements, *map(self.row_statement, passes)])
@@ -317,7 +326,7 @@ class _Emitter(Builder):
             "const Bound *bound = user;",
             "const double *const *d = bound->data;",
         ]
-        on_stack = work <= MAX_STACK_NUMBERS
+        on_stack = work <= max_on_stack
         text += (
             [f"double w[{max(work, 1)}];"] if on_stack else [_ACQUIRE.replace("WORK", str(work))]
         )
@@ -379,16 +388,23 @@ class _Emitter(Builder):
 
     def by_turn(self, kind: str, numbers: Sequence[Any]) -> str:
         """Return a C expression of a number in a turn; of a table, if there is no formula."""
-        first = numbers[0]
-        if all(n == first for n in numbers):
-            return str(first)
-        if kind != "double":
-            step = numbers[1] - first
-            if all(n == first + step * turn for turn, n in enumerate(numbers)):
-                return f"{first} + {step} * turn"
+        rule = rule_of(numbers)
+        if rule is None:
+            return f"{self.table(kind, numbers)}[turn]"
+        head, cycle, step = rule
+        turn = f"(turn - {len(head)})" if head else "turn"
+        if len(cycle) == 1:
+            text = f"{cycle[0]} + {step} * {turn}" if step else str(cycle[0])
+        else:
+            text = f"{self.table(kind, cycle)}[{turn} % {len(cycle)}]"
+            text += f" + {step} * ({turn} / {len(cycle)})" if step else ""
+        return f"(turn < {len(head)} ? {self.table(kind, head)}[turn] : {text})" if head else text
+
+    def table(self, kind: str, numbers: Sequence[Any]) -> str:
+        """Add a table of numbers, and return its name."""
         name = f"by_turn{len(self.tables)}"
         self.tables.append(f"static const {kind} {name}[] = {{{', '.join(map(str, numbers))}}};")
-        return f"{name}[turn]"
+        return name
 
     def turns(self, loop: Loop) -> list[str]:
         """Write a loop."""

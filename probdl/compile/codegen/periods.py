@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-__all__ = ["Repeat", "repeats"]
+__all__ = ["Repeat", "repeats", "rule_of"]
 
 MIN_TURNS = 6  # fewer are not worth a loop
 CONTEXT = 8  # items that must be equal before two places are compared further
+MAX_HEAD = 3  # numbers before those that follow a rule
+MAX_CYCLE = 12  # numbers, such as the months of a year
+MIN_CYCLES = 3  # of which a rule is found
 MAX_CANDIDATES = 24  # next places with the same context; one step of a loop may repeat itself
 
 
@@ -78,3 +82,27 @@ def _longest(
         if end == len(items):
             break
     return best
+
+
+def rule_of(numbers: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any], int] | None:
+    """Find the rule that numbers follow, after the first ones: a cycle, with a step for each cycle.
+
+    Texts may take the place of numbers; their step is 0.
+
+    Returns:
+        The first numbers, the first cycle, and the step; None if there is no such rule.
+
+    >>> rule_of([7, 0, 1, 4, 5, 8, 9, 12])
+    ([7], [0, 1], 4)
+    """
+    for head in range(MAX_HEAD + 1):
+        rest = numbers[head:]
+        for length in range(1, MAX_CYCLE + 1):
+            if len(rest) < (MIN_CYCLES * length if head or length > 1 else 1):
+                break
+            later = zip(rest[length:], rest, strict=False)
+            whole = isinstance(rest[0], int)
+            steps = {b - a if whole else int(b != a) for b, a in later} or {0}
+            if len(steps) == 1 and (whole or steps == {0}):
+                return numbers[:head], rest[:length], steps.pop()
+    return None

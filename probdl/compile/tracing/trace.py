@@ -39,7 +39,7 @@ from probdl.model.recorder import (
 from probdl.util.garbage import no_collection
 from probdl.util.isolation import evaluation
 
-__all__ = ["Traced", "UntraceableError", "trace", "trace_function"]
+__all__ = ["Prepared", "Traced", "UntraceableError", "trace", "trace_function"]
 
 aten = torch.ops.aten
 
@@ -49,26 +49,19 @@ class UntraceableError(ProbdlError, RuntimeError):
 
 
 @dataclass(frozen=True)
-class Traced:
-    """A function of z, a log density or a loss, as graphs.
+class Prepared:
+    """What a traced function computes of the data alone.
 
     Attributes:
-        prepare: the graph from (*data) to the arrays that the density reads.
-        density: the graph from (z, *arrays, *noise) to the gradient (d,) and the value.
+        prepare: the graph from (*data) to the arrays that the function reads.
         shapes: the shapes of the arrays.
         reads_data: whether the data are inputs. If Python code of the model branches on them,
             they are constants, and the trace is valid for these data only.
-        draw: the graph from () to the noise; None if the function is deterministic.
-        draw_all: the same, with draws that nothing uses, such as the random start of a parameter.
-            Its noise is that of the function itself at the same seed.
     """
 
     prepare: fx.GraphModule
-    density: fx.Graph
     shapes: tuple[torch.Size, ...]
     reads_data: bool
-    draw: fx.GraphModule | None = None
-    draw_all: fx.GraphModule | None = None
 
     def arrays(self, data: Sequence[Tensor]) -> list[Tensor] | None:
         """Compute the arrays that the density reads; None if their shapes differ from the trace."""
@@ -77,8 +70,29 @@ class Traced:
         return arrays if tuple(a.shape for a in arrays) == self.shapes else None
 
 
-def trace(density: LogDensity, z: Tensor) -> Traced:
+@dataclass(frozen=True)
+class Traced(Prepared):
+    """A function of z, a log density or a loss, as graphs.
+
+    Attributes:
+        density: the graph from (z, *arrays, *noise) to the gradient (d,) and the value.
+        draw: the graph from () to the noise; None if the function is deterministic.
+        draw_all: the same, with draws that nothing uses, such as the random start of a parameter.
+            Its noise is that of the function itself at the same seed.
+    """
+
+    density: fx.Graph
+    draw: fx.GraphModule | None = None
+    draw_all: fx.GraphModule | None = None
+
+
+def trace(density: LogDensity, z: Tensor, *, smallest: int = 0) -> Traced:
     """Trace a density and its gradient, at a point (d,) where both are finite.
+
+    Args:
+        density: the density.
+        z: the point.
+        smallest: the least number of elements of a tensor that is computed once per data set.
 
     Raises:
         UntraceableError: the control flow depends on the point, or the density is random.
@@ -93,7 +107,7 @@ def trace(density: LogDensity, z: Tensor) -> Traced:
             (grad,) = torch.autograd.grad(value, z)
         return grad, value
 
-    traced = trace_function(value_and_grad, z, data)
+    traced = trace_function(value_and_grad, z, data, smallest=smallest)
     if any(map(is_selection, traced.density.nodes)):
         return _with_selections(density, z) or traced
     return traced
@@ -127,6 +141,7 @@ def trace_function(
     data: Sequence[Tensor],
     *,
     random: bool = False,
+    smallest: int = 0,
 ) -> Traced:
     """Trace a function of z and data to the gradient (d,) and the value.
 
@@ -135,6 +150,7 @@ def trace_function(
         z: a point where the value and the gradient are finite.
         data: the data.
         random: whether the function may draw random numbers.
+        smallest: the least number of elements of a tensor that is computed once per data set.
 
     Raises:
         UntraceableError: the control flow depends on z, or the function is random but must not be.
@@ -153,7 +169,7 @@ def trace_function(
     _catch_failures(graph)
     _fix_shapes(graph)
     erase_unused(graph)
-    return _split(recording, data if reads_data else [], reads_data)
+    return _split(recording, data if reads_data else [], reads_data, smallest)
 
 
 def _record(fn: Callable[..., Any], inputs: Sequence[Tensor], random: bool) -> Recording:
@@ -311,10 +327,11 @@ def _is_nothing(node: fx.Node) -> bool:
     return False
 
 
-def _split(recording: Recording, data: Sequence[Tensor], reads_data: bool) -> Traced:
+def _split(recording: Recording, data: Sequence[Tensor], reads_data: bool, smallest: int) -> Traced:
     """Split a recorded graph into preparation of the data, noise, and the density itself."""
     z, *inner, output = recording.graph.nodes
     depends = _dependence(z, inner)
+    _compute_small(inner, depends, smallest)
     given = _GraphCopy()
     for node in inner:
         if node not in depends.on_z:
@@ -354,14 +371,26 @@ def _split(recording: Recording, data: Sequence[Tensor], reads_data: bool) -> Tr
     density.graph.eliminate_dead_code()
     return Traced(
         part_of_given(list(arrays)),
-        density.graph,
         tuple(arrays.values()),
         reads_data,
+        density.graph,
         *(
             part_of_given([same[0] for same in noise], kept) if noise else None
             for kept in (_is_nothing, is_random)
         ),
     )
+
+
+def _compute_small(inner: Sequence[fx.Node], depends: _Dependence, smallest: int) -> None:
+    """Let the density compute small tensors of the data, and what depends on them."""
+    moved = set[fx.Node]()
+    for node in inner:
+        if node not in depends.on_data or node.op != "call_function":
+            continue
+        small = "val" in node.meta and node.meta["val"].numel() < smallest
+        if (small and not emit.is_view(node)) or any(n in moved for n in node.all_input_nodes):
+            moved.add(node)
+    depends.on_z.update(moved)
 
 
 def _is_constant(value: Tensor) -> bool:
