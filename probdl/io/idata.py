@@ -26,6 +26,7 @@ from probdl.findings import PARETO_K_MAX
 from probdl.io import mixing
 from probdl.io.digits import with_digits
 from probdl.io.netcdf import check_netcdf
+from probdl.util.clock import has_limit
 from probdl.util.lazy import arviz as az
 from probdl.util.lazy import arviz_stats_base, ecdf_utils, h5netcdf, stats
 from probdl.util.lazy import xarray as xr
@@ -391,6 +392,12 @@ def psis(log_ratios: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
         else:
             log_weights, k = az.psislw(np.asarray(log_ratios))
     return np.asarray(log_weights), float(k)
+
+
+def load_psis() -> None:
+    """Import what ``psis`` needs, which takes a second, where there is a time limit."""
+    if has_limit():
+        psis(np.arange(100.0))
 
 
 def ecdf_band(

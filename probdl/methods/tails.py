@@ -47,7 +47,6 @@ def check_tails(density: LogDensity, evaluator: Evaluator, z: NDArray[np.float64
     """
     draws = z.reshape(-1, density.dim)
     points = draws[np.linspace(0, len(draws) - 1, POINTS).astype(int)]
-    sd = draws.std(0)
     heavy: dict[str, tuple[float, str]] = {}
     candidates = {
         name: block
@@ -61,7 +60,7 @@ def check_tails(density: LogDensity, evaluator: Evaluator, z: NDArray[np.float64
             log_scale = block.coordinates == "log"
             for i in range(block.start, block.start + min(block.size, each)):
                 far = np.array(FAR_ON_LOG_SCALE if log_scale else FAR)
-                far *= 1 if log_scale else sd[i]
+                far *= 1 if log_scale else draws[:, i].std()
                 for shifts in [far] if log_scale else [far, -far]:
                     powers = [_power(evaluator, point, i, shifts, log_scale) for point in points]
                     if max(powers) < heavy.get(name, (HEAVY_MAX, ""))[0]:

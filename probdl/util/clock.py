@@ -116,13 +116,17 @@ def time_left() -> float | None:
     return max(0.0, current.limit - current.elapsed)
 
 
-def check_time_limit() -> None:
-    """Raise TimeUp if the time limit has passed.
+def check_time_limit(needed: float = 0.0) -> None:
+    """Raise TimeUp if the time limit has passed, or will while results are made.
+
+    Args:
+        needed: the seconds that results from what is done take.
 
     Raises:
-        TimeUp: the time limit has passed, and this is the first call to notice.
+        TimeUp: it has, and this is the first call to notice.
     """
-    if time_left() == 0.0:
+    left = time_left()
+    if left is not None and left <= needed:
         raise expire()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from probdl.compile import ENGINES, Evaluator, choose
 from probdl.errors import ModelError
 from probdl.findings import TAIL_DRAWS_MIN
-from probdl.io.idata import psis
+from probdl.io.idata import load_psis, psis
 from probdl.methods.angles import unwound
 from probdl.methods.approach import approach, evaluate_with
 from probdl.methods.approximate.comparison import compare_with_density
@@ -45,8 +46,9 @@ Array = NDArray[np.float64]
 HISTORY = 6  # number of updates in the inverse Hessian, as in the paper
 CURVATURE_MAX = 1e12  # updates along directions of larger curvature are left out
 DRAWS_PER_BLOCK = 10_000
-NUMBERS_PER_BLOCK = 2**21  # so that the time limit is seen soon
+NUMBERS_PER_BLOCK = 2**19  # so that the time limit is seen soon; larger blocks get new pages
 UNIT_MAX = 1e4  # scales beyond it, or below its inverse, are changed to 1
+AFTER = 0.5  # of the time to draw from a path, to process its draws; and to check all
 HIGHER_MIN = 10.0  # nats of the ELBO between them that no mode makes up for
 PATHS_MAX = 5  # number of paths that may fail before an error
 
@@ -117,22 +119,28 @@ class Pathfinder(Method, name="pathfinder"):
         structure = self._discover(program)
         density = self._density(program, structure)
         evaluator, findings = choose(density, self.engine, seed)
+        load_psis()
         normals: list[Normal] = []
         found: list[_Sampled] = []
+        seconds: list[float] = []  # of drawing from a path
         path_of = functools.partial(
             best_normal, density, evaluator, seed, self.steps, self.num_samples
         )
 
         def add(normal: Normal, rng: np.random.Generator) -> None:
+            start = time.perf_counter()
             sampled = _sample(evaluator, normal, self.draws, rng, least=TAIL_DRAWS_MIN)
             normals.append(normal)
             found.append(sampled)
             if sampled.stop is not None:
                 raise sampled.stop
+            seconds.append(time.perf_counter() - start)
 
         with bar(self.paths, "finding paths", progress) as shown:
             try:
+                start = time.perf_counter()
                 add(*path_of())
+                longest = time.perf_counter() - start
                 of_prior = False
                 if self.init is None:
                     with contextlib.suppress(ModelError):
@@ -141,7 +149,10 @@ class Pathfinder(Method, name="pathfinder"):
                         del normals[not of_prior], found[not of_prior]
                 shown.update()
                 for path in range(1, self.paths):
+                    check_time_limit(longest + AFTER * (len(found) + 2) * max(seconds))
+                    start = time.perf_counter()
                     add(*path_of(path=path, of_prior=of_prior))
+                    longest = max(longest, time.perf_counter() - start)
                     shown.update()
             except KeyboardInterrupt as stop:
                 if not found:
@@ -221,14 +232,16 @@ class Normal:
     basis: Array  # Q, (d, r), orthonormal
     root: Array  # L, (r, r), lower triangular
 
-    def draw(self, count: int, rng: np.random.Generator) -> tuple[Array, Array]:
-        """Return draws (count, d) and their log densities (count,)."""
-        noise = rng.standard_normal((count, len(self.mean)))
-        inside = noise @ self.basis
-        moved = noise + (inside @ self.root.T - inside) @ self.basis.T
+    def draw(self, draws: Array, rng: np.random.Generator) -> Array:
+        """Write draws to an array (n, d), and return their log densities (n,)."""
+        rng.standard_normal(out=draws)
+        inside = draws @ self.basis
+        squares = np.einsum("nd,nd->n", draws, draws)
         log_det = np.log(self.scale).sum() + np.log(np.diag(self.root)).sum()
-        log_q = -0.5 * ((noise**2).sum(1) + len(self.mean) * math.log(2 * math.pi)) - log_det
-        return self.mean + moved * self.scale, log_q
+        draws += (inside @ self.root.T - inside) @ self.basis.T
+        draws *= self.scale
+        draws += self.mean
+        return -0.5 * (squares + len(self.mean) * math.log(2 * math.pi)) - log_det
 
     def log_density(self, z: Array) -> Array:
         """Return the log density at points (n, d), as (n,)."""
@@ -308,23 +321,23 @@ def _sample(
     least: int | None = None,
 ) -> _Sampled:
     """Draw ``count`` draws; an interruption leaves fewer, if at least ``least`` are done."""
-    blocks: list[tuple[Array, Array]] = []
+    z, log_q = np.empty((count, len(normal.mean))), np.empty(count)
     scores: list[float] = []
     early = None
     size = max(1, min(DRAWS_PER_BLOCK, NUMBERS_PER_BLOCK // len(normal.mean)))
     try:
         for first in range(0, count, size):
-            blocks.append(normal.draw(min(size, count - first), rng))
-            for x in blocks[-1][0]:
+            rows = slice(first, first + size)
+            log_q[rows] = normal.draw(z[rows], rng)
+            for x in z[rows]:
                 check_time_limit()
                 scores.append(float(evaluator.value_and_grad(torch.from_numpy(x))[0]))
     except KeyboardInterrupt as stop:
         if least is None or len(scores) < least:
             raise
         early = stop
-    z, log_q = (np.concatenate(parts)[: len(scores)] for parts in zip(*blocks, strict=True))
-    log_p = np.array(scores)
-    return _Sampled(z, np.where(np.isfinite(log_p), log_p, -np.inf), log_q, early)
+    done, log_p = len(scores), np.array(scores)
+    return _Sampled(z[:done], np.where(np.isfinite(log_p), log_p, -np.inf), log_q[:done], early)
 
 
 def _log_mixture(normals: list[Normal], counts: list[int], z: Array) -> Array:
