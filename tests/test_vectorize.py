@@ -4,18 +4,20 @@ import importlib
 import random
 import resource
 import warnings
+from unittest import mock
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from torch.distributions import dirichlet
 
 import probdl
 from probdl.model import predictive
 from probdl.model.program import Program
 from probdl.model.sites import discover
-from probdl.model.vectorize import vectorize
+from probdl.model.vectorize import _Dirichlet, chunks, vectorize
 from probdl.util import isolation
 from probdl.util.isolation import evaluation
 
@@ -223,7 +225,7 @@ def peak_memory():
 def test_functions_of_integers_keep_their_precision():
     def fn(d):
         with evaluation():
-            n = torch.empty(1).normal_()  # in place, so the operations are recorded
+            n = (1.0 * torch.zeros(1)).normal_()  # in place, so the operations are recorded
             return d + torch.lgamma(torch.tensor(11)) + 0 * n
 
     with warnings.catch_warnings():
@@ -255,7 +257,7 @@ def test_scalar_tensors_as_positions_are_mapped(name, recorded):
     def fn(i):
         noise = 0.0
         if recorded:  # a write in place
-            z = torch.zeros(2)
+            z = 1.0 * torch.zeros(2)
             z[0] = i
             noise = 0 * z.sum()
         return AT[name](i) + noise
@@ -265,6 +267,73 @@ def test_scalar_tensors_as_positions_are_mapped(name, recorded):
         warnings.simplefilter("error")
         mapped = vectorize(fn, positions)
     torch.testing.assert_close(mapped, torch.stack([fn(i) for i in positions]))
+
+
+def written_in_a_loop(d):
+    x, last = torch.zeros(5), d
+    for t in range(5):
+        last = torch.sin(last * d)
+        x[t] = last
+    return x
+
+
+def added_to_ones(d):
+    x = torch.ones(2, 3)
+    x[:, 1] += d
+    return x * torch.full((3,), 2.0).mul_(d)
+
+
+def starting_from_a_table(d):
+    x, state = torch.eye(3), torch.tensor([0.0, 1.0])
+    x[0, 0] = state[1] = d
+    table = TABLE.clone()
+    table[0, 1] = d
+    return x.sum() + state.sum() + table
+
+
+@pytest.mark.parametrize("fn", [written_in_a_loop, added_to_ones, starting_from_a_table])
+def test_writes_to_new_memory_need_no_recording(fn, monkeypatch):
+    monkeypatch.delattr("probdl.model.vectorize._plain")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mapped = vectorize(fn, DRAWS)
+    torch.testing.assert_close(mapped, torch.stack([fn(d) for d in DRAWS]))
+
+
+@pytest.mark.parametrize("name", ["beta", "dirichlet", "student", "exponential", "gamma"])
+def test_samplers_need_no_recording(name, monkeypatch):
+    monkeypatch.delattr("probdl.model.vectorize._plain")
+    distribution, mean = SAMPLERS[name]
+    rate = torch.full((20_000,), 1.5, dtype=torch.float64)
+    with isolation.isolated(0), evaluation(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        x = vectorize(lambda d: distribution(d).sample(), rate).reshape(len(rate), -1)[:, 0]
+    assert len(x.unique()) > 0.99 * len(x)
+    assert abs(x.mean() - mean(rate)[0]) < 4 * x.std() / len(x) ** 0.5
+    serial = torch.corrcoef(torch.stack([x[1:], x[:-1]]))[0, 1]
+    assert abs(serial) < 4 / len(x) ** 0.5
+
+
+def test_the_gradient_of_dirichlet_draws_is_left_alone():
+    concentration = torch.ones(3, requires_grad=True)
+    with mock.patch.object(dirichlet, "_Dirichlet", _Dirichlet):
+        x = dist.Dirichlet(concentration).rsample()
+    (grad,) = torch.autograd.grad(x[0], concentration)
+    assert grad.abs().sum() > 0
+
+
+def test_a_long_loop_is_evaluated_in_large_chunks():
+    def loop(d):
+        for _ in range(3000):
+            d = torch.sin(d)
+        return d * torch.ones(2**16)
+
+    def matrix(d):
+        return (d * torch.ones(2**8, 2**8)) @ torch.ones(2**8, 2**8)
+
+    for fn, expected in ((loop, 200), (matrix, 16)):
+        sizes = [len(part) for part in chunks(fn, torch.ones(200))]
+        assert sizes[0] == pytest.approx(expected, rel=0.1)
 
 
 def test_where_and_indexing_by_a_draw_run_for_all_draws_at_once():

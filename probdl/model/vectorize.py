@@ -15,15 +15,18 @@ either way. It is run draw by draw, with a warning.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributions import dirichlet
 from torch.func import functionalize
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
@@ -42,6 +45,7 @@ __all__ = ["chunks", "vectorize"]
 MAX_NUMBERS_PER_CHUNK = 2**25  # 256 MiB in float64
 # Larger tensors do not stay in the cache, and the system gives them new pages each time.
 MAX_NUMBERS_PER_TENSOR = 2**20
+NUMBERS_PER_OPERATION = 3000  # that take as long in new pages as the call of an operation
 COMPARED_DRAWS = 3  # at which recorded operations are compared with the function
 
 
@@ -131,9 +135,45 @@ _REWRITTEN: dict[Any, Callable[..., Any]] = {
 }
 
 
+_ALLOCATIONS = {
+    torch.empty, torch.empty_like, torch.zeros, torch.zeros_like, torch.ones, torch.ones_like,
+    torch.full, torch.full_like, torch.eye, torch.tensor, torch.arange, torch.linspace,
+    torch.clone, Tensor.clone, Tensor.new, Tensor.new_empty, Tensor.new_zeros, Tensor.new_ones,
+    Tensor.new_full, Tensor.new_tensor,
+}  # fmt: skip
+
+
 class _Rewrite(TorchFunctionMode):
+    """Rewrite calls that ``vmap`` does not support.
+
+    Args:
+        draw: the draw, within ``vmap``: memory that is allocated becomes memory of each draw, to
+            which results of the draw can be written. None leaves it as it is.
+    """
+
+    def __init__(self, draw: Any = None) -> None:
+        super().__init__()
+        leaves = [x for x in tree_leaves(draw) if isinstance(x, Tensor) and x.numel()]
+        self._zero = torch.zeros_like(leaves[0]).reshape(-1)[0] if leaves else None
+
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        return _REWRITTEN.get(func, func)(*args, **(kwargs or {}))
+        result = _REWRITTEN.get(func, func)(*args, **(kwargs or {}))
+        if self._zero is not None and func in _ALLOCATIONS and result.is_floating_point():
+            return result + self._zero.to(result.dtype)
+        return result
+
+
+class _Dirichlet:
+    """In the place of torch's class of that name, which ``vmap`` refuses, without gradients."""
+
+    original = dirichlet._Dirichlet
+
+    @classmethod
+    def apply(cls, concentration: Tensor) -> Tensor:
+        """Draw from a Dirichlet distribution."""
+        if torch.is_grad_enabled():
+            return cls.original.apply(concentration)  # type: ignore[no-any-return]
+        return torch._sample_dirichlet(concentration)
 
 
 @contextmanager
@@ -171,21 +211,33 @@ class _CountNumbers(DispatchMode):
     """Count the numbers in the results of all operations, intermediate ones included.
 
     Attributes:
+        operations: the number of operations.
         numbers: the numbers of all results.
         largest: those of the largest.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.numbers = self.largest = 0
+        self.operations = self.numbers = self.largest = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         result = func(*args, **(kwargs or {}))
         if not func.is_view:
             sizes = [x.numel() for x in tree_leaves(result) if isinstance(x, Tensor)]
+            self.operations += 1
             self.numbers += sum(sizes)
             self.largest = max([self.largest, *sizes])
         return result
+
+    @property
+    def draws_per_chunk(self) -> int:
+        """The number of draws to compute at once."""
+        in_memory = max(1, MAX_NUMBERS_PER_CHUNK // max(self.numbers, 1))
+        in_cache = max(1, MAX_NUMBERS_PER_TENSOR // max(self.largest, 1))
+        # Many small operations, as of a long loop, take most of the time of a small chunk.
+        if self.operations * NUMBERS_PER_OPERATION > self.numbers * in_cache:
+            return in_memory
+        return min(in_memory, in_cache)
 
 
 def vectorize(fn: Callable[[Any], Any], draws: Any) -> Any:
@@ -248,11 +300,7 @@ def chunks(fn: Callable[[Any], Any], draws: Any) -> Iterator[Any]:
     if count == 1:
         yield tree_map(lambda x: x[None], once)
         return
-    size = min(
-        MAX_NUMBERS_PER_CHUNK // max(count_mode.numbers, 1),
-        MAX_NUMBERS_PER_TENSOR // max(count_mode.largest, 1),
-    )
-    size = min(count, max(1, size))
+    size = min(count, count_mode.draws_per_chunk)
     parts = [tree_map(lambda x, i=i: x[i : i + size], draws) for i in range(0, count, size)]
     if generator_states(torch_too=False) == state:
         mapped, result = _fastest_mapping(fn, one, first, parts[0])
@@ -317,11 +365,15 @@ def _fastest_mapping(
     fn: Callable[[Any], Any], one: Callable[[Any], Any], first: Any, part: Any
 ) -> tuple[Callable[[Any], Any], Any]:
     """Return the fastest mapped version of a function that works, and its result for a part."""
-    try:
-        mapped = _quietly(torch.vmap(one, randomness="different"))
-        return mapped, mapped(part)
-    except Exception:  # vmap raises many types; the last way works for every function
-        pass
+
+    def own_memory(draw: Any) -> Any:
+        with _Rewrite(draw), mock.patch.object(dirichlet, "_Dirichlet", _Dirichlet):
+            return fn(draw)
+
+    for function in (one, own_memory):
+        with contextlib.suppress(Exception):  # vmap raises many types; the last way always works
+            mapped = _quietly(torch.vmap(function, randomness="different"))
+            return mapped, mapped(part)
     try:
         with torch.no_grad(), _without_fallback_warnings():
             plain = _plain(one, first)
