@@ -58,6 +58,7 @@ class _Compiled:
     prepared: Prepared
     source: Source
     findings: tuple[Finding, ...]
+    of_first_steps: bool  # whether later steps were not traced
 
 
 # By model, then by the shapes of its arguments and the kind of density. An entry is removed
@@ -191,10 +192,11 @@ def _reused(
     if known is None or arrays is None:
         return None
     compiled = NativeDensity(known.source, density.dim, arrays, threads)
-    if trusted:
-        return compiled
     try:
-        verify(compiled, model, _points(density, model, seed, REVERIFIED_POINTS))
+        if not trusted:
+            verify(compiled, model, _points(density, model, seed, REVERIFIED_POINTS))
+        elif known.of_first_steps:  # a later step may branch on the data
+            verify(compiled, density, _points(density, compiled, seed, 1), gradient=False)
     except MismatchError:  # data that are not arguments of the model have changed
         return None
     return compiled
@@ -222,11 +224,16 @@ def _compile_and_verify(
 
 
 def _remember(
-    density: LogDensity, prepared: Prepared, source: Source, findings: Sequence[Finding]
+    density: LogDensity,
+    prepared: Prepared,
+    source: Source,
+    findings: Sequence[Finding],
+    *,
+    of_first_steps: bool = False,
 ) -> None:
     key = _key(density)
     if key is not None and prepared.reads_data:
-        known = _Compiled(prepared, source, tuple(findings))
+        known = _Compiled(prepared, source, tuple(findings), of_first_steps)
         _compiled_models.setdefault(density.program.model, {})[key] = known
 
 
@@ -248,7 +255,7 @@ def _of_first_steps(
         findings = probe(density, points[0], value_and_grad=model.value_and_grad)
     except (MismatchError, CompilerError, ModelError):
         return None  # the trace of all steps gives the reason
-    _remember(density, prepared, source, findings)
+    _remember(density, prepared, source, findings, of_first_steps=True)
     return compiled, [*findings, *cache.findings()]
 
 

@@ -42,10 +42,13 @@ def of_first_steps(density: LogDensity) -> tuple[Prepared, Source] | None:
         steps do not determine the code.
     """
     sizes = Counter(n for x in density.program.tensors() for n in x.shape if n >= MIN_STEPS)
-    calls = _calls(density) if sizes else 0
-    if calls < MIN_CALLS:
+    if not sizes or density.program.is_large:
         return None
-    for length, _ in sizes.most_common():
+    try:
+        calls = _calls(density)
+    except _FAILURES:  # at this point
+        return None
+    for length in (n for n, _ in sizes.most_common() if calls >= MIN_CALLS):
         try:
             few = _few_steps(density, length, calls)
             for longer in (1, 3):  # from some length on, the order of the work space is the same

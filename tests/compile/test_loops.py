@@ -385,6 +385,36 @@ def test_code_made_from_first_steps_is_used_and_reused_for_other_data(monkeypatc
         verify(compiled, density, torch.tensor(RNG.normal(size=(3, density.dim))))
 
 
+def test_a_later_step_that_branches_on_the_data_is_noticed_for_other_data():
+    def model(y):
+        a, x, total = normals("a"), torch.tensor(0.0), torch.tensor(0.0)
+        for t in range(len(y)):
+            x = torch.tanh(a * x + y[t]) if t != 900 or y[t] > 0 else torch.cos(a * x + y[t])
+            total = total + x * x + 0.1 * x
+        pyro.factor("f", total)
+
+    y = RNG.normal(size=1000)
+    for sign in (1.0, -1.0):
+        y[900] = sign
+        density = probdl.LogDensity.from_model(model, (y.copy(),))
+        compiled, _ = choose(density, "native", 0, trusted=True)
+        verify(compiled, density, torch.tensor(RNG.normal(size=(3, density.dim))))
+
+
+def test_a_model_that_fails_at_some_points_runs():
+    def model(y):
+        a, x, total = normals("a"), torch.tensor(0.0), torch.tensor(0.0)
+        if a == 0.0:
+            raise ValueError("zero")
+        for t in range(len(y)):
+            x = torch.tanh(a * x + y[t])
+            total = total + x * x
+        pyro.factor("f", total)
+
+    _, findings = choose(density_of(model, 700), "auto", 0)
+    assert [finding.check for finding in findings] == ["engine"]
+
+
 def later_step_of_another_kind(y):
     a, x, total = normals("a"), torch.tensor(0.0), torch.tensor(0.0)
     for t in range(len(y)):
