@@ -21,7 +21,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -166,12 +165,23 @@ class _Rewrite(TorchFunctionMode):
 class _Dirichlet:
     """In the place of torch's class of that name, which ``vmap`` refuses, without gradients."""
 
-    original = dirichlet._Dirichlet
+    original = getattr(dirichlet, "_Dirichlet", None)
+
+    @classmethod
+    @contextmanager
+    def in_place(cls) -> Iterator[None]:
+        """Put it in the place of torch's class."""
+        torchs: Any = dirichlet
+        torchs._Dirichlet = cls
+        try:
+            yield
+        finally:
+            torchs._Dirichlet = cls.original
 
     @classmethod
     def apply(cls, concentration: Tensor) -> Tensor:
         """Draw from a Dirichlet distribution."""
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and cls.original is not None:  # in another thread
             return cls.original.apply(concentration)  # type: ignore[no-any-return]
         return torch._sample_dirichlet(concentration)
 
@@ -367,7 +377,7 @@ def _fastest_mapping(
     """Return the fastest mapped version of a function that works, and its result for a part."""
 
     def own_memory(draw: Any) -> Any:
-        with _Rewrite(draw), mock.patch.object(dirichlet, "_Dirichlet", _Dirichlet):
+        with _Rewrite(draw), _Dirichlet.in_place():
             return fn(draw)
 
     for function in (one, own_memory):
