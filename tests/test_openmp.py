@@ -138,7 +138,7 @@ def test_fits_are_identical_under_every_wait_policy(monkeypatch):
         monkeypatch.setattr(openmp, "COMPARE_AFTER_STEPS", 4)
         monkeypatch.setattr(openmp, "TIMED_STEPS", 2)
         switched = fit()
-        assert {ONE_THREAD, PASSIVE} <= set(switches)
+        assert len(set(switches)) > 1  # one thread only where it gives the same results
         monkeypatch.setattr(openmp.WaitPolicy, "ways", [ACTIVE])
         unswitched = fit()
     finally:
@@ -196,6 +196,7 @@ def test_a_step_of_small_operations_uses_one_thread(monkeypatch, engine, hidden,
             raise KeyboardInterrupt
 
     monkeypatch.setattr(openmp.WaitPolicy, "step", recorded_step)
+    monkeypatch.setattr(openmp, "SHORT_STEP_SECONDS", float("inf"))  # no waits, however busy
     before = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]):
         vae, x = _vae(20, hidden)

@@ -14,7 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, fx
 from torch.utils._pytree import tree_flatten
 
@@ -27,17 +29,20 @@ from probdl.compile.runtime.native_density import NativeDensity, differentiable
 from probdl.compile.runtime.toolchain import CompilerError
 from probdl.compile.tracing.trace import Prepared, Traced, UntraceableError, trace
 from probdl.compile.verify import MismatchError, verify
-from probdl.errors import ModelError
+from probdl.errors import ModelError, ProbdlError, TimeLimitError
 from probdl.findings import Finding
 from probdl.model.density import LogDensity
 from probdl.util.clock import check_time_limit, timed
 from probdl.util.isolation import evaluation
+from probdl.util.lazy import optimize
 
 __all__ = ["ENGINES", "Evaluator", "GraphDensity", "choose"]
 
 ENGINES = ("auto", "native", "eager")
 MAX_STATEMENTS = 40_000  # of C; they take a minute to compile
 VERIFIED_POINTS = 5  # at which new code is compared with the model
+CLIMBED_STEPS = 50  # towards a mode, to verify code there
+GUARD = 2**20  # numbers, behind the arrays that unverified code reads
 REVERIFIED_POINTS = 2  # for code that was verified on other data, or if the data are large
 
 Evaluator = Any
@@ -244,19 +249,36 @@ def _of_first_steps(
     if (found := of_first_steps(density)) is None:
         return None
     prepared, source = found
-    arrays = prepared.arrays(density.program.tensors())
-    if arrays is None:
-        return None
     try:
+        arrays = prepared.arrays(density.program.tensors())
+        if arrays is None:
+            return None
+        # If later steps are of another kind, this may read other places than the model.
+        guarded = NativeDensity(source, density.dim, arrays, threads, guard=GUARD)
+        start, other = _points(density, guarded, seed, 2)
+        verify(guarded, model, start[None], finite=True)
+        more = torch.stack([other, _climbed(guarded, start)])
+        verify(guarded, density, more, gradient=False, finite=True)
+        findings = probe(density, start, value_and_grad=model.value_and_grad)
         compiled = NativeDensity(source, density.dim, arrays, threads)
-        points = _points(density, compiled, seed, REVERIFIED_POINTS)
-        verify(compiled, model, points[:1])
-        verify(compiled, density, points[1:], gradient=False)
-        findings = probe(density, points[0], value_and_grad=model.value_and_grad)
-    except (MismatchError, CompilerError, ModelError):
+    except (ProbdlError, RuntimeError, ValueError) as error:
+        if isinstance(error, TimeLimitError):
+            raise
         return None  # the trace of all steps gives the reason
     _remember(density, prepared, source, findings, of_first_steps=True)
     return compiled, [*findings, *cache.findings()]
+
+
+def _climbed(density: Evaluator, start: Tensor) -> Tensor:
+    """Return a point (d,) nearer to a mode, where terms of the density have their usual sizes."""
+
+    def negative(z: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        value, grad = density.value_and_grad(torch.from_numpy(z))
+        return -float(value), -grad.numpy()
+
+    options = {"maxiter": CLIMBED_STEPS}
+    found = optimize.minimize(negative, start.numpy(), jac=True, method="L-BFGS-B", options=options)
+    return torch.from_numpy(found.x)
 
 
 def _arrays(density: LogDensity, traced: Traced) -> list[Tensor]:

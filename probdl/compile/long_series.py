@@ -11,26 +11,32 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from probdl.compile.codegen.emit import Source, emit
-from probdl.compile.codegen.lengthen import NotAffineError, lengthened_number, lengthened_source
+from probdl.compile.codegen.lengthen import DifferentError, lengthened_number, lengthened_source
 from probdl.compile.tracing.lengthen import lengthened_preparation
 from probdl.compile.tracing.trace import Prepared, Traced, trace
 from probdl.errors import ProbdlError, TimeLimitError
 from probdl.model.density import LogDensity
 from probdl.model.sites import discover
+from probdl.util.calls import call_leaves
 
 __all__ = ["of_first_steps"]
 
 MIN_STEPS = 400  # of a loop, for which this is faster than to trace all of it
 MIN_CALLS = 2500  # of functions of torch
+MAX_SHARE = 1 / 3  # of the calls, in the short series that are traced
 FEW_STEPS = (24, 36, 48)  # to count the calls in a step
 CALLS = 1500  # of functions of torch on the shortest series that is traced
 MIN_TRACED, MAX_TRACED = 36, 72  # steps
 APART = 12  # steps, so that n // 2, n // 3 and n // 4 are on a line, too
+ROUNDING = 1e-12  # relative, of numbers that a model computes from the number of steps
+_POSITIONS = {Tensor.__getitem__, Tensor.__setitem__}
 _FAILURES = (ProbdlError, RuntimeError, TypeError, ValueError, LookupError, AttributeError)
 
 
@@ -48,15 +54,9 @@ def of_first_steps(density: LogDensity) -> tuple[Prepared, Source] | None:
         calls = _calls(density)
     except _FAILURES:  # at this point
         return None
-    for length in (n for n, _ in sizes.most_common() if calls >= MIN_CALLS):
+    for length in (n for n, _ in sizes.most_common() if calls.count >= MIN_CALLS):
         try:
-            few = _few_steps(density, length, calls)
-            for longer in (1, 3):  # from some length on, the order of the work space is the same
-                lengths = [longer * few + length % APART + APART * i for i in range(3)]
-                try:
-                    return _lengthened(density, length, lengths)
-                except NotAffineError:
-                    continue
+            return _lengthened(density, length, _few_steps(density, length, calls))
         except TimeLimitError:
             raise
         except _FAILURES:
@@ -64,29 +64,47 @@ def of_first_steps(density: LogDensity) -> tuple[Prepared, Source] | None:
     return None
 
 
-def _few_steps(density: LogDensity, length: int, calls: int) -> int:
-    """Return the number of steps to trace, if the calls are those of a loop over a length.
+def _few_steps(density: LogDensity, length: int, calls: _Calls) -> list[int]:
+    """Return numbers of steps to trace, if the calls are those of a loop over a length.
 
     Raises:
-        NotAffineError: they are not.
+        DifferentError: they are not, or later steps differ from the first ones.
+        NotAffineError: the same.
     """
     few = [n + length % APART for n in FEW_STEPS]
-    counts = [_calls(_shortened(density, length, n)) for n in few]
-    if counts[0] == counts[-1] or lengthened_number(counts, few, length) != calls:
-        raise NotAffineError(f"no loop has {length} steps")
-    wanted = CALLS * (few[-1] - few[0]) // (counts[-1] - counts[0])
-    return max(MIN_TRACED, min(MAX_TRACED, wanted)) // APART * APART
+    counted: list[_Calls] = []
+    for n in few:
+        counted.append(_calls(_shortened(density, length, n)))
+        if counted[-1].count > MAX_SHARE * calls.count:
+            raise DifferentError(f"no long loop has {length} steps")
+    if any(c.numbers_by_call.keys() != calls.numbers_by_call.keys() for c in counted):
+        raise DifferentError("the steps call other functions, or with other numbers")
+    for call, times in calls.numbers_by_call.items():
+        if lengthened_number([c.numbers_by_call[call] for c in counted], few, length) != times:
+            raise DifferentError(f"the calls of {call[0]} are not those of {length} equal steps")
+    for number, *found in zip(calls.numbers, *(c.numbers for c in counted), strict=True):
+        expected = lengthened_number(found, few, length)
+        if abs(expected - number) > ROUNDING * abs(number):
+            raise DifferentError(f"{number} instead of {expected}")
+    a_step = (counted[-1].count - counted[0].count) / (few[-1] - few[0])
+    first = max(MIN_TRACED, min(MAX_TRACED, int(CALLS / a_step))) // APART * APART + length % APART
+    if 3 * (counted[-1].count + a_step * (first + APART - few[-1])) > MAX_SHARE * calls.count:
+        raise DifferentError("it is faster to trace all steps")
+    return [first + APART * i for i in range(3)]
 
 
 def _lengthened(
     density: LogDensity, length: int, lengths: Sequence[int]
 ) -> tuple[Prepared, Source]:
-    traced, sources = list[Traced](), list[Source]()
+    traced, sources, dims = list[Traced](), list[Source](), list[int]()
     for n in lengths:
         short = _shortened(density, length, n)
         start = short.initial(torch.Generator().manual_seed(0))
         traced.append(trace(short, start, smallest=lengths[0] // 2))  # not what is of one step
-        sources.append(emit(traced[-1].density, short.dim, stack=False))
+        sources.append(emit(traced[-1].density, short.dim, reuse=False))
+        dims.append(short.dim)
+    if lengthened_number(dims, lengths, length) != density.dim:
+        raise DifferentError("the number of coordinates is another one")
     preparation = lengthened_preparation(traced, lengths, length)
     return preparation, lengthened_source(sources, lengths, length)
 
@@ -105,17 +123,42 @@ def _shortened(density: LogDensity, length: int, to: int) -> LogDensity:
 
 
 class _Calls(TorchFunctionMode):
-    """Count the calls of functions of torch."""
+    """Count the calls of functions of torch, by the Python numbers that they are given.
 
-    count = 0
+    Attributes:
+        count: the number of calls.
+        numbers_by_call: the number of calls by function and by its numbers, in place of which are
+            their positions in ``numbers``. Positions in a series differ by step, and do not count.
+        numbers: the numbers, in the order of their first use.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+        self.numbers_by_call: Counter[tuple[Any, ...]] = Counter()
+        self.numbers: list[int | float] = []
+        self._known: dict[tuple[type, int | float], int] = {}
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         self.count += 1
+        call = [func]
+        if func not in _POSITIONS:
+            for x in call_leaves(args, kwargs):
+                if type(x) is float or type(x) is int:
+                    call.append(self._number(x))
+        self.numbers_by_call[tuple(call)] += 1
         return func(*args, **(kwargs or {}))
 
+    def _number(self, x: float) -> int:
+        key = (type(x), x)
+        if key not in self._known:
+            self._known[key] = len(self.numbers)
+            self.numbers.append(x)
+        return self._known[key]
 
-def _calls(density: LogDensity) -> int:
-    """Return the number of functions of torch that an evaluation of a density calls."""
+
+def _calls(density: LogDensity) -> _Calls:
+    """Return the functions of torch that an evaluation of a density calls."""
     with torch.no_grad(), _Calls() as calls:
         density(torch.zeros(density.dim, dtype=torch.float64))
-    return calls.count
+    return calls

@@ -23,7 +23,14 @@ class MismatchError(ProbdlError, RuntimeError):
     """Compiled code and the model compute different numbers."""
 
 
-def verify(compiled: Any, density: Any, points: Tensor, *, gradient: bool = True) -> float:
+def verify(
+    compiled: Any,
+    density: Any,
+    points: Tensor,
+    *,
+    gradient: bool = True,
+    finite: bool = False,
+) -> float:
     """Compare value and gradient of compiled code with those of the model at points (n, d).
 
     Args:
@@ -31,6 +38,7 @@ def verify(compiled: Any, density: Any, points: Tensor, *, gradient: bool = True
         density: evaluates the model by ``value_and_grad``.
         points: the points.
         gradient: whether to compare the gradients; the model, if not, is called for its value.
+        finite: whether both are finite at the points.
 
     Returns:
         The largest error relative to 1 + |value|, or to 1 + the largest element of the gradient.
@@ -48,6 +56,8 @@ def verify(compiled: Any, density: Any, points: Tensor, *, gradient: bool = True
             with torch.no_grad():
                 value, grad = density(point), found_grad
         if not (torch.isfinite(value) and torch.isfinite(grad).all()):
+            if finite:
+                raise MismatchError("its compiled code is finite where the model is not")
             continue  # no method accepts such a point
         error = max(
             float(abs(found - value) / (1 + abs(value))),

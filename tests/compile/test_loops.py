@@ -344,10 +344,10 @@ LONG = {
     ),
     "matrices": (
         long_regression_with_matrices,
-        700,
+        1400,
         lambda n: (RNG.normal(size=n), RNG.normal(size=(n, 3)), RNG.normal(size=(n, 2))),
     ),
-    "sites": (long_steps_with_sites, 500, lambda n: (RNG.normal(size=n),)),
+    "sites": (long_steps_with_sites, 800, lambda n: (RNG.normal(size=n),)),
     **{
         f.__name__: (f, 1400, lambda n: (RNG.normal(size=n),))
         for f in (
@@ -498,6 +498,82 @@ def test_a_random_later_step_is_an_error():
 
     with pytest.raises(probdl.ModelError, match="is random"):
         choose(density_of(model, 1000), "auto", 0)
+
+
+def late_floor(y):
+    a = normals("a")
+    low = -10.0 if len(y) < 300 else 0.5
+    pyro.factor("f", sum_of_steps(y, a) + torch.where(a > low, 0.0, -math.inf))
+
+
+def late_bound(y):
+    a, x, total = normals("a"), torch.tensor(0.0), torch.tensor(0.0)
+    for t in range(len(y)):
+        bound = 6.0 if t < 300 else 3.0
+        x = (a * torch.tanh(x) + y[t].clamp(-0.5, 0.5)).clamp(max=bound)
+        total = total - 0.5 * (x - y[t]) ** 2
+    pyro.factor("f", total)
+
+
+def late_scale(y):
+    m, level, total = normals("m"), torch.tensor(0.0), torch.tensor(0.0)
+    with pyro.plate("t", len(y)):
+        e = pyro.sample("e", dist.Normal(0.0, 1.0))
+    for t in range(len(y)):
+        scale = 1.0 if t < 300 else 0.2
+        level = 0.9 * level + e[t]
+        total = total - 0.5 * (e[t] / scale) ** 2 - 0.5 * ((y[t] + 1e5 - m - level) / 0.1) ** 2
+    pyro.factor("f", total)
+
+
+def late_effect(y):
+    a, b, promotion = normals("a"), normals("b"), torch.zeros(len(y))
+    effects = [b * promotion[t] * (1.0 if t < 300 else 2.0) for t in range(len(y))]
+    pyro.factor("f", sum_of_steps(y, a, effects))
+
+
+def work_space_of_an_array_that_grows(y):
+    """Place an array of constant size before one that is smaller for few steps."""
+    u, v = normals("u", 60, 4), normals("v")
+    fixed = u @ torch.ones(4, 80)
+    scale = (fixed @ torch.ones(80, 3)).sum() * 1e-5
+    total = sum_of_steps(y, v)
+    growing = torch.cumsum(y[:, None] * scale * torch.arange(1.0, 21.0), 0)
+    pyro.factor("f", total + torch.cumsum(growing, 0).mean() - v * v)
+
+
+def array_of_constant_size(y):
+    held, a = torch.linspace(0.0, 1.0, 300), normals("a")
+    effects = [held[min(t, 299)] for t in range(len(y))]
+    pyro.factor("f", sum_of_steps(y, a, effects) + (held[: min(len(y), 300)] * a.sin()).sum())
+
+
+def sum_of_steps(y, a, effects=None):
+    x, total = torch.tensor(0.0), torch.tensor(0.0)
+    for t in range(len(y)):
+        x = torch.tanh(a * x + y[t])
+        total = total - 0.5 * (x - y[t] - (effects[t] if effects else 0.0)) ** 2
+    return total
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        late_floor, late_bound, late_scale, late_effect, work_space_of_an_array_that_grows,
+        array_of_constant_size,
+    ],
+)  # fmt: skip
+def test_what_later_steps_change_is_right(model):
+    density = density_of(model, 800)
+    compiled, _ = choose(density, "auto", 0)
+    points = torch.tensor(4 * RNG.normal(size=(20, density.dim)))
+    for point in points:
+        value, grad = density.value_and_grad(point)
+        found, found_grad = compiled.value_and_grad(point)
+        if torch.isfinite(value):
+            torch.testing.assert_close((found, found_grad), (value, grad), rtol=1e-9, atol=1e-7)
+        else:
+            assert not torch.isfinite(found)
 
 
 def test_numbers_of_long_series():

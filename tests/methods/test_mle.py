@@ -325,9 +325,9 @@ def test_a_maximum_at_the_kinks_of_a_network_is_reported_as_such():
             pyro.sample("y", dist.Categorical(logits=logits), obs=y)
 
     with pytest.warns(probdl.FindingWarning, match="has kinks along"):
-        probdl.infer(model, x, y, method=probdl.MAP(starts=1, steps=4000), seed=1)
+        probdl.infer(model, x, y, method="map", seed=1)
     with pytest.raises(probdl.ModelError, match="as with ReLU activations"):
-        probdl.infer(model, x, y, method=probdl.Laplace(starts=1), seed=1)
+        probdl.infer(model, x, y, method=probdl.Laplace(), seed=1)
 
 
 def centred_groups(g, y=None):

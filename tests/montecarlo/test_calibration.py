@@ -124,7 +124,7 @@ def test_a_mean_field_guide_is_reported_as_too_narrow():
 
     method = probdl.SVI(guide="normal", steps=1000, draws=99, learning_rate=0.05)
     with pytest.warns(probdl.FindingWarning, match="underdispersed"):
-        found = calibrate(model, method, (torch.zeros(5),), simulations=80, seed=1)
+        found = calibrate(model, method, (torch.zeros(5),), simulations=80, seed=4)
     assert not found.calibrated
 
 

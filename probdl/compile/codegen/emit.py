@@ -118,18 +118,18 @@ def supports(op: Any) -> bool:
 
 
 @no_collection()
-def emit(graph: fx.Graph, dim: int, *, stack: bool = True) -> Source:
+def emit(graph: fx.Graph, dim: int, *, reuse: bool = True) -> Source:
     """Write a graph from (z, *arrays) to (gradient, value) as C.
 
     Args:
         graph: the graph.
         dim: the dimension of z.
-        stack: whether a small work space is placed on the stack.
+        reuse: whether work space is reused, and placed on the stack if it is small.
 
     Raises:
         UnsupportedError: the native engine does not support an operation.
     """
-    return _Emitter(graph, dim).source(MAX_STACK_NUMBERS if stack else 0)
+    return _Emitter(graph, dim).source(reuse)
 
 
 class _Emitter(Builder):
@@ -296,11 +296,11 @@ class _Emitter(Builder):
 
     # -- writing --------------------------------------------------------------------------
 
-    def source(self, max_on_stack: int) -> Source:
-        rolled, self.loops = roll(self.statements)
+    def source(self, reuse: bool) -> Source:
+        rolled, self.loops = roll(self.statements, reuse=reuse)
         statements, passes = row_passes(rolled)
         groups = schedule([*statements, *map(self.row_statement, passes)])
-        self.offsets, work = place(groups)
+        self.offsets, work = place(groups, reuse=reuse)
         parts: list[list[str]] = [[]]
         for group in groups:
             lines = self.group(group)
@@ -326,7 +326,7 @@ class _Emitter(Builder):
             "const Bound *bound = user;",
             "const double *const *d = bound->data;",
         ]
-        on_stack = work <= max_on_stack
+        on_stack = reuse and work <= MAX_STACK_NUMBERS
         text += (
             [f"double w[{max(work, 1)}];"] if on_stack else [_ACQUIRE.replace("WORK", str(work))]
         )
@@ -346,7 +346,7 @@ class _Emitter(Builder):
         length = len(rolled) + sum(map(len, (g for x in self.loops.values() for g in x.groups)))
         return Source(
             "\n".join(text) + "\n",
-            0 if on_stack else work,
+            0 if on_stack else max(work, 1),
             length,
             self.uses_lapack,
             special,

@@ -51,8 +51,14 @@ class Loop:
     memory: Buffer
 
 
-def roll(statements: Sequence[Statement]) -> tuple[list[Statement], dict[Statement, Loop]]:
+def roll(
+    statements: Sequence[Statement], *, reuse: bool = True
+) -> tuple[list[Statement], dict[Statement, Loop]]:
     """Replace repeated statements by loops.
+
+    Args:
+        statements: the statements.
+        reuse: whether the work space of a turn is reused within it.
 
     Returns:
         The statements, among them one for each loop; and the loops of these.
@@ -71,7 +77,7 @@ def roll(statements: Sequence[Statement]) -> tuple[list[Statement], dict[Stateme
     for repeat in found:
         for block in _blocks(statements, repeat, readers):
             rolled += statements[end : block.position(block.first)]
-            statement, loop = block.rolled()
+            statement, loop = block.rolled(reuse)
             rolled.append(statement)
             loops[statement] = loop
             end = block.position(block.last)
@@ -215,13 +221,13 @@ class _Block:
             last += 1
         self.first, self.last = max(self.first, first), min(self.last, last)
 
-    def rolled(self) -> tuple[Statement, Loop]:
+    def rolled(self, reuse: bool) -> tuple[Statement, Loop]:
         """Return the loop, as a statement among the others."""
         self._place_together()
         results = self._results()
         body = [self._of_one_turn(j, results) for j in range(self.period)]
         groups = schedule(body)
-        places, size = place(groups)
+        places, size = place(groups, reuse=reuse)
         memory = Buffer("", max(size, 1))
         inside = [s for block in self.turns[self.first : self.last] for s in block]
         roots = {b.place[0]: None for s in inside for b in s.outputs if b.home is not None}

@@ -78,8 +78,14 @@ def schedule(statements: Sequence[Statement]) -> list[list[Statement]]:
     return groups
 
 
-def place(groups: Sequence[Sequence[Statement]]) -> tuple[dict[Buffer, int], int]:
+def place(
+    groups: Sequence[Sequence[Statement]], *, reuse: bool = True
+) -> tuple[dict[Buffer, int], int]:
     """Assign a position in the work space to each buffer that is read outside its loop.
+
+    Args:
+        groups: the statements.
+        reuse: whether the place of a buffer that is no longer read can be that of another.
 
     Returns:
         The positions, and the size of the work space, in numbers.
@@ -117,7 +123,7 @@ def place(groups: Sequence[Sequence[Statement]]) -> tuple[dict[Buffer, int], int
                         ends[last_used[root]].append(root)
                 offsets[buffer] = offsets[root] + at
         for buffer in ends.pop(i, []):
-            if buffer.size >= MIN_REUSED_SIZE:
+            if reuse and buffer.size >= MIN_REUSED_SIZE:
                 free.append((buffer.size, offsets[buffer]))
     return offsets, end
 

@@ -33,6 +33,14 @@ class _Bound(ctypes.Structure):
 class NativeDensity:
     """A compiled log density on one data set.
 
+    Args:
+        source: the code.
+        dim: the dimension d of the point.
+        arrays: the arrays that the code reads.
+        threads: the number of threads that may call it at once.
+        guard: the size, in numbers, of the memory behind each array and, in ``value_and_grad``,
+            behind the point, for code that may read more.
+
     Attributes:
         dim: the dimension d of the point.
         address: the address of the C function ``int64_t logp(uint64_t dim, const double *z,
@@ -44,7 +52,15 @@ class NativeDensity:
 
     engine = "native"
 
-    def __init__(self, source: Source, dim: int, arrays: Sequence[Tensor], threads: int) -> None:
+    def __init__(
+        self,
+        source: Source,
+        dim: int,
+        arrays: Sequence[Tensor],
+        threads: int,
+        *,
+        guard: int = 0,
+    ) -> None:
         library = loaded(source, "logp", "expand")
         library.logp.restype = ctypes.c_int64
         library.logp.argtypes = [ctypes.c_uint64] + [ctypes.c_void_p] * 4
@@ -54,7 +70,8 @@ class NativeDensity:
         self.expand = ctypes.cast(library.expand, ctypes.c_void_p).value
         slots = threads if source.work else 0
         # This object owns all memory that the code points to.
-        self._arrays = [laid_out(a.to(torch.float64)) for a in arrays]
+        self._guard = guard
+        self._arrays = [_guarded(laid_out(a.to(torch.float64)), guard) for a in arrays]
         self._work = [np.empty(source.work) for _ in range(slots)]
         self._busy = np.zeros(max(slots, 1), np.uint32)
         self._data_pointers = np.array([a.data_ptr() for a in self._arrays] or [0], np.uintp)
@@ -71,6 +88,8 @@ class NativeDensity:
     def value_and_grad(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return the log density at ``z`` (d,) and its gradient (d,)."""
         point = np.ascontiguousarray(z.detach().numpy(), np.float64)
+        if self._guard:
+            point = np.concatenate([point, np.zeros(self._guard)])
         grad, value = np.empty(self.dim), np.empty(())
         self._function(self.dim, point.ctypes.data, grad.ctypes.data, value.ctypes.data, self.user)
         return torch.from_numpy(value), torch.from_numpy(grad)
@@ -92,6 +111,14 @@ class NativeDensity:
     def __call__(self, z: Tensor) -> Tensor:
         """Return the log density at ``z`` (d,), as a scalar that autograd can differentiate."""
         return differentiable(self, z)
+
+
+def _guarded(x: Tensor, guard: int) -> Tensor:
+    """Return an array in the same order, with memory behind it."""
+    if not guard:
+        return x
+    memory = torch.zeros(x.numel() + guard, dtype=x.dtype)
+    return memory.as_strided(x.shape, x.stride()).copy_(x)
 
 
 def differentiable(density: Any, z: Tensor) -> Tensor:
