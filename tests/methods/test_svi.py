@@ -838,7 +838,7 @@ def test_compiled_code_leaves_the_guides_discrete_sites_out_of_the_weights(monke
     ]
     for limit in (module.COMPILE_WORK_MIN, 0):
         monkeypatch.setattr(module, "COMPILE_WORK_MIN", limit)
-        method = probdl.SVI(guide=guide, steps=3000)
+        method = probdl.SVI(guide=guide, steps=3000, draws=30_000)
         fit = probdl.infer(model, y, method=method, seed=2)
         assert ("weighting draws" in fit.timings) == (limit == 0)
         # The guide is only an approximation, so the estimate has some noise.
