@@ -349,13 +349,9 @@ class Program:
     def with_tensors(self, tensors: Sequence[Tensor]) -> Program:
         """Return the same program with its tensors replaced, in the order of :meth:`tensors`."""
         remaining = iter(tensors)
-        other = copy.copy(self)
-        other.arguments = tree_map(
-            lambda leaf: next(remaining) if isinstance(leaf, Tensor) else leaf, self.arguments
+        other = self._with_leaves(
+            lambda leaf: next(remaining) if isinstance(leaf, Tensor) else leaf
         )
-        bound = self.signature.bind_partial()
-        bound.arguments.update(other.arguments)
-        other.args, other.kwargs = bound.args, bound.kwargs
         if self.used and [t.shape for t in tensors] != [t.shape for t in self.tensors()]:
             other.used = {}  # the known ones are of other rows
         return other
@@ -381,9 +377,14 @@ class Program:
                 leaf = leaf.narrow(dim, 0, to) if size == length else leaf
             return leaf.clone()
 
-        other = copy.copy(self)
+        other = self._with_leaves(cut)
         other.fills, other.used, other.subsampled = {}, {}, {}
-        other.arguments = tree_map(cut, self.arguments)
+        return other
+
+    def _with_leaves(self, replaced: Callable[[Any], Any]) -> Program:
+        """Return the same program with each leaf of its arguments replaced."""
+        other = copy.copy(self)
+        other.arguments = tree_map(replaced, self.arguments)
         bound = self.signature.bind_partial()
         bound.arguments.update(other.arguments)
         other.args, other.kwargs = bound.args, bound.kwargs

@@ -387,11 +387,7 @@ def test_code_made_from_first_steps_is_used_and_reused_for_other_data(monkeypatc
 
 def test_a_later_step_that_branches_on_the_data_is_noticed_for_other_data():
     def model(y):
-        a, x, total = normals("a"), torch.tensor(0.0), torch.tensor(0.0)
-        for t in range(len(y)):
-            x = torch.tanh(a * x + y[t]) if t != 900 or y[t] > 0 else torch.cos(a * x + y[t])
-            total = total + x * x + 0.1 * x
-        pyro.factor("f", total)
+        step_of_another_kind(y, lambda t: t == 900 and y[t] <= 0)
 
     y = RNG.normal(size=1000)
     for sign in (1.0, -1.0):
@@ -415,12 +411,16 @@ def test_a_model_that_fails_at_some_points_runs():
     assert [finding.check for finding in findings] == ["engine"]
 
 
-def later_step_of_another_kind(y):
+def step_of_another_kind(y, is_other):
     a, x, total = normals("a"), torch.tensor(0.0), torch.tensor(0.0)
     for t in range(len(y)):
-        x = torch.tanh(a * x + y[t]) if t != 900 else torch.cos(a * x + y[t])
+        x = torch.cos(a * x + y[t]) if is_other(t) else torch.tanh(a * x + y[t])
         total = total + x * x + 0.1 * x
     pyro.factor("f", total)
+
+
+def later_step_of_another_kind(y):
+    step_of_another_kind(y, lambda t: t == 900)
 
 
 def later_steps_with_another_number(y):
