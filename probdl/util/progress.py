@@ -43,7 +43,13 @@ def bar(total: int, description: str, show: bool | None) -> Iterator[Any]:
 
 def is_shown(show: bool | None) -> bool:
     """Return whether to show progress: as asked, or None on a terminal and in a notebook only."""
-    return (sys.stderr.isatty() or "ipykernel" in sys.modules) if show is None else show
+    return (sys.stderr.isatty() or _in_notebook()) if show is None else show
+
+
+def _in_notebook() -> bool:
+    """Return whether a kernel of Jupyter runs this code; libraries may import IPython elsewhere."""
+    get_shell = getattr(sys.modules.get("IPython"), "get_ipython", None)
+    return get_shell is not None and hasattr(get_shell(), "kernel")
 
 
 def print_line(line: str, show: bool | None) -> None:

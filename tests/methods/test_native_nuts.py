@@ -145,7 +145,7 @@ def test_chains_do_not_depend_on_the_number_of_threads(monkeypatch):
     np.testing.assert_array_equal(one.draws["mu"], three.draws["mu"])
 
 
-def test_an_interrupted_fit_can_go_on(monkeypatch):
+def test_an_interrupted_fit_can_go_on(interruptible, monkeypatch):
     monkeypatch.setattr("probdl.methods.mcmc.watching.INTERVAL_S", 0.0)
 
     def interrupt(chains):

@@ -2,7 +2,9 @@
 
 import os
 import signal
+import sys
 import threading
+import types
 import warnings
 from dataclasses import replace
 
@@ -225,11 +227,16 @@ def test_flat_priors_where_pyros_own_nuts_cannot_start():
 
 @pytest.mark.filterwarnings("ignore::probdl.FindingWarning")
 @pytest.mark.parametrize("engine", ["native", "eager"])
-def test_progress_is_shown_only_when_asked_or_on_a_terminal(capsys, engine):
+def test_progress_is_shown_only_when_asked_or_on_a_terminal(capsys, monkeypatch, engine):
+    monkeypatch.setitem(sys.modules, "ipykernel", None)  # a library may have imported it
     method = probdl.NUTS(draws=30, warmup=30, chains=1, engine=engine)
     for progress in (False, None, True):
         probdl.infer(normal_normal, *DATA, method=method, seed=1, progress=progress)
         assert ("sampling" in capsys.readouterr().err) is (progress is True)
+    shell = types.SimpleNamespace(kernel=object())
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
+    probdl.infer(normal_normal, *DATA, method=method, seed=1)
+    assert "sampling" in capsys.readouterr().err  # a notebook
 
 
 def test_centred_effects_of_several_coordinates_are_named():
