@@ -19,11 +19,11 @@ from torch.overrides import TorchFunctionMode
 
 from probdl.compile.codegen.emit import Source, emit
 from probdl.compile.codegen.lengthen import DifferentError, lengthened_number, lengthened_source
+from probdl.compile.shortening import FAILURES, shortened
 from probdl.compile.tracing.lengthen import lengthened_preparation
 from probdl.compile.tracing.trace import Prepared, Traced, trace
-from probdl.errors import ProbdlError, TimeLimitError
+from probdl.errors import TimeLimitError
 from probdl.model.density import LogDensity
-from probdl.model.sites import discover
 from probdl.util.calls import call_leaves
 
 __all__ = ["of_first_steps"]
@@ -37,7 +37,6 @@ MIN_TRACED, MAX_TRACED = 36, 72  # steps
 APART = 12  # steps, so that n // 2, n // 3 and n // 4 are on a line, too
 ROUNDING = 1e-12  # relative, of numbers that a model computes from the number of steps
 _POSITIONS = {Tensor.__getitem__, Tensor.__setitem__}
-_FAILURES = (ProbdlError, RuntimeError, TypeError, ValueError, LookupError, AttributeError)
 
 
 def of_first_steps(density: LogDensity) -> tuple[Prepared, Source] | None:
@@ -52,14 +51,14 @@ def of_first_steps(density: LogDensity) -> tuple[Prepared, Source] | None:
         return None
     try:
         calls = _calls(density)
-    except _FAILURES:  # at this point
+    except FAILURES:  # at this point
         return None
     for length in (n for n, _ in sizes.most_common() if calls.count >= MIN_CALLS):
         try:
             return _lengthened(density, length, _few_steps(density, length, calls))
         except TimeLimitError:
             raise
-        except _FAILURES:
+        except FAILURES:
             continue
     return None
 
@@ -74,7 +73,7 @@ def _few_steps(density: LogDensity, length: int, calls: _Calls) -> list[int]:
     few = [n + length % APART for n in FEW_STEPS]
     counted: list[_Calls] = []
     for n in few:
-        counted.append(_calls(_shortened(density, length, n)))
+        counted.append(_calls(shortened(density, length, n)))
         if counted[-1].count > MAX_SHARE * calls.count:
             raise DifferentError(f"no long loop has {length} steps")
     if any(c.numbers_by_call.keys() != calls.numbers_by_call.keys() for c in counted):
@@ -98,7 +97,7 @@ def _lengthened(
 ) -> tuple[Prepared, Source]:
     traced, sources, dims = list[Traced](), list[Source](), list[int]()
     for n in lengths:
-        short = _shortened(density, length, n)
+        short = shortened(density, length, n)
         start = short.initial(torch.Generator().manual_seed(0))
         traced.append(trace(short, start, smallest=lengths[0] // 2))  # not what is of one step
         sources.append(emit(traced[-1].density, short.dim, reuse=False))
@@ -107,19 +106,6 @@ def _lengthened(
         raise DifferentError("the number of coordinates is another one")
     preparation = lengthened_preparation(traced, lengths, length)
     return preparation, lengthened_source(sources, lengths, length)
-
-
-def _shortened(density: LogDensity, length: int, to: int) -> LogDensity:
-    program = density.program.shortened(length, to)
-    if program is None:
-        raise ValueError("the data cannot be cut")
-    return LogDensity(
-        program,
-        discover(program),
-        prior=density.prior,
-        jacobian=density.jacobian,
-        params=any(block.site.kind == "param" for block in density.blocks.values()),
-    )
 
 
 class _Calls(TorchFunctionMode):

@@ -17,6 +17,7 @@ from torch.distributions import constraints
 from torch.distributions.utils import lazy_property
 from torch.overrides import TorchFunctionMode
 
+from probdl.compile.shortening import on_few_rows
 from probdl.errors import ModelError
 from probdl.findings import Finding
 from probdl.model.density import LogDensity
@@ -53,6 +54,14 @@ def probe(
             argument of a distribution is invalid.
     """
     name = density.program.name
+    if bad := density.at(z, _bad_argument):
+        raise ModelError(
+            f"The model '{name}': {bad}. The distribution still computes a density there, but a "
+            "meaningless one. Keep the argument in its range: use a prior with that support, "
+            "torch.exp() for scales and rates, or logits= for probabilities."
+        )
+    if (few := on_few_rows(density, z)) is not density:
+        density, value_and_grad = few, None
     at_z, grad = (value_and_grad or density.value_and_grad)(z)
     value = at_z.item()
     before = generator_states()
@@ -66,12 +75,6 @@ def probe(
             f"The log density of the model '{name}' is random: two evaluations at the same values "
             "of its sites differ. Draw random numbers with pyro.sample only, not with torch.randn, "
             "np.random or dist.Normal(...).sample(), and call .eval() on a network with dropout."
-        )
-    if bad := density.at(z, _bad_argument):
-        raise ModelError(
-            f"The model '{name}': {bad}. The distribution still computes a density there, but a "
-            "meaningless one. Keep the argument in its range: use a prior with that support, "
-            "torch.exp() for scales and rates, or logits= for probabilities."
         )
     if gradient:
         _check_gradient(density, z, value, grad)

@@ -235,3 +235,23 @@ def test_the_doctor_says_if_blas_does_not_use_the_processor(monkeypatch, kernels
 def test_the_addresses_are_those_of_scipy():
     table = lapack()
     assert all(getattr(table, name) for name, _ in table._fields_)
+
+
+def test_a_covariance_that_decays_to_nothing_agrees_with_torch_and_leaves_small_numbers():
+    x = torch.linspace(0, 10, 120, dtype=torch.float64)
+
+    def model():
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        cov = torch.exp(-0.5 * ((x[:, None] - x) / scale) ** 2) + 0.1 * torch.eye(120)
+        zero = torch.zeros(120, dtype=torch.float64)
+        pyro.sample("y", dist.MultivariateNormal(zero, cov), obs=torch.sin(x))
+
+    density = probdl.LogDensity.from_model(model)
+    compiled, _ = choose(density, "native", 0)
+    for log_scale in (-2.0, -1.5, 0.0):  # entries below 2.2e-308 in the first two
+        z = torch.tensor([log_scale], dtype=torch.float64)
+        value, gradient = density.value_and_grad(z)
+        found = compiled.value_and_grad(z)
+        np.testing.assert_allclose(found[0], value, rtol=1e-10)
+        np.testing.assert_allclose(found[1], gradient, rtol=1e-8)
+    assert (np.full(8, 1e-308) * 0.5 > 0).all()  # still numbers for the caller

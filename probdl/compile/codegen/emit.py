@@ -330,7 +330,10 @@ class _Emitter(Builder):
         text += (
             [f"double w[{max(work, 1)}];"] if on_stack else [_ACQUIRE.replace("WORK", str(work))]
         )
+        matrices = self.uses_lapack
+        text += ["const unsigned before = flush_subnormals();"] if matrices else []
         text += [f"part{i}(z, d, w, bound->threads);" for i in range(len(parts))]
+        text += ["restore(before);"] if matrices else []
         grad, value = self.grad, self.value
         text += copy(
             grad.access, ((1,), 0), (self.dim,), self.elements(grad), lambda i: f"grad[{i}]"
