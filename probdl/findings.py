@@ -144,6 +144,13 @@ TOPICS: dict[str, dict[str, Check]] = {
             f"{STUCK_GAP:g} nats below that of another chain, with log densities that do not "
             "overlap; or most draws of a chain equal",
         ),
+        "restarted_chain": Check(
+            _INFO,
+            "Some chains waited where the posterior has practically no share, and were run again "
+            "from draws of the others.",
+            f"as of stuck_chain, in the first 100 draws, but by {STUCK_GAP:g} + 5 sqrt(d / 2) nats "
+            "of the log density, with at least two chains, and no fewer than these, elsewhere",
+        ),
         "ess": Check(
             _WARNING,
             "The effective sample size, bulk or tail, is too small for reliable posterior "

@@ -34,6 +34,7 @@ __all__ = [
     "check_stuck",
     "check_tree",
     "interrupted",
+    "log_shares",
     "require_complete",
     "stuck_chains",
     "unchecked",
@@ -277,25 +278,45 @@ def _at_different_modes(draws: Draws, names: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def stuck_chains(z: Array, lp: Array) -> Array:
-    r"""Return a mask (chain,) of the chains that are where the posterior has no share.
+def log_shares(z: Array, lp: Array) -> Array:
+    r"""Return the log probability of the region of each chain, (chain,), but for a constant.
 
-    The log probability of the region of a chain is about its log density plus the logarithm of the
-    region's size, :math:`\log p + \sum_i \log s_i`, with :math:`s_i` the interquartile ranges. A
-    chain is stuck if that of another is larger by ``STUCK_GAP`` and their log densities do not
-    overlap, or if it hardly moves: most of its draws are equal.
+    It is about its log density plus the logarithm of the region's size, :math:`\log p + \sum_i
+    \log s_i`, with :math:`s_i` the interquartile ranges.
 
     Args:
         z: draws on R^d, (chain, draw, d).
         lp: their log densities, (chain, draw), in nats.
     """
-    thin = max(1, z.shape[1] // DRAWS_OF_QUARTILES)
-    low, high = np.quantile(z[:, ::thin], (0.25, 0.75), axis=1)
-    size = high - low  # (chain, d)
-    still = (size <= 0).all(1)
+    return _log_shares(_ranges(z), lp)
+
+
+def _log_shares(size: Array, lp: Array) -> Array:
     with np.errstate(all="ignore"):
         share = np.median(lp, 1) + np.log(np.maximum(size, np.finfo(float).tiny)).sum(1)
-    share = np.where(np.isfinite(share), share, -np.inf)
+    return np.where(np.isfinite(share), share, -np.inf)
+
+
+def _ranges(z: Array) -> Array:
+    """Return the interquartile ranges, (chain, d)."""
+    thin = max(1, z.shape[1] // DRAWS_OF_QUARTILES)
+    low, high = np.quantile(z[:, ::thin], (0.25, 0.75), axis=1)
+    return np.asarray(high - low)
+
+
+def stuck_chains(z: Array, lp: Array) -> Array:
+    """Return a mask (chain,) of the chains that are where the posterior has no share.
+
+    A chain is stuck if the log probability of the region of another is larger by ``STUCK_GAP`` and
+    their log densities do not overlap, or if it hardly moves: most of its draws are equal.
+
+    Args:
+        z: draws on R^d, (chain, draw, d).
+        lp: their log densities, (chain, draw), in nats.
+    """
+    size = _ranges(z)
+    still = (size <= 0).all(1)
+    share = _log_shares(size, lp)
     best = int(np.argmax(share))
     apart = np.quantile(lp, 0.95, axis=1) < np.quantile(lp[best], 0.05)
     return still | (apart & (share < share[best] - STUCK_GAP))

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -495,3 +496,23 @@ def test_a_metric_far_off_does_not_ruin_the_step_size():
     chain.find_step()
     chain.run(NutsTask(transitions=20, adapt_step=1, records=records.ctypes.data))
     assert records["acceptance_rate"].mean() > 0.3
+
+
+@pytest.mark.filterwarnings("ignore::probdl.FindingWarning")
+@pytest.mark.parametrize("sampler", ["native", "nutpie"])
+def test_many_chains_share_few_threads(sampler):
+    before, most = threading.active_count(), []
+
+    def count():
+        while not done.wait(0.001):
+            most.append(threading.active_count())
+
+    done = threading.Event()
+    counter = threading.Thread(target=count)
+    counter.start()
+    method = probdl.NUTS(sampler=sampler, draws=20, warmup=50, chains=400)
+    fit = probdl.infer(normal_normal, SIGMA, Y, method=method, seed=1)
+    done.set()
+    counter.join()
+    assert fit.num_chains == 400
+    assert max(most) < before + 1 + 2 * (os.cpu_count() or 1) + 8

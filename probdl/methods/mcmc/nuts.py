@@ -26,6 +26,7 @@ from probdl.methods.mcmc.blocks import Blocks
 from probdl.methods.mcmc.chains import Chains, constrained, posterior_fit, random_start
 from probdl.methods.mcmc.continuation import EarlierDraws
 from probdl.methods.mcmc.funnels import funnel_sites
+from probdl.methods.mcmc.restarts import restarted
 from probdl.methods.mcmc.watching import Until, Watch
 from probdl.methods.training.checkpoint import Checkpoint, identity_of
 from probdl.model.density import LogDensity
@@ -92,7 +93,8 @@ class NUTS(Method, name="nuts"):
             package, whose chains can go on by ``fit.extend``; the settings below need it.
             Default: ``"nutpie"``.
         chain_ids: the numbers of the chains to run, from 0, such as ``[2]`` of 4: separate jobs,
-            whose fits :func:`probdl.concat` joins to that of one run. None means all.
+            whose fits :func:`probdl.concat` joins to that of one run, unless that ran a chain
+            again from where others were. None means all.
             Default: None.
         until: a :class:`probdl.Until`: after ``draws``, the chains go on until they have enough
             effective draws. Default: None.
@@ -211,7 +213,7 @@ class NUTS(Method, name="nuts"):
                 native_nuts.run if own else nutpie_adapter.run,
                 density.dim,
                 evaluator,
-                start,
+                find_start=start,
                 warmup=self.warmup,
                 chains=self.chains,
                 target_accept=self.target_accept,
@@ -220,15 +222,21 @@ class NUTS(Method, name="nuts"):
                 seed=seed,
                 progress=progress,
             )
+
+            def sample_first(draws: int, **options: Any) -> Chains:
+                found = sample(draws=draws, **options)
+                goes_on = "states" in options or self.chain_ids is not None
+                return found if goes_on else restarted(found, sample, draws, seed)
+
             if own:
                 blocks = Blocks(self.draws, self.until, self._checkpoint(seed, density))
                 chains = blocks.sample(
-                    functools.partial(sample, callback=self.callback),
+                    functools.partial(sample_first, callback=self.callback),
                     {"chain_ids": self.chain_ids, "earlier": earlier},
                     density.dim,
                 )
             else:
-                chains = sample(draws=self.draws)
+                chains = sample_first(self.draws)
         if not own:
             findings += nutpie_adapter.findings(evaluator)
         elif mass_matrix == "auto":

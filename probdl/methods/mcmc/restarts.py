@@ -1,0 +1,118 @@
+"""Chains that ended where the posterior has no share are run again, from where the others are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from probdl.errors import ModelError
+from probdl.findings import STUCK_GAP, Finding
+from probdl.methods.mcmc.blocks import ENDED
+from probdl.methods.mcmc.chains import Chains
+from probdl.results.diagnostics import log_shares, unchecked
+from probdl.util.seeds import stream
+
+__all__ = ["restarted"]
+
+Array = NDArray[np.float64]
+
+# A later end of the run, or more draws, must not change the decision or the new starts.
+FIRST_DRAWS = 100
+FEW_DRAWS = 20  # from which it cannot be decided
+MIN_OTHERS = 2  # chains, which do not depend on one another
+NOT_AGAIN = "Chains that did not reach the posterior were not run again to the end"
+SPREAD = 5.0  # standard deviations of a log density in its typical set, which are sqrt(d / 2)
+
+
+def restarted(chains: Chains, sample: Callable[..., Chains], draws: int, seed: int) -> Chains:
+    """Return the chains, of which those that are misplaced were run again.
+
+    Such a chain waits at a lesser mode, or in a tail that it does not leave. Its draws have no
+    share of the posterior. The others decide where the posterior is: there must be at least two of
+    them, and no fewer than misplaced ones.
+
+    Args:
+        chains: the chains after their first draws.
+        sample: runs chains from new starts, given ``find_start=``, ``chains=``, ``draws=`` and
+            ``seed=``.
+        draws: the number of draws that each chain was meant to have.
+        seed: the seed of the fit.
+    """
+    if chains.z.shape[1] < draws or draws < FEW_DRAWS:
+        return chains  # the run ended early
+    z, lp = chains.z[:, :FIRST_DRAWS], chains.stats["lp"][:, :FIRST_DRAWS]
+    misplaced = _misplaced(z, lp)
+    count, others = int(misplaced.sum()), z[~misplaced]
+    if not count or len(others) < max(MIN_OTHERS, count):
+        return chains
+
+    def start(chain_seed: int, **_options: Any) -> Tensor:
+        rng = np.random.default_rng(chain_seed)
+        return torch.from_numpy(others[rng.integers(len(others)), rng.integers(z.shape[1])].copy())
+
+    again = {"find_start": start, "chains": count, "seed": stream(seed, "restart")}
+    levels = np.median(lp, 1)
+    listed = [f"chain {c} (log density {levels[c]:.4g})" for c in np.flatnonzero(misplaced)]
+    shown = ", ".join(listed[:4]) + (f" and {count - 4} more" if count > 4 else "")
+    try:
+        new = sample(draws=draws, **again)
+    except KeyboardInterrupt as stop:
+        return _with(
+            chains, unchecked(stop, NOT_AGAIN[0].lower() + NOT_AGAIN[1:], "run them again")
+        )
+    except ModelError:  # no better
+        return chains
+    if new.z.shape != (count, *chains.z.shape[1:]):  # it ended early
+        ended = [replace(f, message=f"{NOT_AGAIN}.") for f in new.findings if f.check in ENDED]
+        return _with(chains, *ended)
+    found = Finding(
+        "info",
+        "restarted_chain",
+        f"{count} of {len(lp)} chains did not reach the posterior: {shown}. The log density of the "
+        f"others is about {levels[~misplaced].max():.4g}. They were run again, from draws of the "
+        "others, so that their agreement is no evidence of convergence; that of the other "
+        f"{len(others)} is.",
+        "If the mode that was left matters, start there: init={'site': value}.",
+    )
+    return _with(_replaced(chains, misplaced, new), *new.findings, found)
+
+
+def _misplaced(z: Array, lp: Array) -> NDArray[np.bool_]:
+    """Return a mask (chain,) of chains whose region surely has no share of the posterior.
+
+    It is stricter than ``stuck_chains``, and leaves out chains that only stand still: the place
+    where they do, such as the neck of a funnel, may have a share.
+    """
+    levels, gap = np.median(lp, 1), STUCK_GAP + SPREAD * math.sqrt(z.shape[2] / 2)
+    if levels.min() > levels.max() - gap:
+        return np.zeros(len(lp), bool)
+    shares = log_shares(z, lp)
+    best = int(np.argmax(shares))
+    apart = lp.max(1) < lp[best].min()
+    found: NDArray[np.bool_] = (
+        apart & (levels < levels[best] - gap) & (shares < shares[best] - STUCK_GAP)
+    )
+    return found
+
+
+def _replaced(chains: Chains, which: NDArray[np.bool_], new: Chains) -> Chains:
+    z, stats = chains.z.copy(), {name: of.copy() for name, of in chains.stats.items()}
+    z[which] = new.z
+    for name, of in stats.items():
+        of[which] = new.stats[name]
+    given = iter(new.states)
+    states = [
+        next(given) if again else state for state, again in zip(chains.states, which, strict=False)
+    ]
+    return replace(chains, z=z, stats=stats, states=states)
+
+
+def _with(chains: Chains, *findings: Finding) -> Chains:
+    return replace(chains, findings=[*chains.findings, *findings])
