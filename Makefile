@@ -114,6 +114,9 @@ bench-studies: $(STAMP)  ## studies and calibration, PyMC and simuk beside; writ
 bench-pyro: $(STAMP)  ## programs of Pyro users beside Pyro; writes benchmarks/results/
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.pyro_programs
 
+bench-scale: $(STAMP)  ## fits by forks and by a Dask cluster; writes benchmarks/results/
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.scale
+
 bench-predict: $(STAMP)  ## memory of a large prediction; writes benchmarks/results/
 	$(BIN)/python -m benchmarks.predict
 

@@ -6,19 +6,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SCRIPTS = sorted(p for p in EXAMPLES.glob("*.py") if p.stem != "demo")
 
 
-def run(name, folder):
+def run(name, folder, *arguments, **variables):
     """Run an example in an empty folder, and return its output."""
     environment = os.environ | {
+        **variables,
         "OMP_NUM_THREADS": "1",
         "PYTHONIOENCODING": "utf-8",
         "PYTHONPATH": os.pathsep.join([str(EXAMPLES.parent), os.environ.get("PYTHONPATH", "")]),
     }
     done = subprocess.run(
-        [sys.executable, str(EXAMPLES / f"{name}.py")],
+        [sys.executable, str(EXAMPLES / f"{name}.py"), *arguments],
         capture_output=True, encoding="utf-8", cwd=folder, env=environment, timeout=300,
         check=False,
     )  # fmt: skip
@@ -32,7 +35,7 @@ def numbers(pattern, text):
 
 
 def test_the_examples_are_short():
-    assert len(SCRIPTS) == 6
+    assert len(SCRIPTS) == 8
     assert all(len(p.read_text(encoding="utf-8").splitlines()) <= 60 for p in SCRIPTS)
 
 
@@ -83,3 +86,17 @@ def test_from_pyro(tmp_path):
     for before, after, sd in zip(means[:2], means[2:], sds[:2], strict=True):
         # Four standard errors; Pyro's 200 draws have an effective sample size of at least 70.
         assert abs(before - after) < 4 * sd / 70**0.5
+
+
+def test_on_dask(tmp_path):
+    pytest.importorskip("distributed", reason="Dask is not installed")
+    assert run("on_dask", tmp_path).splitlines()[-1] == "calibrated"
+
+
+def test_on_slurm(tmp_path):
+    for chain in range(4):
+        run("on_slurm", tmp_path, SLURM_ARRAY_TASK_ID=str(chain))
+    output = run("on_slurm", tmp_path, "join")
+    assert "Findings: no findings" in output
+    (mean,) = numbers(r"mean +(-?[\d.]+)", output)
+    assert 5 < mean < 8

@@ -116,6 +116,7 @@ def calibrate(
     num_draws: int = 99,
     seed: int = 0,
     workers: int | None = None,
+    executor: Any = None,
     progress: bool | None = None,
 ) -> Calibration:
     r"""Test a method by simulation-based calibration.
@@ -133,6 +134,8 @@ def calibrate(
         num_draws: L, at least 9.
         seed: the seed of prior draws, data and fits.
         workers: the number of processes; None uses one per core.
+        executor: runs the fits in the place of processes of this machine: a
+            ``concurrent.futures.Executor``, or a Dask ``Client``. The results are the same.
         progress: whether to show progress; None shows it on a terminal only.
 
     Returns:
@@ -162,7 +165,7 @@ def calibrate(
         "calibrate", simulations=(simulations, MIN_SIMULATIONS), num_draws=(num_draws, MIN_DRAWS)
     )
     check_seed("calibrate", seed)
-    check_workers("calibrate", workers)
+    check_workers("calibrate", workers, executor)
     check_progress("calibrate", progress)
     simulator = Simulator(model, arguments)
     with isolated(stream(seed, "joint")):
@@ -170,14 +173,15 @@ def calibrate(
     names = [s.name for s in simulator.structure.of("latent")]
     if not names:
         raise ModelError(f"The model '{simulator.program.name}' has no latent sites to rank.")
-    true = np.concatenate(
+    all_true = np.concatenate(
         [np.asarray(prior[n]).reshape(simulations, -1) for n in names], axis=1
     ).astype(np.float64)
     sites = simulator.structure.sites
     labels = [label for n in names for label in scalar_labels(n, sites[n].shape)]
 
-    def work(index: int) -> tuple[Array | str, list[str]]:
-        program = simulator.program.with_tensors(sets[index])
+    def work(index: int, item: tuple[Any, Array]) -> tuple[Array | str, list[str]]:
+        data, true = item
+        program = simulator.program.with_tensors(data)
         fit_seed = stream(seed, "fit", index)
         try:
             with isolated(fit_seed):
@@ -194,12 +198,17 @@ def calibrate(
         kept = np.linspace(0, count - 1, num_draws).round().astype(int)
         draws = np.concatenate([fit.draws[n].reshape(count, -1)[kept] for n in names], axis=1)
         rng = np.random.default_rng(fit_seed)
-        below, ties = (draws < true[index]).sum(0), (draws == true[index]).sum(0)
+        below, ties = (draws < true).sum(0), (draws == true).sum(0)
         checks = [f.check for f in fit.findings if f.severity == "error"]
         return below + rng.integers(0, ties + 1), checks
 
     found = parallel_map(
-        work, simulations, workers=workers, description="calibrating", progress=progress
+        work,
+        list(zip(sets, all_true, strict=True)),
+        workers=workers,
+        executor=executor,
+        description="calibrating",
+        progress=progress,
     )
     good = [r for r, _ in found if not isinstance(r, str)]
     if len(good) < MIN_SIMULATIONS:

@@ -64,6 +64,7 @@ def study(
     interval_prob: float = 0.9,
     seed: int = 0,
     workers: int | None = None,
+    executor: Any = None,
     progress: bool | None = None,
 ) -> xr.Dataset:
     r"""Study an estimator: simulate data at known parameters, fit each data set, and compare.
@@ -88,6 +89,8 @@ def study(
         interval_prob: the nominal probability of the intervals.
         seed: the seed of data and fits.
         workers: the number of processes; None uses one per core.
+        executor: runs the fits in the place of processes of this machine: a
+            ``concurrent.futures.Executor``, or a Dask ``Client``. The results are the same.
         progress: whether to show progress; None shows it on a terminal only.
 
     Returns:
@@ -120,7 +123,7 @@ def study(
     check_int("study", replicates=(replicates, MIN_REPLICATES))
     check_real("study", interval_prob=(interval_prob, 0, 1))
     check_seed("study", seed)
-    check_workers("study", workers)
+    check_workers("study", workers, executor)
     check_progress("study", progress)
     for setting, value in (("arguments", arguments), ("generator", generator)):
         if value is not None:
@@ -150,10 +153,15 @@ def study(
         else:
             seeds = [stream(seed, "data", n, i) for i in range(replicates)]
             data_sets = simulator.generated_by(generate, seeds)
-        fit_one = _FitOne(chosen, simulator, data_sets, target, interval_prob, seed)
+        fit_one = _FitOne(chosen, simulator, target, interval_prob, seed)
         start = time.perf_counter()
         results = parallel_map(
-            fit_one, replicates, workers=workers, description=f"n = {n}", progress=progress
+            fit_one,
+            data_sets,
+            workers=workers,
+            executor=executor,
+            description=f"n = {n}",
+            progress=progress,
         )
         seconds.append(time.perf_counter() - start)
         succeeded = [r for r, _ in results if isinstance(r, np.ndarray)]
@@ -194,18 +202,17 @@ def _checked_sizes(sizes: Any) -> list[int]:
 
 
 class _FitOne:
-    """Fits one data set of a study: a function of its index that returns the estimates."""
+    """Fits one data set of a study: a function of its index and the data."""
 
     def __init__(
         self,
         method: Method,
         simulator: Simulator,
-        data_sets: list[Any],
         truth: Mapping[str, Any],
         prob: float,
         seed: int,
     ) -> None:
-        self.method, self.simulator, self.data_sets = method, simulator, data_sets
+        self.method, self.simulator = method, simulator
         self.prob, self.seed = prob, seed
         self.first: Fit | None = None
         sites = simulator.structure.sites
@@ -218,9 +225,9 @@ class _FitOne:
             self.labels += scalar_labels(name, shape)
         self.truth = np.concatenate(values) if values else np.zeros(0)
 
-    def __call__(self, index: int) -> tuple[Array | str, list[str]]:
+    def __call__(self, index: int, data: Any) -> tuple[Array | str, list[str]]:
         """Return estimates and intervals, (3, parameters), or the error; and the findings."""
-        program = self.simulator.program.with_tensors(self.data_sets[index])
+        program = self.simulator.program.with_tensors(data)
         seed = stream(self.seed, "fit", index)
         try:
             with isolated(seed):

@@ -91,7 +91,7 @@ def concat(fits: Sequence[ChainFit]) -> ChainFit:
     """Join the chains of fits by NUTS to the same data, such as those of separate jobs.
 
     With ``NUTS(sampler="native", chain_ids=[i])`` and one seed for all, the result is that of one
-    run with all chains, bit for bit.
+    run with all chains, bit for bit, unless a chain was run again there from where others were.
 
     Args:
         fits: the fits, in the order of their chains.

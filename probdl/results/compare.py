@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +30,7 @@ def compare(
     site: str | None = None,
     refit: bool = True,
     workers: int | None = None,
+    executor: Any = None,
     progress: bool | None = None,
 ) -> pd.DataFrame:
     r"""Compare fits of the same data by how well they predict held-out rows.
@@ -54,6 +56,8 @@ def compare(
         refit: whether to refit if k-hat is high for few rows; otherwise a warning reports their
             number.
         workers: number of processes for refitting; None means one per core.
+        executor: runs the fits in the place of processes of this machine: a
+            ``concurrent.futures.Executor``, or a Dask ``Client``.
         progress: whether to show progress; None means only on a terminal and in a notebook.
 
     Returns:
@@ -100,7 +104,7 @@ def compare(
                 "containers of other packages."
             )
     check_flag("compare", refit=refit)
-    check_workers("compare", workers)
+    check_workers("compare", workers, executor)
     check_progress("compare", progress)
     if len(fits) < 2:
         raise SettingError(f"compare() needs at least two fits by name, but got {len(fits)}.")
@@ -124,7 +128,9 @@ def compare(
                 row_of = row_of[scored.is_scored.numpy()]
             held_out = [[int(row_of[i])] for i in bad]
             try:
-                exact = score_held_out(fit, held_out, workers=workers, progress=progress)
+                exact = score_held_out(
+                    fit, held_out, workers=workers, executor=executor, progress=progress
+                )
                 result = idata.with_exact(
                     result, {int(i): float(s[0]) for i, s in zip(bad, exact, strict=False)}
                 )

@@ -59,7 +59,12 @@ class CrossValidation:
 
 
 def score_held_out(
-    fit: Any, groups: Sequence[Any], *, workers: int | None, progress: bool | None
+    fit: Any,
+    groups: Sequence[Any],
+    *,
+    workers: int | None,
+    executor: Any = None,
+    progress: bool | None,
 ) -> list[Array]:
     """Return the log predictive densities of groups of rows, each from a fit without the group.
 
@@ -69,6 +74,7 @@ def score_held_out(
         fit: a fit by any method.
         groups: for each group, the indices of its rows along the data plate.
         workers: number of processes; None means one per core.
+        executor: runs the fits in their place.
         progress: whether to show progress; None means only on a terminal and in a notebook.
 
     Returns:
@@ -91,15 +97,15 @@ def score_held_out(
         return _at_rows(program, rows, size)
 
     # The folds are other runs than the one that its checkpoint, if any, belongs to.
-    method = fit.method
+    method, fit_seed = fit.method, fit.seed
     if getattr(method, "checkpoint", None) is not None:
         method = replace(method, checkpoint=None)
 
-    def score_group(number: int) -> Array | str:
+    def score_group(number: int, group: Any) -> Array | str:
         """Return the scores of a group, or why there are none."""
-        rows = np.asarray(groups[number])
+        rows = np.asarray(group)
         kept = np.setdiff1d(np.arange(size), rows)
-        seed = stream(fit.seed, "fold", number)
+        seed = stream(fit_seed, "fold", number)
         try:
             with isolated(seed):
                 rest = (
@@ -134,7 +140,12 @@ def score_held_out(
         return total
 
     results = parallel_map(
-        score_group, len(groups), workers=workers, description="refitting", progress=progress
+        score_group,
+        groups,
+        workers=workers,
+        executor=executor,
+        description="refitting",
+        progress=progress,
     )
     scores = []
     for number, result in enumerate(results):
@@ -274,11 +285,16 @@ def _check_all_data(program: Program) -> None:
 
 
 def cross_validate(
-    fit: Any, k: int, *, workers: int | None = None, progress: bool | None = None
+    fit: Any,
+    k: int,
+    *,
+    workers: int | None = None,
+    executor: Any = None,
+    progress: bool | None = None,
 ) -> CrossValidation:
     """Cross-validate a fit with k random folds; see ``Fit.cross_validate``."""
     check_int("cross_validate", k=(k, 2))
-    check_workers("cross_validate", workers)
+    check_workers("cross_validate", workers, executor)
     check_progress("cross_validate", progress)
     _check_all_data(fit.program)
     _, size = data_plate(fit.program, fit.structure)
@@ -288,7 +304,7 @@ def cross_validate(
         )
     order = np.random.default_rng(stream(fit.seed, "folds")).permutation(size)
     groups = [np.sort(part) for part in np.array_split(order, k)]
-    scores = score_held_out(fit, groups, workers=workers, progress=progress)
+    scores = score_held_out(fit, groups, workers=workers, executor=executor, progress=progress)
     if len(scores) < k:
         raise KeyboardInterrupt
     pointwise, folds = np.empty(size), np.empty(size, np.int64)

@@ -373,7 +373,12 @@ class ScoredFit(FitState):
             )
 
     def cross_validate(
-        self, k: int = 10, *, workers: int | None = None, progress: bool | None = None
+        self,
+        k: int = 10,
+        *,
+        workers: int | None = None,
+        executor: Any = None,
+        progress: bool | None = None,
     ) -> CrossValidation:
         r"""Estimate the predictive accuracy for new data by k-fold cross-validation.
 
@@ -387,6 +392,8 @@ class ScoredFit(FitState):
         Args:
             k: number of folds; the number of rows gives leave-one-out cross-validation.
             workers: number of processes; None means one per core.
+            executor: runs the fits in the place of processes of this machine: a
+                ``concurrent.futures.Executor``, or a Dask ``Client``. The results are the same.
             progress: whether to show progress; None means only on a terminal and in a notebook.
 
         Raises:
@@ -401,4 +408,4 @@ class ScoredFit(FitState):
             >>> type(fit.cross_validate(3, workers=1)).__name__
             'CrossValidation'
         """
-        return cross_validate(self, k, workers=workers, progress=progress)
+        return cross_validate(self, k, workers=workers, executor=executor, progress=progress)

@@ -23,6 +23,7 @@ __all__ = [
     "arviz",
     "arviz_stats_base",
     "backend_bases",
+    "cloudpickle",
     "ecdf_utils",
     "h5netcdf",
     "h5py",
@@ -39,6 +40,7 @@ __all__ = [
 if TYPE_CHECKING:
     import arviz
     import arviz_stats.base as arviz_stats_base
+    import cloudpickle
     import h5netcdf
     import h5py
     import matplotlib
@@ -109,6 +111,7 @@ else:
     arviz = _Deferred("arviz")
     arviz_stats_base = _Deferred("arviz_stats.base")  # of ArviZ 1
     backend_bases = _Deferred("matplotlib.backend_bases")
+    cloudpickle = _Deferred("cloudpickle")
     ecdf_utils = _Deferred("arviz_stats.ecdf_utils", "arviz.stats.ecdf_utils")
     h5netcdf = _Deferred("h5netcdf")
     h5py = _Deferred("h5py")

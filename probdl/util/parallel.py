@@ -1,7 +1,7 @@
 """Independent tasks in several processes, as one loop with progress.
 
 The processes are forks: they inherit the compiled model, and only results are pickled. On platforms
-without fork the tasks run one after another.
+without fork the tasks run one after another. An executor runs them elsewhere.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -21,6 +21,7 @@ import torch
 
 from probdl.errors import ModelError
 from probdl.util.blas import one_blas_thread
+from probdl.util.executors import on_executor
 from probdl.util.interrupts import interrupts_kept
 from probdl.util.lock import GLOBAL_LOCK
 from probdl.util.progress import bar
@@ -42,39 +43,47 @@ def worker_count(workers: int | None) -> int:
 
 
 def parallel_map(
-    work: Callable[[int], Any],
-    count: int,
+    work: Callable[[int, Any], Any],
+    items: Sequence[Any],
     *,
     workers: int | None = None,
+    executor: Any = None,
     description: str = "working",
     progress: bool | None = None,
 ) -> list[Any]:
-    """Return ``[work(0), work(1), …]``; after Ctrl-C, the results of the first tasks that are done.
+    """Return ``[work(0, items[0]), …]``; after Ctrl-C, the results of the first that are done.
 
     The first task runs in this process, so that the forks inherit the code that it compiles.
 
     Args:
-        work: one task as a function of its index; it must not depend on earlier calls. It raises
-            KeyboardInterrupt rather than return a part of its result.
-        count: the number of tasks.
+        work: one task as a function of its index and its item; it must not depend on earlier calls.
+            It raises KeyboardInterrupt rather than return a part of its result.
+        items: the data of the tasks.
         workers: the number of processes; None uses one per core.
+        executor: runs the tasks but the first, in place of forks; see ``util/executors.py``.
         description: the label of the progress bar.
         progress: whether to show progress; None shows it on a terminal only.
 
     Raises:
-        ModelError: a process ended without a result.
+        ModelError: a process ended without a result, or the executor failed.
         KeyboardInterrupt: interrupted before the first result.
     """
     results: dict[int, Any] = {}
-    processes = min(worker_count(workers), count - 1)
+    count = len(items)
+    processes = min(worker_count(workers), count - 1) if executor is None else 0
+    here = range(count if processes < 2 and executor is None else min(count, 1))
     with bar(count, description, progress) as shown:
         try:
             with interrupts_kept():  # Python ignores Ctrl-C in what runs after each fork
-                for i in range(count if processes < 2 else 1):
-                    results[i] = work(i)
+                for i in here:
+                    results[i] = work(i, items[i])
                     shown.update()
+                if executor is not None:
+                    for i, result in on_executor(executor, work, items, range(1, count)):
+                        results[i] = result
+                        shown.update()
                 if processes >= 2:
-                    with _pool(work, processes) as pool:
+                    with _pool(lambda i: work(i, items[i]), processes) as pool:
                         for i, result in _run(pool, range(1, count)):
                             results[i] = result
                             shown.update()

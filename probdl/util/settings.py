@@ -124,10 +124,18 @@ def check_seed(owner: str, seed: Any) -> None:
         raise setting_error(owner, "seed", seed, rule)
 
 
-def check_workers(owner: str, workers: Any) -> None:
-    """Check that a number of processes is an integer from 1 to 10,000, or None."""
+def check_workers(owner: str, workers: Any, executor: Any = None) -> None:
+    """Check that a number of processes is an integer from 1 to 10,000, or None, or an executor."""
     if workers is not None:
         check_int(owner, high=10_000, workers=(workers, 1))
+    if executor is None:
+        return
+    if not callable(getattr(executor, "submit", None)):
+        raise setting_error(
+            owner, "executor", executor, "must be a concurrent.futures.Executor or a Dask Client"
+        )
+    if workers is not None:
+        raise setting_error(owner, "workers", workers, "cannot be combined with executor=")
 
 
 def check_progress(owner: str, progress: Any) -> None:

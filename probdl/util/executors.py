@@ -1,0 +1,243 @@
+"""Independent tasks on an executor: a pool of processes, Dask, MPI or loky.
+
+An executor is what has the ``submit`` of ``concurrent.futures.Executor``. The work travels once to
+each worker, pickled by cloudpickle, and pieces of the data with each call.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import platform
+import queue
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from probdl.errors import ModelError, ProbdlError
+from probdl.util.blas import one_blas_thread, one_torch_thread
+from probdl.util.clock import check_time_limit
+from probdl.util.lazy import cloudpickle
+
+__all__ = ["on_executor"]
+
+ATTEMPTS = 3  # at a task whose worker ended
+SMALL_BYTES = 100_000  # of work that is sent with each call
+CALL_S = 0.25  # of a call, with tasks that are shorter
+CALLS, MAX_CALLS = 32, 4096  # that wait or run at once: at the start, and at most
+KNOWN = 4  # runs whose work a worker keeps
+POLL_S = 0.1
+
+_known: dict[str, Callable[[int, Any], Any]] = {}
+
+
+def on_executor(
+    executor: Any, work: Callable[[int, Any], Any], items: Sequence[Any], indices: Sequence[int]
+) -> Iterator[tuple[int, Any]]:
+    """Yield ``i, work(i, items[i])`` for indices, in the order in which they are done.
+
+    A task whose worker ended is sent again, up to three times. When the caller ends early, what
+    waits is cancelled.
+
+    Args:
+        executor: has ``submit``, or is a Dask ``Client``.
+        work: one task as a function of its index and its item; it must not depend on earlier calls.
+        items: the data of all tasks.
+        indices: the tasks to do.
+
+    Raises:
+        ModelError: the work cannot be pickled, workers cannot load it, the executor ended, or a
+            task was lost three times.
+        Exception: what a task raised.
+    """
+    calls = _Calls(getattr(executor, "get_executor", lambda: executor)(), _pickled(work), items)
+    waiting = list(indices)[::-1]
+    try:
+        while waiting or calls.running:
+            while waiting and len(calls.running) < calls.limit:
+                size = calls.size(len(waiting))
+                calls.submit([waiting.pop() for _ in range(min(size, len(waiting)))])
+            yield from calls.next_results()
+    finally:
+        calls.cancel()
+
+
+@dataclass
+class _Calls:
+    """The calls of one run that wait or run.
+
+    Attributes:
+        executor: the executor.
+        work: the pickled work.
+        items: the data of all tasks.
+        running: the tasks of each call, by its future.
+        limit: the number of calls at once. It grows with what is done, since the number of workers
+            is not known.
+    """
+
+    executor: Any
+    work: bytes
+    items: Sequence[Any]
+    running: dict[Any, list[int]] = field(default_factory=dict)
+    limit: int = CALLS
+
+    def __post_init__(self) -> None:
+        self._key = uuid.uuid4().hex
+        self._process = _this_process()
+        self._ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._attempts: dict[int, int] = {}
+        self._done, self._seconds = 0, 0.0
+
+    def size(self, waiting: int) -> int:
+        """Return the number of tasks of the next call, from the time that they take."""
+        if not self._done:
+            return 1
+        mean = self._seconds / self._done
+        return max(1, min(int(CALL_S / mean) if mean > 0 else waiting, waiting // self.limit))
+
+    def submit(self, indices: list[int], *, with_work: bool = False) -> None:
+        """Submit a call.
+
+        Raises:
+            ModelError: the executor ended, or the data cannot be pickled.
+        """
+        sent = self.work if with_work or len(self.work) <= SMALL_BYTES else None
+        pieces = _pickled([(i, self.items[i]) for i in indices])
+        try:
+            future = self.executor.submit(_run, self._key, sent, pieces, self._process)
+        except RuntimeError as error:  # such as BrokenExecutor
+            raise ModelError(
+                f"The executor takes no more work after {self._done} tasks ({error}). A worker may "
+                "have run out of memory: use fewer, or an executor that starts others, as Dask."
+            ) from None
+        self.running[future] = indices
+        future.add_done_callback(self._ended.put)
+
+    def next_results(self) -> list[tuple[int, Any]]:
+        """Wait for a call, and return its results.
+
+        Raises:
+            ModelError: a task was lost three times, or no worker can load the work.
+            Exception: what a task raised.
+        """
+        while True:
+            try:
+                future = self._ended.get(timeout=POLL_S)
+                break
+            except queue.Empty:
+                check_time_limit()
+        indices = self.running.pop(future)
+        try:
+            answer = future.result()
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            self._send_again(indices, error)
+            return []
+        if answer is None:  # a worker that has not seen the work
+            self.submit(indices, with_work=True)
+            return []
+        results, raised, seconds = cloudpickle.loads(answer)
+        if raised is not None:
+            raise raised
+        self._done += len(indices)
+        self._seconds += seconds
+        self.limit = min(self.limit + 1, MAX_CALLS)
+        return list(zip(indices, results, strict=True))
+
+    def _send_again(self, indices: list[int], error: BaseException) -> None:
+        """Submit the tasks of a call that was lost, each by itself, since one may be the cause."""
+        for i in indices:
+            self._attempts[i] = self._attempts.get(i, 0) + 1
+            if self._attempts[i] >= ATTEMPTS:
+                raise ModelError(
+                    f"The worker of task {i} ended {ATTEMPTS} times without a result "
+                    f"({type(error).__name__}: {error}). It may have run out of memory, or lack a "
+                    "package: workers need the same packages as this process."
+                ) from None
+            self.submit([i])
+
+    def cancel(self) -> None:
+        """Cancel the calls that have not begun."""
+        for future in self.running:
+            future.cancel()
+
+
+def _pickled(thing: Any) -> bytes:
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+        def reducer_override(self, part: Any) -> Any:
+            # A part of a large tensor would travel with all of it.
+            if type(part) is Tensor and part.untyped_storage().nbytes() > part.nbytes:
+                return part.clone().__reduce_ex__(self.proto)
+            return super().reducer_override(part)
+
+    written = io.BytesIO()
+    try:
+        Pickler(written).dump(thing)
+        return written.getvalue()
+    except Exception as error:
+        raise ModelError(
+            f"The model or its data cannot be sent to workers ({type(error).__name__}: {error}). "
+            "Define what cannot be pickled inside the model, or use workers= instead of executor=."
+        ) from None
+
+
+def _this_process() -> tuple[str, int]:
+    return platform.node(), os.getpid()
+
+
+def _run(key: str, work: bytes | None, pieces: bytes, client: tuple[str, int]) -> bytes | None:
+    """Run tasks on a worker; return their results, an error and the seconds, or None.
+
+    Args:
+        key: identifies the run.
+        work: the pickled work; None if the worker should know it.
+        pieces: the pickled pairs of index and item.
+        client: the process that submitted them.
+    """
+    results: list[Any] = []
+    error: BaseException | None = None
+    began = time.perf_counter()
+    try:
+        if (known := _work_of(key, work)) is None:
+            return None
+        with ExitStack() as stack:
+            if _this_process() != client:  # a thread of the client must not change its settings
+                stack.enter_context(one_torch_thread())
+                stack.enter_context(one_blas_thread())
+            results = [known(i, item) for i, item in cloudpickle.loads(pieces)]
+    except BaseException as raised:
+        results, error = [], _sent(raised)
+    return _answer(results, error, time.perf_counter() - began)
+
+
+def _work_of(key: str, work: bytes | None) -> Callable[[int, Any], Any] | None:
+    if key not in _known:
+        if work is None:
+            return None
+        while len(_known) >= KNOWN:
+            _known.pop(next(iter(_known)), None)
+        _known[key] = cloudpickle.loads(work)
+    return _known.get(key)
+
+
+def _sent(error: BaseException) -> BaseException:
+    """Return an error as it is sent to the client, with where it was raised."""
+    if not isinstance(error, (ProbdlError, KeyboardInterrupt)):
+        error.add_note("On a worker:\n" + "".join(traceback.format_exception(error)))
+    return error
+
+
+def _answer(results: list[Any], error: BaseException | None, seconds: float) -> bytes:
+    try:
+        return bytes(cloudpickle.dumps((results, error, seconds)))
+    except Exception as failure:
+        what = "result" if error is None else f"error ({type(error).__name__}: {error})"
+        problem = ModelError(f"A worker's {what} cannot be sent ({failure}).")
+        return bytes(cloudpickle.dumps(([], problem, seconds)))

@@ -1,0 +1,239 @@
+"""Fits on executors: equal to those of one process, also where workers end."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+import probdl
+from probdl.montecarlo import calibrate, study
+from probdl.util import executors
+from probdl.util.executors import on_executor
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::probdl.FindingWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:multiprocessing"),  # forks
+]
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(40, 2))
+Y = X @ [1.0, -1.0] + RNG.normal(size=40)
+
+
+def regression(x, y):
+    b = pyro.sample("b", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    with pyro.plate("rows", len(y)):
+        pyro.sample("y", dist.Normal(x @ b, 1.0), obs=y)
+
+
+@pytest.fixture(scope="module")
+def pool():
+    """Two processes that inherit nothing."""
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as executor:
+        yield executor
+
+
+def test_a_calibration_on_processes_equals_one_here(pool):
+    settings = {"simulations": 40, "num_draws": 19, "seed": 3}
+    method = probdl.Laplace(draws=25)
+    here = calibrate(regression, method, (X, Y), workers=1, **settings)
+    there = calibrate(regression, method, (X, Y), executor=pool, **settings)
+    np.testing.assert_array_equal(here.ranks, there.ranks)
+
+
+@pytest.mark.parametrize("method", ["mle", probdl.NUTS(draws=30, warmup=50, chains=1)])
+def test_a_study_on_processes_equals_one_here(pool, method):
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+        with pyro.plate("obs", len(y)):
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    settings = {"sizes": [4, 16], "replicates": 12, "seed": 1}
+    here = study(model, method, {"mu": 2.0}, workers=1, **settings)
+    there = study(model, method, {"mu": 2.0}, executor=pool, **settings)
+    for name in ("bias", "variance"):
+        np.testing.assert_array_equal(here[name], there[name])
+
+
+def test_a_cross_validation_on_processes_or_threads_equals_one_here(pool):
+    fit = probdl.infer(regression, X, Y, method="laplace", seed=1)
+    here = fit.cross_validate(5, workers=1)
+    np.testing.assert_array_equal(here.pointwise, fit.cross_validate(5, executor=pool).pointwise)
+    with ThreadPoolExecutor(2) as threads:
+        there = fit.cross_validate(5, executor=threads)
+    np.testing.assert_array_equal(here.pointwise, there.pointwise)
+
+
+def results(executor, work, count=20):
+    items = [np.arange(i) for i in range(count)]
+    return dict(on_executor(executor, work, items, range(count)))
+
+
+def test_large_work_travels_only_to_workers_that_lack_it(monkeypatch):
+    monkeypatch.setattr(executors, "SMALL_BYTES", 0)
+    sent = []
+    original = executors._run
+    monkeypatch.setattr(
+        executors, "_run", lambda *call: sent.append(call[1] is not None) or original(*call)
+    )
+    with ThreadPoolExecutor(1) as threads:
+        assert results(threads, lambda i, x: i + len(x)) == {i: 2 * i for i in range(20)}
+    assert 1 <= sum(sent) <= executors.CALLS
+
+
+def test_parts_of_a_large_array_travel_without_the_rest():
+    sent, works = [], []
+
+    class Counting(ThreadPoolExecutor):
+        def submit(self, fn, *args):
+            works.append(len(args[1]))
+            sent.append(len(args[2]))
+            return super().submit(fn, *args)
+
+    rows = torch.zeros(100, 10_000)
+    first = rows[0]
+    with Counting(1) as threads:
+        found = dict(
+            on_executor(
+                threads, lambda i, x: len(x[0]) + len(first), [(r,) for r in rows], range(100)
+            )
+        )
+    assert found == dict.fromkeys(range(100), 20_000)
+    assert sum(sent) < 1.1 * 100 * 10_000 * 4
+    assert max(works) < 1.1 * 10_000 * 4
+
+
+class Fresh:
+    """Runs each call in a process of its own, which may end."""
+
+    def submit(self, fn, *args):
+        future = Future()
+        future.set_running_or_notify_cancel()
+        threading.Thread(target=self._run, args=(future, fn, args)).start()
+        return future
+
+    @staticmethod
+    def _run(future, fn, args):
+        with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as one:
+            inner = one.submit(fn, *args)
+            if inner.exception() is not None:
+                future.set_exception(inner.exception())
+            else:
+                future.set_result(inner.result())
+
+
+def _ends_once(folder):
+    """Return work that ends its worker at the first attempt at two tasks."""
+
+    def work(i, x):
+        mark = folder / f"{i}"
+        if i in (3, 7) and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return len(x)
+
+    return work
+
+
+def test_a_task_whose_worker_ended_is_sent_again(tmp_path):
+    assert results(Fresh(), _ends_once(tmp_path), 10) == {i: i for i in range(10)}
+
+
+def test_a_task_that_ends_every_worker_is_named():
+    def work(i, x):
+        if i == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return len(x)
+
+    with pytest.raises(probdl.ModelError, match="task 3 ended 3 times"):
+        results(Fresh(), work, 6)
+
+
+def test_a_broken_pool_is_named():
+    def work(i, x):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with (
+        ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as one,
+        pytest.raises(probdl.ModelError, match="takes no more work"),
+    ):
+        results(one, work, 100)
+
+
+def test_an_error_on_a_worker_is_raised_here_with_its_place(pool):
+    def work(i, x):
+        raise KeyError(f"in task {i}")
+
+    with pytest.raises(KeyError, match="in task") as caught:
+        results(pool, work, 1)
+    assert "in work" in "".join(caught.value.__notes__)
+
+    def refuses(i, x):
+        raise probdl.DataError("The data are wrong.")
+
+    with pytest.raises(probdl.DataError, match="are wrong") as caught:
+        results(pool, refuses, 1)
+    assert not hasattr(caught.value, "__notes__")
+
+
+def test_what_cannot_be_pickled_is_named(pool):
+    lock = threading.Lock()
+    with pytest.raises(probdl.ModelError, match="cannot be sent to workers"):
+        results(pool, lambda i, x: lock, 3)
+    with pytest.raises(probdl.ModelError, match="result cannot be sent"):
+        results(pool, lambda i, x: threading.Lock(), 3)
+
+
+def test_ctrl_c_cancels_what_waits_and_keeps_what_is_done(interruptible):
+    done = []
+
+    def work(i, x):
+        done.append(i)
+        if i == 30:
+            os.kill(os.getpid(), signal.SIGINT)
+        return i
+
+    with ThreadPoolExecutor(1) as threads:
+        found = probdl.util.parallel.parallel_map(
+            work, list(range(100_000)), executor=threads, progress=False
+        )
+    assert found == list(range(len(found)))
+    assert 1 <= len(found) < 100_000
+    assert len(done) < 100_000
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"executor": 4}, "executor.*Executor or a Dask Client"),
+        ({"executor": ThreadPoolExecutor(1), "workers": 2}, "cannot be combined"),
+    ],
+)
+def test_wrong_executors_are_named(settings, match):
+    with pytest.raises(probdl.SettingError, match=match):
+        calibrate(regression, "laplace", (X, Y), **settings)
+
+
+def test_dask_and_loky_run_fits(tmp_path):
+    distributed = pytest.importorskip("distributed", reason="Dask is not installed")
+    loky = pytest.importorskip("loky", reason="loky is not installed")
+    fit = probdl.infer(regression, X, Y, method="laplace", seed=1)
+    here = fit.cross_validate(5, workers=1)
+    with (
+        distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=None) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        there = fit.cross_validate(5, executor=client)
+        fourth = fit.cross_validate(5, executor=client.get_executor())
+        assert results(client, _ends_once(tmp_path), 10) == {i: i for i in range(10)}
+    np.testing.assert_array_equal(here.pointwise, fourth.pointwise)
+    with loky.get_reusable_executor(2) as processes:
+        third = fit.cross_validate(5, executor=processes)
+    np.testing.assert_array_equal(here.pointwise, third.pointwise)
+    np.testing.assert_array_equal(here.pointwise, there.pointwise)
