@@ -72,7 +72,7 @@ def test_a_cross_validation_on_processes_or_threads_equals_one_here(pool):
 
 def results(executor, work, count=20):
     items = [np.arange(i) for i in range(count)]
-    return dict(on_executor(executor, work, items, range(count)))
+    return dict(on_executor(executor, work, items, range(count), str))
 
 
 def test_large_work_travels_only_to_workers_that_lack_it(monkeypatch):
@@ -101,7 +101,7 @@ def test_parts_of_a_large_array_travel_without_the_rest():
     with Counting(1) as threads:
         found = dict(
             on_executor(
-                threads, lambda i, x: len(x[0]) + len(first), [(r,) for r in rows], range(100)
+                threads, lambda i, x: len(x[0]) + len(first), [(r,) for r in rows], range(100), str
             )
         )
     assert found == dict.fromkeys(range(100), 20_000)
@@ -145,25 +145,54 @@ def test_a_task_whose_worker_ended_is_sent_again(tmp_path):
     assert results(Fresh(), _ends_once(tmp_path), 10) == {i: i for i in range(10)}
 
 
-def test_a_task_that_ends_every_worker_is_named():
+def ends_at(which):
+    """Return work that ends its worker at some tasks."""
+
     def work(i, x):
-        if i == 3:
+        if i in which:
             os.kill(os.getpid(), signal.SIGKILL)
         return len(x)
 
-    with pytest.raises(probdl.ModelError, match="task 3 ended 3 times"):
-        results(Fresh(), work, 6)
+    return work
 
 
-def test_a_broken_pool_is_named():
-    def work(i, x):
-        os.kill(os.getpid(), signal.SIGKILL)
+def test_a_task_that_ends_every_worker_is_lost_alone():
+    found = results(Fresh(), ends_at([3]), 6)
+    assert "task 3 ended 3 times" in found.pop(3)
+    assert found == {i: i for i in (0, 1, 2, 4, 5)}
 
+
+def test_workers_that_can_do_nothing_are_named():
+    with pytest.raises(probdl.ModelError, match="lack a package"):
+        results(Fresh(), ends_at(range(10)), 10)
+
+
+def test_a_pool_that_breaks_keeps_what_is_done():
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as one:
+        found = results(one, ends_at([60]), 100)
+    assert list(found) == list(range(100))
+    assert found[0] == 0
+    assert "takes no more work" in found[60]
+    assert "takes no more work" in found[99]
     with (
         ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as one,
         pytest.raises(probdl.ModelError, match="takes no more work"),
     ):
-        results(one, work, 100)
+        results(one, ends_at([0]), 100)
+
+
+def test_a_lost_fit_of_a_calibration_is_a_failed_one():
+    def model(x, y):
+        if y.sum() > 10 and multiprocessing.parent_process() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        regression(x, y)
+
+    settings = {"simulations": 40, "num_draws": 19, "seed": 3}
+    found = calibrate(model, "laplace", (X, Y), executor=Fresh(), **settings)
+    assert 0 < found.failed <= 20
+    assert found.ranks.sizes["simulation"] == 40 - found.failed
+    (finding,) = (f for f in found.findings if f.check == "failed_fits")
+    assert "ended 3 times" in finding.message
 
 
 def test_an_error_on_a_worker_is_raised_here_with_its_place(pool):
@@ -201,7 +230,7 @@ def test_ctrl_c_cancels_what_waits_and_keeps_what_is_done(interruptible):
 
     with ThreadPoolExecutor(1) as threads:
         found = probdl.util.parallel.parallel_map(
-            work, list(range(100_000)), executor=threads, progress=False
+            work, list(range(100_000)), executor=threads, lost=str, progress=False
         )
     assert found == list(range(len(found)))
     assert 1 <= len(found) < 100_000

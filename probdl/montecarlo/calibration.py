@@ -10,7 +10,7 @@ model's implementation.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -207,13 +207,14 @@ def calibrate(
         list(zip(sets, all_true, strict=True)),
         workers=workers,
         executor=executor,
+        lost=lambda why: (why, []),
         description="calibrating",
         progress=progress,
     )
     good = [r for r, _ in found if not isinstance(r, str)]
+    errors = [r for r, _ in found if isinstance(r, str)]
     if len(good) < MIN_SIMULATIONS:
-        error = next((r for r, _ in found if isinstance(r, str)), None)
-        cause = "The run was interrupted." if error is None else f"The first error: {error}"
+        cause = f"The first error: {errors[0]}" if errors else "The run was interrupted."
         raise SettingError(
             f"Only {len(good)} of {len(found)} fits succeeded, fewer than the minimum of "
             f"{MIN_SIMULATIONS}. {cause}"
@@ -221,7 +222,7 @@ def calibrate(
     ranks = xr.DataArray(
         np.stack(good), dims=("simulation", "parameter"), coords={"parameter": labels}
     )
-    return _test_uniformity(ranks, num_draws, len(found) - len(good), simulations)
+    return _test_uniformity(ranks, num_draws, errors, simulations)
 
 
 def _describe_error(normalised_ranks: Array) -> str:
@@ -246,7 +247,7 @@ def _ecdf(ranks: Array, num_draws: int, points: Array) -> Array:
 
 
 def _test_uniformity(
-    ranks: xr.DataArray, num_draws: int, failed: int, simulations: int
+    ranks: xr.DataArray, num_draws: int, errors: Sequence[str], simulations: int
 ) -> Calibration:
     """Test the ranks of each scalar for uniformity."""
     count, scalars = ranks.shape
@@ -286,12 +287,14 @@ def _test_uniformity(
                 tuple(dict.fromkeys(str(p).split("[")[0] for p in wrong.index)),
             )
         )
+    failed = len(errors)
     if failed:
         findings.append(
             Finding(
                 "warning",
                 "failed_fits",
-                f"{failed} of {count + failed} fits failed; their data sets are excluded.",
+                f"{failed} of {count + failed} fits failed; their data sets are excluded. The "
+                f"first error: {errors[0]}",
             )
         )
     if count + failed < simulations:

@@ -160,6 +160,7 @@ def study(
             data_sets,
             workers=workers,
             executor=executor,
+            lost=lambda why: (why, []),
             description=f"n = {n}",
             progress=progress,
         )

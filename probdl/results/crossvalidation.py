@@ -144,6 +144,7 @@ def score_held_out(
         groups,
         workers=workers,
         executor=executor,
+        lost=str,
         description="refitting",
         progress=progress,
     )

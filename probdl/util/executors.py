@@ -38,34 +38,48 @@ _known: dict[str, Callable[[int, Any], Any]] = {}
 
 
 def on_executor(
-    executor: Any, work: Callable[[int, Any], Any], items: Sequence[Any], indices: Sequence[int]
+    executor: Any,
+    work: Callable[[int, Any], Any],
+    items: Sequence[Any],
+    indices: Sequence[int],
+    lost: Callable[[str], Any],
 ) -> Iterator[tuple[int, Any]]:
     """Yield ``i, work(i, items[i])`` for indices, in the order in which they are done.
 
-    A task whose worker ended is sent again, up to three times. When the caller ends early, what
-    waits is cancelled.
+    A task whose worker ended is sent again. When the caller ends early, what waits is cancelled.
 
     Args:
         executor: has ``submit``, or is a Dask ``Client``.
         work: one task as a function of its index and its item; it must not depend on earlier calls.
         items: the data of all tasks.
         indices: the tasks to do.
+        lost: the result of a task that was lost three times, or after which the executor ended,
+            from a message.
 
     Raises:
-        ModelError: the work cannot be pickled, workers cannot load it, the executor ended, or a
-            task was lost three times.
+        ModelError: the work cannot be pickled, or workers cannot run it.
         Exception: what a task raised.
     """
     calls = _Calls(getattr(executor, "get_executor", lambda: executor)(), _pickled(work), items)
-    waiting = list(indices)[::-1]
+    waiting, left = list(indices)[::-1], set(indices)
     try:
-        while waiting or calls.running:
+        while left:
             while waiting and len(calls.running) < calls.limit:
                 size = calls.size(len(waiting))
                 calls.submit([waiting.pop() for _ in range(min(size, len(waiting)))])
-            yield from calls.next_results()
+            for i, result in calls.next_results():
+                left.remove(i)
+                yield i, lost(f"{result}") if isinstance(result, _LostError) else result
+    except _LostError as error:
+        if not calls.done:
+            raise ModelError(f"{error}") from None
+        yield from ((i, lost(f"{error}")) for i in sorted(left))
     finally:
         calls.cancel()
+
+
+class _LostError(Exception):
+    """A task was lost, or the executor ended."""
 
 
 @dataclass
@@ -77,6 +91,7 @@ class _Calls:
         work: the pickled work.
         items: the data of all tasks.
         running: the tasks of each call, by its future.
+        done: the number of tasks that are done.
         limit: the number of calls at once. It grows with what is done, since the number of workers
             is not known.
     """
@@ -85,6 +100,7 @@ class _Calls:
     work: bytes
     items: Sequence[Any]
     running: dict[Any, list[int]] = field(default_factory=dict)
+    done: int = 0
     limit: int = CALLS
 
     def __post_init__(self) -> None:
@@ -92,38 +108,39 @@ class _Calls:
         self._process = _this_process()
         self._ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._attempts: dict[int, int] = {}
-        self._done, self._seconds = 0, 0.0
+        self._seconds = 0.0
 
     def size(self, waiting: int) -> int:
         """Return the number of tasks of the next call, from the time that they take."""
-        if not self._done:
+        if not self.done:
             return 1
-        mean = self._seconds / self._done
+        mean = self._seconds / self.done
         return max(1, min(int(CALL_S / mean) if mean > 0 else waiting, waiting // self.limit))
 
     def submit(self, indices: list[int], *, with_work: bool = False) -> None:
         """Submit a call.
 
         Raises:
-            ModelError: the executor ended, or the data cannot be pickled.
+            ModelError: the data cannot be pickled.
+            _LostError: the executor ended.
         """
         sent = self.work if with_work or len(self.work) <= SMALL_BYTES else None
         pieces = _pickled([(i, self.items[i]) for i in indices])
         try:
             future = self.executor.submit(_run, self._key, sent, pieces, self._process)
         except RuntimeError as error:  # such as BrokenExecutor
-            raise ModelError(
-                f"The executor takes no more work after {self._done} tasks ({error}). A worker may "
+            raise _LostError(
+                f"The executor takes no more work after {self.done} tasks ({error}). A worker may "
                 "have run out of memory: use fewer, or an executor that starts others, as Dask."
             ) from None
         self.running[future] = indices
         future.add_done_callback(self._ended.put)
 
     def next_results(self) -> list[tuple[int, Any]]:
-        """Wait for a call, and return its results.
+        """Wait for a call, and return its results; a task that was lost has an error.
 
         Raises:
-            ModelError: a task was lost three times, or no worker can load the work.
+            _LostError: the executor ended, or no task was done, and one was lost.
             Exception: what a task raised.
         """
         while True:
@@ -138,30 +155,35 @@ class _Calls:
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise
-            self._send_again(indices, error)
-            return []
+            return self._send_again(indices, error)
         if answer is None:  # a worker that has not seen the work
             self.submit(indices, with_work=True)
             return []
         results, raised, seconds = cloudpickle.loads(answer)
         if raised is not None:
             raise raised
-        self._done += len(indices)
+        self.done += len(indices)
         self._seconds += seconds
         self.limit = min(self.limit + 1, MAX_CALLS)
         return list(zip(indices, results, strict=True))
 
-    def _send_again(self, indices: list[int], error: BaseException) -> None:
+    def _send_again(self, indices: list[int], error: BaseException) -> list[tuple[int, Any]]:
         """Submit the tasks of a call that was lost, each by itself, since one may be the cause."""
+        found = []
         for i in indices:
             self._attempts[i] = self._attempts.get(i, 0) + 1
-            if self._attempts[i] >= ATTEMPTS:
-                raise ModelError(
-                    f"The worker of task {i} ended {ATTEMPTS} times without a result "
-                    f"({type(error).__name__}: {error}). It may have run out of memory, or lack a "
-                    "package: workers need the same packages as this process."
-                ) from None
-            self.submit([i])
+            if self._attempts[i] < ATTEMPTS:
+                self.submit([i])
+                continue
+            problem = _LostError(
+                f"The worker of task {i} ended {ATTEMPTS} times without a result "
+                f"({type(error).__name__}: {error}). It may have run out of memory, or lack a "
+                "package: workers need the same packages as this process."
+            )
+            if not self.done:  # it is the same for each task
+                raise problem
+            found.append((i, problem))
+        return found
 
     def cancel(self) -> None:
         """Cancel the calls that have not begun."""

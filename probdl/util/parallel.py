@@ -48,6 +48,7 @@ def parallel_map(
     *,
     workers: int | None = None,
     executor: Any = None,
+    lost: Callable[[str], Any],
     description: str = "working",
     progress: bool | None = None,
 ) -> list[Any]:
@@ -61,6 +62,7 @@ def parallel_map(
         items: the data of the tasks.
         workers: the number of processes; None uses one per core.
         executor: runs the tasks but the first, in place of forks; see ``util/executors.py``.
+        lost: the result of a task that the executor lost, from a message.
         description: the label of the progress bar.
         progress: whether to show progress; None shows it on a terminal only.
 
@@ -79,7 +81,7 @@ def parallel_map(
                     results[i] = work(i, items[i])
                     shown.update()
                 if executor is not None:
-                    for i, result in on_executor(executor, work, items, range(1, count)):
+                    for i, result in on_executor(executor, work, items, range(1, count), lost):
                         results[i] = result
                         shown.update()
                 if processes >= 2:
