@@ -230,7 +230,7 @@ def test_ctrl_c_cancels_what_waits_and_keeps_what_is_done(interruptible):
 
     with ThreadPoolExecutor(1) as threads:
         found = probdl.util.parallel.parallel_map(
-            work, list(range(100_000)), executor=threads, lost=str, progress=False
+            work, list(range(100_000)), executor=threads, progress=False
         )
     assert found == list(range(len(found)))
     assert 1 <= len(found) < 100_000

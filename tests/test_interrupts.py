@@ -63,7 +63,7 @@ def test_an_interrupt_after_a_fork_is_not_lost():
             signal.raise_signal(signal.SIGINT) if armed and armed.pop() else None
         )
     )
-    results = parallel_map(lambda i: time.sleep(0.05 * min(i, 1)), 1000, workers=2)
+    results = parallel_map(lambda i, _: time.sleep(0.05 * min(i, 1)), range(1000), workers=2)
     assert not armed
     assert len(results) < 900
 

@@ -144,7 +144,6 @@ def score_held_out(
         groups,
         workers=workers,
         executor=executor,
-        lost=str,
         description="refitting",
         progress=progress,
     )

@@ -48,7 +48,7 @@ def parallel_map(
     *,
     workers: int | None = None,
     executor: Any = None,
-    lost: Callable[[str], Any],
+    lost: Callable[[str], Any] = str,
     description: str = "working",
     progress: bool | None = None,
 ) -> list[Any]:

@@ -48,26 +48,26 @@ def test_a_load_during_saves_returns_one_fit(tmp_path):
 def test_a_worker_that_dies_is_an_error_and_no_hang():
     parent = os.getpid()
 
-    def work(index):
+    def work(index, _):
         if os.getpid() != parent and index == 3:
             os.kill(os.getpid(), signal.SIGKILL)
         return index
 
     with no_hang(), pytest.raises(probdl.ModelError, match=r"signal 9.*workers=1"):
-        parallel_map(work, 8, workers=2, progress=False)
-    assert parallel_map(lambda i: i, 8, workers=3, progress=False) == list(range(8))
+        parallel_map(work, range(8), workers=2, progress=False)
+    assert parallel_map(lambda i, _: i, range(8), workers=3, progress=False) == list(range(8))
 
 
 def test_errors_of_workers_reach_the_user():
-    def work(index):
+    def work(index, _):
         if index == 5:
             raise probdl.DataError("task 5")
         return (lambda: None) if index == 6 else index
 
     with no_hang(), pytest.raises(probdl.DataError, match="task 5"):
-        parallel_map(work, 6, workers=2, progress=False)
+        parallel_map(work, range(6), workers=2, progress=False)
     with no_hang(), pytest.raises(probdl.ModelError, match="cannot be sent"):
-        parallel_map(lambda i: lambda: i, 6, workers=2, progress=False)
+        parallel_map(lambda i, _: lambda: i, range(6), workers=2, progress=False)
 
 
 ABSURD = [
