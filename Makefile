@@ -14,7 +14,7 @@ SIMUK := .venv-simuk
 # NumPyro, PyMC and PyStan.
 PEERS := .venv-peers
 
-.PHONY: demo test coverage environment test-matrix docs findings operations notebooks bench bench-busy bench-peers bench-scaling bench-matrices bench-references bench-mass bench-starts bench-sampler bench-saas bench-engine bench-loops bench-steps bench-svi bench-gan bench-studies bench-predict bench-pyro bench-honesty attack fuzz lint types check format clean
+.PHONY: demo test coverage environment test-matrix docs findings operations notebooks bench bench-busy bench-peers bench-scaling bench-matrices bench-references bench-mass bench-starts bench-sampler bench-saas bench-engine bench-loops bench-steps bench-svi bench-gan bench-studies bench-predict bench-pyro bench-scale bench-honesty attack fuzz lint types check format clean
 
 demo: $(STAMP)  ## fit eight schools and a logistic regression on real data, by four methods
 	$(BIN)/python examples/demo.py
