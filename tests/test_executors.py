@@ -110,7 +110,7 @@ def test_parts_of_a_large_array_travel_without_the_rest():
 
 
 class Fresh:
-    """Runs each call in a process of its own, which may end."""
+    """Runs each call in a separate process, which may end."""
 
     def submit(self, fn, *args):
         future = Future()

@@ -29,6 +29,7 @@ from probdl.util.clock import TimeUp
 TARGETS = (0.95, 0.99, 0.999)  # rates of acceptance that are suggested
 
 __all__ = [
+    "away_from_posterior",
     "check_draws",
     "check_energy",
     "check_stuck",
@@ -322,14 +323,24 @@ def stuck_chains(z: Array, lp: Array) -> Array:
     return still | (apart & (share < share[best] - STUCK_GAP))
 
 
+def away_from_posterior(chains: Array, levels: Array) -> str:
+    """Return the sentence that chains, a mask, did not reach the posterior.
+
+    Args:
+        chains: the mask, (chain,).
+        levels: the log density of each chain, (chain,).
+    """
+    listed = [f"chain {c} (log density {levels[c]:.4g})" for c in np.flatnonzero(chains)]
+    shown = ", ".join(listed[:4]) + (f" and {len(listed) - 4} more" if len(listed) > 4 else "")
+    return f"{len(listed)} of {len(chains)} chains did not reach the posterior: {shown}."
+
+
 def check_stuck(z: Array, lp: Array) -> list[Finding]:
     """Check for chains that stay where they started; arguments as of ``stuck_chains``."""
     stuck = stuck_chains(z, lp)
     if not stuck.any() or lp.shape[1] < DRAWS_MIN:
         return []
     levels = np.median(lp, 1)
-    listed = [f"chain {c} (log density {levels[c]:.4g})" for c in np.flatnonzero(stuck)]
-    shown = ", ".join(listed[:4]) + (f" and {len(listed) - 4} more" if len(listed) > 4 else "")
     elsewhere = "No chain moved."
     if not stuck.all():
         best = int(np.argmax(np.where(stuck, -np.inf, levels)))
@@ -341,8 +352,7 @@ def check_stuck(z: Array, lp: Array) -> list[Finding]:
         Finding(
             "error",
             "stuck_chain",
-            f"{len(listed)} of {len(lp)} chains did not reach the posterior: {shown}. {elsewhere} "
-            "Do not use these draws.",
+            f"{away_from_posterior(stuck, levels)} {elsewhere} Do not use these draws.",
             "Give a starting point, such as init={'site': value} or NUTS(init='pathfinder'), run "
             "more chains, or use priors that rule out implausible values. A higher target_accept "
             "does not help.",

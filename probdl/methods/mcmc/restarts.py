@@ -16,7 +16,7 @@ from probdl.errors import ModelError
 from probdl.findings import STUCK_GAP, Finding
 from probdl.methods.mcmc.blocks import ENDED
 from probdl.methods.mcmc.chains import Chains
-from probdl.results.diagnostics import log_shares, unchecked
+from probdl.results.diagnostics import away_from_posterior, log_shares, unchecked
 from probdl.util.seeds import stream
 
 __all__ = ["restarted"]
@@ -27,7 +27,7 @@ Array = NDArray[np.float64]
 FIRST_DRAWS = 100
 FEW_DRAWS = 20  # from which it cannot be decided
 MIN_OTHERS = 2  # chains, which do not depend on one another
-NOT_AGAIN = "Chains that did not reach the posterior were not run again to the end"
+NOT_AGAIN = "chains that did not reach the posterior were not run again to the end"
 SPREAD = 5.0  # standard deviations of a log density in its typical set, which are sqrt(d / 2)
 
 
@@ -48,7 +48,8 @@ def restarted(chains: Chains, sample: Callable[..., Chains], draws: int, seed: i
     if chains.z.shape[1] < draws or draws < FEW_DRAWS:
         return chains  # the run ended early
     z, lp = chains.z[:, :FIRST_DRAWS], chains.stats["lp"][:, :FIRST_DRAWS]
-    misplaced = _misplaced(z, lp)
+    levels = np.median(lp, 1)
+    misplaced = _misplaced(z, lp, levels)
     count, others = int(misplaced.sum()), z[~misplaced]
     if not count or len(others) < max(MIN_OTHERS, count):
         return chains
@@ -58,25 +59,21 @@ def restarted(chains: Chains, sample: Callable[..., Chains], draws: int, seed: i
         return torch.from_numpy(others[rng.integers(len(others)), rng.integers(z.shape[1])].copy())
 
     again = {"find_start": start, "chains": count, "seed": stream(seed, "restart")}
-    levels = np.median(lp, 1)
-    listed = [f"chain {c} (log density {levels[c]:.4g})" for c in np.flatnonzero(misplaced)]
-    shown = ", ".join(listed[:4]) + (f" and {count - 4} more" if count > 4 else "")
     try:
         new = sample(draws=draws, **again)
     except KeyboardInterrupt as stop:
-        return _with(
-            chains, unchecked(stop, NOT_AGAIN[0].lower() + NOT_AGAIN[1:], "run them again")
-        )
+        return _with(chains, unchecked(stop, NOT_AGAIN, "run them again"))
     except ModelError:  # no better
         return chains
     if new.z.shape != (count, *chains.z.shape[1:]):  # it ended early
-        ended = [replace(f, message=f"{NOT_AGAIN}.") for f in new.findings if f.check in ENDED]
+        message = f"{NOT_AGAIN.capitalize()}."
+        ended = [replace(f, message=message) for f in new.findings if f.check in ENDED]
         return _with(chains, *ended)
     found = Finding(
         "info",
         "restarted_chain",
-        f"{count} of {len(lp)} chains did not reach the posterior: {shown}. The log density of the "
-        f"others is about {levels[~misplaced].max():.4g}. They were run again, from draws of the "
+        f"{away_from_posterior(misplaced, levels)} The log density of the others is about "
+        f"{levels[~misplaced].max():.4g}. They were run again, from draws of the "
         "others, so that their agreement is no evidence of convergence; that of the other "
         f"{len(others)} is.",
         "If the mode that was left matters, start there: init={'site': value}.",
@@ -84,13 +81,13 @@ def restarted(chains: Chains, sample: Callable[..., Chains], draws: int, seed: i
     return _with(_replaced(chains, misplaced, new), *new.findings, found)
 
 
-def _misplaced(z: Array, lp: Array) -> NDArray[np.bool_]:
+def _misplaced(z: Array, lp: Array, levels: Array) -> NDArray[np.bool_]:
     """Return a mask (chain,) of chains whose region surely has no share of the posterior.
 
     It is stricter than ``stuck_chains``, and leaves out chains that only stand still: the place
     where they do, such as the neck of a funnel, may have a share.
     """
-    levels, gap = np.median(lp, 1), STUCK_GAP + SPREAD * math.sqrt(z.shape[2] / 2)
+    gap = STUCK_GAP + SPREAD * math.sqrt(z.shape[2] / 2)
     if levels.min() > levels.max() - gap:
         return np.zeros(len(lp), bool)
     shares = log_shares(z, lp)
