@@ -28,6 +28,7 @@ from probdl.util.lazy import cloudpickle
 __all__ = ["on_executor"]
 
 ATTEMPTS = 3  # at a task whose worker ended
+HOPELESS = 10  # tasks that are lost before the first is done
 SMALL_BYTES = 100_000  # of work that is sent with each call
 CALL_S = 0.25  # of a call, with tasks that are shorter
 CALLS, MAX_CALLS = 32, 4096  # that wait or run at once: at the start, and at most
@@ -61,6 +62,7 @@ def on_executor(
         Exception: what a task raised.
     """
     calls = _Calls(getattr(executor, "get_executor", lambda: executor)(), _pickled(work), items)
+    calls.hopeless = min(HOPELESS, len(indices))
     waiting, left = list(indices)[::-1], set(indices)
     try:
         while left:
@@ -94,6 +96,8 @@ class _Calls:
         done: the number of tasks that are done.
         limit: the number of calls at once. It grows with what is done, since the number of workers
             is not known.
+        lost: the number of tasks that were lost three times.
+        hopeless: the number of lost tasks that ends the run if no task is done.
     """
 
     executor: Any
@@ -102,6 +106,8 @@ class _Calls:
     running: dict[Any, list[int]] = field(default_factory=dict)
     done: int = 0
     limit: int = CALLS
+    lost: int = 0
+    hopeless: int = HOPELESS
 
     def __post_init__(self) -> None:
         self._key = uuid.uuid4().hex
@@ -140,7 +146,7 @@ class _Calls:
         """Wait for a call, and return its results; a task that was lost has an error.
 
         Raises:
-            _LostError: the executor ended, or no task was done, and one was lost.
+            _LostError: the executor ended, or many tasks were lost, and none was done.
             Exception: what a task raised.
         """
         while True:
@@ -180,7 +186,8 @@ class _Calls:
                 f"({type(error).__name__}: {error}). It may have run out of memory, or lack a "
                 "package: workers need the same packages as this process."
             )
-            if not self.done:  # it is the same for each task
+            self.lost += 1
+            if not self.done and self.lost >= self.hopeless:  # it is the same for each task
                 raise problem
             found.append((i, problem))
         return found
