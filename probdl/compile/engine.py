@@ -27,7 +27,7 @@ from probdl.compile.probe import probe
 from probdl.compile.runtime import cache
 from probdl.compile.runtime.native_density import NativeDensity, differentiable
 from probdl.compile.runtime.toolchain import CompilerError
-from probdl.compile.tracing.trace import Prepared, Traced, UntraceableError, trace
+from probdl.compile.tracing.trace import Prepared, Traced, UntraceableError, WriteError, trace
 from probdl.compile.verify import MismatchError, verify
 from probdl.errors import ModelError, ProbdlError, TimeLimitError
 from probdl.findings import Finding
@@ -51,6 +51,8 @@ Evaluator = Any
 _REMEDIES: dict[type[Exception], str] = {
     UntraceableError: "Replace `if` on the value of a site by torch.where(), and draw random "
     "numbers with pyro.sample only.",
+    WriteError: "Collect values in a list and join them by torch.stack() or torch.cat(), instead "
+    "of writing to parts of a tensor.",
     MismatchError: "The results are correct, but slower to compute. Please report the model.",
     CompilerError: "probdl.doctor() shows what is available and what is missing.",
     UnsupportedError: "Use other operations in that part of the model, and operations on whole "

@@ -22,13 +22,18 @@ import torch
 from torch import Tensor, fx
 
 from probdl.compile.codegen.emit import emit
-from probdl.compile.codegen.statements import UnsupportedError, laid_out
+from probdl.compile.codegen.statements import UnsupportedError, laid_out, real
 from probdl.compile.engine import MAX_STATEMENTS
 from probdl.compile.kernels.noise import NoiseSpec, draw_noise, random_key, specify_noise
 from probdl.compile.runtime import cache
 from probdl.compile.runtime.native_density import NativeDensity
 from probdl.compile.runtime.toolchain import CompilerError
-from probdl.compile.tracing.trace import UntraceableError, trace_function, written_tensors
+from probdl.compile.tracing.trace import (
+    UntraceableError,
+    WriteError,
+    trace_function,
+    written_tensors,
+)
 from probdl.compile.verify import MismatchError
 from probdl.compile.workload import Workload
 from probdl.errors import ModelError, ProbdlError
@@ -60,6 +65,8 @@ _REMEDIES: dict[type[Exception], str] = {  # for other exceptions there is nothi
     "copy of it.",
     ControlFlowError: "Replace `if` on the value of a site or a parameter by torch.where(), and do "
     "not use .item().",
+    WriteError: "Collect values in a list and join them by torch.stack() or torch.cat(), instead "
+    "of writing to parts of a tensor.",
     MismatchError: "The results are correct, but slower to compute. Please report the model.",
 }
 
@@ -285,7 +292,7 @@ class NativeStep:
         assert arrays is not None
         self._traced = traced
         self._data: Sequence[Tensor] | None = data
-        self._arrays = [laid_out(a.to(torch.float64)).clone() for a in arrays]
+        self._arrays = [laid_out(real(a)).clone() for a in arrays]
         # Until the step is verified, with all draws of the loss, so that it has the same noise.
         self._draw = _NoiseGenerator(traced.draw_all) if traced.draw_all is not None else None
         self._noise = (

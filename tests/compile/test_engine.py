@@ -113,14 +113,14 @@ def test_a_random_density_is_not_compiled():
     fallback(model, Y, match="draws random numbers")
 
 
-def spectral(y):
+def rounding(y):
     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
-    mean = torch.fft.irfft(torch.fft.rfft(mu * torch.ones(4)), 4)  # mu again, without a C form
+    mean = mu + 0 * torch.round(mu, decimals=1)  # mu again, without a C form
     pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
 
 
 def test_an_operation_without_a_c_form_runs_as_a_graph_and_is_named():
-    fit = fallback(spectral, Y, match="aten")
+    fit = fallback(rounding, Y, match="aten")
     assert fit.stats["engine"] == "graph"  # most of the eager time is Pyro's overhead
     assert agrees(fit, Y)
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from probdl.compile.codegen.calls import Call, call_of
+from probdl.compile.codegen.calls import Call, call_of, in_memory, is_complex
 from probdl.compile.codegen.loops import Access, Element, contiguous, copy, nest, shifted
 from probdl.compile.codegen.operations import (
     ALLOCATIONS,
@@ -95,7 +95,7 @@ def is_view(node: fx.Node) -> bool:
         isinstance(node.target, torch._ops.OpOverload)
         and (node.target.is_view or node.target.overloadpacket in VIEWS)
         and node.target.overloadpacket is not aten.as_strided
-        and node.target is not aten.view.dtype
+        and node.target not in (aten.view.dtype, aten._neg_view.default)  # other numbers
     )
 
 
@@ -154,7 +154,7 @@ class _Emitter(Builder):
             if node.op == "placeholder":
                 name = "z" if node.name == "z" else f"d[{arrays}]"
                 arrays += node.name != "z"
-                layout = laid_out(empty(node.meta["val"].shape))
+                layout = laid_out(empty(in_memory(node.meta["val"])))
                 self.values[node] = Value(Buffer(name, layout.numel()), layout)
             elif node.op == "output":
                 grad, value = (self.operand(n) for n in node.args[0])
@@ -180,7 +180,9 @@ class _Emitter(Builder):
         try:
             args = [self.operand(a) for a in node.args]
             kwargs = {k: self.operand(v) for k, v in node.kwargs.items()}
-            if is_view(node):
+            if is_complex(node):
+                self.values[node] = self.with_parts(node, args)
+            elif is_view(node):
                 self.values[node] = self.view(node.target, args, kwargs)
             elif op in RULES:
                 self.values[node] = RULES[op](self, *args, **kwargs)
@@ -200,6 +202,12 @@ class _Emitter(Builder):
             if isinstance(error, UnsupportedError):
                 raise
             raise UnsupportedError(f"{node.target}: {error}") from error
+
+    def with_parts(self, node: fx.Node, args: list[Any]) -> Any:
+        """Return a node with complex operands or results, which are their parts in memory."""
+        if node.target in (aten.view_as_real.default, aten.view_as_complex.default):
+            return args[0]
+        return self.called(node)
 
     def called(self, node: fx.Node) -> Any:
         """Let torch compute a node, in a call from the C code."""
@@ -233,7 +241,7 @@ class _Emitter(Builder):
             raise UnsupportedError(f"{node.target} computes in {self.dtype}, which wraps around")
         single = self.dtype in (torch.float32, torch.float16, torch.bfloat16)
         exact = node.target.overloadpacket in EXACT or is_view(node)  # type: ignore[union-attr]
-        if (single and not exact) or self.dtype.is_complex:
+        if (single and not exact) or self.dtype is torch.complex64:
             raise UnsupportedError(f"{node.target} computes in {self.dtype}, not in float64")
 
     def sum_of_slices(self, node: fx.Node) -> Slices | None:

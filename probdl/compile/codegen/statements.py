@@ -28,6 +28,7 @@ __all__ = [
     "is_shape",
     "laid_out",
     "reach",
+    "real",
     "shape_of",
     "squeezed",
     "squeezed_access",
@@ -259,6 +260,13 @@ def laid_out(x: Tensor) -> Tensor:
     if few_columns and x.numel() < MIN_ROW_PASS_READS:
         return x.T.contiguous().T
     return x.contiguous()
+
+
+def real(x: Tensor) -> Tensor:
+    """Return a tensor as it is in memory: float64, with complex parts in the last dimension."""
+    if x.is_complex():
+        x = torch.view_as_real(x.resolve_conj())
+    return x.resolve_neg().to(torch.float64)
 
 
 def squeezed(shape: Sequence[int]) -> tuple[int, ...]:

@@ -37,7 +37,7 @@ def _operand_sizes(call: Call) -> list[int]:
 
     def visit(x: Any) -> None:
         if isinstance(x, Operand):
-            found[x.index] = math.prod(x.shape)
+            found[x.index] = x.size
         elif isinstance(x, (list, tuple)):
             for item in x:
                 visit(item)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from probdl.compile.codegen.emit import Source
-from probdl.compile.codegen.statements import laid_out
+from probdl.compile.codegen.statements import laid_out, real
 from probdl.compile.runtime.library import loaded
 
 __all__ = ["NativeDensity", "differentiable"]
@@ -71,7 +71,7 @@ class NativeDensity:
         slots = threads if source.work else 0
         # This object owns all memory that the code points to.
         self._guard = guard
-        self._arrays = [_guarded(laid_out(a.to(torch.float64)), guard) for a in arrays]
+        self._arrays = [_guarded(laid_out(real(a)), guard) for a in arrays]
         self._work = [np.empty(source.work) for _ in range(slots)]
         self._busy = np.zeros(max(slots, 1), np.uint32)
         self._data_pointers = np.array([a.data_ptr() for a in self._arrays] or [0], np.uintp)

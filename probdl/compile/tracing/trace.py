@@ -39,13 +39,17 @@ from probdl.model.recorder import (
 from probdl.util.garbage import no_collection
 from probdl.util.isolation import evaluation
 
-__all__ = ["Prepared", "Traced", "UntraceableError", "trace", "trace_function"]
+__all__ = ["Prepared", "Traced", "UntraceableError", "WriteError", "trace", "trace_function"]
 
 aten = torch.ops.aten
 
 
 class UntraceableError(ProbdlError, RuntimeError):
     """The model cannot be represented by a fixed graph of operations."""
+
+
+class WriteError(UntraceableError):
+    """The model writes to tensors in a way that cannot be rewritten without writes."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +186,15 @@ def _record(fn: Callable[..., Any], inputs: Sequence[Tensor], random: bool) -> R
         raise UntraceableError(f"its log density draws random numbers ({drawn[0]})")
     if recording.has_mutation:
         _copy_written_constants(recording.graph)
-        recording = record(functionalize(recording.function()), inputs, functional_decompositions())
+        without_writes = functionalize(recording.function())
+        try:
+            recording = record(without_writes, inputs, functional_decompositions())
+        except RuntimeError as error:
+            if isinstance(error, ProbdlError):
+                raise
+            raise WriteError(
+                f"torch cannot follow what it writes to views of tensors ({error})"
+            ) from None
     return recording
 
 

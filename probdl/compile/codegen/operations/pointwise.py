@@ -77,6 +77,7 @@ POINTWISE: dict[Any, Callable[..., str]] = {
     aten.rsub: lambda a, b, alpha=1: f"({b} - {_scaled(a, alpha)})",
     aten.mul: lambda a, b: f"({a} * {b})",
     aten.div: _divide,
+    aten._neg_view: lambda x: f"(-{x})",
     aten.neg: lambda x: f"(-{x})",
     aten.reciprocal: lambda x: f"(1.0 / {x})",
     aten.square: lambda x: f"({x} * {x})",

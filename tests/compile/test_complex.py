@@ -1,0 +1,115 @@
+"""Complex numbers and Fourier transforms, which torch computes in calls from C code."""
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import complex as pair
+from torch import fft, linalg
+
+import probdl
+from probdl.compile import choose
+from probdl.compile.verify import verify
+from tests.compile.test_operations import MASK, MATRIX, WIDE, evaluate, spd
+
+OPERATOR = pair(MATRIX[:6], MATRIX[1:])
+CONJUGATE = pair(MATRIX[0], MATRIX[1]).conj()
+
+
+def hermitian(x):
+    """Return a positive definite Hermitian matrix (6, 6) that depends on x."""
+    turned = torch.outer(x, x.flip(0))
+    return pair(spd(x), turned - turned.T) + 9 * torch.eye(6)
+
+
+def written(x):
+    """Return the squared moduli of what is written to a part of a complex tensor."""
+    z = torch.zeros(6, dtype=torch.complex128)
+    z[1:3] = pair(x[:2], x[1:3])
+    return z.abs() ** 2
+
+
+# Functions of x (6,) to a real tensor.
+FUNCTIONS = {
+    "periodogram": lambda x: fft.rfft(x).abs() ** 2,
+    "convolution": lambda x: fft.irfft(fft.rfft(x, 12) * fft.rfft(MATRIX[0], 12), 12),
+    "phases": lambda x: fft.irfft(fft.rfft(x) * torch.exp(1j * x[:4]), 6),
+    "Hermitian transforms": lambda x: fft.hfft(pair(x, x)).sum() + fft.ihfft(x).imag,
+    "two dimensions": lambda x: fft.fft2(torch.outer(x, x)).real,
+    "several dimensions": lambda x: torch.view_as_real(fft.rfftn(torch.outer(x, x[:3]))),
+    "shifted": lambda x: fft.fftshift(fft.fft(x)).imag,
+    "short time": lambda x: torch.stft(
+        x.repeat(4), 8, 4, window=torch.ones(8, dtype=x.dtype), return_complex=True
+    ).abs(),
+    "polar": lambda x: torch.polar(x.abs(), x * 2).imag + torch.angle(pair(x, 1 + x**2)),
+    "conjugates": lambda x: (pair(x, x**2).conj() * pair(x, x**3)).imag,
+    "conjugates of conjugates": lambda x: torch.stack([pair(x, x), pair(x, x).conj()]).prod(0).real,
+    "constants": lambda x: ((pair(x, x) @ OPERATOR) * CONJUGATE).real * CONJUGATE.imag,
+    "numbers": lambda x: (pair(x, x) * (2 + 1j) / 3 - 1j).abs(),
+    "elementary functions": lambda x: (
+        (pair(x, x**2).exp() + pair(x, x).sqrt().log().tanh() + pair(x, x).sin() ** 3).real
+    ),
+    "powers": lambda x: ((x + 2j) ** 1.5).imag + torch.sgn(pair(x, x + 1)).real,
+    "running sums": lambda x: pair(x, x**2).cumsum(0).cumprod(0).abs(),
+    "means": lambda x: pair(x, x**2).mean().abs() + pair(x, x).real.std(),
+    "elements": lambda x: (
+        pair(x, x**2)[[0, 2, 2]].abs().sum() * torch.where(MASK, pair(x, x), 1j * x).imag
+    ),
+    "writes": written,
+    "products": lambda x: (pair(spd(x), spd(x)).mH @ OPERATOR).abs(),
+    "sums of products": lambda x: torch.einsum("i,ij->j", pair(x, x**2), OPERATOR).real,
+    "systems": lambda x: linalg.solve(hermitian(x), pair(x, x)).real,
+    "factors": lambda x: linalg.cholesky(hermitian(x)).abs(),
+    "determinants": lambda x: linalg.det(pair(x[:4].reshape(2, 2), x[2:].reshape(2, 2))).real,
+    "Hermitian eigenvalues": lambda x: linalg.eigvalsh(hermitian(x)),
+    "eigenvalues": lambda x: linalg.eigvals(x[:4].reshape(2, 2) + 3 * MATRIX[:2, :2]).abs(),
+    "evolution": lambda x: (linalg.matrix_exp(0.3j * spd(x)) @ pair(x, x)).abs() ** 2,
+    "singular values": lambda x: linalg.svdvals(pair(torch.outer(x[:3], x), WIDE[:3, :6] + x)),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_value_and_gradient_agree_with_torch(name):
+    density, points = evaluate(FUNCTIONS[name])
+    compiled, findings = choose(density, "native", 0)
+    assert not findings
+    assert verify(compiled, density, points) < 1e-10
+
+
+def test_the_spectrum_of_an_autoregression_gives_its_coefficient():
+    rng = np.random.default_rng(0)
+    y = np.zeros(600)
+    for t in range(1, 600):
+        y[t] = 0.7 * y[t - 1] + rng.normal()
+
+    def whittle(y):
+        a = pyro.sample("a", dist.Uniform(-1.0, 1.0))
+        periodogram = torch.fft.rfft(y)[1:-1].abs() ** 2 / len(y)
+        angle = 2 * np.pi * torch.arange(1, len(periodogram) + 1) / len(y)
+        pyro.sample(
+            "I", dist.Exponential(1 - 2 * a * angle.cos() + a**2).to_event(1), obs=periodogram
+        )
+
+    fit = probdl.infer(whittle, y, method=probdl.NUTS(draws=500, chains=2), seed=1, progress=False)
+    assert fit.stats["engine"] == "native"
+    a = fit.draws["a"]
+    least_squares = y[1:] @ y[:-1] / (y[:-1] @ y[:-1])
+    assert a.mean() == pytest.approx(least_squares, abs=0.02)
+    assert a.std() == pytest.approx(((1 - 0.7**2) / 600) ** 0.5, rel=0.2)
+
+
+def test_writes_that_torch_cannot_follow_are_a_reason_for_the_slow_engine():
+    def model():
+        x = pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        z = torch.zeros(6, dtype=torch.complex128)
+        z[1:3] = torch.complex(x, x)
+        z.real[4] = x[0]
+        pyro.factor("f", -z.abs().sum())
+
+    density = probdl.LogDensity.from_model(model)
+    evaluator, findings = choose(density, "auto", 0)
+    assert evaluator.engine == "eager"
+    (finding,) = findings
+    assert "writes to views" in finding.message
+    assert "torch.stack" in finding.remedy
