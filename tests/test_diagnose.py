@@ -5,10 +5,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from scipy import stats
 from torch.distributions import constraints
 
 import probdl
 from probdl.models import beta_binomial, linear_regression, normal_normal
+from probdl.results import priors
 from probdl.results.diagnostics import check_draws
 
 RNG = np.random.default_rng(5)
@@ -266,3 +268,11 @@ def one_mean(y):
     mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
     with pyro.plate("row", len(y)):
         pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+
+def test_the_test_of_two_samples_is_that_of_scipy():
+    for shift in (0.0, 0.1, 0.3):
+        a, b = RNG.normal(size=1000), RNG.normal(size=900) + shift
+        b[:40] = a[:40]  # ties
+        expected = stats.kstwobign.sf((900 * 1000 / 1900) ** 0.5 * stats.ks_2samp(a, b).statistic)
+        assert priors._same_distribution_p(a, b) == pytest.approx(expected, rel=1e-9)

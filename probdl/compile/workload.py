@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from probdl.model.recorder import DispatchMode
 
 __all__ = ["Workload"]
 
@@ -26,7 +27,7 @@ MIN_PARALLEL_MULTIPLICATIONS = 1_000_000  # about 50 microseconds on one core
 _LEFT_FACTOR = {aten.mm: 0, aten.bmm: 0, aten.mv: 0, aten.dot: 0, aten.addmm: 1, aten.baddbmm: 1}
 
 
-class Workload(TorchDispatchMode):
+class Workload(DispatchMode):
     """Records the size of the largest operation that runs inside it."""
 
     def __init__(self) -> None:

@@ -26,9 +26,8 @@ from probdl.findings import PARETO_K_MAX
 from probdl.io import mixing
 from probdl.io.digits import with_digits
 from probdl.io.netcdf import check_netcdf
-from probdl.util.clock import has_limit
 from probdl.util.lazy import arviz as az
-from probdl.util.lazy import arviz_stats_base, ecdf_utils, h5netcdf, stats
+from probdl.util.lazy import ecdf_utils, h5netcdf, stats
 from probdl.util.lazy import xarray as xr
 from probdl.util.lock import GLOBAL_LOCK
 from probdl.util.text import has_controls
@@ -57,7 +56,6 @@ __all__ = [
     "pareto_k",
     "plot",
     "plot_ppc",
-    "psis",
     "read",
     "rhat",
     "summary",
@@ -374,30 +372,6 @@ def tail_probs() -> tuple[float, float]:
 def mcse(draws: Arrays, limit: float | None = None) -> dict[str, NDArray[np.float64]]:
     """Return the Monte Carlo standard error of the mean by variable."""
     return {name: mixing.mcse_mean(x, limit) for name, x in draws.items()}
-
-
-def psis(log_ratios: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
-    """Pareto-smooth log importance ratios (n,), and return log weights and k-hat.
-
-    Equal ratios have no tail: k-hat is then -inf.
-    """
-    if np.ptp(log_ratios) < 1e-9:
-        return np.full(len(log_ratios), -np.log(len(log_ratios))), -np.inf
-    with _silent():  # the fit of a very heavy tail overflows
-        if ARVIZ_1:  # expects log likelihoods, the negative log ratios
-            try:
-                log_weights, k = arviz_stats_base.array_stats.psislw(-np.asarray(log_ratios))
-            except ValueError:  # the values of the tail are equal
-                return np.asarray(log_ratios - np.logaddexp.reduce(log_ratios)), np.inf
-        else:
-            log_weights, k = az.psislw(np.asarray(log_ratios))
-    return np.asarray(log_weights), float(k)
-
-
-def load_psis() -> None:
-    """Import what ``psis`` needs, which takes a second, where there is a time limit."""
-    if has_limit():
-        psis(np.arange(100.0))
 
 
 def ecdf_band(

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from probdl.util.clock import check_time_limit
-from probdl.util.lazy import special, stats
+from probdl.util.lazy import special
 
 __all__ = ["bfmi", "ess_bulk", "ess_tail", "mcse_mean", "rhat"]
 
@@ -152,9 +152,31 @@ def _halves(x: Array) -> Array:
 def _normal_scores(x: Array) -> Array:
     """Replace draws by normal quantiles of their ranks among all chains."""
     count = x.shape[0] * x.shape[1]
-    ranks = stats.rankdata(x.reshape(count, -1), axis=0)
+    ranks = _ranks(x.reshape(count, -1))
     offset = 3 / 8  # Blom (1958)
     return np.asarray(special.ndtri((ranks - offset) / (count - 2 * offset + 1))).reshape(x.shape)
+
+
+def _ranks(x: Array) -> Array:
+    """Return the ranks from 1 in each column of x (n, m); equal values have their mean rank.
+
+    ``scipy.stats``, whose import takes as long as a small fit, has a function of the same result.
+    """
+    columns = np.ascontiguousarray(x.T)
+    count = columns.shape[1]
+    order = np.argsort(columns)
+    ordered = np.take_along_axis(columns, order, 1)
+    same = ordered[:, 1:] == ordered[:, :-1]
+    first = np.tile(np.arange(count), (len(columns), 1))
+    last = first.copy()
+    first[:, 1:][same] = 0
+    last[:, :-1][same] = count
+    first = np.maximum.accumulate(first, 1)
+    last = np.minimum.accumulate(last[:, ::-1], 1)[:, ::-1]
+    ranks = np.empty(columns.shape)
+    np.put_along_axis(ranks, order, 1 + (first + last) / 2, 1)
+    ranks[np.isnan(columns).any(1)] = np.nan
+    return ranks.T
 
 
 def _rhat(x: Array) -> Array:

@@ -367,13 +367,12 @@ class LogDensity:
             z = z.detach().clone().requires_grad_()
             (grad,) = torch.autograd.grad(self(z), z, create_graph=True)
             rows = []
-            for unit in torch.eye(self.dim, dtype=z.dtype):
+            for i in range(self.dim):
                 check_time_limit()
                 if not grad.requires_grad:  # linear
                     return torch.zeros(self.dim, self.dim, dtype=z.dtype)
-                (row,) = torch.autograd.grad(
-                    grad, z, unit, retain_graph=True, materialize_grads=True
-                )
+                # For an argument grad_outputs, torch imports SymPy, which takes half a second.
+                (row,) = torch.autograd.grad(grad[i], z, retain_graph=True, materialize_grads=True)
                 rows.append(row)
             return torch.stack(rows)
 

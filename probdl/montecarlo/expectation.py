@@ -21,7 +21,7 @@ from torch.quasirandom import SobolEngine
 
 from probdl.errors import FindingWarning, SettingError, warn
 from probdl.findings import EXPECTATION_K_MAX, PARETO_K_MAX, Finding, Findings
-from probdl.io import idata
+from probdl.io.pareto import psis
 from probdl.model import predictive
 from probdl.model.advice import explained
 from probdl.model.program import Program
@@ -458,5 +458,5 @@ class _Total:
             deviations = np.abs(column - column.mean())
             deviations = deviations[deviations > 0]
             if len(np.unique(deviations)) > _MIN_TAIL_VALUES:
-                worst = max(worst, idata.psis(np.log(deviations))[1])
+                worst = max(worst, psis(np.log(deviations))[1])
         return worst

@@ -23,6 +23,7 @@ from probdl.findings import (
     Finding,
 )
 from probdl.io import idata, mixing
+from probdl.io.pareto import psis
 from probdl.model.sites import Site
 from probdl.util.clock import TimeUp
 
@@ -187,7 +188,7 @@ def _check_tails(draws: Draws, low_ess: set[str]) -> list[Finding]:
         if name in low_ess or array.dtype.kind != "f" or len(flat) < HEAVY_DRAWS_MIN:
             continue
         for tail in _long_tails(flat):
-            k = idata.psis(np.log(tail))[1]
+            k = psis(np.log(tail))[1]
             if k > PARETO_K_MAX:
                 heavy[name] = max(k, heavy.get(name, k))
     if not heavy:

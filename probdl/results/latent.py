@@ -30,7 +30,7 @@ from torch.utils._pytree import tree_leaves
 
 from probdl.errors import FindingWarning, ModelError, ProbdlError, SettingError, warn
 from probdl.findings import TAIL_DRAWS_MIN, Finding, pareto_k_max
-from probdl.io.idata import psis
+from probdl.io.pareto import psis
 from probdl.model import streaming
 from probdl.model.density import LogDensity
 from probdl.model.distributions import distribution_name

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from probdl.errors import DataError, FindingWarning, ModelError, SettingError, warn
 from probdl.findings import PARETO_K_MAX
-from probdl.io.idata import good_k, loo, pareto_k, psis, to_idata
+from probdl.io.idata import good_k, loo, pareto_k, to_idata
 from probdl.io.mixing import mcse_mean
+from probdl.io.pareto import psis
 from probdl.model import predictive, streaming
 from probdl.model.discrete import observations
 from probdl.model.elements import Elements, check_labels

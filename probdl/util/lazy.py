@@ -21,7 +21,6 @@ from probdl.util.lock import GLOBAL_LOCK
 
 __all__ = [
     "arviz",
-    "arviz_stats_base",
     "backend_bases",
     "cloudpickle",
     "ecdf_utils",
@@ -39,7 +38,6 @@ __all__ = [
 
 if TYPE_CHECKING:
     import arviz
-    import arviz_stats.base as arviz_stats_base
     import cloudpickle
     import h5netcdf
     import h5py
@@ -109,7 +107,6 @@ else:
                     os.environ["XDG_CACHE_HOME"] = before
 
     arviz = _Deferred("arviz")
-    arviz_stats_base = _Deferred("arviz_stats.base")  # of ArviZ 1
     backend_bases = _Deferred("matplotlib.backend_bases")
     cloudpickle = _Deferred("cloudpickle")
     ecdf_utils = _Deferred("arviz_stats.ecdf_utils", "arviz.stats.ecdf_utils")

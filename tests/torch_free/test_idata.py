@@ -76,17 +76,6 @@ def test_summary_has_a_row_for_each_scalar(container):
     assert {"mean", "sd", "r_hat", "ess_bulk"} <= set(table.columns)
 
 
-def test_psis_smooths_and_judges():
-    rng = np.random.default_rng(2)
-    x = rng.normal(size=2000)
-    light = -0.5 * x**2 / 0.8**2 + 0.5 * x**2  # a normal narrower than the draws
-    weights, k = idata.psis(light)
-    assert k < 0.5
-    np.testing.assert_allclose(np.exp(weights).sum(), 1.0)
-    assert idata.psis(-light * 8)[1] > 0.7
-    assert idata.psis(np.zeros(100))[1] == -np.inf
-
-
 def test_names_that_clash():
     assert idata.unclashed({"y": ["y", None]}, ["y"]) == {"y": ["y_dim", None]}
 

@@ -178,6 +178,7 @@ def trace_function(
 
 def _record(fn: Callable[..., Any], inputs: Sequence[Tensor], random: bool) -> Recording:
     recording = record(fn, inputs, decompositions(), REPLACEMENTS)
+    _draw_without_writes(recording.graph)
     # Random numbers that a training step draws and does not use keep the others in their order.
     if not random and not recording.has_mutation:
         _erase_unused_with_random(recording.graph)
@@ -196,6 +197,26 @@ def _record(fn: Callable[..., Any], inputs: Sequence[Tensor], random: bool) -> R
                 f"torch cannot follow what it writes to views of tensors ({error})"
             ) from None
     return recording
+
+
+def _draw_without_writes(graph: fx.Graph) -> None:
+    """Replace ``torch.empty(n).normal_()``, by which Pyro draws, by ``torch.randn(n)``."""
+    for node in list(graph.nodes):
+        if node.target is not aten.normal_.default or len(node.args) > 1 or node.kwargs:
+            continue
+        empty = node.args[0]
+        if empty.target is not aten.empty.memory_format or next(iter(empty.users)) is not node:
+            continue
+        val = node.meta["val"]
+        with graph.inserting_before(node):
+            drawn = graph.call_function(
+                aten.randn.default, (list(val.shape),), {"dtype": val.dtype}
+            )
+        drawn.meta.update(node.meta)
+        for old in (node, empty):
+            old.replace_all_uses_with(drawn)
+        graph.erase_node(node)
+        graph.erase_node(empty)
 
 
 def written_tensors(node: fx.Node) -> Iterator[fx.Node]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from probdl.compile import ENGINES, choose
 from probdl.errors import ModelError
 from probdl.findings import TAIL_DRAWS_MIN
-from probdl.io.idata import psis
+from probdl.io.pareto import psis
 from probdl.methods.angles import unwound
 from probdl.methods.approximate.comparison import compare_with_density
 from probdl.methods.base import Method

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from probdl.compile import ENGINES, Evaluator, choose
 from probdl.errors import ModelError
 from probdl.findings import TAIL_DRAWS_MIN
-from probdl.io.idata import load_psis, psis
+from probdl.io.pareto import psis
 from probdl.methods.angles import unwound
 from probdl.methods.approach import approach, evaluate_with
 from probdl.methods.approximate.comparison import compare_with_density
@@ -119,7 +119,6 @@ class Pathfinder(Method, name="pathfinder"):
         structure = self._discover(program)
         density = self._density(program, structure)
         evaluator, findings = choose(density, self.engine, seed)
-        load_psis()
         normals: list[Normal] = []
         found: list[_Sampled] = []
         seconds: list[float] = []  # of drawing from a path

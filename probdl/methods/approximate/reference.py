@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from probdl.compile import Evaluator
 from probdl.compile.runtime.native_density import NativeDensity
 from probdl.findings import EXPECTATION_K_MAX, PARETO_K_MAX
-from probdl.io.idata import psis
+from probdl.io.pareto import psis
 from probdl.model.density import LogDensity
 from probdl.results.weights import Reference, weights_ess
 from probdl.util.clock import check_time_limit

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from probdl.compile import choose
 from probdl.findings import TAIL_DRAWS_MIN, Finding
-from probdl.io.idata import psis
+from probdl.io.pareto import psis
 from probdl.methods.angles import unwound
 from probdl.model.density import LogDensity
 from probdl.model.program import Program

@@ -20,7 +20,7 @@ from probdl.compile import ENGINES, choose
 from probdl.compile.step import Parameters
 from probdl.errors import ModelError, ProbdlError, SettingError
 from probdl.findings import TAIL_DRAWS_MIN, Finding
-from probdl.io.idata import load_psis, psis
+from probdl.io.pareto import psis
 from probdl.methods.approximate.comparison import compare_with_density
 from probdl.methods.approximate.reference import has_reference
 from probdl.methods.approximate.unweighted import draw_unweighted, uneven_rows
@@ -234,7 +234,6 @@ class SVI(Method, name="svi"):
 
     def run(self, program: Program, seed: int, progress: bool | None) -> Fit:
         """Fit the guide and the parameters of the model."""
-        load_psis()
         dtype = program.training_dtype
         if dtype != torch.float64:
             program = program.to(dtype)
