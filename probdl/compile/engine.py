@@ -22,8 +22,8 @@ from torch.utils._pytree import tree_flatten
 
 from probdl.compile.codegen.emit import Source, emit
 from probdl.compile.codegen.statements import UnsupportedError
-from probdl.compile.long_series import of_first_steps
-from probdl.compile.probe import probe
+from probdl.compile.long_series import Series, of_first_steps
+from probdl.compile.probe import check_gradient, probe
 from probdl.compile.runtime import cache
 from probdl.compile.runtime.native_density import NativeDensity, differentiable
 from probdl.compile.runtime.toolchain import CompilerError
@@ -143,7 +143,7 @@ def _choose(
     findings: list[Finding] = []
     if (known := _compiled_before(density)) is not None:
         findings = list(known.findings)
-    elif engine != "eager" and (found := _of_first_steps(density, model, seed, threads)):
+    elif engine != "eager" and (found := _of_first_steps(density, seed, threads)):
         return found
     elif not trusted:
         (start,) = _points(density, model, seed, 1)
@@ -245,30 +245,37 @@ def _remember(
 
 
 def _of_first_steps(
-    density: LogDensity, model: _Remembered, seed: int, threads: int
+    density: LogDensity, seed: int, threads: int
 ) -> tuple[NativeDensity, list[Finding]] | None:
     """Return code made from the first steps of a long loop, and findings, if that is right."""
     if (found := of_first_steps(density)) is None:
         return None
-    prepared, source = found
+    series, part = found
     try:
-        arrays = prepared.arrays(density.program.tensors())
-        if arrays is None:
-            return None
         # If later steps are of another kind, this may read other places than the model.
-        guarded = NativeDensity(source, density.dim, arrays, threads, guard=GUARD)
+        guarded, of_part = (_native(x, threads, guard=GUARD) for x in (series, part))
+        # An evaluation of all steps by torch takes seconds with its gradient.
+        checked = _points(part.density, of_part, seed, VERIFIED_POINTS)
+        verify(of_part, part.density, checked, finite=True)
         start, other = _points(density, guarded, seed, 2)
-        verify(guarded, model, start[None], finite=True)
-        more = torch.stack([other, _climbed(guarded, start)])
-        verify(guarded, density, more, gradient=False, finite=True)
-        findings = probe(density, start, value_and_grad=model.value_and_grad)
-        compiled = NativeDensity(source, density.dim, arrays, threads)
+        points = torch.stack([start, other, _climbed(guarded, start)])
+        verify(guarded, density, points, gradient=False, finite=True)
+        check_gradient(density, start, guarded.value_and_grad)
+        findings = probe(density, start, part=(part.density, checked[0]))
+        compiled = _native(series, threads)
     except (ProbdlError, RuntimeError, ValueError) as error:
         if isinstance(error, TimeLimitError):
             raise
         return None  # the trace of all steps gives the reason
-    _remember(density, prepared, source, findings, of_first_steps=True)
+    _remember(density, series.prepared, series.source, findings, of_first_steps=True)
     return compiled, [*findings, *cache.findings()]
+
+
+def _native(series: Series, threads: int, guard: int = 0) -> NativeDensity:
+    arrays = series.prepared.arrays(series.density.program.tensors())
+    if arrays is None:
+        raise UnsupportedError("the shapes of the data are not those of the trace")
+    return NativeDensity(series.source, series.density.dim, arrays, threads, guard=guard)
 
 
 def _climbed(density: Evaluator, start: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from probdl.errors import TimeLimitError
 from probdl.model.density import LogDensity
 from probdl.util.calls import call_leaves
 
-__all__ = ["of_first_steps"]
+__all__ = ["Series", "of_first_steps"]
 
 MIN_STEPS = 400  # of a loop, for which this is faster than to trace all of it
 MIN_CALLS = 2500  # of functions of torch
@@ -34,17 +35,34 @@ MAX_SHARE = 1 / 3  # of the calls, in the short series that are traced
 FEW_STEPS = (24, 36, 48)  # to count the calls in a step
 CALLS = 1500  # of functions of torch on the shortest series that is traced
 MIN_TRACED, MAX_TRACED = 36, 72  # steps
+CHECKED = 36  # steps, by which the series is longer on which the gradient is compared
 APART = 12  # steps, so that n // 2, n // 3 and n // 4 are on a line, too
 ROUNDING = 1e-12  # relative, of numbers that a model computes from the number of steps
 _POSITIONS = {Tensor.__getitem__, Tensor.__setitem__}
 
 
-def of_first_steps(density: LogDensity) -> tuple[Prepared, Source] | None:
+@dataclass(frozen=True)
+class Series:
+    """The code of a density with a loop over its data, extended from that for short series.
+
+    Attributes:
+        density: the density.
+        prepared: the preparation of the data.
+        source: the code.
+    """
+
+    density: LogDensity
+    prepared: Prepared
+    source: Source
+
+
+def of_first_steps(density: LogDensity) -> tuple[Series, Series] | None:
     """Return the code of a density with a long loop over its data, from traces of a part of them.
 
     Returns:
-        The preparation of the data and the code; None if there is no such loop, or if the first
-        steps do not determine the code.
+        The code for all data, and that for a part, which is longer than what was traced and short
+        enough to compare all that depends on the code; None if there is no such loop, or if the
+        first steps do not determine the code.
     """
     sizes = Counter(n for x in density.program.tensors() for n in x.shape if n >= MIN_STEPS)
     if not sizes or density.program.is_large:
@@ -92,9 +110,7 @@ def _few_steps(density: LogDensity, length: int, calls: _Calls) -> list[int]:
     return [first + APART * i for i in range(3)]
 
 
-def _lengthened(
-    density: LogDensity, length: int, lengths: Sequence[int]
-) -> tuple[Prepared, Source]:
+def _lengthened(density: LogDensity, length: int, lengths: Sequence[int]) -> tuple[Series, Series]:
     traced, sources, dims = list[Traced](), list[Source](), list[int]()
     for n in lengths:
         short = shortened(density, length, n)
@@ -102,10 +118,15 @@ def _lengthened(
         traced.append(trace(short, start, smallest=lengths[0] // 2))  # not what is of one step
         sources.append(emit(traced[-1].density, short.dim, reuse=False))
         dims.append(short.dim)
-    if lengthened_number(dims, lengths, length) != density.dim:
-        raise DifferentError("the number of coordinates is another one")
-    preparation = lengthened_preparation(traced, lengths, length)
-    return preparation, lengthened_source(sources, lengths, length)
+
+    def of_length(density: LogDensity, length: int) -> Series:
+        if lengthened_number(dims, lengths, length) != density.dim:
+            raise DifferentError("the number of coordinates is another one")
+        prepared = lengthened_preparation(traced, lengths, length)
+        return Series(density, prepared, lengthened_source(sources, lengths, length))
+
+    checked = lengths[-1] + CHECKED
+    return of_length(density, length), of_length(shortened(density, length, checked), checked)
 
 
 class _Calls(TorchFunctionMode):

@@ -24,7 +24,9 @@ from probdl.model.density import LogDensity
 from probdl.util.calls import call_leaves
 from probdl.util.isolation import generator_states
 
-__all__ = ["probe"]
+__all__ = ["check_gradient", "probe"]
+
+Evaluate = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 DIFFERENCE_STEPS = (1e-4, 1e-5)  # of the finite differences that a gradient is compared with
 VALUE_TOLERANCE = 1e-9  # relative; sums in another order are rounded differently
@@ -39,7 +41,8 @@ def probe(
     z: Tensor,
     *,
     gradient: bool = True,
-    value_and_grad: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
+    value_and_grad: Evaluate | None = None,
+    part: tuple[LogDensity, Tensor] | None = None,
 ) -> list[Finding]:
     """Check a model for mistakes at a point where its density is finite.
 
@@ -48,6 +51,8 @@ def probe(
         z: the point, (d,).
         gradient: whether the method needs the gradient.
         value_and_grad: evaluates the model, or remembers what it was at the point.
+        part: the density of a part of the data, and a point, at which to check what depends on the
+            code of the model and not on the data.
 
     Raises:
         ModelError: the density is random, its gradient differs from finite differences, or an
@@ -60,8 +65,9 @@ def probe(
             "meaningless one. Keep the argument in its range: use a prior with that support, "
             "torch.exp() for scales and rates, or logits= for probabilities."
         )
-    if (few := on_few_rows(density, z)) is not density:
-        density, value_and_grad = few, None
+    few, z_few = part or (on_few_rows(density, z), z)
+    if few is not density:
+        density, z, value_and_grad = few, z_few, None
     at_z, grad = (value_and_grad or density.value_and_grad)(z)
     value = at_z.item()
     before = generator_states()
@@ -77,7 +83,7 @@ def probe(
             "np.random or dist.Normal(...).sample(), and call .eval() on a network with dropout."
         )
     if gradient:
-        _check_gradient(density, z, value, grad)
+        _check_slopes(density, z, value, grad, lambda z: _value(density, z))
     return _undeclared_parameters(density, again, list(seen.found.values()))
 
 
@@ -125,14 +131,30 @@ def _is_passed(fn: Any, name: str) -> bool:
     )
 
 
-def _check_gradient(density: LogDensity, z: Tensor, value: float, grad: Tensor) -> None:
+def check_gradient(density: LogDensity, z: Tensor, value_and_grad: Evaluate) -> None:
+    """Compare the gradient of a density by compiled code with finite differences of its values.
+
+    Raises:
+        ModelError: they differ.
+    """
+    value, grad = value_and_grad(z)
+    _check_slopes(density, z, value.item(), grad, lambda z: value_and_grad(z)[0].item())
+
+
+def _check_slopes(
+    density: LogDensity,
+    z: Tensor,
+    value: float,
+    grad: Tensor,
+    value_of: Callable[[Tensor], float],
+) -> None:
     """Compare the gradient with finite differences: in one direction, then for each site."""
     generator = torch.Generator().manual_seed(0)
     direction = torch.randn(z.shape, generator=generator, dtype=z.dtype)
     noise = 1e-12 * (1 + abs(value)) / DIFFERENCE_STEPS[1]
 
     def slope_along(along: Tensor, step: float) -> float:
-        ahead, behind = _value(density, z + step * along), _value(density, z - step * along)
+        ahead, behind = value_of(z + step * along), value_of(z - step * along)
         return (ahead - behind) / (2 * step)
 
     def difference(along: Tensor, tolerance: float) -> tuple[float, float] | None:

@@ -362,10 +362,11 @@ LONG = {
 def test_the_code_of_a_long_series_is_made_from_its_first_steps(name):
     model, steps, data = LONG[name]
     density = probdl.LogDensity.from_model(model, data(steps))
-    prepared, source = of_first_steps(density)
-    arrays = prepared.arrays(density.program.tensors())
-    compiled = NativeDensity(source, density.dim, arrays, 1)
-    verify(compiled, density, torch.tensor(0.5 * RNG.normal(size=(3, density.dim))))
+    for series in of_first_steps(density):
+        arrays = series.prepared.arrays(series.density.program.tensors())
+        compiled = NativeDensity(series.source, series.density.dim, arrays, 1)
+        points = torch.tensor(0.5 * RNG.normal(size=(3, series.density.dim)))
+        verify(compiled, series.density, points)
 
 
 def test_code_made_from_first_steps_is_used_and_reused_for_other_data(monkeypatch):
