@@ -141,15 +141,16 @@ TOPICS: dict[str, dict[str, Check]] = {
             "Some chains stay near their starting points, or at a mode that has practically no "
             "share of the posterior.",
             "log density plus log size of the region (interquartile ranges) more than "
-            f"{STUCK_GAP:g} nats below that of another chain, with log densities that do not "
-            "overlap; or most draws of a chain equal",
+            f"{STUCK_GAP:g} nats below that of another chain, whose correlations reduce its size, "
+            "with log densities that do not overlap; or most draws of a chain equal",
         ),
         "restarted_chain": Check(
-            _INFO,
+            _WARNING,
             "Some chains waited where the posterior has practically no share, and were run again "
             "from draws of the others.",
             f"as of stuck_chain, in the first 100 draws, but by {STUCK_GAP:g} + 5 sqrt(d / 2) nats "
-            "of the log density, with at least two chains, and no fewer than these, elsewhere",
+            "of the log density, with at least two chains, and no fewer than these, elsewhere, and "
+            "with the region of each taken to be as wide as that of the best",
         ),
         "ess": Check(
             _WARNING,

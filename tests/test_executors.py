@@ -217,6 +217,21 @@ def test_an_error_on_a_worker_is_raised_here_with_its_place(pool):
     assert not hasattr(caught.value, "__notes__")
 
 
+def test_an_exit_on_a_worker_does_not_end_this_process(pool):
+    def work(i, x):
+        raise SystemExit(3)
+
+    with pytest.raises(probdl.ModelError, match="SystemExit on a worker: 3"):
+        results(pool, work, 1)
+
+
+def test_an_executor_that_is_closed_is_named():
+    with ThreadPoolExecutor(1) as closed:
+        pass
+    with pytest.raises(probdl.ModelError, match=r"RuntimeError.*Pass one that is running"):
+        results(closed, lambda i, x: i, 3)
+
+
 def test_what_cannot_be_pickled_is_named(pool):
     lock = threading.Lock()
     with pytest.raises(probdl.ModelError, match="cannot be sent to workers"):

@@ -40,7 +40,9 @@ class ChainFit(Fit, needs="Markov chain that could go on; Use method='nuts'."):
 
         The chains go on from their last draw, with the step size and the metric of their warm-up,
         in this process or in another one, after ``load`` with the model. The result is equal, bit
-        for bit, to that of one run with all draws on the same machine; this fit stays as it is.
+        for bit, to that of one run with all draws on the same machine, if this fit has at least
+        100 draws of each chain (with fewer, chains at a lesser mode were not run again); this fit
+        stays as it is.
 
         Args:
             draws: the number of further draws of each chain.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -36,7 +37,8 @@ __all__ = [
     "check_stuck",
     "check_tree",
     "interrupted",
-    "log_shares",
+    "log_correlation",
+    "ranges",
     "require_complete",
     "stuck_chains",
     "unchecked",
@@ -280,26 +282,34 @@ def _at_different_modes(draws: Draws, names: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def log_shares(z: Array, lp: Array) -> Array:
-    r"""Return the log probability of the region of each chain, (chain,), but for a constant.
+def log_correlation(z: Array) -> float:
+    r"""Return half the log determinant of the correlations of draws (n, d), at most 0.
 
-    It is about its log density plus the logarithm of the region's size, :math:`\log p + \sum_i
-    \log s_i`, with :math:`s_i` the interquartile ranges.
-
-    Args:
-        z: draws on R^d, (chain, draw, d).
-        lp: their log densities, (chain, draw), in nats.
+    A region of normal draws has the size :math:`|\Sigma|^{1/2} = \prod_i s_i |R|^{1/2}`, with the
+    standard deviations :math:`s_i` and the correlations :math:`R`. With few draws the determinant
+    is underestimated; it is 0, and its logarithm -inf, if there are no more draws than dimensions.
     """
-    return _log_shares(_ranges(z), lp)
+    if len(z) <= z.shape[1] + 1:
+        return -math.inf
+    spread = z.std(0)
+    moving = spread > 0
+    scaled = (z[:, moving] - z[:, moving].mean(0)) / spread[moving]
+    sign, log_det = np.linalg.slogdet(scaled.T @ scaled / len(z))
+    return 0.5 * min(float(log_det), 0.0) if sign > 0 else -math.inf
 
 
 def _log_shares(size: Array, lp: Array) -> Array:
+    r"""Return the log probability of the region of each chain, (chain,), but for a constant.
+
+    It is about its log density plus the logarithm of the region's size, :math:`\log p + \sum_i
+    \log s_i`, with :math:`s_i` the interquartile ranges, but for correlations.
+    """
     with np.errstate(all="ignore"):
         share = np.median(lp, 1) + np.log(np.maximum(size, np.finfo(float).tiny)).sum(1)
     return np.where(np.isfinite(share), share, -np.inf)
 
 
-def _ranges(z: Array) -> Array:
+def ranges(z: Array) -> Array:
     """Return the interquartile ranges, (chain, d)."""
     thin = max(1, z.shape[1] // DRAWS_OF_QUARTILES)
     low, high = np.quantile(z[:, ::thin], (0.25, 0.75), axis=1)
@@ -310,18 +320,23 @@ def stuck_chains(z: Array, lp: Array) -> Array:
     """Return a mask (chain,) of the chains that are where the posterior has no share.
 
     A chain is stuck if the log probability of the region of another is larger by ``STUCK_GAP`` and
-    their log densities do not overlap, or if it hardly moves: most of its draws are equal.
+    their log densities do not overlap, or if it hardly moves: most of its draws are equal. Since a
+    region whose coordinates are correlated is smaller than it seems, its log density must be larger
+    by that much more.
 
     Args:
         z: draws on R^d, (chain, draw, d).
         lp: their log densities, (chain, draw), in nats.
     """
-    size = _ranges(z)
+    size = ranges(z)
     still = (size <= 0).all(1)
     share = _log_shares(size, lp)
     best = int(np.argmax(share))
     apart = np.quantile(lp, 0.95, axis=1) < np.quantile(lp[best], 0.05)
-    return still | (apart & (share < share[best] - STUCK_GAP))
+    away = apart & (share < share[best] - STUCK_GAP)
+    if (away & ~still).any():
+        away &= share < share[best] - STUCK_GAP + log_correlation(z[best])
+    return still | away
 
 
 def away_from_posterior(chains: Array, levels: Array) -> str:

@@ -134,10 +134,17 @@ class _Calls:
         pieces = _pickled([(i, self.items[i]) for i in indices])
         try:
             future = self.executor.submit(_run, self._key, sent, pieces, self._process)
-        except RuntimeError as error:  # such as BrokenExecutor
+        except Exception as error:  # such as BrokenExecutor, or a client that is closed
+            began = self.done or self.running or self._attempts
             raise _LostError(
-                f"The executor takes no more work after {self.done} tasks ({error}). A worker may "
-                "have run out of memory: use fewer, or an executor that starts others, as Dask."
+                f"The executor takes no more work after {self.done} tasks "
+                f"({type(error).__name__}: {error}). "
+                + (
+                    "A worker may have run out of memory: use fewer, or an executor that starts "
+                    "others, as Dask."
+                    if began
+                    else "Pass one that is running."
+                )
             ) from None
         self.running[future] = indices
         future.add_done_callback(self._ended.put)
@@ -166,6 +173,8 @@ class _Calls:
             self.submit(indices, with_work=True)
             return []
         results, raised, seconds = cloudpickle.loads(answer)
+        if raised is not None and not isinstance(raised, Exception):  # such as SystemExit
+            raise ModelError(f"A task raised {type(raised).__name__} on a worker: {raised}.")
         if raised is not None:
             raise raised
         self.done += len(indices)

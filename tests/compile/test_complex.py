@@ -1,5 +1,10 @@
 """Complex numbers and Fourier transforms, which torch computes in calls from C code."""
 
+import collections
+import os
+import signal
+import threading
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -61,6 +66,10 @@ FUNCTIONS = {
     "sums of products": lambda x: torch.einsum("i,ij->j", pair(x, x**2), OPERATOR).real,
     "systems": lambda x: linalg.solve(hermitian(x), pair(x, x)).real,
     "factors": lambda x: linalg.cholesky(hermitian(x)).abs(),
+    "systems by factors": lambda x: (
+        torch.cholesky_solve(OPERATOR[:, :2], linalg.cholesky(hermitian(x))).real
+    ),
+    "inverses by factors": lambda x: torch.cholesky_inverse(linalg.cholesky(hermitian(x))).imag,
     "determinants": lambda x: linalg.det(pair(x[:4].reshape(2, 2), x[2:].reshape(2, 2))).real,
     "Hermitian eigenvalues": lambda x: linalg.eigvalsh(hermitian(x)),
     "eigenvalues": lambda x: linalg.eigvals(x[:4].reshape(2, 2) + 3 * MATRIX[:2, :2]).abs(),
@@ -113,3 +122,44 @@ def test_writes_that_torch_cannot_follow_are_a_reason_for_the_slow_engine():
     (finding,) = findings
     assert "writes to views" in finding.message
     assert "torch.stack" in finding.remedy
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: (x**2)[(x[:1].abs() * 2).long()],
+        lambda x: x.gather(0, (x[:1].abs() * 2).long()) ** 2,
+        lambda x: torch.zeros(6, dtype=x.dtype).index_put(((x[:1].abs() * 2).long(),), x[1:2]),
+        lambda x: torch.zeros(6, dtype=x.dtype).scatter(0, (x[:1].abs() * 2).long(), x[1:2]),
+        lambda x: pair(x, x**2)[(x[:1].abs() * 2).long()].abs(),
+    ],
+    ids=["index", "gather", "index_put", "scatter", "by torch"],
+)
+def test_the_density_is_not_finite_where_an_index_is_out_of_range(function):
+    density, points = evaluate(lambda x: function(x).sum() + x)
+    compiled, _ = choose(density, "native", 0)
+    inside = points.clone()
+    inside[:, 0] = torch.tensor([0.1, -1.3, 2.9, 0.7])
+    assert verify(compiled, density, inside, finite=True) < 1e-10
+    for first in (3.0, -4.0, 1e6, 1e300):
+        point = inside[0].clone()
+        point[0] = first
+        with pytest.raises(probdl.ModelError, match="out of bounds"):
+            density(point)
+        value, grad = compiled.value_and_grad(point)
+        assert torch.isnan(value) or not torch.isfinite(grad).all()
+
+
+def test_ctrl_c_while_torch_computes_reaches_the_user(interruptible):
+    n = 60
+    constant = pair(torch.eye(n, dtype=torch.float64), torch.ones(n, n, dtype=torch.float64))
+    density, points = evaluate(lambda x: linalg.eigvals(constant * x[0] + x[1]).abs().sum() + x)
+    compiled, _ = choose(density, "native", 0)
+    expected = compiled.value_and_grad(points[0])
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        collections.deque(map(compiled.value_and_grad, points[0].expand(10**5, -1)), maxlen=0)
+    again = compiled.value_and_grad(points[0])
+    for before, after in zip(expected, again, strict=True):
+        torch.testing.assert_close(before, after)

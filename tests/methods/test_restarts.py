@@ -101,7 +101,7 @@ def test_a_fit_with_random_starts_reaches_the_posterior(sampler, seed):
     fit = arma(seed, sampler=sampler)
     checks = {f.check for f in fit.diagnose()}
     if "restarted_chain" in checks:
-        assert finding(fit, "restarted_chain").severity == "info"
+        assert finding(fit, "restarted_chain").severity == "warning"
         assert np.ptp(np.median(fit.stats["lp"], 1)) < 10
     else:  # most chains wait elsewhere
         assert "stuck_chain" in checks
@@ -111,6 +111,7 @@ def test_a_fit_that_goes_on_equals_a_long_one_also_with_chains_run_again():
     long, short = arma(draws=300), arma(draws=150)
     assert "restarted_chain" in {f.check for f in long.diagnose()}
     longer = short.extend(150)
+    assert finding(longer, "restarted_chain") == finding(long, "restarted_chain")
     for name, draws in long.draws.items():
         np.testing.assert_array_equal(longer.draws[name], draws)
 
@@ -136,3 +137,42 @@ def test_two_modes_that_matter_are_kept():
     for seed in range(6):
         fit = probdl.infer(model, method=probdl.NUTS(draws=100, warmup=100), seed=seed)
         assert "restarted_chain" not in {f.check for f in fit.diagnose()}
+
+
+def regimes(dim, correlation, share):
+    """Return a model with two far regimes, one of them with correlated coordinates.
+
+    Args:
+        dim: the number of coordinates.
+        correlation: their correlation in the first regime; they are independent in the second.
+        share: the probability of the first.
+    """
+    covariance = (1 - correlation) * torch.eye(dim, dtype=torch.float64) + correlation
+    plain = dist.Normal(torch.zeros(dim, dtype=torch.float64), 1.0).to_event(1)
+    correlated = dist.MultivariateNormal(torch.zeros(dim, dtype=torch.float64), covariance)
+
+    def model():
+        u = pyro.sample("u", dist.Normal(0.0, 10.0))
+        first, second = (dist.Normal(m, 0.2).log_prob(u) for m in (3.0, -3.0))
+        weighted = torch.logaddexp(first + math.log(share), second + math.log(1 - share))
+        pyro.factor("side", weighted - dist.Normal(0.0, 10.0).log_prob(u))
+        x = pyro.sample("x", plain)
+        given = torch.where(u > 0, correlated.log_prob(x), plain.log_prob(x))
+        pyro.factor("x of side", given - plain.log_prob(x))
+
+    return model
+
+
+@pytest.mark.parametrize(
+    ("dim", "correlation", "share"),
+    [(20, 0.999, 0.5), (20, 0.999, 0.01), (60, 0.95, 0.5), (100, 0.85, 0.5), (100, 0.85, 0.01)],
+)
+def test_a_mode_with_a_share_is_kept_although_another_is_denser(dim, correlation, share):
+    model = regimes(dim, correlation, share)
+    for seed in range(3):
+        method = probdl.NUTS(draws=200, warmup=300, sampler="native", init="random", chains=4)
+        fit = probdl.infer(model, method=method, seed=seed)
+        checks = {f.check for f in fit.diagnose()}
+        assert not {"restarted_chain", "stuck_chain"} & checks
+        if len(np.unique(fit.draws["u"] > 0)) == 2:
+            assert {"rhat", "multimodal"} & checks

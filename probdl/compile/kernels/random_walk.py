@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from probdl.compile.codegen.emit import Source
+from probdl.compile.runtime.callback import raise_interrupt
 from probdl.compile.runtime.library import loaded
 from probdl.compile.runtime.toolchain import CompilerError
 
@@ -70,19 +71,19 @@ class Walk:
         """
         if self._function is not None:
             moves, log_u = np.ascontiguousarray(moves), np.ascontiguousarray(log_u)
-            return int(
-                self._function(
-                    self._evaluator.address,
-                    self._evaluator.user,
-                    len(self.z),
-                    len(moves),
-                    moves.ctypes.data,
-                    log_u.ctypes.data,
-                    self.z.ctypes.data,
-                    self.value.ctypes.data,
-                    self._work.ctypes.data,
-                )
+            accepted = self._function(
+                self._evaluator.address,
+                self._evaluator.user,
+                len(self.z),
+                len(moves),
+                moves.ctypes.data,
+                log_u.ctypes.data,
+                self.z.ctypes.data,
+                self.value.ctypes.data,
+                self._work.ctypes.data,
             )
+            raise_interrupt()
+            return int(accepted)
         accepted = 0
         for move, threshold in zip(moves, log_u, strict=True):
             proposal = self.z + move

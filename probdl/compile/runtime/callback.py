@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,24 +13,48 @@ from torch import Tensor
 
 from probdl.compile.codegen.calls import Call, Operand
 
-__all__ = ["callback"]
+__all__ = ["callback", "raise_interrupt"]
 
 _POINTERS = ctypes.POINTER(ctypes.c_void_p)
+_interrupt = threading.local()  # what ended a call, until C code returns
 _FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_int64, _POINTERS, _POINTERS)
 
 
 def callback(calls: Sequence[Call]) -> Any:
-    """Return a C function that computes these calls; it takes the interpreter's lock."""
+    """Return a C function that computes these calls; it takes the interpreter's lock.
+
+    Where torch raises an error, such as for an index out of range, the results are NaN.
+    """
     sizes = [(_operand_sizes(call), [math.prod(s) for s in call.shapes]) for call in calls]
 
     def run(index: int, operands: Any, results: Any) -> None:
         of_operands, of_results = sizes[index]
-        tensors = [_memory(operands[i], size) for i, size in enumerate(of_operands)]
         targets = [_memory(results[i], size) for i, size in enumerate(of_results)]
-        with torch.no_grad():
-            calls[index].run(tensors, targets)
+        try:
+            tensors = [_memory(operands[i], size) for i, size in enumerate(of_operands)]
+            with torch.no_grad():
+                calls[index].run(tensors, targets)
+        except BaseException as error:
+            for target in targets:
+                target.fill_(torch.nan)
+            if isinstance(error, MemoryError) or not isinstance(error, Exception):
+                _interrupt.error = error
 
     return _FUNCTION(run)
+
+
+def raise_interrupt() -> None:
+    """Raise what ended a call of torch from the C code that this thread has just run.
+
+    An exception cannot pass through C code.
+
+    Raises:
+        KeyboardInterrupt: the user pressed Ctrl-C.
+        MemoryError: there is too little memory.
+    """
+    if (error := getattr(_interrupt, "error", None)) is not None:
+        _interrupt.error = None
+        raise error
 
 
 def _operand_sizes(call: Call) -> list[int]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from probdl.compile.codegen.emit import Source
 from probdl.compile.codegen.statements import laid_out, real
+from probdl.compile.runtime.callback import raise_interrupt
 from probdl.compile.runtime.library import loaded
 
 __all__ = ["NativeDensity", "differentiable"]
@@ -43,6 +44,7 @@ class NativeDensity:
 
     Attributes:
         dim: the dimension d of the point.
+        calls: the number of operations that torch computes; each takes some 20 microseconds.
         address: the address of the C function ``int64_t logp(uint64_t dim, const double *z,
             double *grad, double *value, const void *user)``. It returns 0, or 1 if the value or
             the gradient is not finite. It may run in several threads at once.
@@ -65,6 +67,7 @@ class NativeDensity:
         library.logp.restype = ctypes.c_int64
         library.logp.argtypes = [ctypes.c_uint64] + [ctypes.c_void_p] * 4
         self.dim = dim
+        self.calls = len(source.calls)
         self._function = library.logp
         self.address = ctypes.cast(library.logp, ctypes.c_void_p).value
         self.expand = ctypes.cast(library.expand, ctypes.c_void_p).value
@@ -92,6 +95,7 @@ class NativeDensity:
             point = np.concatenate([point, np.zeros(self._guard)])
         grad, value = np.empty(self.dim), np.empty(())
         self._function(self.dim, point.ctypes.data, grad.ctypes.data, value.ctypes.data, self.user)
+        raise_interrupt()
         return torch.from_numpy(value), torch.from_numpy(grad)
 
     def values(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -102,11 +106,13 @@ class NativeDensity:
         point, value, to = points.ctypes.data, found.ctypes.data, grad.ctypes.data
         for i in range(len(points)):
             self._function(self.dim, point + 8 * self.dim * i, to, value + 8 * i, self.user)
+            raise_interrupt()
         return found
 
     def evaluate(self, z: Tensor, grad: Tensor, value: NDArray[np.float64]) -> None:
         """Write the gradient at ``z`` (d,) to ``grad`` (d,), and the value to ``value`` ()."""
         self._function(self.dim, z.data_ptr(), grad.data_ptr(), value.ctypes.data, self.user)
+        raise_interrupt()
 
     def __call__(self, z: Tensor) -> Tensor:
         """Return the log density at ``z`` (d,), as a scalar that autograd can differentiate."""

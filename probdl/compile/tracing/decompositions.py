@@ -282,10 +282,10 @@ def _var(
 def _cholesky_inverse(factor: Tensor, upper: bool = False) -> Tensor:
     unit = torch.eye(factor.shape[-1], dtype=factor.dtype).expand_as(factor)
     inverse = torch.linalg.solve_triangular(factor, unit, upper=upper)
-    return inverse @ inverse.mT if upper else inverse.mT @ inverse
+    return inverse @ inverse.mH if upper else inverse.mH @ inverse
 
 
 def _cholesky_solve(right: Tensor, factor: Tensor, upper: bool = False) -> Tensor:
-    lower = factor.mT if upper else factor
+    lower = factor.mH if upper else factor
     half = torch.linalg.solve_triangular(lower, right, upper=False)
-    return torch.linalg.solve_triangular(lower.mT, half, upper=True)
+    return torch.linalg.solve_triangular(lower.mH, half, upper=True)

@@ -36,6 +36,7 @@ LAST_ROUND_MIN, LAST_ROUND_MAX = 4000, 20_000
 ESS_SHARE_MIN = 0.25
 # With weights as even as these, a bound on k-hat that holds for means of the draws is enough.
 EVEN_SHARE_MIN = 0.79
+CALL_WORK = 3000  # values that native code evaluates in the time of a call of torch
 WORK_MAX = 2e7  # draws times observed values that one evaluation of all draws may take
 
 
@@ -53,7 +54,9 @@ def find_reference(
     """
     if not (isinstance(evaluator, NativeDensity) and has_reference(density)):
         return None
-    last = min(LAST_ROUND_MAX, int(WORK_MAX / _elements(density)))
+    last = min(LAST_ROUND_MAX, int(WORK_MAX / (_elements(density) + CALL_WORK * evaluator.calls)))
+    if last < LAST_ROUND_MIN:
+        return None
     rng = np.random.default_rng(seed)
     log_weights: Array = np.full(len(z), -math.log(len(z)))
     for count in (*FIRST_ROUNDS, last):

@@ -264,6 +264,7 @@ class NUTS(Method, name="nuts"):
         """Return a fit with more draws of the same chains; see ``ChainFit.extend``."""
         density = self._density(fit.program, fit.structure)
         evaluator, findings = choose(density, "native", fit.seed, threads=self.chains)
+        findings += [f for f in fit.findings if f.check == "restarted_chain"]
         start = _starts(self, density, evaluator, fit.seed)
         new = native_nuts.run(
             density.dim,
@@ -295,6 +296,7 @@ class NUTS(Method, name="nuts"):
         first = fits[0]
         density = self._density(first.program, first.structure)
         evaluator, findings = choose(density, self.engine, first.seed, threads=self.chains)
+        findings += [f for fit in fits for f in fit.findings if f.check == "restarted_chain"]
         start = _starts(self, density, evaluator, first.seed)
         parts = [_chains_of(density, fit) for fit in fits]
         chains = Chains(

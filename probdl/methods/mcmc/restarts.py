@@ -16,7 +16,7 @@ from probdl.errors import ModelError
 from probdl.findings import STUCK_GAP, Finding
 from probdl.methods.mcmc.blocks import ENDED
 from probdl.methods.mcmc.chains import Chains
-from probdl.results.diagnostics import away_from_posterior, log_shares, unchecked
+from probdl.results.diagnostics import away_from_posterior, log_correlation, ranges, unchecked
 from probdl.util.seeds import stream
 
 __all__ = ["restarted"]
@@ -25,7 +25,6 @@ Array = NDArray[np.float64]
 
 # A later end of the run, or more draws, must not change the decision or the new starts.
 FIRST_DRAWS = 100
-FEW_DRAWS = 20  # from which it cannot be decided
 MIN_OTHERS = 2  # chains, which do not depend on one another
 NOT_AGAIN = "chains that did not reach the posterior were not run again to the end"
 SPREAD = 5.0  # standard deviations of a log density in its typical set, which are sqrt(d / 2)
@@ -45,8 +44,8 @@ def restarted(chains: Chains, sample: Callable[..., Chains], draws: int, seed: i
         draws: the number of draws that each chain was meant to have.
         seed: the seed of the fit.
     """
-    if chains.z.shape[1] < draws or draws < FEW_DRAWS:
-        return chains  # the run ended early
+    if chains.z.shape[1] < draws or draws < FIRST_DRAWS:
+        return chains  # the run ended early, or it cannot be decided
     z, lp = chains.z[:, :FIRST_DRAWS], chains.stats["lp"][:, :FIRST_DRAWS]
     levels = np.median(lp, 1)
     misplaced = _misplaced(z, lp, levels)
@@ -70,7 +69,7 @@ def restarted(chains: Chains, sample: Callable[..., Chains], draws: int, seed: i
         ended = [replace(f, message=message) for f in new.findings if f.check in ENDED]
         return _with(chains, *ended)
     found = Finding(
-        "info",
+        "warning",
         "restarted_chain",
         f"{away_from_posterior(misplaced, levels)} The log density of the others is about "
         f"{levels[~misplaced].max():.4g}. They were run again, from draws of the "
@@ -85,17 +84,21 @@ def _misplaced(z: Array, lp: Array, levels: Array) -> NDArray[np.bool_]:
     """Return a mask (chain,) of chains whose region surely has no share of the posterior.
 
     It is stricter than ``stuck_chains``, and leaves out chains that only stand still: the place
-    where they do, such as the neck of a funnel, may have a share.
+    where they do, such as the neck of a funnel, may have a share. Their region is taken to be as
+    wide along each coordinate as that of the best chain, and the latter no larger than its
+    correlations allow, which takes more draws than dimensions.
     """
     gap = STUCK_GAP + SPREAD * math.sqrt(z.shape[2] / 2)
     if levels.min() > levels.max() - gap:
         return np.zeros(len(lp), bool)
-    shares = log_shares(z, lp)
-    best = int(np.argmax(shares))
+    size = np.log(np.maximum(ranges(z), np.finfo(float).tiny))
+    best = int(np.argmax(levels + size.sum(1)))
+    around = z[levels > levels[best] - gap]
+    within = (around - around.mean(1, keepdims=True)).reshape(-1, z.shape[2])
+    largest = levels + np.maximum(size, size[best]).sum(1)
+    least = levels[best] + size[best].sum() + log_correlation(within)
     apart = lp.max(1) < lp[best].min()
-    found: NDArray[np.bool_] = (
-        apart & (levels < levels[best] - gap) & (shares < shares[best] - STUCK_GAP)
-    )
+    found: NDArray[np.bool_] = apart & (levels < levels[best] - gap) & (largest < least - STUCK_GAP)
     return found
 
 

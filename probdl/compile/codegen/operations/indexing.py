@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from probdl.compile.codegen.loops import Access, Element, contiguous, copy, nest
-from probdl.compile.codegen.statements import Builder, UnsupportedError, Value, empty
+from probdl.compile.codegen.statements import Buffer, Builder, UnsupportedError, Value, empty
 
 __all__ = ["RULES"]
 
@@ -37,6 +37,17 @@ class _Selection:
     indices: list[Value]
     accesses: list[Access]
     position: Callable[[Sequence[Element], Sequence[str]], list[str]]
+
+    def inside(self, element: str) -> str:
+        """Return C for an element, or NaN where a computed index is out of range.
+
+        Torch raises an error there. Indices that are data were in range when they were read.
+        """
+        return f"(inside ? {element} : NAN)" if _is_computed(self.indices) else element
+
+
+def _is_computed(indices: Sequence[Value]) -> bool:
+    return any(isinstance(i.buffer, Buffer) and not i.buffer.name for i in indices)
 
 
 def _selection(builder: Builder, x: Tensor, indices: Sequence[Value | None]) -> _Selection:
@@ -68,11 +79,13 @@ def _selection(builder: Builder, x: Tensor, indices: Sequence[Value | None]) -> 
 
     def position(names: Sequence[Element], at: Sequence[str]) -> list[str]:
         lines = [f"ptrdiff_t p = {at[len(used)]};"]
+        lines += ["int inside = 1;"] if _is_computed(used) else []
         for name, where, size, step in zip(names, at, sizes, steps, strict=False):
             lines += [
                 "{",
                 f"ptrdiff_t q = (ptrdiff_t){name(where)};",
                 f"q += q < 0 ? {size} : 0;",
+                *([f"inside &= q >= 0 && q < {size};"] if _is_computed(used) else []),
                 f"p += {step} * (q < 0 ? 0 : q >= {size} ? {size - 1} : q);",
                 "}",
             ]
@@ -90,7 +103,10 @@ def _index(builder: Builder, x: Value, indices: Sequence[Value | None]) -> Value
         return nest(
             chosen.shape,
             [*chosen.accesses, (contiguous(chosen.shape), 0)],
-            lambda at: [*chosen.position(of_indices, at), f"{target(at[-1])} = {source('p')};"],
+            lambda at: [
+                *chosen.position(of_indices, at),
+                f"{target(at[-1])} = {chosen.inside(source('p'))};",
+            ],
             "",
         )
 
@@ -118,7 +134,7 @@ def _index_put(
             [*chosen.accesses, of_values],
             lambda at: [
                 *chosen.position(of_indices, at),
-                f"{target('p')} {sign} {given(at[-1])};",
+                f"{target('p')} {sign} {chosen.inside(given(at[-1]))};",
             ],
             None,
         )
@@ -140,6 +156,7 @@ def _selection_along(x: Tensor, dim: int, index: Value) -> _Selection:
     def position(names: Sequence[Element], at: Sequence[str]) -> list[str]:
         return [
             f"ptrdiff_t q = (ptrdiff_t){names[0](at[0])};",
+            *([f"const int inside = q >= 0 && q < {size};"] if _is_computed([index]) else []),
             f"const ptrdiff_t p = {at[1]} + {step} * (q < 0 ? 0 : q >= {size} ? {size - 1} : q);",
         ]
 
@@ -156,7 +173,10 @@ def _gather(builder: Builder, x: Value, dim: int, index: Value, **_: Any) -> Val
         return nest(
             chosen.shape,
             [*chosen.accesses, (contiguous(chosen.shape), 0)],
-            lambda at: [*chosen.position([of_index], at), f"{target(at[2])} = {source('p')};"],
+            lambda at: [
+                *chosen.position([of_index], at),
+                f"{target(at[2])} = {chosen.inside(source('p'))};",
+            ],
             "",
         )
 
@@ -186,7 +206,7 @@ def _scatter(sign: str) -> Callable[..., Value]:
                 [*chosen.accesses, of_source],
                 lambda at: [
                     *chosen.position([of_index], at),
-                    f"{target('p')} {sign} {given(at[2])};",
+                    f"{target('p')} {sign} {chosen.inside(given(at[2]))};",
                 ],
                 None,
             )
