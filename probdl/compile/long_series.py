@@ -94,15 +94,20 @@ def _few_steps(density: LogDensity, length: int, calls: _Calls) -> list[int]:
         counted.append(_calls(shortened(density, length, n)))
         if counted[-1].count > MAX_SHARE * calls.count:
             raise DifferentError(f"no long loop has {length} steps")
-    if any(c.numbers_by_call.keys() != calls.numbers_by_call.keys() for c in counted):
+    if any(c.numbers_by_call.keys() != counted[0].numbers_by_call.keys() for c in counted):
         raise DifferentError("the steps call other functions, or with other numbers")
-    for call, times in calls.numbers_by_call.items():
-        if lengthened_number([c.numbers_by_call[call] for c in counted], few, length) != times:
-            raise DifferentError(f"the calls of {call[0]} are not those of {length} equal steps")
-    for number, *found in zip(calls.numbers, *(c.numbers for c in counted), strict=True):
-        expected = lengthened_number(found, few, length)
-        if abs(expected - number) > ROUNDING * abs(number):
-            raise DifferentError(f"{number} instead of {expected}")
+    # Numbers that differ in short series may be equal in the long one, such as 10 / n and 0.01.
+    places = [
+        calls.place_of(lengthened_number(numbers, few, length))
+        for numbers in zip(*(c.numbers for c in counted), strict=True)
+    ]
+    expected: Counter[tuple[Any, ...]] = Counter()
+    for func, *numbers in counted[0].numbers_by_call:
+        times = [c.numbers_by_call[(func, *numbers)] for c in counted]
+        call = (func, *(places[i] for i in numbers))
+        expected[call] += int(lengthened_number(times, few, length))
+    if expected != calls.numbers_by_call:
+        raise DifferentError(f"the calls are not those of {length} equal steps")
     a_step = (counted[-1].count - counted[0].count) / (few[-1] - few[0])
     first = max(MIN_TRACED, min(MAX_TRACED, int(CALLS / a_step))) // APART * APART + length % APART
     if 3 * (counted[-1].count + a_step * (first + APART - few[-1])) > MAX_SHARE * calls.count:
@@ -155,6 +160,19 @@ class _Calls(TorchFunctionMode):
                     call.append(self._number(x))
         self.numbers_by_call[tuple(call)] += 1
         return func(*args, **(kwargs or {}))
+
+    def place_of(self, x: float) -> int:
+        """Return the position of a number that is equal but for rounding.
+
+        Raises:
+            DifferentError: there is none.
+        """
+        if (type(x), x) in self._known:
+            return self._known[type(x), x]
+        for place, number in enumerate(self.numbers):
+            if type(x) is type(number) and abs(x - number) <= ROUNDING * abs(number):
+                return place
+        raise DifferentError(f"no function is called with {x}")
 
     def _number(self, x: float) -> int:
         key = (type(x), x)

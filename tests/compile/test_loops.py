@@ -335,7 +335,19 @@ def long_steps_with_sites(y):
         pyro.sample(f"y{t}", dist.Normal(x, 0.5), obs=y[t])
 
 
+def long_steps_of_a_hundredth(y):
+    """Integrate in steps of 10 / n, which is another number of the model if n = 1000."""
+    rate, size = normals("rate"), 10.0 / len(y)
+    x, found = torch.tensor(1.0), []
+    for _ in range(len(y)):
+        x = (x - size * (rate * x - 0.01)).clamp(-math.inf, 9.0)
+        found.append(x)
+    with pyro.plate("t", len(y)):
+        pyro.sample("y", dist.Normal(0.01 * torch.stack(found), 1.0), obs=y)
+
+
 LONG = {
+    "a hundredth": (long_steps_of_a_hundredth, 1000, lambda n: (RNG.normal(size=n),)),
     "garch": (garch, 1000, lambda n: (RNG.normal(size=n),)),
     "counts": (
         long_garch_of_counts,
