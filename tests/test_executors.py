@@ -262,6 +262,7 @@ def test_ctrl_c_cancels_what_waits_and_keeps_what_is_done(interruptible):
     ("settings", "match"),
     [
         ({"executor": 4}, "executor.*Executor or a Dask Client"),
+        ({"executor": ThreadPoolExecutor}, "executor.*Executor or a Dask Client"),
         ({"executor": ThreadPoolExecutor(1), "workers": 2}, "cannot be combined"),
     ],
 )

@@ -134,6 +134,7 @@ class _Calls:
         pieces = _pickled([(i, self.items[i]) for i in indices])
         try:
             future = self.executor.submit(_run, self._key, sent, pieces, self._process)
+            future.add_done_callback(self._ended.put)
         except Exception as error:  # such as BrokenExecutor, or a client that is closed
             began = self.done or self.running or self._attempts
             raise _LostError(
@@ -147,7 +148,6 @@ class _Calls:
                 )
             ) from None
         self.running[future] = indices
-        future.add_done_callback(self._ended.put)
 
     def next_results(self) -> list[tuple[int, Any]]:
         """Wait for a call, and return its results; a task that was lost has an error.

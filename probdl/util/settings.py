@@ -130,7 +130,7 @@ def check_workers(owner: str, workers: Any, executor: Any = None) -> None:
         check_int(owner, high=10_000, workers=(workers, 1))
     if executor is None:
         return
-    if not callable(getattr(executor, "submit", None)):
+    if isinstance(executor, type) or not callable(getattr(executor, "submit", None)):
         raise setting_error(
             owner, "executor", executor, "must be a concurrent.futures.Executor or a Dask Client"
         )
