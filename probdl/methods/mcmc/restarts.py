@@ -86,7 +86,7 @@ def _misplaced(z: Array, lp: Array, levels: Array) -> NDArray[np.bool_]:
     It is stricter than ``stuck_chains``, and leaves out chains that only stand still: the place
     where they do, such as the neck of a funnel, may have a share. Their region is taken to be as
     wide along each coordinate as that of the best chain, and the latter no larger than its
-    correlations allow, which takes more draws than dimensions.
+    correlations allow.
     """
     gap = STUCK_GAP + SPREAD * math.sqrt(z.shape[2] / 2)
     if levels.min() > levels.max() - gap:
