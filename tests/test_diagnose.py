@@ -276,3 +276,4 @@ def test_the_test_of_two_samples_is_that_of_scipy():
         b[:40] = a[:40]  # ties
         expected = stats.kstwobign.sf((900 * 1000 / 1900) ** 0.5 * stats.ks_2samp(a, b).statistic)
         assert priors._same_distribution_p(a, b) == pytest.approx(expected, rel=1e-9)
+    assert np.isnan(priors._same_distribution_p(np.full(20, np.nan), np.full(20, np.nan)))

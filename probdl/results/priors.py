@@ -223,9 +223,12 @@ def _same_as_prior(posterior: Array | None, prior: Array | None) -> bool:
 def _same_distribution_p(a: Array, b: Array) -> float:
     """Return the p-value of the test of Kolmogorov and Smirnov, by its limit for large samples.
 
-    ``scipy.stats``, whose import takes as long as a small fit, has others.
+    ``scipy.stats``, whose import takes as long as a small fit, has others. As there, it is NaN if
+    a draw is.
     """
     places = np.concatenate([a, b])
+    if np.isnan(places).any():
+        return math.nan
     of_a, of_b = (np.searchsorted(np.sort(x), places, "right") / len(x) for x in (a, b))
     effective = len(a) * len(b) / (len(a) + len(b))
     return float(special.kolmogorov(effective**0.5 * np.abs(of_a - of_b).max()))

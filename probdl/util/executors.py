@@ -61,8 +61,8 @@ def on_executor(
         ModelError: the work cannot be pickled, or workers cannot run it.
         Exception: what a task raised.
     """
-    calls = _Calls(getattr(executor, "get_executor", lambda: executor)(), _pickled(work), items)
-    calls.hopeless = min(HOPELESS, len(indices))
+    executor = getattr(executor, "get_executor", lambda: executor)()
+    calls = _Calls(executor, _pickled(work), items, min(HOPELESS, len(indices)))
     waiting, left = list(indices)[::-1], set(indices)
     try:
         while left:
@@ -92,22 +92,22 @@ class _Calls:
         executor: the executor.
         work: the pickled work.
         items: the data of all tasks.
+        hopeless: the number of lost tasks that ends the run if no task is done.
         running: the tasks of each call, by its future.
         done: the number of tasks that are done.
         limit: the number of calls at once. It grows with what is done, since the number of workers
             is not known.
         lost: the number of tasks that were lost three times.
-        hopeless: the number of lost tasks that ends the run if no task is done.
     """
 
     executor: Any
     work: bytes
     items: Sequence[Any]
+    hopeless: int
     running: dict[Any, list[int]] = field(default_factory=dict)
     done: int = 0
     limit: int = CALLS
     lost: int = 0
-    hopeless: int = HOPELESS
 
     def __post_init__(self) -> None:
         self._key = uuid.uuid4().hex
