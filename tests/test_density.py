@@ -151,6 +151,19 @@ def test_jacobian_of_a_support_that_depends_on_a_site_is_that_of_its_interval():
     assert (density(z) - without(z)).item() == pytest.approx(expected.item())
 
 
+@pytest.mark.parametrize("model", [many_supports, scale_model])
+def test_the_log_jacobian_of_many_points_is_what_the_density_adds(model):
+    data = () if model is many_supports else (Y,)
+    density = LogDensity.from_model(model, data)
+    without = LogDensity.from_model(model, data, jacobian=False)
+    z = torch.stack([density.initial(generator(i)) for i in range(6)]).reshape(2, 3, -1)
+    found = density.log_jacobian(z)
+    assert found.shape == (2, 3)
+    for point, value in zip(z.reshape(6, -1), found.reshape(6), strict=True):
+        expected = density(point) - without(point)
+        assert value.item() == pytest.approx(expected.item(), abs=1e-9)
+
+
 def test_flat_priors_contribute_zero():
     def model(y):
         mu = pyro.sample("mu", dist.ImproperUniform(constraints.real, (), ()))

@@ -419,6 +419,25 @@ class LogDensity:
         keep = {*self.blocks, *(values if deterministic else ())}
         return {name: values[name] for name in self.structure.sites if name in keep}
 
+    def log_jacobian(self, z: Tensor) -> Tensor:
+        """Return log |det dx/dz| of points (..., d), for all in one pass; shape (...)."""
+        lead = z.shape[:-1]
+        if all(block.site.transform is not None for block in self.blocks.values()):
+            total = torch.zeros(lead, dtype=torch.float64)
+            for block in self.blocks.values():
+                transform: Any = block.site.transform
+                u = block.of(z)
+                terms = transform.log_abs_det_jacobian(u, transform(u))
+                total = total + terms.reshape(lead + (-1,)).sum(-1)
+            return total
+
+        def one(point: Tensor) -> Tensor:
+            at = _AtPoint(self, point)
+            self.run(lambda _: None, at, enumerated=False)
+            return at.log_jacobian + 0.0 * point.sum()
+
+        return vectorize(one, z.reshape(-1, self.dim)).reshape(lead)
+
     def values(self, z: Tensor) -> dict[str, Tensor]:
         """Return the free and the deterministic sites at one point ``z`` (d,), with gradients."""
         at = _AtPoint(self, z)

@@ -21,7 +21,9 @@ from torch.distributions import constraints
 from torch.utils.data import DataLoader, TensorDataset
 
 import probdl
+from probdl.compile.step import Parameters
 from probdl.io.idata import groups
+from probdl.methods.training.optimizers import FlatAdam, ScheduledOptimizer
 from probdl.methods.variational.training import VariationalTraining
 from probdl.models import eight_schools, linear_regression
 
@@ -790,6 +792,65 @@ def test_compiled_code_weights_draws_of_many_rows(monkeypatch):
     ).log_prob(torch.from_numpy(y))
     assert fit.stats["log_evidence"] == pytest.approx(exact.item(), abs=0.05)
     assert fit.draws["mu"].std() == pytest.approx(precision**-0.5, rel=0.15)
+
+
+@pytest.mark.parametrize("batch_size", [None, 50])
+def test_the_native_density_of_the_start_weights_the_draws(batch_size):
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        sigma = pyro.sample("sigma", dist.LogNormal(0.0, 1.0))
+        with pyro.plate("obs", len(y)):
+            pyro.sample("y", dist.Normal(mu, sigma), obs=y)
+
+    y = np.linspace(-1.0, 2.0, 500)
+    method = probdl.SVI(steps=500, batch_size=batch_size)
+    fit = probdl.infer(model, y, method=method, seed=1)
+    assert "weighting draws" in fit.timings
+    mu, sigma = (torch.from_numpy(fit.draws[name][0]) for name in ("mu", "sigma"))
+    likelihood = dist.Normal(mu[:, None], sigma[:, None]).log_prob(torch.from_numpy(y)).sum(1)
+    prior = dist.Normal(0.0, 1.0).log_prob(mu) + dist.LogNormal(0.0, 1.0).log_prob(sigma)
+    np.testing.assert_allclose(fit.stats["lp"][0], prior + likelihood, rtol=1e-9)
+
+
+def test_draws_of_a_model_with_parameters_are_weighted_at_their_trained_values():
+    def model(y):
+        scale = pyro.param("scale", torch.tensor(3.0), constraint=constraints.positive)
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("obs", len(y)):
+            pyro.sample("y", dist.Normal(mu, scale), obs=y)
+
+    y = np.linspace(-1.0, 2.0, 500)
+    fit = probdl.infer(model, y, method=probdl.SVI(steps=2000), seed=1)
+    scale, mu = fit.stats["params"]["scale"], torch.from_numpy(fit.draws["mu"][0])
+    assert scale == pytest.approx(y.std(), rel=0.05)
+    likelihood = dist.Normal(mu[:, None], float(scale)).log_prob(torch.from_numpy(y)).sum(1)
+    lp = dist.Normal(0.0, 1.0).log_prob(mu) + likelihood
+    np.testing.assert_allclose(fit.stats["lp"][0], lp, rtol=1e-9)
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.5])
+@pytest.mark.parametrize("units", [None, torch.tensor([4.0, 0.5, 1.0]).double()])
+def test_flat_adam_takes_the_steps_of_torch(clip_norm, units):
+    def parameters():
+        made = Parameters([torch.tensor([1.0, -2.0]).double(), torch.tensor([0.5]).double()])
+        made.units = units
+        return made
+
+    rates = lambda done: 0.1 * (1 - done)  # noqa: E731
+    ours, theirs = parameters(), parameters()
+    flat = FlatAdam(ours, rates, clip_norm)
+    reference = ScheduledOptimizer(theirs, ["a", "b"], "Adam", 0.1, "linear", clip_norm, True)
+    rng = np.random.default_rng(0)
+    for step in range(20):
+        if step == 10:  # as from a checkpoint
+            saved = flat.state()
+            flat = FlatAdam(ours, rates, clip_norm)
+            flat.load(saved)
+        grad = torch.from_numpy(rng.normal(size=3))
+        for optimizer, of in ((flat, ours), (reference, theirs)):
+            of.flat_grad = grad.clone()
+            optimizer.step(step / 20)
+        torch.testing.assert_close(ours.flat, theirs.flat, rtol=1e-12, atol=1e-12)
 
 
 def test_the_user_chooses_where_the_search_begins():

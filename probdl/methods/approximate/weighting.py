@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from probdl.compile import choose
+from probdl.compile import Evaluator, choose
 from probdl.findings import TAIL_DRAWS_MIN, Finding
 from probdl.io.pareto import psis
 from probdl.methods.angles import unwound
@@ -30,6 +30,7 @@ __all__ = [
     "compiled_scorer",
     "draw_weighted",
     "resample",
+    "scorer_of",
 ]
 
 MULTINOMIAL_MAX = 2**24  # the largest number of weights that torch.multinomial accepts
@@ -105,14 +106,17 @@ def draw_weighted(
 def compiled_scorer(
     program: Program, structure: Structure, engine: str, seed: int, progress: bool | None
 ) -> Scorer | None:
-    """Compile log p(z, x) as a function of draws; return None if it cannot be compiled.
+    """Compile log p(z, x) as a function of draws; return None if it cannot be compiled."""
+    density = LogDensity(program, structure, jacobian=False)
+    evaluator, _ = choose(density, engine, seed, gradient=False)
+    return scorer_of(density, evaluator, progress) if evaluator.engine == "native" else None
+
+
+def scorer_of(density: LogDensity, evaluator: Evaluator, progress: bool | None) -> Scorer:
+    """Return log p(z, x) as a function of draws, by an evaluator of a density.
 
     After an interruption the function returns the values of fewer draws.
     """
-    density = LogDensity(program, structure, jacobian=False)
-    evaluator, _ = choose(density, engine, seed, gradient=False)
-    if evaluator.engine != "native":
-        return None
 
     def score(values: Mapping[str, Tensor]) -> tuple[Tensor, KeyboardInterrupt | None]:
         points = density.unconstrain(values)
@@ -128,7 +132,10 @@ def compiled_scorer(
                 if not found:
                     raise
                 early = stop
-        return torch.stack(found), early
+        log_p = torch.stack(found)
+        if density.jacobian:
+            log_p = log_p - density.log_jacobian(points[: len(log_p)])
+        return log_p, early
 
     return score
 

@@ -82,6 +82,7 @@ def maximise(
     show: bool | None,
     *,
     quick: bool = False,
+    newton_steps: int | None = None,
 ) -> Optimum:
     """Maximise a density from several starting points, and return the highest maximum.
 
@@ -93,6 +94,7 @@ def maximise(
         generator: random numbers for the starting points.
         show: whether to show progress.
         quick: whether to use a Hessian again after a small step, also if there are few data.
+        newton_steps: maximal number of Newton steps after them; None chooses it by the model.
 
     Raises:
         ModelError: no starting point has a finite density, or the model fails.
@@ -131,6 +133,7 @@ def maximise(
         lower = [end for end in found if end.value < best.value - SAME_VALUE_MAX]
         wanted = min(NEWTON_STEPS_MAX, steps)
         limit = min(wanted, max(NEWTON_STEPS_MIN, HESSIAN_ROWS_MAX // density.dim))
+        limit = limit if newton_steps is None else newton_steps
         quick |= density.program.is_large
         ends = [best, *lower]
         try:

@@ -29,7 +29,7 @@ __all__ = ["Checkpoint", "checkpoint_of", "copy_saved", "identity_of"]
 FILE = "checkpoint.pt"
 CHECKSUMS = ("model's source", "guide's source", "arguments", "data", "validation")  # or long texts
 PART = ".part"  # the end of the names of unfinished files
-_VERSION = 2
+_VERSION = 3
 SHOWN_MAX = 60  # characters of a value in a message
 
 

@@ -18,9 +18,12 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from probdl.compile.step import Parameters
 from probdl.errors import SettingError
+from probdl.methods.training.checkpoint import copy_saved
 from probdl.model.advice import explained
 
-__all__ = ["SCHEDULES", "ScheduledOptimizer", "check_optimizer", "check_schedule"]
+__all__ = ["SCHEDULES", "FlatAdam", "ScheduledOptimizer", "check_optimizer", "check_schedule"]
+
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # of torch.optim.Adam
 
 # Optimizers that update each element independently: all parameters can then form one vector, which
 # is faster for many small parameters.
@@ -80,6 +83,75 @@ def check_schedule(schedule: Any) -> str:
         f"must be one of {', '.join(map(repr, SCHEDULES))}, or a function that makes a "
         "torch.optim.lr_scheduler of an optimizer"
     )
+
+
+class FlatAdam:
+    """Adam with the defaults of ``torch.optim.Adam``, which trains parameters as one vector.
+
+    The classes of ``torch.optim`` import torch's compiler, which takes more than a second.
+
+    Args:
+        parameters: the parameters to train.
+        rates: the learning rate, given the share of the steps that is done.
+        clip_norm: gradients are clipped to this norm; None leaves them.
+    """
+
+    def __init__(
+        self,
+        parameters: Parameters,
+        rates: Callable[[Any], Any],
+        clip_norm: float | None,
+    ) -> None:
+        self._parameters = parameters
+        self._rates = rates
+        self._clip_norm = clip_norm
+        self._first, self._second = (torch.zeros_like(parameters.flat) for _ in range(2))
+        self._taken = 0
+
+    @property
+    def elementwise(self) -> bool:
+        """Whether each parameter is updated from its own gradient alone."""
+        return self._clip_norm is None
+
+    def step(self, done: float) -> None:
+        """Update the parameters by their gradients.
+
+        Args:
+            done: the share of the steps that is done.
+        """
+        parameters, grad = self._parameters, self._parameters.grad()
+        if parameters.units is not None:
+            grad = grad * parameters.units
+        if self._clip_norm is not None:
+            grad = grad * min(1.0, self._clip_norm / (float(grad.norm()) + 1e-6))
+        self._taken += 1
+        self._first.lerp_(grad, 1 - BETA1)
+        self._second.mul_(BETA2).addcmul_(grad, grad, value=1 - BETA2)
+        root = math.sqrt(1 - BETA2**self._taken)
+        change = self._first / (self._second.sqrt() / root + EPSILON)
+        if parameters.units is not None:
+            change *= parameters.units
+        rate = float(self._rates(done)) / (1 - BETA1**self._taken)
+        parameters.flat.sub_(change, alpha=rate)
+
+    def end_epoch(self) -> None:
+        """Do nothing: the learning rate depends on the share of the steps."""
+
+    def state(self) -> dict[str, Any]:
+        """Return the state to save in a checkpoint."""
+        return {"first": self._first, "second": self._second, "taken": self._taken}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Restore the state of a checkpoint.
+
+        Raises:
+            ValueError: it is of other parameters.
+        """
+        copy_saved(self._first, state["first"])
+        copy_saved(self._second, state["second"])
+        if type(state["taken"]) is not int or state["taken"] < 0:
+            raise ValueError(f"it took {state['taken']!r} steps")
+        self._taken = state["taken"]
 
 
 class ScheduledOptimizer:

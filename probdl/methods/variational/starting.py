@@ -44,6 +44,8 @@ __all__ = ["Start", "find_start", "place_guide"]
 PATH_STEPS_MIN, PATH_STEPS_MAX = 10, 200  # L-BFGS iterations
 SLOW_PATH_STEPS_MAX = 50  # of a density that is not compiled
 STEPS_PER_PATH_STEP = 50  # of the training, so that the search is the smaller part of the work
+STEPS_PER_MODE_STEP = 5
+NEWTON_STEPS_MAX = 5  # each takes as long as hundreds of steps of L-BFGS
 DRAWS_PER_POINT = 5  # to estimate the ELBO at a point of the path
 PATHS = 4  # searches by native code, beside one from a draw of the prior
 TIME_SHARE = 0.3  # of the time limit, for the search
@@ -65,12 +67,14 @@ class Start:
         density: the log density on R^d; None if there is no approximation.
         normal: the normal approximation of the posterior on R^d.
         findings: the findings of the search.
+        evaluator: evaluates the density in native code; None if it was not compiled.
     """
 
     values: Mapping[str, Tensor] = field(default_factory=dict)
     density: LogDensity | None = None
     normal: Normal | None = None
     findings: list[Finding] = field(default_factory=list)
+    evaluator: Evaluator | None = None
 
 
 def find_start(
@@ -101,7 +105,7 @@ def find_start(
     if init is not None:
         density = density.starting_at(init)
     evaluator: Evaluator = density
-    if batches.plate is None:  # compiled code does not know the scale of a minibatch
+    if density.program is program:  # compiled code does not know the scale of a minibatch
         evaluator, _ = choose(density, engine, seed)
     length = max(PATH_STEPS_MIN, min(PATH_STEPS_MAX, steps // STEPS_PER_PATH_STEP))
     native = evaluator.engine == "native"
@@ -122,7 +126,8 @@ def find_start(
                 found.append(normal)
         if density.dim <= DENSE_MAX and native:
             with suppress(ModelError, LinAlgError):
-                found.append(_laplace(density, evaluator, length, seed))
+                climbing = max(length, min(PATH_STEPS_MAX, steps // STEPS_PER_MODE_STEP))
+                found.append(_laplace(density, evaluator, climbing, seed))
     if not found:
         start = density.initial(torch.Generator().manual_seed(seed))
         return Start(density.constrain(start))
@@ -133,7 +138,8 @@ def find_start(
     ]
     best = found[max(range(len(modes)), key=lambda i: modes[i].log_mass)]
     findings = check_modes(density, evaluator, modes, "The guide covers one.")
-    return Start(density.constrain(torch.from_numpy(best.mean)), density, best, findings)
+    values = density.constrain(torch.from_numpy(best.mean))
+    return Start(values, density, best, findings, evaluator if native else None)
 
 
 def _laplace(density: LogDensity, evaluator: Evaluator, steps: int, seed: int) -> Normal:
@@ -144,7 +150,10 @@ def _laplace(density: LogDensity, evaluator: Evaluator, steps: int, seed: int) -
         LinAlgError: the covariance is singular.
     """
     generator = torch.Generator().manual_seed(stream(seed, "mode"))
-    optimum = maximise(density, evaluator, 1, steps, generator, False)
+    newton = min(NEWTON_STEPS_MAX, steps)
+    optimum = maximise(
+        density, evaluator, 1, steps, generator, False, quick=True, newton_steps=newton
+    )
     require_complete(optimum.findings)
     if optimum.ended is not None:
         raise optimum.ended
@@ -163,6 +172,8 @@ def _density(program: Program, structure: Structure, batches: Batches, seed: int
     if batches.plate is None:
         return LogDensity(program, structure)
     if isinstance(batches, PlateBatches):
+        if batches.size <= ROWS_MAX:
+            return LogDensity(program, structure)
         rows = min(batches.size, max(ROWS_MAX, batches.batch_size))
         generator = torch.Generator().manual_seed(seed)
         chosen = torch.randperm(batches.size, generator=generator)[:rows]

@@ -28,6 +28,7 @@ from probdl.methods.approximate.weighting import (
     WeightedDraws,
     compiled_scorer,
     draw_weighted,
+    scorer_of,
 )
 from probdl.methods.base import Method
 from probdl.methods.guide_sites import sampled_by
@@ -63,7 +64,7 @@ from probdl.model.starting import checked_values
 from probdl.results.enumeration import sampled_sites
 from probdl.results.fit import Fit
 from probdl.results.guided import GuidedFit
-from probdl.results.latent import Proposal, computes_rows, draw_shared, local_sites
+from probdl.results.latent import Proposal, Scorer, computes_rows, draw_shared, local_sites
 from probdl.results.weights import Reference, check_approximation
 from probdl.util.clock import timed
 from probdl.util.isolation import evaluation
@@ -78,9 +79,10 @@ PARTICLES_MAX = 10**6  # which are in memory at once
 SLOW_FULL_RANK_MIN = 1000  # ours: latent scalars whose full covariance is slow to train
 CHECK_DRAWS = 4000  # draws of a guide that are weighted, to see how it differs from the posterior
 CHECK_DRAWS_MIN = 100
+CHECK_WORK_MAX = 2e7  # evaluations of an observed value for that, about a second without compiling
 # Evaluations of an observed value after training: from which number compiled code saves time, and
 # the largest numbers without and with it, about ten seconds each.
-COMPILE_WORK_MIN = 5e7
+COMPILE_WORK_MIN = 2e7
 WORK_MAX = 2e8
 NATIVE_WORK_MAX = 2e9
 
@@ -324,7 +326,7 @@ class SVI(Method, name="svi"):
         torch.default_generator.manual_seed(stream(seed, "draws"))
         with timed("checking draws"):
             draws, weight_stats, findings = self._draws(
-                program, structure, proposal, guide, batches, outcome, seed, progress
+                program, structure, proposal, guide, batches, start, outcome, seed, progress
             )
         if start.findings:  # these report several modes already
             findings = [finding for finding in findings if finding.check != "multimodal"]
@@ -494,6 +496,7 @@ class SVI(Method, name="svi"):
         proposal: Proposal,
         guide: Program,
         batches: Batches,
+        start: Start,
         outcome: Outcome,
         seed: int,
         progress: bool | None,
@@ -519,13 +522,15 @@ class SVI(Method, name="svi"):
                 elements = elements * batches.size // data_plate(program, structure)[1]
             held = structure.count_values("latent", "deterministic")  # by each draw of the fit
             # If control flow depends on values, each draw needs a separate run.
-            small = CHECK_DRAWS * max(elements, held) <= COMPILE_WORK_MIN
-            if small and outcome.engine != "eager":
-                count = max(wanted, CHECK_DRAWS)
+            if outcome.engine != "eager":
+                affordable = int(CHECK_WORK_MAX // max(elements, held))
+                count = max(wanted, min(CHECK_DRAWS, affordable))
             work = WORK_MAX
             try:
                 large = count * elements > COMPILE_WORK_MIN
-                if large and program.loader is None and not _draws_discrete(structure):
+                if (known := _scorer_of(start, program, structure, progress)) is not None:
+                    scorer = known
+                elif large and program.loader is None and not _draws_discrete(structure):
                     scorer = compiled_scorer(program, structure, self.engine, seed, progress)
             except KeyboardInterrupt as stop:
                 return draw_unweighted(program, structure, proposal, wanted, stop)
@@ -616,6 +621,17 @@ def _draws_shared_sites(objective: Objective, local: Sequence[str]) -> bool:
 
 def _latent(structure: Structure) -> dict[str, Site]:
     return {site.name: site for site in structure.of("latent")}
+
+
+def _scorer_of(
+    start: Start, program: Program, structure: Structure, progress: bool | None
+) -> Scorer | None:
+    """Return log p(z, x) by the native density of the start, if it is that of the fit."""
+    if start.evaluator is None or start.density is None or start.density.program is not program:
+        return None
+    if structure.of("param") or set(start.density.blocks) != set(_latent(structure)):
+        return None
+    return scorer_of(start.density, start.evaluator, progress)
 
 
 def _draws_discrete(structure: Structure) -> bool:

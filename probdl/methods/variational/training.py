@@ -21,7 +21,7 @@ from probdl.findings import Finding
 from probdl.methods.training.checkpoint import Checkpoint, copy_saved
 from probdl.methods.training.loop import TrainingLoop
 from probdl.methods.training.minibatch import Batches, Data, FullData
-from probdl.methods.training.optimizers import ScheduledOptimizer
+from probdl.methods.training.optimizers import FlatAdam, ScheduledOptimizer
 from probdl.methods.variational.convergence import RISE_MIN, check_convergence
 from probdl.methods.variational.objective import Objective
 from probdl.methods.variational.validation import Validation
@@ -117,7 +117,7 @@ class VariationalTraining(TrainingLoop):
         self.parameters = parameters
         self.plan = plan
         self.compiled: dict[Any, Step] = {}  # by the shapes of a minibatch
-        self.optimizer: ScheduledOptimizer | None = None
+        self.optimizer: ScheduledOptimizer | FlatAdam | None = None
         self.saved_optimizer: dict[str, Any] | None = None  # of a checkpoint, until it is made
         self.wanted_engine = plan.engine
         self.adam: NativeAdam | None = None
@@ -204,7 +204,7 @@ class VariationalTraining(TrainingLoop):
         """
         step = self.step_for(data)
         if self.optimizer is None:
-            self.optimizer = self.plan.make_optimizer(step.engine == "native")
+            self.optimizer = self._make_optimizer(step.engine == "native")
             if self.saved_optimizer is not None:
                 self._restore_optimizer(self.optimizer)
         if starts_block:
@@ -213,6 +213,12 @@ class VariationalTraining(TrainingLoop):
                 self._begin_block(key)
         threads.use(step.threads if self.optimizer.elementwise else step.threads.fixed)
         return float(step(data))
+
+    def _make_optimizer(self, native: bool) -> ScheduledOptimizer | FlatAdam:
+        plan = self.plan
+        if native and plan.rates is not None:
+            return FlatAdam(self.parameters, plan.rates, plan.clip_norm)
+        return plan.make_optimizer(native)
 
     def _begin_block(self, shapes: Any) -> None:
         """Let a step draw new noise; in C it depends on the shapes of its minibatches too."""
