@@ -8,6 +8,7 @@ second.
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,6 +25,24 @@ aten = torch.ops.aten
 
 _TORCH_MODULE = "torch._decomp.decompositions"
 
+# Their decompositions are wrapped in functions that cast numbers of half precision, which there are
+# not here, and that import SymPy, which takes a quarter of a second.
+_CASTING = (
+    aten._log_softmax_backward_data.default,
+    aten._softmax_backward_data.default,
+    aten.elu_backward.default,
+    aten.gelu_backward.default,
+    aten.hardtanh_backward.default,
+    aten.leaky_relu_backward.default,
+    aten.log_sigmoid_backward.default,
+    aten.log_sigmoid_forward.default,
+    aten.sigmoid_backward.default,
+    aten.silu.default,
+    aten.silu_backward.default,
+    aten.softplus_backward.default,
+    aten.tanh_backward.default,
+)
+
 
 @functools.cache
 def decompositions() -> dict[Any, Callable[..., Any]]:
@@ -32,7 +51,10 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     # its reference implementations, which result in operations of another kind.
     extra = {op: fn for op, fn in decomposition_table.items() if fn.__module__ == _TORCH_MODULE}
     table = extra | dict(core_aten_decompositions().items())
+    table |= {op: inspect.unwrap(table[op]) for op in _CASTING}
     return {op: fn for op, fn in table.items() if not emit.supports(op)} | {
+        aten._log_softmax.default: _log_softmax,
+        aten._softmax.default: _softmax,
         aten.addcdiv.default: lambda x, a, b, *, value=1: x + value * (a / b),
         aten.addcmul.default: lambda x, a, b, *, value=1: x + value * (a * b),
         aten.cholesky_inverse.default: _cholesky_inverse,
@@ -163,6 +185,16 @@ def _logsumexp(x: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
 def _softplus(x: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
     scaled = x * beta
     return torch.where(scaled > threshold, x, scaled.exp().log1p() / beta)
+
+
+def _log_softmax(x: Tensor, dim: int, _: bool) -> Tensor:
+    shifted = x - x.amax(dim, keepdim=True)
+    return shifted - shifted.exp().sum(dim, keepdim=True).log()
+
+
+def _softmax(x: Tensor, dim: int, _: bool) -> Tensor:
+    powers = (x - x.amax(dim, keepdim=True)).exp()
+    return powers / powers.sum(dim, keepdim=True)
 
 
 def _mean(x: Tensor, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Tensor:

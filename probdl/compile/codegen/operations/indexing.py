@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,7 +59,7 @@ def _selection(builder: Builder, x: Tensor, indices: Sequence[Value | None]) -> 
         raise UnsupportedError(
             "indexing with tensors separated by a slice is not supported by the native engine"
         )
-    picked = tuple(torch.broadcast_shapes(*(i.layout.shape for i in indices if i is not None)))
+    picked = tuple(np.broadcast_shapes(*(i.layout.shape for i in indices if i is not None)))
     rest = x
     for d in reversed(indexed):
         rest = rest.select(d, 0)
