@@ -257,8 +257,8 @@ def _of_first_steps(
         # An evaluation of all steps by torch takes seconds with its gradient.
         checked = _points(part.density, of_part, seed, VERIFIED_POINTS)
         verify(of_part, part.density, checked, finite=True)
-        start, other = _points(density, guarded, seed, 2)
-        points = torch.stack([start, other, _climbed(guarded, start)])
+        (start,) = _points(density, guarded, seed, 1)
+        points = torch.stack([start, _climbed(guarded, start)])
         verify(guarded, density, points, gradient=False, finite=True)
         check_gradient(density, start, guarded.value_and_grad)
         findings = probe(density, start, part=(part.density, checked[0]))

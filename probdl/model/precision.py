@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -59,6 +60,19 @@ class Precision:
         return True
 
 
+@functools.lru_cache(maxsize=10_000)
+def _kind(func: Any) -> str:
+    """Return what a function of torch does with dtypes."""
+    name = getattr(func, "__name__", "")
+    if name == "__get__" and func is not _DTYPE:
+        return "view" if func in _VIEWS else "attribute"
+    if func in _CASTS:
+        return "cast"
+    if name.endswith("_") and (name == "__setitem__" or not name.endswith("__")):
+        return "write"
+    return "plain"
+
+
 class _OneDtype(TorchFunctionMode):
     """Compute in one floating-point dtype, whatever the program asks for.
 
@@ -79,6 +93,10 @@ class _OneDtype(TorchFunctionMode):
         self.dtype = dtype
         self.needed = False
 
+    def _is_plain(self, x: Any) -> bool:
+        kind = type(x)
+        return (kind is Tensor and x.dtype is self.dtype) or kind is float or kind is int
+
     def _is_other(self, x: Any) -> bool:
         if isinstance(x, Tensor):
             return x.is_floating_point() and x.dtype != self.dtype
@@ -96,16 +114,19 @@ class _OneDtype(TorchFunctionMode):
         )
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        if name == "__get__" and func is not _DTYPE:
+        kind, kwargs = _kind(func), kwargs or {}
+        if kind == "plain" and not kwargs and all(map(self._is_plain, args)):  # most calls
             result = func(*args)
-            return self._cast(result) if func in _VIEWS else result
-        if func in _CASTS:
+            return result if self._is_plain(result) else self._cast(result)
+        if kind == "attribute":
+            return func(*args)
+        if kind == "view":
+            return self._cast(func(*args))
+        if kind == "cast":
             self.needed |= _CASTS[func] != self.dtype
             func, kwargs = Tensor.to, {**kwargs, "dtype": self.dtype}
         written = ()
-        if name.endswith("_") and (name == "__setitem__" or not name.endswith("__")):
+        if kind == "write":
             written, args = args[:1], args[1:]  # must stay the same tensor
         result = func(*written, *map(self._cast_all, args), **self._cast_all(kwargs))
         # Made of an array of another dtype, or cast by a name such as "torch.FloatTensor".
