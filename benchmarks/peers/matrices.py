@@ -12,7 +12,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,22 @@ def measured(module: str, system: str, *arguments: Any) -> Any:
         system: the package to time, the module's first argument.
         arguments: the others.
     """
-    return in_process(interpreter(system), module, system, *arguments, environment=ONE_CORE)
+    with one_core():
+        return in_process(interpreter(system), module, system, *arguments, environment=ONE_CORE)
+
+
+@contextmanager
+def one_core() -> Iterator[None]:
+    """Let processes that are started here run on one core: JAX takes its threads anyway."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(cores)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
 
 
 def in_process(

@@ -51,7 +51,7 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     # its reference implementations, which result in operations of another kind.
     extra = {op: fn for op, fn in decomposition_table.items() if fn.__module__ == _TORCH_MODULE}
     table = extra | dict(core_aten_decompositions().items())
-    table |= {op: inspect.unwrap(table[op]) for op in _CASTING}
+    table |= {op: inspect.unwrap(table[op]) for op in _CASTING if op in table}
     return {op: fn for op, fn in table.items() if not emit.supports(op)} | {
         aten._log_softmax.default: _log_softmax,
         aten._softmax.default: _softmax,

@@ -135,6 +135,7 @@ def scorer_of(density: LogDensity, evaluator: Evaluator, progress: bool | None) 
         log_p = torch.stack(found)
         if density.jacobian:
             log_p = log_p - density.log_jacobian(points[: len(log_p)])
+            log_p[log_p.isnan()] = -math.inf  # at an edge of the support
         return log_p, early
 
     return score

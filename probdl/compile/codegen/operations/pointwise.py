@@ -126,11 +126,13 @@ for _name in ("and", "or", "xor"):
             f"(double)(({a} != 0) {sign} ({b} != 0))"
         )
 _SAME_NAME = """
-    exp expm1 exp2 log log1p log2 log10 sqrt sin cos tan asin acos atan sinh cosh tanh asinh acosh
+    exp expm1 exp2 log log1p log2 log10 sqrt sin cos tan asin acos atan sinh cosh asinh acosh
     atanh erf erfc floor ceil trunc
 """
 for _name in _SAME_NAME.split():
     POINTWISE[getattr(aten, _name)] = _function(_name)
+
+POINTWISE[aten.tanh] = _function("tanh_of")
 
 # SciPy's functions, by those of torch; see compile/runtime/special.py.
 _SCIPY = {
