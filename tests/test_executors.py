@@ -1,11 +1,13 @@
 """Fits on executors: equal to those of one process, also where workers end."""
 
+import functools
 import multiprocessing
 import os
 import signal
 import threading
 import time
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pyro
@@ -288,3 +290,112 @@ def test_dask_and_loky_run_fits(tmp_path):
         third = fit.cross_validate(5, executor=processes)
     np.testing.assert_array_equal(here.pointwise, third.pointwise)
     np.testing.assert_array_equal(here.pointwise, there.pointwise)
+
+
+METHODS = [
+    functools.partial(probdl.NUTS, sampler="native", draws=60, warmup=60),
+    functools.partial(probdl.HMC, draws=30, warmup=30, chains=2),
+    functools.partial(probdl.Metropolis, draws=50, warmup=50, chains=3),
+    functools.partial(probdl.Metropolis, draws=20, warmup=20, chains=2, engine="eager"),
+    functools.partial(probdl.Pathfinder, draws=200, paths=3),
+]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_chains_and_paths_on_workers_equal_those_here(pool, method):
+    here = probdl.infer(regression, X, Y, method=method(), seed=1)
+    with ThreadPoolExecutor(2) as threads:
+        for executor in (pool, threads):
+            there = probdl.infer(regression, X, Y, method=method(executor=executor), seed=1)
+            assert there.method == method()  # the fit does not hold the executor
+            assert [f.check for f in there.findings] == [f.check for f in here.findings]
+            np.testing.assert_array_equal(there.draws["b"], here.draws["b"])
+            np.testing.assert_array_equal(there.stats["lp"], here.stats["lp"])
+
+
+def test_chains_of_workers_are_extended_here(pool):
+    method = probdl.NUTS(sampler="native", draws=60, warmup=60, chains=2)
+    whole = probdl.infer(regression, X, Y, method=replace(method, draws=100), seed=1)
+    part = probdl.infer(regression, X, Y, method=replace(method, executor=pool), seed=1)
+    np.testing.assert_array_equal(part.extend(draws=40).draws["b"], whole.draws["b"])
+
+
+def _end():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class ThirdEnds(Fresh):
+    """Ends each worker of the third call, and of those that send it again."""
+
+    calls = 0
+
+    def submit(self, fn, *args):
+        self.calls += 1
+        if self.calls in (3, 5, 6):
+            return super().submit(_end)
+        return super().submit(fn, *args)
+
+
+def test_a_chain_whose_worker_ends_is_left_out():
+    method = probdl.NUTS(sampler="native", draws=60, warmup=60)
+    whole = probdl.infer(regression, X, Y, method=method, seed=1)
+    fit = probdl.infer(regression, X, Y, method=replace(method, executor=ThirdEnds()), seed=1)
+    (finding,) = (f for f in fit.findings if f.check == "chain_failed")
+    assert "chain 2" in finding.message
+    np.testing.assert_array_equal(fit.draws["b"], whole.draws["b"][[0, 1, 3]])
+
+
+@pytest.mark.parametrize("method", METHODS[:3])
+def test_ctrl_c_keeps_the_chains_that_are_complete(interruptible, method):
+    class Interrupts(ThreadPoolExecutor):
+        calls = 0
+
+        def submit(self, fn, *args):
+            self.calls += 1
+            if self.calls == 2:  # never done
+                timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
+                timer.start()
+                return Future()
+            return super().submit(fn, *args)
+
+    whole = probdl.infer(regression, X, Y, method=method(), seed=1)
+    with Interrupts(1) as executor:
+        fit = probdl.infer(regression, X, Y, method=method(executor=executor), seed=1)
+    assert "interrupted" in [f.check for f in fit.findings]
+    kept = [i for i in range(whole.num_chains) if i != 1]
+    np.testing.assert_array_equal(fit.draws["b"], whole.draws["b"][kept])
+
+
+def test_a_time_limit_ends_the_wait_for_chains():
+    class Never(ThreadPoolExecutor):
+        def submit(self, fn, *args):
+            return Future()
+
+    method = probdl.HMC(executor=Never(1))
+    with pytest.raises(probdl.TimeLimitError, match="time limit of 1"):
+        probdl.infer(regression, X, Y, method=method, seed=1, time_limit=1.0)
+
+
+@pytest.mark.parametrize("setting", [{"until": probdl.Until(ess=100)}, {"callback": print}])
+def test_settings_of_this_process_are_refused_beside_an_executor(setting):
+    with pytest.raises(probdl.SettingError, match="cannot be combined with"):
+        probdl.NUTS(sampler="native", executor=ThreadPoolExecutor(1), **setting)
+
+
+def test_an_executor_needs_the_sampler_in_c():
+    with pytest.raises(probdl.SettingError, match="executor needs sampler='native'"):
+        probdl.NUTS(executor=ThreadPoolExecutor(1))
+
+
+def test_forks_do_not_use_the_executor_of_their_parent():
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+        with pyro.plate("obs", len(y)):
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    with (
+        ThreadPoolExecutor(1) as executor,
+        pytest.raises(probdl.SettingError, match="cannot be used by processes that workers="),
+    ):
+        method = probdl.Pathfinder(executor=executor)
+        study(model, method, {"mu": 2.0}, sizes=[4, 8], replicates=4, workers=2, seed=1)

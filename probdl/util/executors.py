@@ -35,6 +35,8 @@ CALLS, MAX_CALLS = 32, 4096  # that wait or run at once: at the start, and at mo
 KNOWN = 4  # runs whose work a worker keeps
 POLL_S = 0.1
 
+in_fork = False  # whether this process is one of ``util/parallel.py``
+
 _known: dict[str, Callable[[int, Any], Any]] = {}
 
 
@@ -61,6 +63,11 @@ def on_executor(
         ModelError: the work cannot be pickled, or workers cannot run it.
         Exception: what a task raised.
     """
+    if in_fork:
+        raise ModelError(
+            "executor= cannot be used by processes that workers= started, as they are copies of "
+            "the one that has the executor. Pass workers=1, or only one of the two."
+        )
     executor = getattr(executor, "get_executor", lambda: executor)()
     calls = _Calls(executor, _pickled(work), items, min(HOPELESS, len(indices)))
     waiting, left = list(indices)[::-1], set(indices)

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 
 from probdl.errors import ModelError
+from probdl.util import executors
 from probdl.util.blas import one_blas_thread
-from probdl.util.executors import on_executor
 from probdl.util.interrupts import interrupts_kept
 from probdl.util.lock import GLOBAL_LOCK
 from probdl.util.progress import bar
@@ -81,7 +81,9 @@ def parallel_map(
                     results[i] = work(i, items[i])
                     shown.update()
                 if executor is not None:
-                    for i, result in on_executor(executor, work, items, range(1, count), lost):
+                    for i, result in executors.on_executor(
+                        executor, work, items, range(1, count), lost
+                    ):
                         results[i] = result
                         shown.update()
                 if processes >= 2:
@@ -177,6 +179,7 @@ def _serve(work: Callable[[int], Any], pipe: Connection, inherited: list[Connect
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for other in inherited:  # so that pipes close when the parent ends
         other.close()
+    executors.in_fork = True
     torch.set_num_threads(1)  # a fork has no threads of OpenMP's pool
     one_blas_thread()
     with suppress(EOFError, OSError):

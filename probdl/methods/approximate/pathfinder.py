@@ -11,8 +11,8 @@ import functools
 import math
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -36,8 +36,11 @@ from probdl.results.diagnostics import interrupted
 from probdl.results.fit import Fit
 from probdl.results.weights import check_approximation
 from probdl.util.clock import check_time_limit
+from probdl.util.executors import on_executor
+from probdl.util.isolation import isolated, lock_suspended
 from probdl.util.lazy import linalg, optimize
 from probdl.util.progress import bar
+from probdl.util.settings import check_workers
 
 __all__ = ["Normal", "Pathfinder", "best_normal", "elbo", "pathfinder_draw"]
 
@@ -82,6 +85,8 @@ class Pathfinder(Method, name="pathfinder"):
         init: values of sites at which to start, such as ``{"mu": 3.0}``; the other sites start as
             without it. Each path starts there. Default: None.
         engine: how the density is evaluated, as in :class:`NUTS`. Default: ``"auto"``.
+        executor: finds all paths but the first on its workers: a ``concurrent.futures.Executor``,
+            or a Dask ``Client``. The draws are the same. Default: None.
 
     Raises:
         SettingError: a setting is out of range.
@@ -108,8 +113,10 @@ class Pathfinder(Method, name="pathfinder"):
     num_samples: int = 25
     init: Mapping[str, Any] | None = None
     engine: str = "auto"
+    executor: Any = field(default=None, repr=False, metadata={"saved": False})
 
     def __post_init__(self) -> None:
+        check_workers(type(self).__name__, None, self.executor)
         self._check_int(draws=TAIL_DRAWS_MIN, paths=1, steps=1, num_samples=1)
         self._check_choice(engine=ENGINES)
         self._check_init()
@@ -128,12 +135,14 @@ class Pathfinder(Method, name="pathfinder"):
 
         def add(normal: Normal, rng: np.random.Generator) -> None:
             start = time.perf_counter()
-            sampled = _sample(evaluator, normal, self.draws, rng, least=TAIL_DRAWS_MIN)
+            keep(normal, _sample(evaluator, normal, self.draws, rng, least=TAIL_DRAWS_MIN))
+            seconds.append(time.perf_counter() - start)
+
+        def keep(normal: Normal, sampled: _Sampled) -> None:
             normals.append(normal)
             found.append(sampled)
             if sampled.stop is not None:
                 raise sampled.stop
-            seconds.append(time.perf_counter() - start)
 
         with bar(self.paths, "finding paths", progress) as shown:
             try:
@@ -147,7 +156,10 @@ class Pathfinder(Method, name="pathfinder"):
                         of_prior = found[1].elbo > found[0].elbo + HIGHER_MIN
                         del normals[not of_prior], found[not of_prior]
                 shown.update()
-                for path in range(1, self.paths):
+                elsewhere = range(1, self.paths if self.executor is not None else 1)
+                for normal, sampled in self._on_workers(program, seed, elsewhere, of_prior, shown):
+                    keep(normal, sampled)
+                for path in range(1 + len(elsewhere), self.paths):
                     check_time_limit(longest + AFTER * (len(found) + 2) * max(seconds))
                     start = time.perf_counter()
                     add(*path_of(path=path, of_prior=of_prior))
@@ -197,7 +209,47 @@ class Pathfinder(Method, name="pathfinder"):
             *held_params(structure),
         ]
         draws = {name: value.numpy() for name, value in values.items()}
-        return Fit(self, program, structure, draws, stats, seed, findings)
+        method = replace(self, executor=None)
+        return Fit(method, program, structure, draws, stats, seed, findings)
+
+    def run_path(
+        self, program: Program, seed: int, path: int, of_prior: bool
+    ) -> tuple[Normal, _Sampled]:
+        """Find one of the paths of ``run``, and draw from it."""
+        density = self._density(program, self._discover(program))
+        evaluator, _ = choose(density, self.engine, seed)
+        normal, rng = best_normal(
+            density, evaluator, seed, self.steps, self.num_samples, path=path, of_prior=of_prior
+        )
+        return normal, _sample(evaluator, normal, self.draws, rng, least=TAIL_DRAWS_MIN)
+
+    def _on_workers(
+        self, program: Program, seed: int, paths: Sequence[int], of_prior: bool, shown: Any
+    ) -> Iterator[tuple[Normal, _Sampled]]:
+        """Yield the paths that the executor has found, in their order, also after Ctrl-C."""
+        if not paths:
+            return
+        alone = replace(self, executor=None)
+
+        def run(_: int, path: int) -> tuple[Normal, _Sampled]:
+            with isolated(seed):
+                return alone.run_path(program, seed, path, of_prior)
+
+        def lost(message: str) -> tuple[Normal, _Sampled]:
+            raise ModelError(message)
+
+        done: dict[int, tuple[Normal, _Sampled]] = {}
+        stop = None
+        with lock_suspended():
+            try:
+                for i, result in on_executor(self.executor, run, paths, range(len(paths)), lost):
+                    done[i] = result
+                    shown.update()
+            except KeyboardInterrupt as error:
+                stop = error
+        yield from (done[i] for i in sorted(done))
+        if stop is not None:
+            raise stop
 
 
 def _rows(parts: list[Array], chosen: NDArray[np.int64]) -> Array:

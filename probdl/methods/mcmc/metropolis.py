@@ -8,7 +8,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from probdl.methods.angles import TURN, periodic
 from probdl.methods.approach import find_modes
 from probdl.methods.base import Method
 from probdl.methods.mcmc.chains import Chain, Chains, Starts, gather, posterior_fit, random_start
+from probdl.methods.mcmc.workers import on_workers
 from probdl.methods.modes import Mode
 from probdl.model.density import LogDensity
 from probdl.model.program import Program
@@ -30,6 +31,7 @@ from probdl.results.fit import Fit
 from probdl.util.clock import check_time_limit
 from probdl.util.isolation import isolated, lock_suspended
 from probdl.util.progress import bar
+from probdl.util.settings import check_workers
 
 __all__ = ["Metropolis"]
 
@@ -69,6 +71,8 @@ class Metropolis(Method, name="metropolis"):
         init: values of sites at which to start, such as ``{"mu": 3.0}``; the other sites start at
             random points. Each chain starts there. Default: None.
         engine: how the density is evaluated, as in :class:`NUTS`. Default: ``"auto"``.
+        executor: runs the chains on its workers: a ``concurrent.futures.Executor``, or a Dask
+            ``Client``. The draws are the same. Default: None.
 
     Raises:
         SettingError: a setting is out of range.
@@ -93,8 +97,10 @@ class Metropolis(Method, name="metropolis"):
     target_accept: float | None = None
     init: Mapping[str, Any] | None = None
     engine: str = "auto"
+    executor: Any = field(default=None, repr=False, metadata={"saved": False})
 
     def __post_init__(self) -> None:
+        check_workers(type(self).__name__, None, self.executor)
         self._check_int(draws=1, warmup=0, chains=1)
         if self.thin is not None:
             self._check_int(thin=1)
@@ -110,13 +116,43 @@ class Metropolis(Method, name="metropolis"):
         evaluator, findings = choose(
             density, self.engine, seed, threads=self.chains, gradient=False
         )
-        seeds = np.random.SeedSequence(seed).generate_state(self.chains, np.uint64)
-        starts = Starts(functools.partial(random_start, density, evaluator), int(seeds[0]) >> 1)
+        ids = range(self.chains)
+        if self.executor is not None:
+            found = on_workers(self, program, seed, ids, progress)
+        else:
+            found = self._sample(density, evaluator, seed, ids, progress)
+        findings += _check_acceptance(found, self.chains)
+        modes: list[Mode] = []
+        if not any(f.check in ("interrupted", "time_limit") for f in found.findings):
+            try:
+                modes = self._modes(density, evaluator, seed)
+            except KeyboardInterrupt as stop:
+                kept = "a missed mode may not be reported"
+                findings.append(unchecked(stop, kept, "make all checks"))
+        method = replace(self, executor=None)
+        return posterior_fit(method, density, evaluator, found, seed, findings, modes)
+
+    def run_chains(self, program: Program, seed: int, ids: Sequence[int]) -> Chains:
+        """Run some of the chains of ``run``."""
+        density = self._density(program, self._discover(program))
+        evaluator, _ = choose(density, self.engine, seed, threads=self.chains, gradient=False)
+        return self._sample(density, evaluator, seed, ids, progress=False)
+
+    def _sample(
+        self,
+        density: LogDensity,
+        evaluator: Evaluator,
+        seed: int,
+        ids: Sequence[int],
+        progress: bool | None,
+    ) -> Chains:
+        seeds = np.random.SeedSequence(seed).generate_state(self.chains, np.uint64).tolist()
+        starts = Starts(functools.partial(random_start, density, evaluator), seeds[0] >> 1)
         chains = [
             # Of two chains that start at mirror images of each other, one more often finds a mode
             # that the other does not.
-            _Chain(self, evaluator, starts(int(seeds[i & ~1]) >> 1, mirror=i % 2 == 1).numpy(), s)
-            for i, s in enumerate(seeds.tolist())
+            _Chain(self, evaluator, starts(seeds[i & ~1] >> 1, mirror=i % 2 == 1).numpy(), seeds[i])
+            for i in ids
         ]
         angles = periodic(density, evaluator, np.stack([chain.walk.z for chain in chains]))
         for chain in chains:
@@ -126,7 +162,7 @@ class Metropolis(Method, name="metropolis"):
         # that an interrupted run has draws of each chain.
         native = evaluator.engine == "native"
         groups = [[chain] for chain in chains] if native else [chains]
-        total = self.chains * (self.warmup + self.draws)
+        total = len(chains) * (self.warmup + self.draws)
         advance = _advance if native else functools.partial(_advance_isolated, seed)
         with (
             bar(total, "sampling", progress) as shown,
@@ -148,8 +184,9 @@ class Metropolis(Method, name="metropolis"):
             finally:
                 wake.set()  # else the pool waits for chains that nothing stops
         found = gather([chain.result() for chain in chains], self.draws, interruption)
+        further = starts.findings()
         if (failure := chains[0].walk.failure) is not None:
-            findings.append(
+            further.append(
                 Finding(
                     "warning",
                     "engine",
@@ -157,15 +194,7 @@ class Metropolis(Method, name="metropolis"):
                     "Run probdl.doctor() to see what is available and what is missing.",
                 )
             )
-        findings += [*starts.findings(), *_check_acceptance(found, self.chains)]
-        modes: list[Mode] = []
-        if interruption is None:
-            try:
-                modes = self._modes(density, evaluator, seed)
-            except KeyboardInterrupt as stop:
-                kept = "a missed mode may not be reported"
-                findings.append(unchecked(stop, kept, "make all checks"))
-        return posterior_fit(self, density, evaluator, found, seed, findings, modes)
+        return replace(found, findings=[*further, *found.findings])
 
     def _modes(self, density: LogDensity, evaluator: Evaluator, seed: int) -> list[Mode]:
         """Find modes by gradients, which are fast only in native code."""

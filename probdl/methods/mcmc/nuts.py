@@ -28,6 +28,7 @@ from probdl.methods.mcmc.continuation import EarlierDraws
 from probdl.methods.mcmc.funnels import funnel_sites
 from probdl.methods.mcmc.restarts import restarted
 from probdl.methods.mcmc.watching import Until, Watch
+from probdl.methods.mcmc.workers import on_workers
 from probdl.methods.training.checkpoint import Checkpoint, identity_of
 from probdl.model.density import LogDensity
 from probdl.model.fingerprint import fingerprint
@@ -36,14 +37,16 @@ from probdl.model.sites import centred_sites
 from probdl.results.chain_fit import ChainFit
 from probdl.results.diagnostics import check_energy, check_tree
 from probdl.results.fit import Fit
-from probdl.util.settings import check_path, plain
+from probdl.util.settings import check_path, check_workers, plain
 
 __all__ = ["HMC", "NUTS"]
 
 MASS_MATRICES = ("auto", "diag", "low_rank", "dense")
 INITS = ("auto", "random", "pathfinder")
 SAMPLERS = ("nutpie", "native")
-OF_NATIVE = ("chain_ids", "until", "start", "checkpoint", "callback")  # settings that need the last
+# Settings that need the last.
+OF_NATIVE = ("chain_ids", "until", "start", "checkpoint", "callback", "executor")
+OF_THIS_PROCESS = ("until", "start", "checkpoint", "callback")
 TRAJECTORY_MAX = 1e3  # 160 periods of a normal posterior
 TREEDEPTH_MAX = 30  # a billion gradients for one draw
 # Up to this d, learning the correlations takes less than half a second (`make bench-mass`).
@@ -108,6 +111,9 @@ class NUTS(Method, name="nuts"):
         callback: a function that is called about once a second with a ``Watch``: ``num_draws``,
             ``divergences``, ``step_sizes``, ``rhat`` and ``ess`` so far. If it returns False, the
             run ends with the draws so far. Default: None.
+        executor: runs the chains on its workers: a ``concurrent.futures.Executor``, or a Dask
+            ``Client``. The draws are the same. Needs ``sampler="native"``, and excludes
+            ``until``, ``start``, ``checkpoint`` and ``callback``. Default: None.
 
     Raises:
         SettingError: a setting is out of range.
@@ -147,6 +153,7 @@ class NUTS(Method, name="nuts"):
     callback: Callable[[Watch], Any] | None = field(
         default=None, repr=False, metadata={"saved": False}
     )
+    executor: Any = field(default=None, repr=False, metadata={"saved": False})
 
     def __post_init__(self) -> None:
         self._check_int(draws=1, warmup=0, chains=1)
@@ -176,6 +183,10 @@ class NUTS(Method, name="nuts"):
         if self.start is not None and self.init != "auto":
             self._refuse("start", "cannot be combined with init; chains start at draws of the fit")
         check_path(type(self).__name__, checkpoint=self.checkpoint)
+        check_workers(type(self).__name__, None, self.executor)
+        for name in OF_THIS_PROCESS:
+            if self.executor is not None and getattr(self, name) is not None:
+                self._refuse("executor", f"cannot be combined with {name}")
         for name in OF_NATIVE:
             if getattr(self, name) is not None and self.sampler != "native":
                 self._refuse(name, "needs sampler='native'")
@@ -209,22 +220,15 @@ class NUTS(Method, name="nuts"):
             reached = chains.stats["tree_depth"] >= self.max_treedepth
             chains.stats["reached_max_treedepth"] = reached
         else:
-            sample = functools.partial(
-                native_nuts.run if own else nutpie_adapter.run,
-                density.dim,
-                evaluator,
-                find_start=start,
-                warmup=self.warmup,
-                chains=self.chains,
-                target_accept=self.target_accept,
-                max_treedepth=self.max_treedepth,
-                mass_matrix=mass_matrix,
-                seed=seed,
-                progress=progress,
-            )
+            sampler = native_nuts.run if own else nutpie_adapter.run
+            sample = self._sampler(sampler, density, evaluator, start, mass_matrix, seed, progress)
 
             def sample_first(draws: int, **options: Any) -> Chains:
-                found = sample(draws=draws, **options)
+                if self.executor is not None:
+                    ids = range(self.chains) if self.chain_ids is None else self.chain_ids
+                    found = on_workers(self, program, seed, ids, progress)
+                else:
+                    found = sample(draws=draws, **options)
                 goes_on = "states" in options or self.chain_ids is not None
                 return found if goes_on else restarted(found, sample, draws, seed)
 
@@ -246,14 +250,53 @@ class NUTS(Method, name="nuts"):
         if any(getattr(self, name) is not None for name in OF_NATIVE if name != "chain_ids"):
             count = chains.z.shape[1]  # as if it had been known before
             method = replace(
-                self, draws=count, until=None, start=None, callback=None, checkpoint=None
+                self,
+                draws=count,
+                until=None,
+                start=None,
+                callback=None,
+                checkpoint=None,
+                executor=None,
             )
         return method._fit(density, evaluator, chains, seed, findings, start, mass_matrix)
+
+    def run_chains(self, program: Program, seed: int, ids: Sequence[int]) -> Chains:
+        """Run some of the chains of ``run``, on the native engine."""
+        density = self._density(program, self._discover(program))
+        evaluator, _ = choose(density, "native", seed, threads=self.chains)
+        start = _starts(self, density, evaluator, seed)
+        kind, run = self.mass_matrix, native_nuts.run
+        sample = self._sampler(run, density, evaluator, start, kind, seed, progress=False)
+        return sample(draws=self.draws, chain_ids=ids)
+
+    def _sampler(
+        self,
+        run: Callable[..., Chains],
+        density: LogDensity,
+        evaluator: Evaluator,
+        start: Callable[[int], Tensor],
+        mass_matrix: str,
+        seed: int,
+        progress: bool | None,
+    ) -> Callable[..., Chains]:
+        return functools.partial(
+            run,
+            density.dim,
+            evaluator,
+            find_start=start,
+            warmup=self.warmup,
+            chains=self.chains,
+            target_accept=self.target_accept,
+            max_treedepth=self.max_treedepth,
+            mass_matrix=mass_matrix,
+            seed=seed,
+            progress=progress,
+        )
 
     def _checkpoint(self, seed: int, density: LogDensity) -> Checkpoint | None:
         if self.checkpoint is None:
             return None
-        exempt = ("checkpoint", "draws", "until", "callback", "start")
+        exempt = ("checkpoint", "draws", "until", "callback", "start", "executor")
         identity = identity_of(self, seed, density.labels, density.program, exempt)
         if self.start is not None:
             draws = [torch.from_numpy(np.asarray(of)) for of in self.start.draws.values()]
@@ -357,6 +400,8 @@ class HMC(Method, name="hmc"):
         init: starting points of the chains, as in :class:`NUTS`. Default: ``"auto"``.
         engine: how the density is evaluated, as in :class:`NUTS`; the sampler is always Pyro's.
             Default: ``"auto"``.
+        executor: runs the chains on its workers: a ``concurrent.futures.Executor``, or a Dask
+            ``Client``. The draws are the same. Default: None.
 
     Raises:
         SettingError: a setting is out of range.
@@ -377,9 +422,11 @@ class HMC(Method, name="hmc"):
     mass_matrix: str = "diag"
     init: str | Mapping[str, Any] = "auto"
     engine: str = "auto"
+    executor: Any = field(default=None, repr=False, metadata={"saved": False})
 
     def __post_init__(self) -> None:
         self._check_int(draws=1, warmup=0, chains=1)
+        check_workers(type(self).__name__, None, self.executor)
         self._check_real(target_accept=(0, 1), trajectory_length=(0, TRAJECTORY_MAX))
         self._check_choice(engine=ENGINES, mass_matrix=("diag", "dense"))
         self._check_init(*INITS)
@@ -389,19 +436,41 @@ class HMC(Method, name="hmc"):
         structure = self._discover(program)
         density = self._density(program, structure)
         evaluator, findings = choose(density, self.engine, seed)
+        start = _starts(self, density, evaluator, seed)
+        ids = range(self.chains)
+        if self.executor is not None:
+            chains = on_workers(self, program, seed, ids, progress)
+        else:
+            chains = self._sample(density, evaluator, start, seed, ids, progress)
+        del chains.stats["tree_depth"]
+        findings += _check_energy(density, chains, self.target_accept)
+        modes = start.modes if isinstance(start, TypicalStarts) else []
+        method = replace(self, executor=None)
+        return posterior_fit(method, density, evaluator, chains, seed, findings, modes)
+
+    def run_chains(self, program: Program, seed: int, ids: Sequence[int]) -> Chains:
+        """Run some of the chains of ``run``."""
+        density = self._density(program, self._discover(program))
+        evaluator, _ = choose(density, self.engine, seed)
+        start = _starts(self, density, evaluator, seed)
+        return self._sample(density, evaluator, start, seed, ids, progress=False)
+
+    def _sample(
+        self,
+        density: LogDensity,
+        evaluator: Evaluator,
+        start: Callable[[int], Tensor],
+        seed: int,
+        ids: Sequence[int],
+        progress: bool | None,
+    ) -> Chains:
         kernel = {
             "target_accept_prob": self.target_accept,
             "trajectory_length": self.trajectory_length,
             "full_mass": self.mass_matrix == "dense",
         }
-        start = _starts(self, density, evaluator, seed)
-        chains = _run_pyro(
-            self, pyro_nuts.HMCKernel, kernel, density, evaluator, start, seed, progress
-        )
-        del chains.stats["tree_depth"]
-        findings += _check_energy(density, chains, self.target_accept)
-        modes = start.modes if isinstance(start, TypicalStarts) else []
-        return posterior_fit(self, density, evaluator, chains, seed, findings, modes)
+        of = pyro_nuts.HMCKernel
+        return _run_pyro(self, of, kernel, density, evaluator, start, seed, progress, ids)
 
 
 def _check_energy(density: LogDensity, chains: Chains, target_accept: float) -> list[Finding]:
@@ -445,13 +514,14 @@ def _run_pyro(
     start: Callable[[int], Tensor],
     seed: int,
     progress: bool | None,
+    ids: Sequence[int] | None = None,
 ) -> Chains:
-    """Run Pyro's kernels, with the density evaluated by any engine."""
+    """Run Pyro's kernels, with the density evaluated by any engine; ``ids`` selects chains."""
     seeds = np.random.SeedSequence(seed).generate_state(method.chains, np.uint64)
     return pyro_nuts.run(
         [
-            functools.partial(kernel, density.dim, evaluator, start, int(s) >> 1, **options)
-            for s in seeds
+            functools.partial(kernel, density.dim, evaluator, start, int(seeds[i]) >> 1, **options)
+            for i in (range(method.chains) if ids is None else ids)
         ],
         warmup=method.warmup,
         draws=method.draws,
