@@ -393,9 +393,6 @@ def test_forks_do_not_use_the_executor_of_their_parent():
         with pyro.plate("obs", len(y)):
             pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
 
-    with (
-        ThreadPoolExecutor(1) as executor,
-        pytest.raises(probdl.SettingError, match="cannot be used by processes that workers="),
-    ):
-        method = probdl.Pathfinder(executor=executor)
+    method = probdl.Pathfinder(executor=ThreadPoolExecutor(1))
+    with pytest.raises(probdl.SettingError, match="cannot be used by processes that workers="):
         study(model, method, {"mu": 2.0}, sizes=[4, 8], replicates=4, workers=2, seed=1)
