@@ -4,6 +4,8 @@ import functools
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -17,7 +19,7 @@ import torch
 
 import probdl
 from probdl.montecarlo import calibrate, study
-from probdl.util import executors
+from probdl.util import executors, parallel
 from probdl.util.executors import on_executor
 
 pytestmark = [
@@ -396,3 +398,58 @@ def test_forks_do_not_use_the_executor_of_their_parent():
     method = probdl.Pathfinder(executor=ThreadPoolExecutor(1))
     with pytest.raises(probdl.SettingError, match="cannot be used by processes that workers="):
         study(model, method, {"mu": 2.0}, sizes=[4, 8], replicates=4, workers=2, seed=1)
+
+
+SCRIPT = """
+import numpy as np, pyro, pyro.distributions as dist
+import probdl.util.parallel
+from probdl.montecarlo import study
+
+print("the script runs")
+probdl.util.parallel.can_fork = lambda: False
+
+def model(y):
+    mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+    with pyro.plate("obs", len(y)):
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+def found(workers):
+    return study(model, "mle", {"mu": 2.0}, sizes=[4], replicates=12, seed=1, workers=workers)
+
+np.testing.assert_array_equal(found(2)["estimate"], found(1)["estimate"])
+"""
+
+
+def test_without_forks_new_processes_do_not_run_the_script_again(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", tmp_path / "script.py"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "the script runs\n"
+
+
+def test_without_forks_short_work_is_done_here(monkeypatch):
+    monkeypatch.setattr(parallel, "can_fork", lambda: False)
+    assert set(parallel.parallel_map(lambda i, x: os.getpid(), range(20))) == {os.getpid()}
+
+
+def test_without_forks_ctrl_c_ends_the_processes(interruptible, monkeypatch):
+    monkeypatch.setattr(parallel, "can_fork", lambda: False)
+    before = multiprocessing.active_children()
+
+    def work(i, x):
+        if i == 2:
+            os.kill(x, signal.SIGINT)
+            time.sleep(600)
+        return i
+
+    found = parallel.parallel_map(work, [os.getpid()] * 5, workers=2)
+    assert found in ([0], [0, 1])
+    assert [p for p in multiprocessing.active_children() if p not in before and p.is_alive()] == []
+
+
+def test_without_forks_a_process_that_ends_costs_its_tasks(monkeypatch):
+    monkeypatch.setattr(parallel, "can_fork", lambda: False)
+    with pytest.raises(probdl.ModelError, match=r"takes no more work.*may have run out of memory"):
+        parallel.parallel_map(ends_at(range(1, 5)), [()] * 5, workers=2)

@@ -13,7 +13,7 @@ import queue
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,7 +46,7 @@ def on_executor(
     items: Sequence[Any],
     indices: Sequence[int],
     lost: Callable[[str], Any],
-) -> Iterator[tuple[int, Any]]:
+) -> Generator[tuple[int, Any]]:
     """Yield ``i, work(i, items[i])`` for indices, in the order in which they are done.
 
     A task whose worker ended is sent again. When the caller ends early, what waits is cancelled.
@@ -180,6 +180,8 @@ class _Calls:
             self.submit(indices, with_work=True)
             return []
         results, raised, seconds = cloudpickle.loads(answer)
+        if isinstance(raised, KeyboardInterrupt):  # of all processes of a terminal
+            raise KeyboardInterrupt
         if raised is not None and not isinstance(raised, Exception):  # such as SystemExit
             raise ModelError(f"A task raised {type(raised).__name__} on a worker: {raised}.")
         if raised is not None:

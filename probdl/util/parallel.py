@@ -1,7 +1,7 @@
 """Independent tasks in several processes, as one loop with progress.
 
-The processes are forks: they inherit the compiled model, and only results are pickled. On platforms
-without fork the tasks run one after another. An executor runs them elsewhere.
+The processes are forks: they inherit the compiled model, and only results are pickled. Where forks
+are not safe, they are started afresh, and get the work as those of an executor do.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -29,13 +31,17 @@ from probdl.util.progress import bar
 __all__ = ["parallel_map", "worker_count"]
 
 END_WAIT_S = 5.0  # for a worker that was asked to end
+SPAWN_S = 10.0  # of work that is done sooner by one process than by new ones, which import torch
+
+
+def can_fork() -> bool:
+    """Return whether a fork of this process may use torch: not on macOS or beside a GPU."""
+    offered = "fork" in multiprocessing.get_all_start_methods() and sys.platform != "darwin"
+    return offered and not torch.cuda.is_initialized()
 
 
 def worker_count(workers: int | None) -> int:
-    """Return the number of processes: as asked, or one per core; one if forks are unavailable."""
-    can_fork = "fork" in multiprocessing.get_all_start_methods() and sys.platform != "darwin"
-    if not can_fork:
-        return 1
+    """Return the number of processes: as asked, or one per core."""
     if workers is not None:
         return max(1, workers)
     affinity = getattr(os, "sched_getaffinity", None)
@@ -74,21 +80,26 @@ def parallel_map(
     count = len(items)
     processes = min(worker_count(workers), count - 1) if executor is None else 0
     here = range(count if processes < 2 and executor is None else min(count, 1))
+    rest = range(len(here), count)
+    began = time.perf_counter()
     with bar(count, description, progress) as shown:
         try:
             with interrupts_kept():  # Python ignores Ctrl-C in what runs after each fork
                 for i in here:
                     results[i] = work(i, items[i])
                     shown.update()
+                seconds = (time.perf_counter() - began) * len(rest)
                 if executor is not None:
-                    for i, result in executors.on_executor(
-                        executor, work, items, range(1, count), lost
-                    ):
-                        results[i] = result
-                        shown.update()
-                if processes >= 2:
-                    with _pool(lambda i: work(i, items[i]), processes) as pool:
-                        for i, result in _run(pool, range(1, count)):
+                    further = executors.on_executor(executor, work, items, rest, lost)
+                elif can_fork():
+                    further = _on_forks(work, items, rest, processes)
+                elif workers is None and seconds < SPAWN_S:
+                    further = _here(work, items, rest)
+                else:
+                    further = _on_spawned(work, items, rest, processes, lost)
+                if rest:
+                    with closing(further):
+                        for i, result in further:
                             results[i] = result
                             shown.update()
         except KeyboardInterrupt:
@@ -96,6 +107,60 @@ def parallel_map(
                 raise
     first = next((i for i in range(count) if i not in results), count)
     return [results[i] for i in range(first)]
+
+
+def _here(
+    work: Callable[[int, Any], Any], items: Sequence[Any], tasks: range
+) -> Generator[tuple[int, Any]]:
+    yield from ((i, work(i, items[i])) for i in tasks)
+
+
+def _on_forks(
+    work: Callable[[int, Any], Any], items: Sequence[Any], tasks: range, processes: int
+) -> Generator[tuple[int, Any]]:
+    """Yield the results of tasks in forks of this process."""
+    with _pool(lambda i: work(i, items[i]), processes) as pool:
+        yield from _run(pool, tasks)
+
+
+def _on_spawned(
+    work: Callable[[int, Any], Any],
+    items: Sequence[Any],
+    tasks: range,
+    processes: int,
+    lost: Callable[[str], Any],
+) -> Generator[tuple[int, Any]]:
+    """Yield the results of tasks in new processes."""
+    others = multiprocessing.active_children()
+    context = multiprocessing.get_context("spawn")
+    pool = _SpawnedPool(processes, context, signal.signal, (signal.SIGINT, signal.SIG_IGN))
+    try:
+        yield from executors.on_executor(pool, work, items, tasks, lost)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        ours = [process for process in multiprocessing.active_children() if process not in others]
+        for process in ours:
+            process.terminate()
+        for process in ours:
+            process.join(END_WAIT_S)
+            process.kill()
+
+
+class _SpawnedPool(ProcessPoolExecutor):
+    """A pool whose processes do not run the script of this one again, as it need not be a module.
+
+    What the script defines travels with the work.
+    """
+
+    def submit(self, *args: Any, **kwargs: Any) -> Future[Any]:
+        main = vars(sys.modules["__main__"])
+        kept: dict[str, Any] = {n: main[n] for n in ("__file__", "__spec__") if n in main}
+        try:
+            main.pop("__file__", None)
+            main["__spec__"] = None
+            return super().submit(*args, **kwargs)
+        finally:
+            main.update(kept)
 
 
 @dataclass
