@@ -7,14 +7,15 @@ each worker, pickled by cloudpickle, and pieces of the data with each call.
 from __future__ import annotations
 
 import io
+import math
 import os
 import platform
 import queue
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +33,8 @@ HOPELESS = 10  # tasks that are lost before the first is done
 SMALL_BYTES = 100_000  # of work that is sent with each call
 CALL_S = 0.25  # of a call, with tasks that are shorter
 CALLS, MAX_CALLS = 32, 4096  # that wait or run at once: at the start, and at most
+CALLS_A_WORKER = 3  # if the number of workers is known, so that each has one that waits
+COUNT_S = 5.0  # between counts of the workers
 KNOWN = 4  # runs whose work a worker keeps
 POLL_S = 0.1
 
@@ -68,8 +71,13 @@ def on_executor(
             "executor= cannot be used by processes that workers= started, as they are copies of "
             "the one that has the executor. Pass workers=1, or only one of the two."
         )
-    executor = getattr(executor, "get_executor", lambda: executor)()
-    calls = _Calls(executor, _pickled(work), items, min(HOPELESS, len(indices)))
+    calls = _Calls(
+        getattr(executor, "get_executor", lambda: executor)(),
+        _pickled(work),
+        items,
+        min(HOPELESS, len(indices)),
+        getattr(executor, "nthreads", None),
+    )
     waiting, left = list(indices)[::-1], set(indices)
     try:
         while left:
@@ -100,10 +108,11 @@ class _Calls:
         work: the pickled work.
         items: the data of all tasks.
         hopeless: the number of lost tasks that ends the run if no task is done.
+        threads: returns the threads of each worker; None if they are not known.
         running: the tasks of each call, by its future.
         done: the number of tasks that are done.
-        limit: the number of calls at once. It grows with what is done, since the number of workers
-            is not known.
+        limit: the number of calls at once. If the number of workers is not known, it grows with
+            what is done.
         lost: the number of tasks that were lost three times.
     """
 
@@ -111,6 +120,7 @@ class _Calls:
     work: bytes
     items: Sequence[Any]
     hopeless: int
+    threads: Callable[[], Mapping[Any, int]] | None = None
     running: dict[Any, list[int]] = field(default_factory=dict)
     done: int = 0
     limit: int = CALLS
@@ -122,6 +132,8 @@ class _Calls:
         self._ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._attempts: dict[int, int] = {}
         self._seconds = 0.0
+        self._counted = -math.inf  # when workers were counted
+        self._count_workers()
 
     def size(self, waiting: int) -> int:
         """Return the number of tasks of the next call, from the time that they take."""
@@ -188,8 +200,19 @@ class _Calls:
             raise raised
         self.done += len(indices)
         self._seconds += seconds
-        self.limit = min(self.limit + 1, MAX_CALLS)
+        if self.threads is None:
+            self.limit = min(self.limit + 1, MAX_CALLS)
+        self._count_workers()
         return list(zip(indices, results, strict=True))
+
+    def _count_workers(self) -> None:
+        """Set the limit by the number of workers, which changes while a cluster grows."""
+        if self.threads is None or time.monotonic() < self._counted + COUNT_S:
+            return
+        with suppress(Exception):  # a client that is closed; the next call says so
+            count = sum(self.threads().values())
+            self.limit = max(CALLS_A_WORKER * count, 1) if count else CALLS
+        self._counted = time.monotonic()
 
     def _send_again(self, indices: list[int], error: BaseException) -> list[tuple[int, Any]]:
         """Submit the tasks of a call that was lost, each by itself, since one may be the cause."""
