@@ -258,7 +258,11 @@ def _of_first_steps(
         checked = _points(part.density, of_part, seed, VERIFIED_POINTS)
         verify(of_part, part.density, checked, finite=True)
         (start,) = _points(density, guarded, seed, 1)
-        points = torch.stack([start, _climbed(guarded, start)])
+        # A term of later steps that is constant at one of two opposite points is not at the other.
+        mirror = density.initial(
+            torch.Generator().manual_seed(seed), mirror=True, value_and_grad=guarded.value_and_grad
+        )
+        points = torch.stack([start, mirror, _climbed(guarded, start)])
         verify(guarded, density, points, gradient=False, finite=True)
         check_gradient(density, start, guarded.value_and_grad)
         findings = probe(density, start, part=(part.density, checked[0]))

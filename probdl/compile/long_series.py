@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from probdl.compile.codegen.emit import Source, emit
 from probdl.compile.codegen.lengthen import DifferentError, lengthened_number, lengthened_source
@@ -38,6 +39,7 @@ MIN_TRACED, MAX_TRACED = 36, 72  # steps
 CHECKED = 36  # steps, by which the series is longer on which the gradient is compared
 APART = 12  # steps, so that n // 2, n // 3 and n // 4 are on a line, too
 ROUNDING = 1e-12  # relative, of numbers that a model computes from the number of steps
+OFTEN, LONG = 6, 6  # uses of a tensor, over more than so many steps: it is from before the loop
 _POSITIONS = {Tensor.__getitem__, Tensor.__setitem__}
 
 
@@ -109,6 +111,7 @@ def _few_steps(density: LogDensity, length: int, calls: _Calls) -> list[int]:
     if expected != calls.numbers_by_call:
         raise DifferentError(f"the calls are not those of {length} equal steps")
     a_step = (counted[-1].count - counted[0].count) / (few[-1] - few[0])
+    _check_uses([c.uses.over(LONG * a_step) for c in (*counted, calls)], (*few, length))
     first = max(MIN_TRACED, min(MAX_TRACED, int(CALLS / a_step))) // APART * APART + length % APART
     if 3 * (counted[-1].count + a_step * (first + APART - few[-1])) > MAX_SHARE * calls.count:
         raise DifferentError("it is faster to trace all steps")
@@ -142,6 +145,7 @@ class _Calls(TorchFunctionMode):
         numbers_by_call: the number of calls by function and by its numbers, in place of which are
             their positions in ``numbers``. Positions in a series differ by step, and do not count.
         numbers: the numbers, in the order of their first use.
+        uses: how often each tensor is an argument, see ``_Uses``.
     """
 
     def __init__(self) -> None:
@@ -149,17 +153,22 @@ class _Calls(TorchFunctionMode):
         self.count = 0
         self.numbers_by_call: Counter[tuple[Any, ...]] = Counter()
         self.numbers: list[int | float] = []
+        self.uses = _Uses()
         self._known: dict[tuple[type, int | float], int] = {}
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         self.count += 1
         call = [func]
-        if func not in _POSITIONS:
-            for x in call_leaves(args, kwargs):
-                if type(x) is float or type(x) is int:
-                    call.append(self._number(x))
+        in_series = func in _POSITIONS and max(args[0].shape, default=0) >= FEW_STEPS[0]
+        for x in call_leaves(args, kwargs):
+            if isinstance(x, Tensor):
+                self.uses.add(x)
+            elif not in_series and (type(x) is float or type(x) is int):
+                call.append(self._number(x))
         self.numbers_by_call[tuple(call)] += 1
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        self.uses.end(result)
+        return result
 
     def place_of(self, x: float) -> int:
         """Return the position of a number that is equal but for rounding.
@@ -180,6 +189,78 @@ class _Calls(TorchFunctionMode):
             self._known[key] = len(self.numbers)
             self.numbers.append(x)
         return self._known[key]
+
+
+def _check_uses(uses: list[list[int]], lengths: Sequence[int]) -> None:
+    """Check that all steps use the tensors from before the loop as the first ones do.
+
+    Args:
+        uses: the counts of ``_Uses.over`` for three short series and for the long one.
+        lengths: their lengths.
+
+    Raises:
+        DifferentError: they do not.
+        NotAffineError: the same.
+    """
+    *few, length = lengths
+    if len({*map(len, uses)}) > 1:  # there are some of each step, with few and equal uses
+        times = [Counter(of) for of in uses]
+        often = [{x for x in of if of[x] >= n // 3} for of, n in zip(times, lengths, strict=True)]
+        if any(of != often[0] for of in often):
+            raise DifferentError("later steps use other tensors")
+        uses = [
+            [*(number[x] for x in sorted(often[0])), *(x for x in of if x not in often[0])]
+            for of, number in zip(uses, times, strict=True)
+        ]
+        if len({*map(len, uses)}) > 1:
+            raise DifferentError("later steps use other tensors")
+    if any(lengthened_number(of, few, length) != of_all for *of, of_all in zip(*uses, strict=True)):
+        raise DifferentError("later steps use other tensors")
+
+
+class _Uses:
+    """Count how often each tensor is an argument, in the order in which they came about.
+
+    Of two tensors that a step may take, later steps may take the other one.
+    """
+
+    def __init__(self) -> None:
+        self._calls = 0
+        self._made: list[int] = []  # for each tensor, the number of calls before it, ...
+        self._late: list[tuple[int, ...]] = []  # ... and before each of its last three uses
+        self._counts: list[int] = []
+        self._places: dict[int, int] = {}  # by id, which a later tensor may have again
+
+    def add(self, x: Tensor) -> None:
+        """Count a use of a tensor."""
+        if id(x) not in self._places:  # it is older than the evaluation
+            self._places[id(x)] = self._new()
+        place = self._places[id(x)]
+        self._counts[place] += 1
+        self._late[place] = (*self._late[place][-2:], self._calls)
+
+    def end(self, result: Any) -> None:
+        """End a call, which has a result."""
+        self._calls += 1
+        if isinstance(result, Tensor):
+            self._places[id(result)] = self._new()
+        elif isinstance(result, (tuple, list)) and type(result) is not torch.Size:
+            place = self._new()
+            self._places |= {id(x): place for x in tree_leaves(result) if isinstance(x, Tensor)}
+
+    def _new(self) -> int:
+        self._made.append(self._calls)
+        self._late.append((self._calls,))
+        self._counts.append(0)
+        return len(self._counts) - 1
+
+    def over(self, calls: float) -> list[int]:
+        """Return the counts of tensors that are used often, over more than some calls.
+
+        A result of a step may be used once or twice more after the loop.
+        """
+        each = zip(self._made, self._late, self._counts, strict=True)
+        return [count for made, late, count in each if count >= OFTEN and late[0] - made > calls]
 
 
 def _calls(density: LogDensity) -> _Calls:

@@ -109,9 +109,10 @@ class _OneDtype(TorchFunctionMode):
         return x.to(self.dtype) if isinstance(x, Tensor) else self.dtype
 
     def _cast_all(self, x: Any) -> Any:
-        return (
-            tree_map(self._cast, x) if isinstance(x, (list, tuple, dict)) and x else self._cast(x)
-        )
+        if isinstance(x, torch.Size):  # as a list, Tensor.new() would take it as the numbers
+            return x
+        nested = isinstance(x, (list, tuple, dict)) and x
+        return tree_map(self._cast, x) if nested else self._cast(x)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         kind, kwargs = _kind(func), kwargs or {}

@@ -75,8 +75,11 @@ __all__ = [
 
 Array = NDArray[Any]
 
-Scorer = Callable[[Mapping[str, Tensor]], tuple[Tensor, KeyboardInterrupt | None]]
-"""Log p(z, x) of draws by site; fewer values after an interruption, which is returned, too."""
+Scorer = Callable[[Mapping[str, Tensor]], tuple[Tensor, KeyboardInterrupt | None] | None]
+"""Log p(z, x) of draws by site; fewer values after an interruption, which is returned, too.
+
+It returns None for draws that it cannot evaluate.
+"""
 
 MAX_SCORED_ELEMENTS = 2**22  # of data at a time, to bound the memory
 MAX_SHARED_ELEMENTS, MIN_SHARED_DRAWS = 2**28, 100  # data that a guide reads for all draws
@@ -289,7 +292,9 @@ def propose(
         return propose_streamed(program, structure, proposal, count)
     if evaluator is not None:
         values, log_q = draw_guide(program, structure, proposal, count)
-        log_p, stop = evaluator(values)
+        if (scored := evaluator(values)) is None:
+            return values, LogDensity(program, structure).of_values(values), log_q
+        log_p, stop = scored
         if stop is not None:
             done = len(log_p)
             _report_fewer(stop, done, count, findings)
@@ -317,10 +322,10 @@ def propose(
     log_p, log_q = drawn.pop("log_p"), drawn.pop("log_q")
     values = {name.removeprefix("site "): v for name, v in drawn.items()}
     if summed:
-        density = LogDensity(program, structure, jacobian=False)
-        z = density.unconstrain(values)
-        log_p = density.batch(z)
-        values = density.constrain(z, deterministic=True)
+        density = LogDensity(program, structure)
+        log_p = density.of_values(values)
+        computed = density.constrain(density.unconstrain(values), deterministic=True)
+        values = computed | {name: values[name] for name in density.blocks}
     return values, log_p, log_q
 
 

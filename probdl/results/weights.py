@@ -27,6 +27,7 @@ __all__ = ["Reference", "check_approximation", "check_weights", "weights_ess"]
 
 Array = NDArray[np.float64]
 
+CONSTANT_SD = 1e-12  # relative to the mean: as of the first element of a Cholesky factor
 NOISE = 4.0  # standard errors of draws that are not the approximation's fault
 UNSURE = 2.0  # standard errors of the reference
 PART_NUMBERS = 2**20  # of draws that are compared at a time
@@ -213,6 +214,7 @@ def _compare(flat: Array, weighted: Array, w: Array, *, same: bool) -> _Deviatio
     """Compare draws (n, scalars) with weighted draws of the posterior, which may be the same."""
     mean = w @ weighted
     sd = np.sqrt(w @ (weighted - mean) ** 2)
+    sd[sd < CONSTANT_SD * np.abs(mean)] = 0.0  # a constant, but for rounding
     z = (flat - mean) / sd
     shift = z.mean(0)
     ratio = z.std(0)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import probdl
-from probdl.compile import choose
+from probdl.compile import choose, engine
 from probdl.compile.codegen.emit import emit
 from probdl.compile.codegen.lengthen import NotAffineError, lengthened_number
 from probdl.compile.codegen.periods import Repeat, repeats, rule_of
@@ -469,9 +469,38 @@ def number_of_parts(y):
     pyro.factor("f", total)
 
 
+def later_steps_at_another_place(y):
+    """Write steps that take another element, where what is compared may be equal."""
+    a, x, total = normals("a", 2), torch.tensor(0.0), torch.tensor(0.0)
+    for t in range(len(y)):
+        x = 0.5 * x + torch.relu(a[0] if t < 900 else a[1])
+        total = total - 0.5 * (x - y[t]) ** 2
+    pyro.factor("f", total)
+
+
+def later_steps_with_another_site(y):
+    a, b, x, total = normals("a"), normals("b"), torch.tensor(0.0), torch.tensor(0.0)
+    for t in range(len(y)):
+        x = 0.5 * x + torch.relu(a if t < 900 else b)
+        total = total - 0.5 * (x - y[t]) ** 2
+    pyro.factor("f", total)
+
+
+def a_later_step_with_another_value_of_a_site(y):
+    a = normals("a")
+    levels, x, total = (a.exp(), (-a).exp()), torch.tensor(0.0), torch.tensor(0.0)
+    for t in range(len(y)):
+        x = 0.5 * x + torch.relu(levels[t == 950] - 1.0)
+        total = total - 0.5 * (x - y[t]) ** 2
+    pyro.factor("f", total)
+
+
 @pytest.mark.parametrize(
     "model",
     [
+        later_steps_at_another_place,
+        later_steps_with_another_site,
+        a_later_step_with_another_value_of_a_site,
         later_step_of_another_kind,
         later_steps_with_another_number,
         steps_that_read_the_clock,
@@ -483,6 +512,8 @@ def number_of_parts(y):
 )
 def test_later_steps_of_another_kind_are_traced(model):
     density = density_of(model, 1000)
+    for seed in range(4):
+        assert engine._of_first_steps(density, seed, 1) is None
     compiled, findings = choose(density, "native", 0)
     assert not findings
     verify(compiled, density, torch.tensor(RNG.normal(size=(3, density.dim))))

@@ -75,6 +75,11 @@ FUNCTIONS = {
     "extremes": lambda x: x.max() * x.min() + torch.outer(x, x.exp()).amax(0),
     "extremes with places": lambda x: torch.outer(x, x.exp()).max(1)[0],
     "log-sum-exp": lambda x: torch.logsumexp(torch.outer(x, x), 1) + torch.logsumexp(x, 0),
+    "softmax of nothing": lambda x: (
+        torch.softmax(x.sum() * torch.zeros(2, 0), -1).sum()
+        + torch.log_softmax(torch.zeros(0, 2) * x.sum(), 0).sum()
+        + x.sum()
+    ),
     "softmax": lambda x: torch.softmax(x, 0) * torch.log_softmax(torch.outer(x, x), 1),
     "extremes of few": lambda x: torch.outer(x, x[:3]).max(1)[0] * x + x.view(3, 2).min(1)[0].sum(),
     "reductions of few": lambda x: (

@@ -828,6 +828,73 @@ def test_draws_of_a_model_with_parameters_are_weighted_at_their_trained_values()
     np.testing.assert_allclose(fit.stats["lp"][0], lp, rtol=1e-9)
 
 
+@pytest.mark.parametrize("engine", ["auto", "eager"])
+@pytest.mark.parametrize(
+    "prior",
+    [
+        dist.Dirichlet(torch.full((4,), 0.02).double()),
+        dist.Dirichlet(torch.full((4,), 2.0).double()),
+        dist.LKJCholesky(6, torch.tensor(0.05).double()),
+    ],
+)
+def test_draws_at_an_edge_of_the_support_are_weighted_where_they_are(prior, engine):
+    def model(y):
+        x = pyro.sample("x", prior)
+        with pyro.plate("obs", len(y)):
+            pyro.sample("y", dist.Normal(x.reshape(-1)[-2], 50.0), obs=y)
+
+    y = np.linspace(-1.0, 2.0, 5)
+    method = probdl.SVI(steps=600, draws=300, engine=engine)
+    fit = probdl.infer(model, y, method=method, seed=1)
+    x = torch.from_numpy(fit.draws["x"][0])
+    mean = x.reshape(len(x), -1)[:, -2]
+    lp = prior.log_prob(x) + dist.Normal(mean[:, None], 50.0).log_prob(torch.from_numpy(y)).sum(1)
+    np.testing.assert_allclose(fit.stats["lp"][0], lp, rtol=1e-6, atol=1e-6)
+    flat = dist.Normal(0.0, 50.0).log_prob(torch.from_numpy(y)).sum().item()
+    assert fit.stats["log_evidence"] == pytest.approx(flat, abs=1.5)
+
+
+def test_enumerated_sites_beside_draws_at_an_edge():
+    def model(y):
+        p = pyro.sample("p", dist.Dirichlet(torch.full((3,), 0.05).double()))
+        with pyro.plate("obs", len(y)):
+            z = pyro.sample("z", dist.Categorical(torch.tensor([0.3, 0.7])))
+            pyro.sample("y", dist.Normal(p[..., 0] + z, 50.0), obs=y)
+
+    y = np.linspace(-1.0, 2.0, 5)
+    fit = probdl.infer(model, y, method=probdl.SVI(steps=600, draws=300), seed=1)
+    p = torch.from_numpy(fit.draws["p"][0])
+    means = p[:, :1, None] + torch.tensor([0.0, 1.0])
+    each = dist.Normal(means, 50.0).log_prob(torch.from_numpy(y)[:, None])
+    likelihood = (each + torch.tensor([0.3, 0.7]).double().log()).logsumexp(-1).sum(1)
+    lp = dist.Dirichlet(torch.full((3,), 0.05).double()).log_prob(p) + likelihood
+    np.testing.assert_allclose(fit.stats["lp"][0], lp, rtol=1e-6, atol=1e-6)
+
+
+def test_a_constant_element_is_not_compared_with_its_rounding():
+    def model(y):
+        factor = pyro.sample("factor", dist.LKJCholesky(3, 2.0))
+        with pyro.plate("obs", len(y)):
+            pyro.sample("y", dist.MultivariateNormal(torch.zeros(3), scale_tril=factor), obs=y)
+
+    y = np.random.default_rng(0).normal(size=(30, 3))
+    fit = probdl.infer(model, y, method=probdl.SVI(steps=4000), seed=1)
+    assert not any("factor[0, 0]" in finding.message for finding in fit.findings)
+
+
+@pytest.mark.parametrize("guide", ["iaf", "structured", "gaussian"])
+def test_guides_that_draw_their_start_take_nested_plates(guide):
+    def model(y):
+        with pyro.plate("rows", 3, dim=-2):
+            scale = pyro.sample("scale", dist.HalfCauchy(1.0))
+            with pyro.plate("columns", 4, dim=-1):
+                pyro.sample("y", dist.Normal(0.0, scale), obs=y)
+
+    method = probdl.SVI(guide=guide, steps=100, draws=30)
+    fit = probdl.infer(model, np.ones((3, 4)), method=method, seed=1)
+    assert fit.draws["scale"].shape == (1, 30, 3, 1)
+
+
 @pytest.mark.parametrize("clip_norm", [None, 0.5])
 @pytest.mark.parametrize("units", [None, torch.tensor([4.0, 0.5, 1.0]).double()])
 def test_flat_adam_takes_the_steps_of_torch(clip_norm, units):

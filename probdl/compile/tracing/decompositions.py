@@ -188,11 +188,15 @@ def _softplus(x: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
 
 
 def _log_softmax(x: Tensor, dim: int, _: bool) -> Tensor:
+    if not x.numel():
+        return x + 0.0
     shifted = x - x.amax(dim, keepdim=True)
     return shifted - shifted.exp().sum(dim, keepdim=True).log()
 
 
 def _softmax(x: Tensor, dim: int, _: bool) -> Tensor:
+    if not x.numel():
+        return x + 0.0
     powers = (x - x.amax(dim, keepdim=True)).exp()
     return powers / powers.sum(dim, keepdim=True)
 

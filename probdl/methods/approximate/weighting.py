@@ -33,6 +33,7 @@ __all__ = [
     "scorer_of",
 ]
 
+MOVED_MAX = 1e-6  # relative, by rounding
 MULTINOMIAL_MAX = 2**24  # the largest number of weights that torch.multinomial accepts
 
 
@@ -115,11 +116,16 @@ def compiled_scorer(
 def scorer_of(density: LogDensity, evaluator: Evaluator, progress: bool | None) -> Scorer:
     """Return log p(z, x) as a function of draws, by an evaluator of a density.
 
-    After an interruption the function returns the values of fewer draws.
+    After an interruption the function returns the values of fewer draws. It returns None for draws
+    that rounding moves on the way to R^d and back, as at the edge of a simplex.
     """
 
-    def score(values: Mapping[str, Tensor]) -> tuple[Tensor, KeyboardInterrupt | None]:
+    def score(values: Mapping[str, Tensor]) -> tuple[Tensor, KeyboardInterrupt | None] | None:
         points = density.unconstrain(values)
+        for name, back in density.constrain(points).items():
+            moved = (back - values[name]).abs() > MOVED_MAX * values[name].abs()
+            if name in density.blocks and (moved | back.isnan()).any():
+                return None
         found: list[Tensor] = []
         early = None
         with bar(len(points), "weighting draws", progress) as shown:
