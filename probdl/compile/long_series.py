@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -39,7 +40,9 @@ MIN_TRACED, MAX_TRACED = 36, 72  # steps
 CHECKED = 36  # steps, by which the series is longer on which the gradient is compared
 APART = 12  # steps, so that n // 2, n // 3 and n // 4 are on a line, too
 ROUNDING = 1e-12  # relative, of numbers that a model computes from the number of steps
-OFTEN, LONG = 6, 6  # uses of a tensor, over more than so many steps: it is from before the loop
+# Uses of a tensor, and steps over which they go, up to the third from the last: it is from before
+# the loop.
+OFTEN, LONG, LATE = 6, 6, 3
 _POSITIONS = {Tensor.__getitem__, Tensor.__setitem__}
 
 
@@ -226,41 +229,40 @@ class _Uses:
 
     def __init__(self) -> None:
         self._calls = 0
-        self._made: list[int] = []  # for each tensor, the number of calls before it, ...
-        self._late: list[tuple[int, ...]] = []  # ... and before each of its last three uses
-        self._counts: list[int] = []
+        self._made: list[int] = []  # the number of calls before each tensor
+        self._used: list[int] = []  # the places of arguments in this list
+        self._at: list[int] = []  # the number of calls before each use
         self._places: dict[int, int] = {}  # by id, which a later tensor may have again
 
     def add(self, x: Tensor) -> None:
         """Count a use of a tensor."""
-        if id(x) not in self._places:  # it is older than the evaluation
-            self._places[id(x)] = self._new()
-        place = self._places[id(x)]
-        self._counts[place] += 1
-        self._late[place] = (*self._late[place][-2:], self._calls)
+        place = self._places.get(id(x))
+        if place is None:  # it is older than the evaluation
+            place = self._places[id(x)] = len(self._made)
+            self._made.append(self._calls)
+        self._used.append(place)
+        self._at.append(self._calls)
 
     def end(self, result: Any) -> None:
         """End a call, which has a result."""
         self._calls += 1
         if isinstance(result, Tensor):
-            self._places[id(result)] = self._new()
-        elif isinstance(result, (tuple, list)) and type(result) is not torch.Size:
-            place = self._new()
-            self._places |= {id(x): place for x in tree_leaves(result) if isinstance(x, Tensor)}
-
-    def _new(self) -> int:
+            self._places[id(result)] = len(self._made)
+        elif isinstance(result, (tuple, list)):
+            for x in tree_leaves(result):
+                if isinstance(x, Tensor):
+                    self._places[id(x)] = len(self._made)
         self._made.append(self._calls)
-        self._late.append((self._calls,))
-        self._counts.append(0)
-        return len(self._counts) - 1
 
     def over(self, calls: float) -> list[int]:
         """Return the counts of tensors that are used often, over more than some calls.
 
         A result of a step may be used once or twice more after the loop.
         """
-        each = zip(self._made, self._late, self._counts, strict=True)
-        return [count for made, late, count in each if count >= OFTEN and late[0] - made > calls]
+        used = np.array(self._used)
+        counts = np.bincount(used, minlength=len(self._made))
+        late = np.array(self._at)[np.argsort(used, kind="stable")][np.cumsum(counts) - LATE]
+        return counts[(counts >= OFTEN) & (late - self._made > calls)].tolist()  # type: ignore[no-any-return]
 
 
 def _calls(density: LogDensity) -> _Calls:
