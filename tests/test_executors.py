@@ -347,6 +347,19 @@ def test_a_chain_whose_worker_ends_is_left_out():
     np.testing.assert_array_equal(fit.draws["b"], whole.draws["b"][[0, 1, 3]])
 
 
+def test_an_error_of_a_chain_on_a_worker_is_that_of_all():
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        if multiprocessing.current_process().name != "MainProcess":
+            raise ValueError("not there")
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    method = probdl.HMC(draws=30, warmup=30, chains=2, executor=Fresh())
+    with pytest.raises(probdl.ModelError, match=r"after 0 draws: .*not there") as caught:
+        probdl.infer(model, torch.tensor(1.0), method=method, seed=1)
+    assert f"{caught.value}".count("All chains failed") == 1
+
+
 @pytest.mark.parametrize("method", METHODS[:3])
 def test_ctrl_c_keeps_the_chains_that_are_complete(interruptible, method):
     class Interrupts(ThreadPoolExecutor):

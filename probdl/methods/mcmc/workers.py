@@ -41,8 +41,8 @@ def on_workers(
         with isolated(seed):
             try:
                 return alone.run_chains(program, seed, [number])  # type: ignore[no-any-return]
-            except ModelError as error:
-                return str(error)
+            except ModelError as error:  # "All chains failed. The first error: chain 0, after …"
+                return f"{error}".rpartition(" draws: ")[2]
 
     found: dict[int, Chains | str] = {}
     stop = None
