@@ -291,7 +291,8 @@ def propose(
     if program.loader is not None:
         return propose_streamed(program, structure, proposal, count)
     if evaluator is not None:
-        values, log_q = draw_guide(program, structure, proposal, count)
+        values, log_q = draw_guide(program, structure, proposal, count, findings)
+        count = len(log_q)
         if (scored := evaluator(values)) is None:
             return values, LogDensity(program, structure).of_values(values), log_q
         log_p, stop = scored
@@ -330,7 +331,11 @@ def propose(
 
 
 def draw_guide(
-    program: Program, structure: Structure, proposal: Proposal, count: int
+    program: Program,
+    structure: Structure,
+    proposal: Proposal,
+    count: int,
+    findings: list[Finding] | None = None,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Draw the latent sites from a guide, without the model.
 
@@ -353,7 +358,7 @@ def draw_guide(
                 log_q = log_q + node["log_prob"].sum()
         return {f"site {n}": nodes[n]["value"] for n in latent} | {"log_q": log_q}
 
-    drawn = _evaluate_draws(draw, count)
+    drawn = _evaluate_draws(draw, count, findings=findings)
     log_q = drawn.pop("log_q")
     return {name.removeprefix("site "): v for name, v in drawn.items()}, log_q
 

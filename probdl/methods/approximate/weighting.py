@@ -22,7 +22,7 @@ from probdl.model.sites import Structure
 from probdl.model.streaming import shared
 from probdl.results.latent import Proposal, Scorer, propose
 from probdl.results.weights import weights_ess
-from probdl.util.clock import check_time_limit
+from probdl.util.clock import check_overtime, check_time_limit
 from probdl.util.progress import bar
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 MOVED_MAX = 1e-6  # relative, by rounding
+KEPT_MIN = 100  # draws that are weighted also after the time limit
 MULTINOMIAL_MAX = 2**24  # the largest number of weights that torch.multinomial accepts
 
 
@@ -134,6 +135,8 @@ def scorer_of(density: LogDensity, evaluator: Evaluator, progress: bool | None) 
                     check_time_limit()
                     found.append(evaluator.value_and_grad(point)[0])
                     shown.update()
+                    if len(found) >= KEPT_MIN:
+                        check_overtime()
             except KeyboardInterrupt as stop:
                 if not found:
                     raise
