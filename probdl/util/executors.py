@@ -24,9 +24,10 @@ from torch import Tensor
 from probdl.errors import ModelError, ProbdlError
 from probdl.util.blas import one_blas_thread, one_torch_thread
 from probdl.util.clock import check_time_limit
+from probdl.util.isolation import lock_suspended
 from probdl.util.lazy import cloudpickle
 
-__all__ = ["on_executor"]
+__all__ = ["finished", "on_executor"]
 
 ATTEMPTS = 3  # at a task whose worker ended
 HOPELESS = 10  # tasks that are lost before the first is done
@@ -93,6 +94,35 @@ def on_executor(
         yield from ((i, lost(f"{error}")) for i in sorted(left))
     finally:
         calls.cancel()
+
+
+def finished(
+    executor: Any,
+    work: Callable[[int, Any], Any],
+    items: Sequence[Any],
+    lost: Callable[[str], Any],
+    update: Callable[[], Any],
+) -> tuple[dict[int, Any], KeyboardInterrupt | None]:
+    """Run tasks of a fit on an executor, and return the results by index, and what ended it early.
+
+    Tasks may run in threads of this process, in isolation, so that this one waits outside of its.
+
+    Args:
+        executor: as for ``on_executor``, like the next three.
+        work: one task.
+        items: the data of all tasks.
+        lost: the result of a task that was lost.
+        update: is called after each task.
+    """
+    done: dict[int, Any] = {}
+    with lock_suspended():
+        try:
+            for i, result in on_executor(executor, work, items, range(len(items)), lost):
+                done[i] = result
+                update()
+        except KeyboardInterrupt as stop:
+            return done, stop
+    return done, None
 
 
 class _LostError(Exception):

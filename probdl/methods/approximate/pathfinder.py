@@ -36,8 +36,8 @@ from probdl.results.diagnostics import interrupted
 from probdl.results.fit import Fit
 from probdl.results.weights import check_approximation
 from probdl.util.clock import check_time_limit
-from probdl.util.executors import on_executor
-from probdl.util.isolation import isolated, lock_suspended
+from probdl.util.executors import finished
+from probdl.util.isolation import isolated
 from probdl.util.lazy import linalg, optimize
 from probdl.util.progress import bar
 from probdl.util.settings import check_workers
@@ -238,15 +238,7 @@ class Pathfinder(Method, name="pathfinder"):
         def lost(message: str) -> tuple[Normal, _Sampled]:
             raise ModelError(message)
 
-        done: dict[int, tuple[Normal, _Sampled]] = {}
-        stop = None
-        with lock_suspended():
-            try:
-                for i, result in on_executor(self.executor, run, paths, range(len(paths)), lost):
-                    done[i] = result
-                    shown.update()
-            except KeyboardInterrupt as error:
-                stop = error
+        done, stop = finished(self.executor, run, paths, lost, shown.update)
         yield from (done[i] for i in sorted(done))
         if stop is not None:
             raise stop

@@ -11,8 +11,8 @@ import numpy as np
 from probdl.errors import ModelError
 from probdl.methods.mcmc.chains import Chain, Chains, gather
 from probdl.model.program import Program
-from probdl.util.executors import on_executor
-from probdl.util.isolation import isolated, lock_suspended
+from probdl.util.executors import finished
+from probdl.util.isolation import isolated
 from probdl.util.progress import bar
 
 __all__ = ["on_workers"]
@@ -44,15 +44,8 @@ def on_workers(
             except ModelError as error:  # "All chains failed. The first error: chain 0, after …"
                 return f"{error}".rpartition(" draws: ")[2]
 
-    found: dict[int, Chains | str] = {}
-    stop = None
-    with bar(len(ids), "sampling chains", progress) as shown, lock_suspended():
-        try:
-            for i, chain in on_executor(method.executor, run, ids, range(len(ids)), str):
-                found[i] = chain
-                shown.update()
-        except KeyboardInterrupt as error:
-            stop = error
+    with bar(len(ids), "sampling chains", progress) as shown:
+        found, stop = finished(method.executor, run, ids, str, shown.update)
     whole = gather([_chain(found.get(i)) for i in range(len(ids))], method.draws, stop)
     parts = [part for part in found.values() if isinstance(part, Chains)]
     findings = dict.fromkeys(f for part in parts for f in part.findings)
