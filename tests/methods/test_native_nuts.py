@@ -1,5 +1,6 @@
 """NUTS in C: what it samples, and its chains as values."""
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -17,7 +18,12 @@ import torch
 from scipy import stats
 
 import probdl
+from probdl.compile.kernels import nuts
 from probdl.compile.kernels.nuts import RECORD, NutsChain, NutsTask
+from probdl.compile.runtime import library, toolchain
+from probdl.compile.runtime.called_density import CalledDensity
+from probdl.compile.runtime.toolchain import CompilerError
+from probdl.methods.mcmc import native_nuts
 from probdl.methods.mcmc.metric import low_rank
 from probdl.methods.mcmc.watching import Watcher
 from probdl.models import eight_schools, normal_normal
@@ -310,7 +316,7 @@ def test_settings_out_of_range_are_refused(settings):
 
 def test_the_eager_engine_has_none_of_this():
     method = probdl.NUTS(sampler="native", engine="eager", draws=10, warmup=10, chain_ids=[0])
-    with pytest.raises(probdl.ModelError, match="native engine"):
+    with pytest.raises(probdl.ModelError, match="engine='eager'"):
         probdl.infer(normal_normal, SIGMA, Y, method=method, seed=1)
 
 
@@ -516,3 +522,104 @@ def test_many_chains_share_few_threads(sampler):
     counter.join()
     assert fit.num_chains == 400
     assert max(most) < before + 1 + 2 * (os.cpu_count() or 1) + 8
+
+
+class Called:
+    """A standard normal density in Python, which counts its evaluations."""
+
+    def __init__(self, at_call=None, action=None):
+        self.count, self._at_call, self._action = 0, at_call, action
+
+    def value_and_grad(self, z):
+        self.count += 1
+        if self.count == self._at_call:
+            self._action()
+        return -0.5 * (z @ z), -z
+
+
+def test_a_chain_stops_within_a_trajectory():
+    records = np.zeros(5, RECORD)
+    task = NutsTask(transitions=5, records=records.ctypes.data)
+    density = Called(at_call=50, action=lambda: setattr(task, "stop", 1))
+    chain = NutsChain(CalledDensity(2, density), np.ones(2), 7, 0.8, 10)
+    chain.go_on(1e-5, 0)  # trajectories of 1,023 steps
+    chain.run(task)
+    assert density.count == 50
+    assert task.done == 0
+    assert chain.z.tolist() == [1.0, 1.0]
+    # The transition is made as if it had not been begun.
+    draws = []
+    for of in (chain, NutsChain(CalledDensity(2, Called()), np.ones(2), 7, 0.8, 10)):
+        of.go_on(0.5, 0)
+        of.run(NutsTask(transitions=5, records=records.ctypes.data))
+        draws.append(of.z.tolist())
+    assert draws[0] == draws[1] != [1.0, 1.0]
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), KeyboardInterrupt()])
+def test_an_error_of_a_density_in_python_reaches_the_caller(error):
+    def fail():
+        raise error
+
+    density = Called(at_call=50, action=fail)
+    chain = NutsChain(CalledDensity(2, density), np.ones(2), 7, 0.8, 10)
+    records = np.zeros(20, RECORD)
+    with pytest.raises(type(error)):
+        chain.run(NutsTask(transitions=20, records=records.ctypes.data))
+    assert density.count == 50  # it is not called again
+
+
+def rounded(y):
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    mean = mu + 0 * torch.round(mu, decimals=1)  # mu again, without a C form
+    pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+
+@pytest.mark.filterwarnings("ignore::probdl.FindingWarning")
+def test_a_graph_is_sampled_too():
+    whole = probdl.infer(rounded, torch.tensor(3.0), method=native(draws=1500), seed=1)
+    assert whole.stats["engine"] == "graph"
+    mu = whole.draws["mu"]
+    assert abs(mu.mean() - 1.5) < 4 * float(az.mcse(mu))  # N(3 / 2, 1 / 2)
+    assert abs(mu.std() - 0.5**0.5) < 4 * float(az.mcse(mu, method="sd"))
+    part = probdl.infer(rounded, torch.tensor(3.0), method=native(draws=1000), seed=1)
+    np.testing.assert_array_equal(part.extend(500).draws["mu"], mu)
+
+
+@pytest.mark.filterwarnings("ignore::probdl.FindingWarning")
+def test_without_a_compiler_pyros_sampler_runs(monkeypatch):
+    def none():
+        raise CompilerError("there is no C compiler")
+
+    monkeypatch.setattr(toolchain, "find_compiler", none)
+    monkeypatch.setattr(library, "_loaded", {})
+    monkeypatch.setattr(nuts, "_library", nuts._library.__wrapped__)
+    few = native(draws=10, warmup=10, chains=2)
+    fit = probdl.infer(normal_normal, SIGMA, Y, method=few, seed=1)
+    assert fit.stats["engine"] in ("graph", "eager")
+    assert "chain_states" not in fit.stats
+    with pytest.raises(probdl.ModelError, match="no C compiler"):
+        probdl.infer(normal_normal, SIGMA, Y, method=replace(few, chain_ids=[0]), seed=1)
+
+
+def test_the_first_trajectories_are_short():
+    """Before the metric knows the correlations, long ones would only follow the narrow ridge."""
+
+    def ridge():
+        covariance = 0.9999 + 0.0001 * torch.eye(20, dtype=torch.float64)
+        pyro.sample("x", dist.MultivariateNormal(torch.zeros(20), covariance_matrix=covariance))
+
+    counter, calls = native_nuts.NutsChain.run, []
+
+    def run(self, task):
+        counter(self, task)
+        kept = (RECORD.itemsize * task.transitions, task.records)
+        steps = np.frombuffer(ctypes.string_at(kept[1], kept[0]), RECORD)["n_steps"]
+        calls.append((self._state.transition, int(steps.sum()), int(steps.max(initial=0))))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native_nuts.NutsChain, "run", run)
+        probdl.infer(ridge, method=native(draws=50, warmup=1000, chains=1), seed=1)
+    early = [steps for transitions, _, steps in calls if transitions <= 100]
+    assert max(early) == 63
+    assert sum(steps for _, steps, _ in calls) < 20_000  # 60,000 without the limit

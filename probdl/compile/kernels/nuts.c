@@ -131,6 +131,7 @@ typedef struct {
     uint64_t steps;
     double acceptance;
     int diverging;
+    const volatile int64_t *stop;
 } Trajectory;
 
 static void begin(Trajectory *t, const Chain *chain, Density density, const void *user) {
@@ -279,6 +280,7 @@ static int go_on(uint64_t n, const Tree *a, const Tree *b, double *restrict sum)
 static int build(Trajectory *t, uint64_t depth, int half, double step, Tree *tree) {
     const uint64_t n = t->chain->dim;
     if (!depth) {
+        if (*t->stop) return 0;
         Point *point = take(t);
         leapfrog(t, t->end, point, step);
         double gain = t->start_energy - point->energy;
@@ -312,11 +314,13 @@ static int build(Trajectory *t, uint64_t depth, int half, double step, Tree *tre
     return on;
 }
 
-/* One transition. Returns whether the chain moved. */
-static int transit(Chain *chain, Density density, const void *user, Record *record) {
+/* One transition. Returns whether the chain moved, or -1 if `stop` was set before it was complete. */
+static int transit(Chain *chain, Density density, const void *user, const volatile int64_t *stop,
+                   Record *record) {
     const uint64_t n = chain->dim, bytes = n * sizeof(double);
     Trajectory t;
     begin(&t, chain, density, user);
+    t.stop = stop;
     Point *origin = start(&t);
     double *sum = t.sums; /* the first two, which no tree of a level below has */
     memcpy(sum, origin->p, bytes);
@@ -354,6 +358,7 @@ static int transit(Chain *chain, Density density, const void *user, Record *reco
         }
         release_tree(&t, &tree);
     }
+    if (*stop) return -1;
     record->value = whole.drawn->value;
     record->energy = whole.drawn->energy;
     record->acceptance = t.acceptance / (double)t.steps;
@@ -418,7 +423,8 @@ void nuts(Density density, const void *user, Chain *chain, Task *task) {
     const uint64_t n = chain->dim, bytes = n * sizeof(double);
     while (task->done < task->transitions && !task->stop) {
         Record *record = task->records + task->done;
-        int moved = transit(chain, density, user, record);
+        int moved = transit(chain, density, user, &task->stop, record);
+        if (moved < 0) break;
         chain->transition++;
         if (task->adapt_step) adapt_step(chain, record->acceptance);
         if (task->adapt_scale && moved) adapt_scale(chain, task->window);

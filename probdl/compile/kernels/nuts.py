@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 
 from probdl.compile.codegen.emit import Source
 from probdl.compile.kernels.ziggurat import ziggurat_source
+from probdl.compile.runtime.callback import raise_interrupt
+from probdl.compile.runtime.called_density import CalledDensity
 from probdl.compile.runtime.library import loaded
 from probdl.compile.runtime.native_density import NativeDensity
 
-__all__ = ["RECORD", "NutsChain", "NutsTask"]
+__all__ = ["RECORD", "NutsChain", "NutsTask", "check_compiled"]
 
 Array = NDArray[np.float64]
 
@@ -76,6 +78,15 @@ def _library() -> Any:
     return library
 
 
+def check_compiled() -> None:
+    """Compile the sampler, if it is not.
+
+    Raises:
+        CompilerError: there is no compiler, or it failed.
+    """
+    _library()
+
+
 class NutsChain:
     """One chain: its position, metric, step size and random state.
 
@@ -94,7 +105,12 @@ class NutsChain:
     """
 
     def __init__(
-        self, density: NativeDensity, start: Array, key: int, target: float, max_depth: int
+        self,
+        density: NativeDensity | CalledDensity,
+        start: Array,
+        key: int,
+        target: float,
+        max_depth: int,
     ) -> None:
         self._functions = _library()
         self.density = density
@@ -110,6 +126,7 @@ class NutsChain:
         self._state = _Chain(
             dim=dim, key=key, max_depth=max_depth, target=target, value=float(value), step=0.1
         )
+        self._max_depth = max_depth
         for moments, arrays in zip((self._state.now, self._state.next), self._moments, strict=True):
             for name, array in zip(
                 ("mean", "squares", "grad_mean", "grad_squares"), arrays, strict=True
@@ -135,6 +152,7 @@ class NutsChain:
         """Find a first step size for this metric, from which it is adapted."""
         args = self.density.address, self.density.user
         self._functions.find_step(*args, ctypes.addressof(self._state))
+        raise_interrupt()
 
     def use_mean_step(self) -> None:
         """Set the step size to its mean over the adaptation."""
@@ -143,6 +161,11 @@ class NutsChain:
     def go_on(self, step: float, transition: int) -> None:
         """Take up the step size and the number of the next transition of an earlier chain."""
         self._state.step, self._state.transition = step, transition
+
+    def limit_depth(self, depth: int | None) -> None:
+        """Limit the doublings of a trajectory, for some time, to less than ``max_depth``."""
+        most = self._max_depth
+        self._state.max_depth = most if depth is None else min(depth, most)
 
     @property
     def value(self) -> float:
@@ -158,3 +181,4 @@ class NutsChain:
         """Make the transitions of a task, until ``task.stop`` is set. This releases the GIL."""
         args = self.density.address, self.density.user
         self._functions.nuts(*args, ctypes.addressof(self._state), ctypes.addressof(task))
+        raise_interrupt()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from probdl.compile.codegen.calls import Call, Operand
 
-__all__ = ["callback", "raise_interrupt"]
+__all__ = ["callback", "interrupt", "is_interrupted", "raise_interrupt"]
 
 _POINTERS = ctypes.POINTER(ctypes.c_void_p)
 _interrupt = threading.local()  # what ended a call, until C code returns
@@ -38,19 +38,28 @@ def callback(calls: Sequence[Call]) -> Any:
             for target in targets:
                 target.fill_(torch.nan)
             if isinstance(error, MemoryError) or not isinstance(error, Exception):
-                _interrupt.error = error
+                interrupt(error)
 
     return _FUNCTION(run)
 
 
-def raise_interrupt() -> None:
-    """Raise what ended a call of torch from the C code that this thread has just run.
+def interrupt(error: BaseException) -> None:
+    """Keep an error, which cannot pass through the C code that this thread runs."""
+    _interrupt.error = error
 
-    An exception cannot pass through C code.
+
+def is_interrupted() -> bool:
+    """Return whether an error is kept until the C code that this thread runs has returned."""
+    return getattr(_interrupt, "error", None) is not None
+
+
+def raise_interrupt() -> None:
+    """Raise the error that ended a call from the C code that this thread has just run.
 
     Raises:
         KeyboardInterrupt: the user pressed Ctrl-C.
         MemoryError: there is too little memory.
+        Exception: an error of a density in Python.
     """
     if (error := getattr(_interrupt, "error", None)) is not None:
         _interrupt.error = None

@@ -16,8 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from probdl.compile.kernels.nuts import RECORD, NutsChain, NutsTask
+from probdl.compile.kernels.nuts import RECORD, NutsChain, NutsTask, check_compiled
+from probdl.compile.runtime.called_density import CalledDensity
 from probdl.compile.runtime.native_density import NativeDensity
+from probdl.compile.runtime.toolchain import CompilerError
 from probdl.errors import DataError, ModelError
 from probdl.findings import Finding
 from probdl.methods.mcmc.chains import Chain, Chains, Starts, gather
@@ -28,7 +30,7 @@ from probdl.util.clock import check_time_limit
 from probdl.util.isolation import lock_suspended
 from probdl.util.progress import bar
 
-__all__ = ["check_state", "run"]
+__all__ = ["available", "check_state", "run"]
 
 Array = NDArray[np.float64]
 
@@ -36,6 +38,9 @@ Array = NDArray[np.float64]
 EARLY, LATE = 0.3, 0.15
 EARLY_WINDOW, WINDOW = 10, 80  # draws of which the metric is, up to twice as many
 FIRST = 5  # transitions before the first metric from draws, which needs another step size
+# Share of warm-up in which trajectories have few doublings: longer ones, as a metric without the
+# correlations needs them, show no more of the correlations.
+SHALLOW, SHALLOW_DEPTH = 0.1, 6
 INTERVAL = 0.1  # transitions between updates of a low-rank metric, as a share of those so far
 CONFIRMED = 0.75  # share of the cutoff that a direction must have in draws that did not show it
 # Shares of warm-up after which draws are tested for correlations.
@@ -151,7 +156,7 @@ class _Running:
 
     def __init__(
         self,
-        density: NativeDensity,
+        density: NativeDensity | CalledDensity,
         start: Callable[[], Tensor],
         key: int,
         settings: Settings,
@@ -366,6 +371,8 @@ class _Running:
         assert self.chain is not None
         if self.stopped or count <= 0:
             return
+        early = self.done < SHALLOW * self.settings.warmup
+        self.chain.limit_depth(SHALLOW_DEPTH if early else None)
         kept = np.zeros(count, RECORD) if records is None else records
         grads = None
         if recent is not None:
@@ -389,6 +396,17 @@ class _Running:
             recent.add(z, grads, max(EARLY_WINDOW, self.done // 2))
 
 
+def available(evaluator: Any) -> bool:
+    """Return whether the sampler, which needs a compiler, can sample a density."""
+    if evaluator.engine == "eager":  # Pyro throughout
+        return False
+    try:
+        check_compiled()
+    except CompilerError:
+        return False
+    return True
+
+
 def run(
     dim: int,
     evaluator: Any,
@@ -408,7 +426,7 @@ def run(
     earlier: EarlierDraws | None = None,
     before: Array | None = None,
 ) -> Chains:
-    """Draw from a native density on R^d; on Ctrl-C return the draws so far.
+    """Draw from a density on R^d; on Ctrl-C return the draws so far.
 
     Args:
         dim: the dimension d.
@@ -440,17 +458,17 @@ def run(
         metric = earlier.metric(evaluator, CUTOFFS.get(mass_matrix, CUTOFFS["low_rank"]))
         if metric is not None:
             warmup = min(warmup, max(SHORT_WARMUP, warmup // SHORTER))
+    native = isinstance(evaluator, NativeDensity)
+    density = evaluator if native else CalledDensity(dim, evaluator)
     settings = Settings(draws, 0 if states else warmup, target_accept, max_treedepth, mass_matrix)
     starts = None
     if states:
         known = [check_state(state, dim) for state in states]
-        running = [
-            _Running(evaluator, lambda: torch.empty(0), of.key, settings, of) for of in known
-        ]
+        running = [_Running(density, lambda: torch.empty(0), of.key, settings, of) for of in known]
     else:
         starts = Starts(find_start, seed)
         running = [
-            _Running(evaluator, functools.partial(starts, s >> 1), key, settings, metric=metric)
+            _Running(density, functools.partial(starts, s >> 1), key, settings, metric=metric)
             for i, (s, key) in enumerate(_seeds(seed, chains))
             if chain_ids is None or i in chain_ids
         ]

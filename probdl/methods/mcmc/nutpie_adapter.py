@@ -432,7 +432,7 @@ def _interface(evaluator: Evaluator) -> _Interface | None:
 
 def available(evaluator: Evaluator) -> bool:
     """Return whether nutpie can sample this density."""
-    return _interface(evaluator) is not None
+    return evaluator.engine != "eager" and _interface(evaluator) is not None
 
 
 def works() -> bool:
@@ -469,8 +469,8 @@ def findings(evaluator: Evaluator) -> list[Finding]:
             "warning",
             "sampler",
             f"nutpie {version} does not work as expected ({reason}); {used}.",
-            "Install a release of nutpie that this release of probdl supports; probdl.doctor() "
-            "shows what is installed.",
+            'Install it as this release of probdl needs it: pip install "probdl[nutpie]"; '
+            "probdl.doctor() shows what is installed. sampler='native' does not need it.",
         )
     ]
 

@@ -43,8 +43,8 @@ __all__ = ["HMC", "NUTS"]
 
 MASS_MATRICES = ("auto", "diag", "low_rank", "dense")
 INITS = ("auto", "random", "pathfinder")
-SAMPLERS = ("nutpie", "native")
-# Settings that need the last.
+SAMPLERS = ("native", "nutpie")
+# Settings that need the first.
 OF_NATIVE = ("chain_ids", "until", "start", "checkpoint", "callback", "executor")
 OF_THIS_PROCESS = ("until", "start", "checkpoint", "callback")
 TRAJECTORY_MAX = 1e3  # 160 periods of a normal posterior
@@ -195,20 +195,18 @@ class NUTS(Method, name="nuts"):
         """Fit the program by NUTS."""
         structure = self._discover(program)
         density = self._density(program, structure)
-        evaluator, findings = choose(density, self.engine, seed, threads=self.chains)
-        own = self.sampler == "native" and evaluator.engine == "native"
+        if any(getattr(self, name) is not None for name in OF_NATIVE):
+            evaluator, findings = self._compiled(density, seed)
+        else:
+            evaluator, findings = choose(density, self.engine, seed, threads=self.chains)
+        own = self.sampler == "native" and native_nuts.available(evaluator)
+        by_nutpie = self.sampler == "nutpie" and nutpie_adapter.available(evaluator)
         earlier = None if self.start is None else EarlierDraws(self.start, density)
         start = _starts(self, density, evaluator, seed) if earlier is None else earlier
         mass_matrix = self.mass_matrix
         if mass_matrix == "auto" and not own:
             mass_matrix = "low_rank" if density.dim <= LOW_RANK_DIM_MAX else "diag"
-
-        if not own and any(getattr(self, name) is not None for name in OF_NATIVE):
-            raise ModelError(
-                f"{', '.join(OF_NATIVE)} need the native engine: "
-                f"{next((f.message for f in findings if f.check == 'engine'), 'it was not chosen')}"
-            )
-        if not own and (evaluator.engine == "eager" or not nutpie_adapter.available(evaluator)):
+        if not own and not by_nutpie:
             kernel = {
                 "target_accept_prob": self.target_accept,
                 "max_tree_depth": self.max_treedepth,
@@ -241,9 +239,9 @@ class NUTS(Method, name="nuts"):
                 )
             else:
                 chains = sample_first(self.draws)
-        if not own:
+        if self.sampler == "nutpie":
             findings += nutpie_adapter.findings(evaluator)
-        elif mass_matrix == "auto":
+        if mass_matrix == "auto":
             learned = any(len(state["variances"]) for state in chains.states)
             mass_matrix = "low_rank" if learned else "diag"
         method = self
@@ -261,13 +259,21 @@ class NUTS(Method, name="nuts"):
         return method._fit(density, evaluator, chains, seed, findings, start, mass_matrix)
 
     def run_chains(self, program: Program, seed: int, ids: Sequence[int]) -> Chains:
-        """Run some of the chains of ``run``, on the native engine."""
+        """Run some of the chains of ``run``, by the sampler in C."""
         density = self._density(program, self._discover(program))
-        evaluator, _ = choose(density, "native", seed, threads=self.chains)
+        evaluator, _ = self._compiled(density, seed)
         start = _starts(self, density, evaluator, seed)
         kind, run = self.mass_matrix, native_nuts.run
         sample = self._sampler(run, density, evaluator, start, kind, seed, progress=False)
         return sample(draws=self.draws, chain_ids=ids)
+
+    def _compiled(self, density: LogDensity, seed: int) -> tuple[Evaluator, list[Finding]]:
+        """Choose the engine for a density, whose chains need the sampler in C."""
+        evaluator, findings = choose(density, self.engine, seed, threads=self.chains)
+        if not native_nuts.available(evaluator):
+            why = next((f.message for f in findings if f.check == "engine"), "engine='eager'.")
+            raise ModelError(f"The chains need compiled code. {why}")
+        return evaluator, findings
 
     def _sampler(
         self,
@@ -306,7 +312,7 @@ class NUTS(Method, name="nuts"):
     def extend(self, fit: Fit, draws: int, progress: bool | None) -> Fit:
         """Return a fit with more draws of the same chains; see ``ChainFit.extend``."""
         density = self._density(fit.program, fit.structure)
-        evaluator, findings = choose(density, "native", fit.seed, threads=self.chains)
+        evaluator, findings = self._compiled(density, fit.seed)
         findings += [f for f in fit.findings if f.check == "restarted_chain"]
         start = _starts(self, density, evaluator, fit.seed)
         new = native_nuts.run(
