@@ -38,7 +38,6 @@ if sys.argv[1:] == ["join"]:
 else:
     chain = int(os.environ.get("SLURM_ARRAY_TASK_ID", 0))
     method = probdl.NUTS(
-        sampler="native",
         chains=CHAINS,
         chain_ids=[chain],
         checkpoint=f"checkpoint{chain}",

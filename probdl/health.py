@@ -14,6 +14,7 @@ import pyro.distributions as dist
 import torch
 
 from probdl.compile.codegen.emit import emit
+from probdl.compile.kernels.nuts import check_compiled
 from probdl.compile.runtime import cache
 from probdl.compile.runtime.lapack import lapack
 from probdl.compile.runtime.native_density import NativeDensity
@@ -66,9 +67,9 @@ def _toy_model(y: torch.Tensor) -> None:
 def doctor() -> Report:
     """Check the requirements of the native engine, and print a report.
 
-    The checks cover the C compiler, nutpie and the part of its interface that probdl uses, SciPy's
-    BLAS, and the cache of compiled code. Then a toy model runs through every step, without the
-    cache.
+    The checks cover the C compiler, nutpie (if it is installed) and the part of its interface that
+    probdl uses, SciPy's BLAS, and the cache of compiled code. Then a toy model runs through every
+    step, without the cache, and the sampler is compiled.
 
     Returns:
         The report, which prints as a table.
@@ -103,7 +104,8 @@ def doctor() -> Report:
     try:
         with clock(_TOY_TIME_LIMIT):
             _time_toy_model(seconds)
-        healthy = nutpie_adapter.works()
+        check_compiled()
+        healthy = True
     except CompilerError as error:
         lines["toy model"] = str(error)
     except TimeUp:

@@ -27,7 +27,7 @@ from probdl.model.without_model import WithoutModel
 
 __all__ = ["save"]
 
-_PACKAGES = ("probdl", "torch", "pyro-ppl", "arviz", "numpy", "nutpie")
+_PACKAGES = ("probdl", "torch", "pyro-ppl", "arviz", "numpy")
 MAX_PREDICTIVE_VALUES = 2**28  # of the log likelihood or the predictions: 2 GiB in float64
 
 

@@ -27,7 +27,7 @@ class ChainFit(Fit, needs="Markov chain that could go on; Use method='nuts'."):
         >>> import numpy as np, probdl
         >>> from probdl.models import normal_normal
         >>> sigma, y = np.ones(3), np.array([1.0, 2.0, 3.0])
-        >>> method = probdl.NUTS(sampler="native", draws=100)
+        >>> method = probdl.NUTS(draws=100)
         >>> fit = probdl.infer(normal_normal, sigma, y, method=method, seed=1)
         >>> type(fit).__name__, fit.extend(100).num_draws
         ('ChainFit', 200)
@@ -61,7 +61,7 @@ class ChainFit(Fit, needs="Markov chain that could go on; Use method='nuts'."):
             >>> import numpy as np, probdl
             >>> from probdl.models import normal_normal
             >>> sigma, y = np.ones(3), np.array([1.0, 2.0, 3.0])
-            >>> method = probdl.NUTS(sampler="native", draws=200)
+            >>> method = probdl.NUTS(draws=200)
             >>> fit = probdl.infer(normal_normal, sigma, y, method=method, seed=1)
             >>> fit.extend(300).draws["mu"].shape
             (4, 500)
@@ -72,8 +72,8 @@ class ChainFit(Fit, needs="Markov chain that could go on; Use method='nuts'."):
         check_limit(time_limit)
         if not isinstance(states, list) or len(states) != self.num_chains:
             raise SettingError(
-                "The chains of this fit have no state to go on from. Fit by "
-                "NUTS(sampler='native'), on the native engine."
+                "The chains of this fit have no state to go on from. Fit by NUTS, with its own "
+                "sampler and compiled code."
             )
         method: Any = self.method
         started = time.perf_counter()
@@ -92,7 +92,7 @@ class ChainFit(Fit, needs="Markov chain that could go on; Use method='nuts'."):
 def concat(fits: Sequence[ChainFit]) -> ChainFit:
     """Join the chains of fits by NUTS to the same data, such as those of separate jobs.
 
-    With ``NUTS(sampler="native", chain_ids=[i])`` and one seed for all, the result is that of one
+    With ``NUTS(chain_ids=[i])`` and one seed for all, the result is that of one
     run with all chains, bit for bit, unless a chain was run again there from where others were.
 
     Args:
@@ -109,7 +109,7 @@ def concat(fits: Sequence[ChainFit]) -> ChainFit:
         >>> parts = [
         ...     probdl.infer(
         ...         normal_normal, sigma, y, seed=1,
-        ...         method=probdl.NUTS(sampler="native", draws=100, chains=2, chain_ids=[i]),
+        ...         method=probdl.NUTS(draws=100, chains=2, chain_ids=[i]),
         ...     )
         ...     for i in range(2)
         ... ]

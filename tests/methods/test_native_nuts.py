@@ -175,8 +175,9 @@ def test_an_interrupted_fit_can_go_on(interruptible, monkeypatch):
 
 
 def test_fits_without_a_state_say_so():
-    fit = probdl.infer(normal_normal, SIGMA, Y, method=probdl.NUTS(draws=50, warmup=50), seed=1)
-    with pytest.raises(probdl.SettingError, match="sampler='native'"):
+    method = probdl.NUTS(draws=50, warmup=50, sampler="nutpie")
+    fit = probdl.infer(normal_normal, SIGMA, Y, method=method, seed=1)
+    with pytest.raises(probdl.SettingError, match="no state to go on from"):
         fit.extend(10)
     fit = probdl.infer(normal_normal, SIGMA, Y, method="laplace", seed=1)
     with pytest.raises(probdl.ModelError, match="has no Markov chain"):

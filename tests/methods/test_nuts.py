@@ -62,10 +62,11 @@ def test_a_correlated_normal(method):
     assert abs(y.mean() - 0.95) < 4 * float(az.mcse(product)["y"])
 
 
-@pytest.fixture(scope="module", params=["native", "eager"])
+@pytest.fixture(scope="module", params=["native", "nutpie", "eager"])
 def fit(request):
-    """A fit of a two-dimensional normal on each engine."""
-    method = probdl.NUTS(draws=400, warmup=200, chains=2, engine=request.param)
+    """A fit of a two-dimensional normal by each sampler: ours, nutpie's and Pyro's."""
+    of = {"engine": "eager"} if request.param == "eager" else {"sampler": request.param}
+    method = probdl.NUTS(draws=400, warmup=200, chains=2, **of)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", probdl.FindingWarning)
         return probdl.infer(correlated, method=method, seed=6)
@@ -73,7 +74,9 @@ def fit(request):
 
 def test_stats_have_arvizs_names_and_meanings(fit):
     stats, shape = dict(fit.stats), (2, 400)
-    assert stats.pop("engine") == fit.method.engine
+    eager, by_nutpie = fit.method.engine == "eager", fit.method.sampler == "nutpie"
+    assert stats.pop("engine") == ("eager" if eager else "native")
+    assert len(stats.pop("chain_states", ())) == (0 if eager or by_nutpie else 2)
     assert stats.pop("mass_matrix") in ("diag", "low_rank")
     assert {name: stats[name].shape for name in stats} == dict.fromkeys(
         ("lp", "diverging", "energy", "acceptance_rate", "step_size", "n_steps", "tree_depth",
@@ -83,20 +86,20 @@ def test_stats_have_arvizs_names_and_meanings(fit):
     assert ((stats["acceptance_rate"] >= 0) & (stats["acceptance_rate"] <= 1)).all()
     assert 0.6 < stats["acceptance_rate"].mean() < 0.97  # target_accept is 0.8
     depth, steps = stats["tree_depth"].astype(int), stats["n_steps"].astype(int)
-    # A tree of depth k has 2^k - 1 steps. The last doubling may end early, and nutpie counts its
-    # steps but not its depth.
-    assert (2 ** (depth + (fit.method.engine == "native")) - 1 >= steps).all()
+    # A tree of depth k has 2^k - 1 steps. The last doubling may end early, and except by Pyro, its
+    # steps count, but not its depth.
+    assert (2 ** (depth + (not eager)) - 1 >= steps).all()
     assert (2 ** (depth - 1) - 1 < steps).all()
-    # nutpie jitters the step size by 10 %, Pyro does not; neither adapts it after warm-up.
+    # nutpie jitters the step size by 10 %; nobody adapts it after warm-up.
     assert (np.ptp(stats["step_size"], axis=1) <= 0.25 * stats["step_size"].mean(1)).all()
     # Energy is minus the log density plus a kinetic energy of 2 dimensions, chi²(2) / 2: at the
-    # draw itself in nutpie, and at the draw before it in Pyro.
-    if fit.method.engine == "native":
+    # draw itself, and at the draw before it in Pyro.
+    if not eager:
         kinetic = stats["energy"] + stats["lp"]
     else:
         kinetic = stats["energy"][:, 1:] + stats["lp"][:, :-1]
     # Newer releases of nutpie add a constant, whose estimate has the standard error of a mean.
-    estimated = fit.method.engine == "native" and nutpie_adapter._private()[0].extra_arguments
+    estimated = by_nutpie and nutpie_adapter._private()[0].extra_arguments
     assert (kinetic > (-4 / np.sqrt(400) if estimated else 0)).all()
     error = float(az.mcse(probdl.io.idata.to_idata({"posterior": {"k": kinetic}}))["k"])
     assert abs(kinetic.mean() - 1.0) < 4 * error
@@ -165,8 +168,8 @@ def test_chains_in_two_modes_do_not_agree():
 
 
 @pytest.mark.filterwarnings("ignore::probdl.FindingWarning")
-def test_ctrl_c_returns_the_draws_of_the_native_engine(interruptible, monkeypatch):
-    method = probdl.NUTS(draws=50_000_000, warmup=50, chains=2)
+def test_ctrl_c_returns_the_draws_of_nutpie(interruptible, monkeypatch):
+    method = probdl.NUTS(draws=50_000_000, warmup=50, chains=2, sampler="nutpie")
     wait = nutpie_adapter._wait
 
     def interrupted(sampling):  # called once sampling has begun

@@ -89,7 +89,8 @@ def test_a_mode_without_a_share_of_the_posterior_is_not_started_from():
 
 def test_random_starts_remain_available():
     model, data = HARD["arma"]
-    method = probdl.NUTS(init="random", draws=100, warmup=100)
+    # With all its chains named, a run does not run them again.
+    method = probdl.NUTS(init="random", draws=100, warmup=100, chain_ids=range(4))
     fit = probdl.infer(model, *data(), method=method, seed=3)
     assert "stuck_chain" in checks(fit)
     finding = next(f for f in fit.diagnose() if f.check == "stuck_chain")

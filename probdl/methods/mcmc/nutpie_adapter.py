@@ -38,7 +38,7 @@ from probdl.util.clock import check_time_limit, expire, time_left
 from probdl.util.isolation import lock_suspended
 from probdl.util.progress import bar, is_shown
 
-__all__ = ["available", "findings", "run", "state", "works"]
+__all__ = ["available", "findings", "run", "state"]
 
 # nutpie's names of statistics, and ArviZ's.
 _STATS = {
@@ -435,13 +435,10 @@ def available(evaluator: Evaluator) -> bool:
     return evaluator.engine != "eager" and _interface(evaluator) is not None
 
 
-def works() -> bool:
-    """Return whether nutpie's fastest interface works."""
-    return _private()[0] is not None
-
-
 def state() -> str:
     """Describe the result of the check of nutpie, in words."""
+    if importlib.util.find_spec("nutpie") is None:
+        return "not installed; only NUTS(sampler='nutpie') needs it"
     private, reason = _private()
     if private is not None:
         return "as expected"

@@ -78,10 +78,10 @@ class NUTS(Method, name="nuts"):
         max_treedepth: a trajectory has at most 2**max_treedepth - 1 steps. Default: 10.
         mass_matrix: ``"diag"``; ``"low_rank"``, which adds the directions along which the variance
             differs from that of the diagonal by a factor of four or more; ``"dense"``, which has
-            all directions; or ``"auto"``, low-rank if d is at most 50 and diagonal otherwise. If
-            sites are strongly correlated, low-rank and dense matrices give up to hundreds of times
-            more effective draws, but warm-up takes longer, by seconds if d is in the hundreds.
-            (With nutpie, a dense matrix is a low-rank one with all directions; Pyro has no
+            all directions; or ``"auto"``, diagonal, and low-rank from where the first draws show
+            such a direction. If sites are strongly correlated, low-rank and dense matrices give up
+            to hundreds of times more effective draws. (By ``sampler="nutpie"`` and on the eager
+            engine, ``"auto"`` is low-rank if d is at most 50 and diagonal otherwise; Pyro has no
             low-rank matrices and uses dense ones.) Default: ``"auto"``.
         init: starting points of the chains. ``"auto"``: from a random point, uniform(-2, 2) on R^d,
             a short ascent leads to where the density is typical of the posterior. ``"random"``:
@@ -89,12 +89,12 @@ class NUTS(Method, name="nuts"):
             separate path of :class:`Pathfinder`. A dict of values by site, such as
             ``{"mu": 3.0}``, starts these sites there, as far as the density is typical, and the
             others as ``"auto"``. Default: ``"auto"``.
-        engine: ``"native"`` for compiled code and nutpie, ``"eager"`` for Pyro's own evaluation,
+        engine: ``"native"`` for compiled code, ``"eager"`` for Pyro's own evaluation and sampler,
             or ``"auto"`` for the first of them that works for the model on this machine.
             Default: ``"auto"``.
-        sampler: on the native engine, ``"nutpie"``, or ``"native"`` for the sampler in C of this
-            package, whose chains can go on by ``fit.extend``; the settings below need it.
-            Default: ``"nutpie"``.
+        sampler: ``"native"`` for the sampler in C of this package, whose chains can go on by
+            ``fit.extend``, and which the settings below need; or ``"nutpie"``, for comparison, if
+            that is installed (``pip install 'probdl[nutpie]'``). Default: ``"native"``.
         chain_ids: the numbers of the chains to run, from 0, such as ``[2]`` of 4: separate jobs,
             whose fits :func:`probdl.concat` joins to that of one run, unless that ran a chain
             again from where others were. None means all.
@@ -112,8 +112,8 @@ class NUTS(Method, name="nuts"):
             ``divergences``, ``step_sizes``, ``rhat`` and ``ess`` so far. If it returns False, the
             run ends with the draws so far. Default: None.
         executor: runs the chains on its workers: a ``concurrent.futures.Executor``, or a Dask
-            ``Client``. The draws are the same. Needs ``sampler="native"``, and excludes
-            ``until``, ``start``, ``checkpoint`` and ``callback``. Default: None.
+            ``Client``. The draws are the same. Excludes ``until``, ``start``, ``checkpoint``
+            and ``callback``. Default: None.
 
     Raises:
         SettingError: a setting is out of range.
@@ -142,7 +142,7 @@ class NUTS(Method, name="nuts"):
     mass_matrix: str = "auto"
     init: str | Mapping[str, Any] = "auto"
     engine: str = "auto"
-    sampler: str = "nutpie"
+    sampler: str = "native"
     chain_ids: Sequence[int] | None = None
     # They act during the run only.
     until: Until | None = field(default=None, repr=False, metadata={"saved": False})

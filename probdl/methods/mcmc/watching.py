@@ -43,7 +43,7 @@ class Until:
         >>> def model(y):
         ...     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
         ...     pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
-        >>> method = probdl.NUTS(sampler="native", draws=100, until=probdl.Until(ess=1000))
+        >>> method = probdl.NUTS(draws=100, until=probdl.Until(ess=1000))
         >>> fit = probdl.infer(model, torch.tensor(1.0), method=method, seed=1)
         >>> bool(fit.summary()["ess_bulk"].iloc[0] > 1000)
         True
