@@ -10,7 +10,7 @@ on all data.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from probdl.compile.codegen.emit import Source, emit
-from probdl.compile.codegen.lengthen import DifferentError, lengthened_number, lengthened_source
+from probdl.compile.codegen.lengthen import (
+    DifferentError,
+    NotAffineError,
+    lengthened_number,
+    lengthened_source,
+)
 from probdl.compile.shortening import FAILURES, shortened
 from probdl.compile.tracing.lengthen import lengthened_preparation
 from probdl.compile.tracing.trace import Prepared, Traced, trace
@@ -114,7 +119,8 @@ def _few_steps(density: LogDensity, length: int, calls: _Calls) -> list[int]:
     if expected != calls.numbers_by_call:
         raise DifferentError(f"the calls are not those of {length} equal steps")
     a_step = (counted[-1].count - counted[0].count) / (few[-1] - few[0])
-    _check_uses([c.uses.over(LONG * a_step) for c in (*counted, calls)], (*few, length))
+    before = counted[0].count - few[0] * a_step  # calls before the loop, and after it
+    _check_uses([c.uses for c in (*counted, calls)], (*few, length), before, a_step)
     first = max(MIN_TRACED, min(MAX_TRACED, int(CALLS / a_step))) // APART * APART + length % APART
     if 3 * (counted[-1].count + a_step * (first + APART - few[-1])) > MAX_SHARE * calls.count:
         raise DifferentError("it is faster to trace all steps")
@@ -162,11 +168,19 @@ class _Calls(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         self.count += 1
         call = [func]
-        in_series = func in _POSITIONS and max(args[0].shape, default=0) >= FEW_STEPS[0]
-        for x in call_leaves(args, kwargs):
+        numbers: Iterable[Any] = call_leaves(args, kwargs)
+        if func in _POSITIONS:
+            positions = [*_numbers_in(args[1])]
+            numbers = [*args[2:], *positions]
+            call = [(func, *map(type, positions))]
+            self.uses.add(args[0])
+            if max(args[0].shape, default=0) >= FEW_STEPS[0]:
+                self.uses.add_element(args[0], positions)
+                numbers = [x for x in numbers if isinstance(x, Tensor)]
+        for x in numbers:
             if isinstance(x, Tensor):
                 self.uses.add(x)
-            elif not in_series and (type(x) is float or type(x) is int):
+            elif type(x) is float or type(x) is int:
                 call.append(self._number(x))
         self.numbers_by_call[tuple(call)] += 1
         result = func(*args, **(kwargs or {}))
@@ -194,17 +208,55 @@ class _Calls(TorchFunctionMode):
         return self._known[key]
 
 
-def _check_uses(uses: list[list[int]], lengths: Sequence[int]) -> None:
+def _numbers_in(position: Any) -> Iterator[Any]:
+    """Yield the numbers and tensors of a position, such as those of slices."""
+    if isinstance(position, (list, tuple)):
+        for part in position:
+            yield from _numbers_in(part)
+    elif isinstance(position, slice):
+        yield from (position.start, position.stop, position.step)
+    else:
+        yield position
+
+
+def _check_uses(
+    uses: Sequence[_Uses], lengths: Sequence[int], before: float, a_step: float
+) -> None:
     """Check that all steps use the tensors from before the loop as the first ones do.
 
     Args:
-        uses: the counts of ``_Uses.over`` for three short series and for the long one.
+        uses: the uses in three short series and in the long one.
         lengths: their lengths.
+        before: at least the number of calls before the loop.
+        a_step: the number of calls in a step.
 
     Raises:
         DifferentError: they do not.
         NotAffineError: the same.
     """
+    *few, length = lengths
+    *of_few, of_all = [of.early(before) for of in uses]
+    if len({*map(len, of_few), len(of_all)}) > 1:
+        raise DifferentError("the tensors from before the loop are others")
+    for *counts, count in zip(*of_few, of_all, strict=True):
+        try:
+            expected = lengthened_number(counts, few, length)
+        except NotAffineError:  # it is of a step, and used after a longer time than the series
+            continue
+        if count != expected:
+            raise DifferentError("later steps use other tensors")
+    for groups in ([of.older() for of in uses], [of.elements() for of in uses]):
+        rare = [Counter(x for x in of if x < OFTEN) for of in groups]
+        for x in range(1, OFTEN):
+            *numbers, number = (of[x] for of in rare)
+            if lengthened_number(numbers, few, length) != number:
+                raise DifferentError("later steps use other tensors, or other elements")
+        _check_often([[x for x in of if x >= OFTEN] for of in groups], lengths)
+    _check_often([of.over(LONG * a_step) for of in uses], lengths)
+
+
+def _check_often(uses: list[list[int]], lengths: Sequence[int]) -> None:
+    """Check the numbers of uses of what is used often, in three short series and the long one."""
     *few, length = lengths
     if len({*map(len, uses)}) > 1:  # there are some of each step, with few and equal uses
         times = [Counter(of) for of in uses]
@@ -232,6 +284,8 @@ class _Uses:
         self._made: list[int] = []  # the number of calls before each tensor
         self._used: list[int] = []  # the places of arguments in this list
         self._at: list[int] = []  # the number of calls before each use
+        self._older: list[int] = []  # the places of tensors from before the evaluation
+        self._elements: Counter[tuple[Any, ...]] = Counter()
         self._places: dict[int, int] = {}  # by id, which a later tensor may have again
 
     def add(self, x: Tensor) -> None:
@@ -240,8 +294,15 @@ class _Uses:
         if place is None:  # it is older than the evaluation
             place = self._places[id(x)] = len(self._made)
             self._made.append(self._calls)
+            self._older.append(place)
         self._used.append(place)
         self._at.append(self._calls)
+
+    def add_element(self, x: Tensor, positions: Sequence[Any]) -> None:
+        """Count a use of an element, or of a part, of a tensor."""
+        place = self._places[id(x)]
+        plain = (i if isinstance(i, int) else type(i) for i in positions)
+        self._elements[(place, *plain)] += 1
 
     def end(self, result: Any) -> None:
         """End a call, which has a result."""
@@ -253,6 +314,25 @@ class _Uses:
                 if isinstance(x, Tensor):
                     self._places[id(x)] = len(self._made)
         self._made.append(self._calls)
+
+    def early(self, before: float) -> list[int]:
+        """Return the counts of the tensors that the first calls made."""
+        older = {*self._older}
+        counts = np.bincount(self._used, minlength=len(self._made))
+        return [
+            int(counts[place])
+            for place, made in enumerate(self._made)
+            if made < before and place not in older
+        ]
+
+    def older(self) -> list[int]:
+        """Return the counts of the tensors from before the evaluation, by their first uses."""
+        counts = np.bincount(self._used, minlength=len(self._made))
+        return [int(counts[place]) for place in self._older]
+
+    def elements(self) -> list[int]:
+        """Return the counts of the elements of series, by their first uses."""
+        return [*self._elements.values()]
 
     def over(self, calls: float) -> list[int]:
         """Return the counts of tensors that are used often, over more than some calls.

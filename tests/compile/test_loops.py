@@ -495,9 +495,57 @@ def a_later_step_with_another_value_of_a_site(y):
     pyro.factor("f", total)
 
 
+def hidden(x):
+    """A function that is zero where it is compared."""
+    return torch.relu(x - 4.0)
+
+
+def steps_with_knots(y, element):
+    """Write steps that take elements of a vector of some length, which is no series."""
+    a, x, total = normals("a", 30), torch.tensor(0.0), torch.tensor(0.0)
+    for t in range(len(y)):
+        x = 0.5 * x + hidden(element(a, t)) + y[t]
+        total = total - 0.5 * x**2
+    pyro.factor("f", total)
+
+
+def later_steps_at_another_knot(y):
+    steps_with_knots(y, lambda a, t: a[t // 400])
+
+
+def rare_later_steps_at_another_knot(y):
+    steps_with_knots(y, lambda a, t: a[29] if t in (500, 613) else a[0])
+
+
+def later_steps_with_another_part(y):
+    steps_with_knots(y, lambda a, t: (a[:2] if t < 900 else a[2:4]).sum())
+
+
+def rare_later_steps_with_another_site(y):
+    a, b = normals("a"), normals("b")
+    x, total = torch.tensor(0.0), torch.tensor(0.0)
+    for t in range(len(y)):
+        x = torch.tanh(a) * x + 0.1 * y[t]
+        total = total + hidden(b if t in (500, 613, 777) else x)
+    pyro.factor("f", total)
+
+
+def later_steps_with_another_part_of_a_few(y):
+    a, x, total = normals("a", 3), torch.tensor(0.0), torch.tensor(0.0)
+    for t in range(len(y)):
+        x = 0.5 * x + hidden((a[:2] if t < 900 else a[1:]).sum()) + y[t]
+        total = total - 0.5 * x**2
+    pyro.factor("f", total)
+
+
 @pytest.mark.parametrize(
     "model",
     [
+        later_steps_at_another_knot,
+        rare_later_steps_at_another_knot,
+        later_steps_with_another_part,
+        later_steps_with_another_part_of_a_few,
+        rare_later_steps_with_another_site,
         later_steps_at_another_place,
         later_steps_with_another_site,
         a_later_step_with_another_value_of_a_site,
@@ -516,7 +564,7 @@ def test_later_steps_of_another_kind_are_traced(model):
         assert engine._of_first_steps(density, seed, 1) is None
     compiled, findings = choose(density, "native", 0)
     assert not findings
-    verify(compiled, density, torch.tensor(RNG.normal(size=(3, density.dim))))
+    verify(compiled, density, torch.tensor(RNG.normal(size=(3, density.dim), scale=5.0)))
 
 
 def test_a_gradient_that_a_later_step_cuts_is_an_error():
