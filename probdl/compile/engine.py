@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ from probdl.compile.tracing.trace import Prepared, Traced, UntraceableError, Wri
 from probdl.compile.verify import MismatchError, verify
 from probdl.errors import ModelError, ProbdlError, TimeLimitError
 from probdl.findings import Finding
+from probdl.io.identity import identify
 from probdl.model.density import LogDensity
 from probdl.util.clock import check_time_limit, timed
 from probdl.util.isolation import evaluation
@@ -66,6 +67,7 @@ class _Compiled:
     source: Source
     findings: tuple[Finding, ...]
     of_first_steps: bool  # whether later steps were not traced
+    captured: str  # what identifies the model with all that it takes from its surroundings
 
 
 # By model, then by the shapes of its arguments and the kind of density. An entry is removed
@@ -190,18 +192,28 @@ def _compiled_before(density: LogDensity) -> _Compiled | None:
     return _compiled_models.get(density.program.model, {}).get(key) if key is not None else None
 
 
+def _slices(density: LogDensity) -> Iterator[slice]:
+    """Yield the coordinates of each site."""
+    for block in density.blocks.values():
+        if block.size:
+            yield slice(block.start, block.start + block.size)
+
+
 def _reused(
     density: LogDensity, model: _Remembered, seed: int, threads: int, trusted: bool
 ) -> NativeDensity | None:
     """Return the code that was compiled for this model on other data; None if it is not usable."""
     known = _compiled_before(density)
+    if known is not None and not trusted and known.captured != identify(density.program.original):
+        return None
     arrays = known.prepared.arrays(density.program.tensors()) if known is not None else None
     if known is None or arrays is None:
         return None
     compiled = NativeDensity(known.source, density.dim, arrays, threads)
     try:
         if not trusted:
-            verify(compiled, model, _points(density, model, seed, REVERIFIED_POINTS))
+            points = _points(density, model, seed, REVERIFIED_POINTS)
+            verify(compiled, model, points, parts=[*_slices(density)])
         elif known.of_first_steps:  # a later step may branch on the data
             verify(compiled, density, _points(density, compiled, seed, 1), gradient=False)
     except MismatchError:  # data that are not arguments of the model have changed
@@ -240,7 +252,8 @@ def _remember(
 ) -> None:
     key = _key(density)
     if key is not None and prepared.reads_data:
-        known = _Compiled(prepared, source, tuple(findings), of_first_steps)
+        captured = identify(density.program.original)
+        known = _Compiled(prepared, source, tuple(findings), of_first_steps, captured)
         _compiled_models.setdefault(density.program.model, {})[key] = known
 
 

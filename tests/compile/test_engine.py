@@ -208,6 +208,29 @@ def test_data_that_are_not_arguments_are_read_at_each_fit():
         assert agrees(fit, Y + shift)
 
 
+@pytest.mark.parametrize("kind", ["number", "list", "array"])
+def test_a_changed_prior_is_seen_beside_large_data(kind):
+    """The log density at random points is -1e12, where the prior is far below rounding errors."""
+    y = 1e5 + 1e3 * torch.randn(200, generator=torch.Generator().manual_seed(0)).double()
+    scale = {"number": 0.1, "list": [0.1], "array": np.array([0.1])}[kind]
+
+    def model(y):
+        b = pyro.sample("b", dist.Normal(0.0, scale if kind == "number" else float(scale[0])))
+        mu = pyro.sample("mu", dist.Normal(0.0, 1e6))
+        sigma = pyro.sample("sigma", dist.LogNormal(0.0, 10.0))
+        pyro.sample("pilot", dist.Normal(b, 1.0), obs=torch.tensor(2.0))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(mu, sigma), obs=y)
+
+    for sd in (0.1, 10.0):
+        if kind == "number":
+            scale = sd
+        else:
+            scale[0] = sd
+        b = probdl.infer(model, y, method="map", seed=1).draws["b"]
+        assert b == pytest.approx(2 / (1 + 1 / sd**2), rel=1e-4)
+
+
 def test_a_model_that_branches_on_its_data_is_compiled_for_these_data():
     def model(y):
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
