@@ -8,9 +8,11 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 
+import cloudpickle
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -236,6 +238,73 @@ def test_an_executor_that_is_closed_is_named():
         results(closed, lambda i, x: i, 3)
 
 
+class Answering:
+    """An executor in this thread whose futures have other results, or announce theirs twice."""
+
+    def __init__(self, change):
+        self._change = change
+
+    def submit(self, fn, *args):
+        future = Future()
+        future.set_result(self._change(fn(*args)))
+        return future
+
+
+@pytest.mark.parametrize("answer", [None, 3, b"x", (1, 2)])
+def test_an_executor_that_returns_something_else_is_named(answer):
+    with pytest.raises(probdl.ModelError, match=r"executor returned .* instead of the result"):
+        results(Answering(lambda _: answer), lambda i, _: i, count=3)
+
+
+def test_an_executor_that_returns_the_results_of_other_calls_is_named():
+    seen = []
+    with pytest.raises(probdl.ModelError, match="result of another call"):
+        results(Answering(lambda x: seen.append(x) or seen[0]), lambda i, _: i, count=3)
+
+
+def test_a_result_that_is_announced_twice_counts_once():
+    class Twice(ThreadPoolExecutor):
+        def submit(self, fn, *args):
+            future = super().submit(fn, *args)
+            added = future.add_done_callback
+            future.add_done_callback = lambda call: (added(call), added(call))
+            return future
+
+    with Twice(1) as threads:
+        assert results(threads, lambda i, _: i, count=5) == {i: i for i in range(5)}
+
+
+class Line(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(2, 1)
+
+    def forward(self, x, y=None):
+        pyro.module("net", self)  # Pyro gives its parameters attributes that cannot be pickled
+        with pyro.plate("rows", len(x)):
+            mean = self.linear(x.float()).squeeze(-1)
+            return pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+
+def test_a_network_in_pyros_store_travels(pool):
+    fit = probdl.infer(Line(), X, Y, method=probdl.SVI(steps=50), seed=1)
+    here = fit.cross_validate(4, workers=1)
+    np.testing.assert_array_equal(here.pointwise, fit.cross_validate(4, executor=pool).pointwise)
+
+
+def test_parameters_keep_their_kind_and_other_attributes():
+    parameter = torch.nn.Parameter(torch.ones(3), requires_grad=False)
+    value = torch.zeros(2, requires_grad=True)
+    for tensor in (parameter, value):
+        tensor.unconstrained, tensor.note = weakref.ref(tensor), "kept"
+    found = cloudpickle.loads(executors._pickled([parameter, value, parameter]))
+    assert found[0] is found[2]
+    assert type(found[0]) is torch.nn.Parameter
+    assert (found[0].requires_grad, found[1].requires_grad) == (False, True)
+    assert (found[0].note, found[1].note) == ("kept", "kept")
+    assert found[0].tolist() == [1.0] * 3
+
+
 def test_what_cannot_be_pickled_is_named(pool):
     lock = threading.Lock()
     with pytest.raises(probdl.ModelError, match="cannot be sent to workers"):
@@ -316,7 +385,7 @@ def test_chains_and_paths_on_workers_equal_those_here(pool, method):
 
 
 def test_chains_of_workers_are_extended_here(pool):
-    method = probdl.NUTS(sampler="native", draws=60, warmup=60, chains=2)
+    method = probdl.NUTS(draws=60, warmup=60, chains=2)
     whole = probdl.infer(regression, X, Y, method=replace(method, draws=100), seed=1)
     part = probdl.infer(regression, X, Y, method=replace(method, executor=pool), seed=1)
     np.testing.assert_array_equal(part.extend(draws=40).draws["b"], whole.draws["b"])
@@ -339,7 +408,7 @@ class ThirdEnds(Fresh):
 
 
 def test_a_chain_whose_worker_ends_is_left_out():
-    method = probdl.NUTS(sampler="native", draws=60, warmup=60)
+    method = probdl.NUTS(draws=60, warmup=60)
     whole = probdl.infer(regression, X, Y, method=method, seed=1)
     fit = probdl.infer(regression, X, Y, method=replace(method, executor=ThirdEnds()), seed=1)
     (finding,) = (f for f in fit.findings if f.check == "chain_failed")
@@ -355,9 +424,9 @@ def test_an_error_of_a_chain_on_a_worker_is_that_of_all():
         pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
 
     method = probdl.HMC(draws=30, warmup=30, chains=2, executor=Fresh())
-    with pytest.raises(probdl.ModelError, match=r"after 0 draws: .*not there") as caught:
+    with pytest.raises(probdl.ModelError, match="not there") as caught:
         probdl.infer(model, torch.tensor(1.0), method=method, seed=1)
-    assert f"{caught.value}".count("All chains failed") == 1
+    assert "All chains failed" not in f"{caught.value}"
 
 
 @pytest.mark.parametrize("method", METHODS[:3])
@@ -394,12 +463,12 @@ def test_a_time_limit_ends_the_wait_for_chains():
 @pytest.mark.parametrize("setting", [{"until": probdl.Until(ess=100)}, {"callback": print}])
 def test_settings_of_this_process_are_refused_beside_an_executor(setting):
     with pytest.raises(probdl.SettingError, match="cannot be combined with"):
-        probdl.NUTS(sampler="native", executor=ThreadPoolExecutor(1), **setting)
+        probdl.NUTS(executor=ThreadPoolExecutor(1), **setting)
 
 
 def test_an_executor_needs_the_sampler_in_c():
     with pytest.raises(probdl.SettingError, match="executor needs sampler='native'"):
-        probdl.NUTS(executor=ThreadPoolExecutor(1))
+        probdl.NUTS(executor=ThreadPoolExecutor(1), sampler="nutpie")
 
 
 def test_forks_do_not_use_the_executor_of_their_parent():

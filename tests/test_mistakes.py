@@ -382,7 +382,9 @@ def _():
     return infer(of_data(prior, likelihood), draws.ravel(), method=method)
 
 
-@mistake("a flat prior and no data", "The sampler could not start", "a prior that is not flat")
+@mistake(
+    "a flat prior and no data", "does not appear to depend on the sites", "a prior that is not flat"
+)
 def _():
     def model():
         pyro.sample("mu", dist.ImproperUniform(dist.constraints.real, (), ()))

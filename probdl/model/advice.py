@@ -131,6 +131,8 @@ def where(error: BaseException) -> str:
     frames.sort(key=lambda frame: frame.filename.startswith(_INSTALLED))
     if frames:
         frame = frames[0]
+        if frame.filename.startswith("<") and not frame.line:  # a function sent to a worker
+            return f" in {frame.name}(), line {frame.lineno} of its file"
         return f" at {os.path.basename(frame.filename)}:{frame.lineno}, `{frame.line}`"
     return ""
 

@@ -11,6 +11,7 @@ import math
 import os
 import platform
 import queue
+import reprlib
 import time
 import traceback
 import uuid
@@ -18,8 +19,10 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import ref
 
 from torch import Tensor
+from torch.nn import Parameter
 
 from probdl.errors import ModelError, ProbdlError
 from probdl.util.blas import one_blas_thread, one_torch_thread
@@ -139,7 +142,7 @@ class _Calls:
         items: the data of all tasks.
         hopeless: the number of lost tasks that ends the run if no task is done.
         threads: returns the threads of each worker; None if they are not known.
-        running: the tasks of each call, by its future.
+        running: the tasks of each call, by its future, and whether the work was sent.
         done: the number of tasks that are done.
         limit: the number of calls at once. If the number of workers is not known, it grows with
             what is done.
@@ -151,7 +154,7 @@ class _Calls:
     items: Sequence[Any]
     hopeless: int
     threads: Callable[[], Mapping[Any, int]] | None = None
-    running: dict[Any, list[int]] = field(default_factory=dict)
+    running: dict[Any, tuple[list[int], bool]] = field(default_factory=dict)
     done: int = 0
     limit: int = CALLS
     lost: int = 0
@@ -196,7 +199,7 @@ class _Calls:
                     else "Pass one that is running."
                 )
             ) from None
-        self.running[future] = indices
+        self.running[future] = indices, sent is not None
 
     def next_results(self) -> list[tuple[int, Any]]:
         """Wait for a call, and return its results; a task that was lost has an error.
@@ -208,20 +211,24 @@ class _Calls:
         while True:
             try:
                 future = self._ended.get(timeout=POLL_S)
-                break
             except queue.Empty:
                 check_time_limit()
-        indices = self.running.pop(future)
+                continue
+            if future in self.running:  # an executor may announce a result twice
+                break
+        indices, with_work = self.running.pop(future)
         try:
             answer = future.result()
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise
             return self._send_again(indices, error)
-        if answer is None:  # a worker that has not seen the work
+        if answer is None and not with_work:  # of a worker that has not seen the work
             self.submit(indices, with_work=True)
             return []
-        results, raised, seconds = cloudpickle.loads(answer)
+        done, results, raised, seconds = _read(answer)
+        if raised is None and done != indices:
+            raise ModelError("The executor returned the result of another call.")
         if isinstance(raised, KeyboardInterrupt):  # of all processes of a terminal
             raise KeyboardInterrupt
         if raised is not None and not isinstance(raised, Exception):  # such as SystemExit
@@ -269,9 +276,29 @@ class _Calls:
             future.cancel()
 
 
+def _read(answer: Any) -> tuple[list[int], list[Any], BaseException | None, float]:
+    """Return what a call has answered.
+
+    Raises:
+        ModelError: it is not what ``_run`` returned.
+    """
+    try:
+        indices, results, raised, seconds = cloudpickle.loads(answer)
+    except Exception:
+        raise ModelError(
+            f"The executor returned {reprlib.repr(answer)} instead of the result of the function "
+            "that was submitted. Its submit() must return a future with that result."
+        ) from None
+    return indices, results, raised, seconds
+
+
 def _pickled(thing: Any) -> bytes:
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         def reducer_override(self, part: Any) -> Any:
+            if isinstance(part, Tensor) and any(isinstance(x, ref) for x in vars(part).values()):
+                # Pyro refers from values to parameters so.
+                state = {k: x for k, x in vars(part).items() if not isinstance(x, ref)}
+                return _tensor_with, (type(part), part.detach(), part.requires_grad, state)
             # A part of a large tensor would travel with all of it.
             if type(part) is Tensor and part.untyped_storage().nbytes() > part.nbytes:
                 return part.clone().__reduce_ex__(self.proto)
@@ -288,6 +315,18 @@ def _pickled(thing: Any) -> bytes:
         ) from None
 
 
+def _tensor_with(
+    kind: type[Tensor], data: Tensor, requires_grad: bool, state: Mapping[str, Any]
+) -> Tensor:
+    """Return a tensor, or a parameter, with attributes."""
+    if issubclass(kind, Parameter):
+        tensor: Tensor = kind(data, requires_grad)
+    else:
+        tensor = data.requires_grad_(requires_grad)
+    vars(tensor).update(state)
+    return tensor
+
+
 def _this_process() -> tuple[str, int]:
     return platform.node(), os.getpid()
 
@@ -301,6 +340,7 @@ def _run(key: str, work: bytes | None, pieces: bytes, client: tuple[str, int]) -
         pieces: the pickled pairs of index and item.
         client: the process that submitted them.
     """
+    indices: list[int] = []
     results: list[Any] = []
     error: BaseException | None = None
     began = time.perf_counter()
@@ -311,10 +351,12 @@ def _run(key: str, work: bytes | None, pieces: bytes, client: tuple[str, int]) -
             if _this_process() != client:  # a thread of the client must not change its settings
                 stack.enter_context(one_torch_thread())
                 stack.enter_context(one_blas_thread())
-            results = [known(i, item) for i, item in cloudpickle.loads(pieces)]
+            given = cloudpickle.loads(pieces)
+            indices = [i for i, _ in given]
+            results = [known(i, item) for i, item in given]
     except BaseException as raised:
         results, error = [], _sent(raised)
-    return _answer(results, error, time.perf_counter() - began)
+    return _answer(indices, results, error, time.perf_counter() - began)
 
 
 def _work_of(key: str, work: bytes | None) -> Callable[[int, Any], Any] | None:
@@ -334,10 +376,12 @@ def _sent(error: BaseException) -> BaseException:
     return error
 
 
-def _answer(results: list[Any], error: BaseException | None, seconds: float) -> bytes:
+def _answer(
+    indices: list[int], results: list[Any], error: BaseException | None, seconds: float
+) -> bytes:
     try:
-        return bytes(cloudpickle.dumps((results, error, seconds)))
+        return bytes(cloudpickle.dumps((indices, results, error, seconds)))
     except Exception as failure:
         what = "result" if error is None else f"error ({type(error).__name__}: {error})"
         problem = ModelError(f"A worker's {what} cannot be sent ({failure}).")
-        return bytes(cloudpickle.dumps(([], problem, seconds)))
+        return bytes(cloudpickle.dumps((indices, [], problem, seconds)))

@@ -96,6 +96,9 @@ def gather(chains: Sequence[Chain], draws: int, stop: KeyboardInterrupt | None) 
         first, failure = next(iter(failed.items()))
         done = len(chains[first].z)
         if not intact:
+            same = len({f"{of}" for of in failed.values()}) == 1
+            if same and not done and isinstance(failure, ModelError):  # it is the model's
+                raise failure
             raise ModelError(
                 f"All chains failed. The first error: chain {first}, after {done} draws: {failure}"
             )
