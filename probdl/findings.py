@@ -220,6 +220,12 @@ TOPICS: dict[str, dict[str, Check]] = {
             "be compared with reliable weighted draws of a wider density",
             _PARETO,
         ),
+        "evidence": Check(
+            _INFO,
+            "Weighted draws of a wider density confirm the moments of the draws, but the "
+            "importance ratios have a heavy tail, so that log_evidence of the fit may be too low.",
+            "Pareto k-hat beyond the limits of pareto_k",
+        ),
         "weights": Check(
             _WARNING,
             "A small share of the draws carries almost all the importance weight.",

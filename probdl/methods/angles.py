@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from probdl.compile import Evaluator
 from probdl.model.density import LogDensity
 
-__all__ = ["TURN", "periodic", "unwound"]
+__all__ = ["TURN", "beyond_a_turn", "periodic", "unwound"]
 
 TURN = 2 * math.pi
 POINTS = 3  # at which a period is verified
@@ -39,6 +39,22 @@ def unwound(
         centre = math.atan2(np.sin(angle).mean(), np.cos(angle).mean())
         flat[:, i] = centre + np.remainder(angle - centre + math.pi, TURN) - math.pi
     return flat.reshape(z.shape)
+
+
+def beyond_a_turn(
+    density: LogDensity, evaluator: Evaluator, *parts: NDArray[np.float64]
+) -> NDArray[np.bool_]:
+    """Return which of the points, in arrays (n, d), have an angle more than pi from its median.
+
+    Importance weights of all turns would count each angle several times. Draws on one turn, such as
+    those of a VonMises distribution, all count.
+    """
+    beyond = np.zeros(sum(map(len, parts)), bool)
+    for i in periodic(density, evaluator, parts[0]):
+        angle = np.concatenate([z[:, i] for z in parts])
+        if np.ptp(angle) > TURN:
+            beyond |= np.abs(angle - np.median(angle)) > math.pi
+    return beyond
 
 
 def periodic(density: LogDensity, evaluator: Evaluator, z: NDArray[np.float64]) -> list[int]:

@@ -116,6 +116,7 @@ def check_approximation(
     reference: Reference | None = None,
     *,
     resampled: bool = False,
+    evidence: bool = True,
 ) -> list[Finding]:
     """Check draws of an approximation: their weights, and if those are reliable, their moments.
 
@@ -128,16 +129,37 @@ def check_approximation(
         reference: weighted draws of the posterior; if there are any, the moments are compared with
             theirs.
         resampled: whether the draws are resampled by the weights.
+        evidence: whether the fit has an evidence by these weights.
     """
-    if reference is None:
-        share_min = RESAMPLED_SHARE_MIN if resampled else WEIGHT_SHARE_MIN
-        uneven = check_weights(
-            log_weights, pareto_k, approximation, remedy, resampled=resampled, share_min=share_min
+    if reference is not None:
+        found = _check_moments(draws, reference, approximation, remedy)
+        if not found and evidence:
+            found = _check_evidence(log_weights, pareto_k, approximation)
+        return found
+    share_min = RESAMPLED_SHARE_MIN if resampled else WEIGHT_SHARE_MIN
+    uneven = check_weights(
+        log_weights, pareto_k, approximation, remedy, resampled=resampled, share_min=share_min
+    )
+    if uneven or resampled:
+        return uneven
+    return _check_moments(draws, Reference(draws, log_weights), approximation, remedy)
+
+
+def _check_evidence(log_weights: Array, pareto_k: float, approximation: str) -> list[Finding]:
+    """Report weights that are too uneven for the evidence, although the moments are right."""
+    checks = [f.check for f in check_weights(log_weights, pareto_k, approximation)]
+    if "pareto_k" not in checks:
+        return []
+    return [
+        Finding(
+            "info",
+            "evidence",
+            "Means and standard deviations of the draws are those of the posterior, but "
+            f"log_evidence may be too low: the Pareto k-hat of the importance ratios of "
+            f"{approximation} is {pareto_k:.2f}.",
+            "For the evidence, use method='importance' with a proposal of heavy tails.",
         )
-        if uneven or resampled:
-            return uneven
-        reference = Reference(draws, log_weights)
-    return _check_moments(draws, reference, approximation, remedy)
+    ]
 
 
 class _Deviations(NamedTuple):

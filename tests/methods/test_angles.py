@@ -85,3 +85,21 @@ def test_an_angle_in_a_linear_predictor_is_left_alone():
     y = np.random.default_rng(2).normal(9.0, 1.0, 50)
     fit = probdl.infer(model, y, seed=1)
     assert fit.draws["mu"].mean() == pytest.approx(y.mean(), abs=0.05)
+
+
+@pytest.mark.parametrize("method", [probdl.SVI(steps=1500), "pathfinder"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_evidence_counts_each_angle_once(method, seed):
+    """A wide normal density has draws on several turns, each of which has all of the posterior."""
+
+    def model(y):
+        m = pyro.sample("m", dist.VonMises(0.0, 0.6))
+        pyro.sample("y", dist.Normal(torch.sin(m), 1.0), obs=y)
+
+    angles = torch.linspace(-np.pi, np.pi, 10_001)[:-1].double()
+    joint = dist.VonMises(0.0, 0.6).log_prob(angles) + dist.Normal(angles.sin(), 1.0).log_prob(
+        torch.tensor(0.3)
+    )
+    exact = joint.exp().mean().item() * 2 * np.pi
+    fit = probdl.infer(model, torch.tensor(0.3), method=method, seed=seed)
+    assert fit.stats["log_evidence"] == pytest.approx(np.log(exact), abs=0.3)

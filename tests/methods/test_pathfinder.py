@@ -126,3 +126,21 @@ def test_weighted_draws_that_repeat_say_nothing_about_tails():
     found = {finding.check for finding in fit.diagnose()}
     assert "pareto_k" in found
     assert "heavy_tail" not in found
+
+
+@pytest.mark.filterwarnings("ignore::probdl.FindingWarning")
+@pytest.mark.parametrize("concentration", [0.05, 0.1, 0.2])
+def test_an_evidence_that_is_off_is_reported(concentration):
+    """Weights with a heavy tail may find the moments, but not the evidence."""
+    counts, prior = torch.tensor([9.0, 1.0, 0.0, 0.0, 0.0]), torch.full((5,), concentration)
+
+    def model(counts):
+        p = pyro.sample("p", dist.Dirichlet(prior))
+        pyro.sample("counts", dist.Multinomial(10, p), obs=counts)
+
+    exact = dist.DirichletMultinomial(prior, 10).log_prob(counts).item()
+    for seed in range(3):
+        fit = probdl.infer(model, counts, method="pathfinder", seed=seed)
+        found = {f.check for f in fit.findings}
+        if abs(fit.stats["log_evidence"] - exact) > 0.1:
+            assert found & {"evidence", "pareto_k", "weights", "biased_moments"}

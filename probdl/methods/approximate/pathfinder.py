@@ -23,7 +23,7 @@ from probdl.compile import ENGINES, Evaluator, choose
 from probdl.errors import ModelError
 from probdl.findings import TAIL_DRAWS_MIN
 from probdl.io.pareto import psis
-from probdl.methods.angles import unwound
+from probdl.methods.angles import beyond_a_turn, unwound
 from probdl.methods.approach import approach, evaluate_with
 from probdl.methods.approximate.comparison import compare_with_density
 from probdl.methods.approximate.weighting import resample
@@ -179,6 +179,7 @@ class Pathfinder(Method, name="pathfinder"):
         lp = np.concatenate([s.log_p for s in found])
         counts = [len(s.z) for s in found]
         ratios = lp - np.concatenate([_log_mixture(normals, counts, part) for part in parts])
+        ratios = np.where(beyond_a_turn(density, evaluator, *parts), -np.inf, ratios)
         log_weights, pareto_k = psis(ratios)
         count = min(self.draws, len(lp))
         chosen = torch.arange(count)

@@ -15,7 +15,7 @@ from torch import Tensor
 from probdl.compile import Evaluator, choose
 from probdl.findings import TAIL_DRAWS_MIN, Finding
 from probdl.io.pareto import psis
-from probdl.methods.angles import unwound
+from probdl.methods.angles import beyond_a_turn, unwound
 from probdl.model.density import LogDensity
 from probdl.model.program import Program
 from probdl.model.sites import Structure
@@ -86,17 +86,18 @@ def draw_weighted(
         evaluator: a fast evaluation of log p(z, x), if there is one.
     """
     values, log_p, log_q = propose(program, structure, proposal, count, findings, evaluator)
+    ratios = (log_p - log_q).to(torch.float64).numpy()
     computed = [s.name for s in structure.of("deterministic")]
     if structure.of("latent") and not set(computed) <= set(values):
         density = LogDensity(program, structure, jacobian=False)
         values = density.constrain(density.unconstrain(values), deterministic=True)
     if program.loader is None and any(s.distribution == "VonMises" for s in structure.of("latent")):
         density = LogDensity(program, structure, jacobian=False)
-        angles = unwound(density, density, density.unconstrain(values).numpy())
-        values = values | density.constrain(torch.from_numpy(angles))
+        z = density.unconstrain(values).numpy()
+        ratios = np.where(beyond_a_turn(density, density, z), -np.inf, ratios)
+        values = values | density.constrain(torch.from_numpy(unwound(density, density, z)))
     values = shared(program, structure, values, computed)
     values = {name: values[name].to(torch.float64) for name in structure.sites if name in values}
-    ratios = (log_p - log_q).to(torch.float64).numpy()
     ratios = np.where(np.isnan(ratios), -np.inf, ratios)
     if count < TAIL_DRAWS_MIN:
         log_weights, k = ratios - np.logaddexp.reduce(ratios), math.nan
