@@ -9,6 +9,7 @@ Carlo", Statistical Science 7 (1992), for the sum of autocorrelations.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from importlib.metadata import version
 
@@ -16,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from probdl.util.clock import check_time_limit
-from probdl.util.lazy import special
 
 __all__ = ["bfmi", "ess_bulk", "ess_tail", "mcse_mean", "rhat"]
 
@@ -151,10 +151,13 @@ def _halves(x: Array) -> Array:
 
 def _normal_scores(x: Array) -> Array:
     """Replace draws by normal quantiles of their ranks among all chains."""
+    import torch  # which takes a second, when draws are judged
+
     count = x.shape[0] * x.shape[1]
     ranks = _ranks(x.reshape(count, -1))
     offset = 3 / 8  # Blom (1958)
-    return np.asarray(special.ndtri((ranks - offset) / (count - 2 * offset + 1))).reshape(x.shape)
+    shares = torch.from_numpy((ranks - offset) / (count - 2 * offset + 1))
+    return np.asarray(torch.special.ndtri(shares).numpy()).reshape(x.shape)
 
 
 def _ranks(x: Array) -> Array:
@@ -229,12 +232,23 @@ def _ess(x: Array) -> Array:
     return found
 
 
+@functools.cache
+def _fast_length(least: int) -> int:
+    """Return the first product of 2, 3 and 5 from a number on, for fast Fourier transforms.
+
+    >>> _fast_length(2002)
+    2025
+    """
+    length = least
+    while 2**30 * 3**20 * 5**13 % length:
+        length += 1
+    return length
+
+
 def _autocovariance(x: Array) -> Array:
     """Return the autocovariance at each lag, averaged over the chains: (draws, scalars)."""
-    from scipy.fft import irfft, next_fast_len, rfft
-
     draws = x.shape[1]
-    length = next_fast_len(2 * draws)
-    transformed = rfft(x - x.mean(1, keepdims=True), n=length, axis=1)
+    length = _fast_length(2 * draws)
+    transformed = np.fft.rfft(x - x.mean(1, keepdims=True), n=length, axis=1)
     power = (transformed * np.conjugate(transformed)).real.mean(0)
-    return np.asarray(irfft(power, n=length, axis=0)[:draws] / draws)
+    return np.asarray(np.fft.irfft(power, n=length, axis=0)[:draws] / draws)

@@ -13,6 +13,7 @@ import functools
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,6 @@ from probdl.montecarlo.simulate import Simulator
 from probdl.results.diagnostics import require_complete
 from probdl.results.fit import Fit
 from probdl.util.isolation import isolated
-from probdl.util.lazy import special
 from probdl.util.lazy import xarray as xr
 from probdl.util.parallel import parallel_map
 from probdl.util.seeds import stream
@@ -251,7 +251,7 @@ def estimates(fit: Fit, names: Sequence[str], prob: float) -> Array:
         if fit.is_point:
             center = draws[0, 0]
             error = np.asarray(fit.stats.get("standard_error", {}).get(name, np.nan))
-            width = special.ndtri(0.5 + prob / 2) * error
+            width = NormalDist().inv_cdf(0.5 + prob / 2) * error
             low, high = center - width, center + width
         else:
             center = draws.mean((0, 1))

@@ -16,6 +16,7 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,6 @@ from probdl.model.sites import Structure
 from probdl.model.streaming import sample_prior, whole
 from probdl.results.masking import without_masked
 from probdl.util.isolation import isolated
-from probdl.util.lazy import special
 
 __all__ = ["check_prior"]
 
@@ -172,7 +172,7 @@ def _check_conflicts(conflicts: list[_Conflict], count: int, *, fitted: bool) ->
         fitted: whether the model has parameters that were fitted to the data.
     """
     # Of many sites some are outside all draws by chance, but none is far outside.
-    least = -special.ndtri(1 / (PRIOR_DRAWS + 1) / count) if count > 1 else 0.0
+    least = -NormalDist().inv_cdf(1 / (PRIOR_DRAWS + 1) / count) if count > 1 else 0.0
     found = sorted((c for c in conflicts if c.distance > least), key=lambda c: -c.distance)
     if fitted:  # such data sets hardly vary, so that any misfit of the model is outside all draws
         found = [c for c in found if c.gap > MISFIT_MIN * c.spread]
@@ -223,12 +223,29 @@ def _same_as_prior(posterior: Array | None, prior: Array | None) -> bool:
 def _same_distribution_p(a: Array, b: Array) -> float:
     """Return the p-value of the test of Kolmogorov and Smirnov, by its limit for large samples.
 
-    ``scipy.stats``, whose import takes as long as a small fit, has others. As there, it is NaN if
-    a draw is.
+    SciPy, whose import takes as long as a small fit, has others. As there, it is NaN if a draw is.
     """
     places = np.concatenate([a, b])
     if np.isnan(places).any():
         return math.nan
     of_a, of_b = (np.searchsorted(np.sort(x), places, "right") / len(x) for x in (a, b))
     effective = len(a) * len(b) / (len(a) + len(b))
-    return float(special.kolmogorov(effective**0.5 * np.abs(of_a - of_b).max()))
+    return _kolmogorov(effective**0.5 * float(np.abs(of_a - of_b).max()))
+
+
+def _kolmogorov(x: float) -> float:
+    r"""Return the probability that a variable of Kolmogorov's distribution is above x.
+
+    .. math:: 2 \sum_k (-1)^{k-1} e^{-2 k^2 x^2}
+        = 1 - \frac{\sqrt{2 \pi}}{x} \sum_k e^{-(2 k - 1)^2 \pi^2 / (8 x^2)}
+
+    >>> [round(_kolmogorov(x), 6) for x in (0.0, 0.5, 1.0, 1.5)]
+    [1.0, 0.963945, 0.27, 0.022218]
+    """
+    if x <= 0:
+        return 1.0
+    terms = range(1, 10)
+    if x < 1:
+        each = (math.exp(-(((2 * k - 1) * math.pi / x) ** 2) / 8) for k in terms)
+        return 1 - math.sqrt(2 * math.pi) / x * sum(each)
+    return 2 * sum((-1) ** (k - 1) * math.exp(-2 * (k * x) ** 2) for k in terms)

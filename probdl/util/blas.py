@@ -3,32 +3,50 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from threadpoolctl import ThreadpoolController
 
-from probdl.util.lazy import linalg
+from probdl.util.lazy import after_scipy
 
 __all__ = ["blas_kernels", "one_blas_thread", "one_torch_thread"]
 
 
+_limited: list[ExitStack] = []  # the contexts of ``one_blas_thread`` that are open
+
+
 @functools.cache
-def _libraries() -> ThreadpoolController:
-    _ = linalg.lapack  # threadpoolctl only finds libraries that are loaded
-    return ThreadpoolController()
+def _libraries(*, with_scipy: bool) -> ThreadpoolController:
+    return ThreadpoolController()  # of the libraries that are loaded
 
 
-def one_blas_thread() -> Any:
+def _limit(stack: ExitStack) -> None:
+    libraries = _libraries(with_scipy="scipy.linalg" in sys.modules)
+    stack.enter_context(libraries.limit(limits=1, user_api="blas"))
+
+
+def one_blas_thread() -> ExitStack:
     """Run NumPy's and SciPy's linear algebra on one thread, which is faster for small matrices.
 
     On busy cores the threads wait for one another: a step of L-BFGS in three dimensions then takes
-    1.5 milliseconds.
+    1.5 milliseconds. SciPy's library is included when it is loaded, which takes a fifth of a second
+    and may not be needed. Without ``with``, the limit stays.
     """
-    return _libraries().limit(limits=1, user_api="blas")
+    stack = ExitStack()
+    _limit(stack)
+    _limited.append(stack)
+    stack.callback(_limited.remove, stack)
+    return stack
+
+
+@after_scipy.append
+def _limit_scipy() -> None:
+    for stack in _limited:
+        _limit(stack)
 
 
 @contextmanager
@@ -51,10 +69,9 @@ def blas_kernels() -> str:
 
     OpenBLAS chooses its kernels by the model of the processor, and takes old ones for a new model.
     """
-    _libraries.cache_clear()  # SciPy's may have been loaded since
     found = [
         library
-        for library in _libraries().info()
+        for library in ThreadpoolController().info()
         if library["user_api"] == "blas" and "numpy.libs" not in library["filepath"]
     ]
     if not found:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import importlib
 import os
 import signal
+import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from probdl.util.lock import GLOBAL_LOCK
 
 __all__ = [
+    "after_scipy",
     "arviz",
     "backend_bases",
     "cloudpickle",
@@ -31,10 +33,12 @@ __all__ = [
     "optimize",
     "pandas",
     "pyplot",
-    "special",
     "stats",
     "xarray",
 ]
+
+after_scipy: list[Callable[[], Any]] = []
+"""Functions that are called after a part of SciPy was imported."""
 
 if TYPE_CHECKING:
     import arviz
@@ -46,7 +50,7 @@ if TYPE_CHECKING:
     import xarray
     from arviz_stats import ecdf_utils
     from matplotlib import backend_bases, pyplot
-    from scipy import linalg, optimize, special, stats
+    from scipy import linalg, optimize, stats
 else:
 
     class _Deferred(ModuleType):
@@ -70,8 +74,13 @@ else:
         with GLOBAL_LOCK, warnings.catch_warnings():  # ArviZ 0.23 warns about version 1.0 on import
             warnings.filterwarnings("ignore", r"\s*ArviZ", FutureWarning)
             try:
+                is_new = name not in sys.modules
                 with _interrupts_wait():
-                    return importlib.import_module(name)
+                    module = importlib.import_module(name)
+                if is_new and name.startswith("scipy."):
+                    for function in after_scipy:
+                        function()
+                return module
             except ModuleNotFoundError:
                 if not alternatives:
                     raise
@@ -117,6 +126,5 @@ else:
     optimize = _Deferred("scipy.optimize")
     pandas = _Deferred("pandas")
     pyplot = _Deferred("matplotlib.pyplot")
-    special = _Deferred("scipy.special")
     stats = _Deferred("scipy.stats")
     xarray = _Deferred("xarray")

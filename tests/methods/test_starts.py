@@ -107,7 +107,8 @@ def test_no_chain_of_a_hard_model_stays_where_it_started(name, sampler):
         fit = probdl.infer(model, *data(), method=method, seed=seed)
         assert "stuck_chain" not in checks(fit)
         lp = np.median(fit.stats["lp"], 1)
-        assert np.ptp(lp) < 20 + lp.size
+        # A chain far from the posterior is lower; one in the neck of a funnel is higher.
+        assert np.median(lp) - lp.min() < 20 + lp.size
 
 
 def test_chains_of_the_same_seed_repeat():

@@ -12,6 +12,7 @@ import importlib
 import re
 
 from probdl.compile.runtime.addresses import exported
+from probdl.util.lazy import linalg
 
 __all__ = ["Lapack", "lapack"]
 
@@ -45,6 +46,7 @@ def lapack() -> Lapack:
 
 
 def _address(name: str, where: str, types: str) -> int:
+    _ = linalg.blas  # on one thread, where that is asked for
     module = importlib.import_module(f"scipy.linalg.cython_{where}")
     found = exported(module, name)
     if found is None:

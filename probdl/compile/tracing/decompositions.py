@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch._decomp import core_aten_decompositions, decomposition_table
+from torch import Tensor, _decomp
+from torch._decomp import decomposition_table
 
 from probdl.compile.codegen import emit
 
@@ -44,13 +44,23 @@ _CASTING = (
 )
 
 
+def _core() -> Any:
+    """Return torch's core list.
+
+    Its public function adds all operations that autograd resolves before they are traced, which
+    takes a tenth of a second.
+    """
+    name = "_core_aten_decompositions_post_autograd"
+    return getattr(_decomp, name, _decomp.core_aten_decompositions)()
+
+
 @functools.cache
 def decompositions() -> dict[Any, Callable[..., Any]]:
     """Return the decomposition of each operation."""
     # Besides torch's core list, use its decompositions of operations that the list keeps, but not
     # its reference implementations, which result in operations of another kind.
     extra = {op: fn for op, fn in decomposition_table.items() if fn.__module__ == _TORCH_MODULE}
-    table = extra | dict(core_aten_decompositions().items())
+    table = extra | dict(_core().items())
     table |= {op: inspect.unwrap(table[op]) for op in _CASTING if op in table}
     return {op: fn for op, fn in table.items() if not emit.supports(op)} | {
         aten._log_softmax.default: _log_softmax,

@@ -20,7 +20,6 @@ from probdl.io.pareto import psis
 from probdl.model.density import LogDensity
 from probdl.results.weights import Reference, weights_ess
 from probdl.util.clock import check_time_limit
-from probdl.util.lazy import special
 
 __all__ = ["find_reference", "has_reference"]
 
@@ -107,7 +106,7 @@ def _draw(mean: Array, root: Array, count: int, rng: np.random.Generator) -> tup
     dim = len(mean)
     noise = rng.standard_normal((count, dim))
     noise *= np.sqrt(FREEDOM / rng.chisquare(FREEDOM, (count, 1)))
-    constant = special.gammaln((FREEDOM + dim) / 2) - special.gammaln(FREEDOM / 2)
+    constant = math.lgamma((FREEDOM + dim) / 2) - math.lgamma(FREEDOM / 2)
     constant -= dim / 2 * math.log(FREEDOM * math.pi) + np.log(np.diag(root)).sum()
     log_q = constant - (FREEDOM + dim) / 2 * np.log1p((noise**2).sum(1) / FREEDOM)
     return mean + noise @ root.T, log_q

@@ -14,8 +14,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from probdl.util.lazy import linalg
-
 __all__ = ["Metric", "low_rank"]
 
 Array = NDArray[np.float64]
@@ -58,13 +56,13 @@ def low_rank(draws: Array, grads: Array, cutoff: float) -> Metric | None:
     dim = x.shape[1]
     basis = np.eye(dim)
     if 2 * len(x) < dim:
-        basis = linalg.qr(np.concatenate([x, g]).T, mode="economic")[0]
+        basis = np.linalg.qr(np.concatenate([x, g]).T)[0]
     x, g = x @ basis, g @ basis
     added = REGULARISATION * np.eye(basis.shape[1])
     try:
         mean = _geometric_mean(x.T @ x / len(x) + added, g.T @ g / len(g) + added)
-        variances, vectors = linalg.eigh(mean)
-    except (linalg.LinAlgError, ValueError):
+        variances, vectors = np.linalg.eigh(mean)
+    except np.linalg.LinAlgError:
         return None
     if not np.isfinite(vectors).all() or not np.isfinite(variances).all():
         return None
@@ -75,10 +73,10 @@ def low_rank(draws: Array, grads: Array, cutoff: float) -> Metric | None:
 
 def _geometric_mean(of_draws: Array, of_grads: Array) -> Array:
     """Return A such that A G A = X, of the covariances X of draws and G of gradients."""
-    values, vectors = linalg.eigh(of_grads)
+    values, vectors = np.linalg.eigh(of_grads)
     root = (vectors * np.sqrt(values)) @ vectors.T
     inverse = (vectors / np.sqrt(values)) @ vectors.T
-    inner, rotation = linalg.eigh(root @ of_draws @ root)
+    inner, rotation = np.linalg.eigh(root @ of_draws @ root)
     middle = (rotation * np.sqrt(np.maximum(inner, 0.0))) @ rotation.T
     mean: Array = inverse @ middle @ inverse
     return (mean + mean.T) / 2

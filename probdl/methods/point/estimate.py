@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,6 @@ from probdl.model.predictive import log_likelihood
 from probdl.model.program import Program
 from probdl.model.sites import Structure
 from probdl.results.fit import Fit
-from probdl.util.lazy import special
 
 __all__ = ["point_fit"]
 
@@ -214,7 +214,7 @@ def _standard_errors(
     norms = jacobian.norm(dim=1) * parts.flat.norm()
     variance[moved > 1e-6 * norms] = torch.inf
     errors = variance.sqrt().split([v.numel() for v in values.values()])
-    width = special.ndtri(0.5 + prob / 2)
+    width = NormalDist().inv_cdf(0.5 + prob / 2)
     result: dict[str, dict[str, Any]] = {"standard_error": {}, "ci_low": {}, "ci_high": {}}
     for (name, value), error in zip(values.items(), errors, strict=True):
         error = error.reshape(value.shape)
