@@ -42,12 +42,11 @@ NOTES = f"""\
 Every system runs {CHAINS} chains with {WARMUP:,} warm-up iterations and {DRAWS:,} draws each on \
 {CORES} cores, in a new process with an empty cache, at its default settings, with these \
 exceptions. NumPyro uses double precision, as all systems except Pyro do. *nutpie low-rank* and \
-*NumPyro, dense* use a mass matrix with correlations, as probdl does by default for at most 50 \
-coordinates ([the effect of this setting](mass_matrix.md)); they count in one row of the summary \
-only. PyMC models are always sampled by nutpie. probdl's default (low-rank up to 50 coordinates, \
-cutoff 4) was chosen after its effect on these ten tasks was known, so the rows at default \
-settings favour probdl. The row that includes the peers with correlations is the like-for-like \
-comparison.
+*NumPyro, dense* use a mass matrix with correlations, as probdl does where the first draws show \
+strong ones ([the effect of this setting](mass_matrix.md)); they count in one row of the summary \
+only. PyMC models are always sampled by nutpie. probdl's default (low-rank from a ratio of 4 on) \
+was chosen after its effect on these ten tasks was known, so the rows at default settings favour \
+probdl. The row that includes the peers with correlations is the like-for-like comparison.
 
 *First call*: time from the call to the posterior, without imports, including compilation. \
 *Cached*: the same in a second process that uses the files cached by the first, measured for \

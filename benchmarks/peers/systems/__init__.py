@@ -17,7 +17,7 @@ import numpy as np
 CHAINS, DRAWS, WARMUP, CORES = 4, 1000, 1000, 2
 # By system, the packages whose versions are reported.
 PACKAGES = {
-    "probdl": ("probdl", "torch", "nutpie"),
+    "probdl": ("probdl", "torch"),
     "pyro": ("pyro-ppl", "torch"),
     "numpyro_vectorized": ("numpyro", "jax"),
     "numpyro_parallel": ("numpyro", "jax"),
