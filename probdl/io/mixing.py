@@ -23,7 +23,7 @@ __all__ = ["bfmi", "ess_bulk", "ess_tail", "mcse_mean", "rhat"]
 Array = NDArray[np.float64]
 Suspect = Callable[[Array, Array], NDArray[np.bool_]]
 
-MAX_NUMBERS = 2**22  # of draws at a time, to bound the memory
+MAX_NUMBERS = 2**17  # of draws at a time, which fit into the cache
 SCREENED_NUMBERS = 2**23  # of draws from which on most scalars are judged by a part of the draws
 SCREENED_DRAWS = 5000  # per chain that such a part has at least
 DRAWS_MIN = 4  # per chain
