@@ -1,6 +1,7 @@
 """Results do not depend on threads, event loops, grad modes, handlers and default devices."""
 
 import asyncio
+import os
 import random
 import subprocess
 import sys
@@ -533,3 +534,58 @@ def test_a_forked_process_can_fit(method):
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     """
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=300)
+
+
+def test_linear_algebra_that_is_loaded_late_runs_on_one_thread_too():
+    """SciPy's library is imported when it is needed, also within the limit."""
+    code = """if True:
+        import sys
+        import numpy, threadpoolctl
+        from probdl.util.blas import one_blas_thread
+        from probdl.util.lazy import linalg
+
+        def threads():
+            found = threadpoolctl.threadpool_info()
+            return [of["num_threads"] for of in found if of["user_api"] == "blas"]
+
+        if "scipy.linalg" in sys.modules:
+            sys.exit("SciPy is loaded already")
+        before = threads()
+        with one_blas_thread():
+            with one_blas_thread():
+                first = threads()
+                linalg.cholesky(numpy.eye(2))
+                print(first, threads())
+            print(threads())
+        print(threads()[: len(before)] == before, threads())
+        one_blas_thread()
+        print(threads())
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "2", "OMP_NUM_THREADS": "2"},
+    )
+    assert done.returncode == 0, done.stderr
+    during, outer, after, stays = done.stdout.splitlines()
+    assert set(during) <= set("[1, ]")  # one thread each
+    assert set(outer) <= set("[1, ]")
+    assert after.startswith("True")
+    assert "1" not in after.removeprefix("True")
+    assert set(stays) <= set("[1, ]")
+
+
+def test_a_first_fit_does_not_import_scipy():
+    code = """if True:
+        import sys
+        import numpy as np, probdl
+        from probdl.models import eight_schools
+        probdl.infer(eight_schools, np.ones(3), np.arange(3.0), seed=1)
+        print(*sorted(name for name in sys.modules if name.startswith("scipy.")))
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
