@@ -153,11 +153,14 @@ def _normal_scores(x: Array) -> Array:
     """Replace draws by normal quantiles of their ranks among all chains."""
     import torch  # which takes a second, when draws are judged
 
+    from probdl.util.blas import threads_for
+
     count = x.shape[0] * x.shape[1]
     ranks = _ranks(x.reshape(count, -1))
     offset = 3 / 8  # Blom (1958)
     shares = torch.from_numpy((ranks - offset) / (count - 2 * offset + 1))
-    return np.asarray(torch.special.ndtri(shares).numpy()).reshape(x.shape)
+    with threads_for(x.size):
+        return np.asarray(torch.special.ndtri(shares).numpy()).reshape(x.shape)
 
 
 def _ranks(x: Array) -> Array:

@@ -41,7 +41,7 @@ from probdl.model.sites import (
 )
 from probdl.model.starting import checked_values, search
 from probdl.model.vectorize import vectorize
-from probdl.util.blas import one_torch_thread
+from probdl.util.blas import one_torch_thread, threads_for
 from probdl.util.clock import check_time_limit
 from probdl.util.isolation import isolated
 
@@ -437,9 +437,10 @@ class LogDensity:
         if dependent or (deterministic and self.structure.of("deterministic")):
             flat = vectorize(lambda point: self.values(point), z.reshape(-1, self.dim))
             values = {k: v.reshape(z.shape[:-1] + v.shape[1:]) for k, v in flat.items()}
-        for name, block in self.blocks.items():
-            if block.site.transform is not None:
-                values[name] = block.site.transform(block.of(z))
+        with threads_for(z.numel()):
+            for name, block in self.blocks.items():
+                if block.site.transform is not None:
+                    values[name] = block.site.transform(block.of(z))
         keep = {*self.blocks, *(values if deterministic else ())}
         return {name: values[name] for name in self.structure.sites if name in keep}
 

@@ -33,6 +33,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 from probdl.errors import ModelError, ProbdlError, SettingError, warn
 from probdl.model.recorder import DispatchMode, record
 from probdl.model.scatters import replace_scatters
+from probdl.util.blas import threads_for
 from probdl.util.clock import check_time_limit
 from probdl.util.isolation import evaluation, generator_states
 from probdl.util.lock import GLOBAL_LOCK
@@ -313,7 +314,8 @@ def chunks(fn: Callable[[Any], Any], draws: Any) -> Iterator[Any]:
     size = min(count, count_mode.draws_per_chunk)
     parts = [tree_map(lambda x, i=i: x[i : i + size], draws) for i in range(0, count, size)]
     if generator_states(torch_too=False) == state:
-        mapped, result = _fastest_mapping(fn, one, first, parts[0])
+        with threads_for(size * count_mode.numbers):
+            mapped, result = _fastest_mapping(fn, one, first, parts[0])
     else:
         _warn_slow(
             "it draws random numbers with NumPy or Python",
