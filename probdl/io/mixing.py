@@ -24,6 +24,7 @@ Array = NDArray[np.float64]
 Suspect = Callable[[Array, Array], NDArray[np.bool_]]
 
 MAX_NUMBERS = 2**17  # of draws at a time, which fit into the cache
+OF_ONE_THREAD = 2**15  # numbers
 SCREENED_NUMBERS = 2**23  # of draws from which on most scalars are judged by a part of the draws
 SCREENED_DRAWS = 5000  # per chain that such a part has at least
 DRAWS_MIN = 4  # per chain
@@ -153,14 +154,13 @@ def _normal_scores(x: Array) -> Array:
     """Replace draws by normal quantiles of their ranks among all chains."""
     import torch  # which takes a second, when draws are judged
 
-    from probdl.util.blas import threads_for
-
     count = x.shape[0] * x.shape[1]
     ranks = _ranks(x.reshape(count, -1))
     offset = 3 / 8  # Blom (1958)
     shares = torch.from_numpy((ranks - offset) / (count - 2 * offset + 1))
-    with threads_for(x.size):
-        return np.asarray(torch.special.ndtri(shares).numpy()).reshape(x.shape)
+    # Threads of torch, which may wait for busy cores, would share a larger part.
+    scores = torch.cat([torch.special.ndtri(part) for part in shares.split(OF_ONE_THREAD)])
+    return np.asarray(scores.numpy()).reshape(x.shape)
 
 
 def _ranks(x: Array) -> Array:
