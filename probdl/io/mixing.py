@@ -24,7 +24,6 @@ Array = NDArray[np.float64]
 Suspect = Callable[[Array, Array], NDArray[np.bool_]]
 
 MAX_NUMBERS = 2**17  # of draws at a time, which fit into the cache
-OF_ONE_THREAD = 2**15  # numbers
 SCREENED_NUMBERS = 2**23  # of draws from which on most scalars are judged by a part of the draws
 SCREENED_DRAWS = 5000  # per chain that such a part has at least
 DRAWS_MIN = 4  # per chain
@@ -152,15 +151,22 @@ def _halves(x: Array) -> Array:
 
 def _normal_scores(x: Array) -> Array:
     """Replace draws by normal quantiles of their ranks among all chains."""
+    count = x.shape[0] * x.shape[1]
+    twice = np.nan_to_num(2 * _ranks(x.reshape(count, -1)), nan=0.0).astype(np.intp)
+    return _scores_of_ranks(count)[twice].reshape(x.shape)
+
+
+@functools.lru_cache(maxsize=4)
+def _scores_of_ranks(count: int) -> Array:
+    """Return the normal quantiles of the ranks 1, 1.5, 2, ... at twice the rank, and NaN at 0."""
     import torch  # which takes a second, when draws are judged
 
-    count = x.shape[0] * x.shape[1]
-    ranks = _ranks(x.reshape(count, -1))
     offset = 3 / 8  # Blom (1958)
+    ranks = np.arange(2 * count + 1) / 2
     shares = torch.from_numpy((ranks - offset) / (count - 2 * offset + 1))
-    # Threads of torch, which may wait for busy cores, would share a larger part.
-    scores = torch.cat([torch.special.ndtri(part) for part in shares.split(OF_ONE_THREAD)])
-    return np.asarray(scores.numpy()).reshape(x.shape)
+    scores: Array = torch.special.ndtri(shares).numpy()
+    scores[0] = np.nan
+    return scores
 
 
 def _ranks(x: Array) -> Array:
