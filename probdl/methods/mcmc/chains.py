@@ -124,7 +124,7 @@ def gather(chains: Sequence[Chain], draws: int, stop: KeyboardInterrupt | None) 
         of, returned = f"{draws} draws per chain", f"these draws from {chosen} chains are returned"
         findings.append(interrupted(stop, count, of, returned, "get all draws"))
     return Chains(
-        np.stack([chain.z[:count] for chain in kept]),
+        _together([chain.z[:count] for chain in kept]),
         {name: np.stack([c.stats[name][:count] for c in kept]) for name in kept[0].stats},
         findings,
         [chain.state_after(count) for chain in kept if chain.state_after is not None],
@@ -220,6 +220,16 @@ def posterior_fit(
     return method.fit_type(  # type: ignore[no-any-return]
         method, density.program, density.structure, sites, stats, seed, findings
     )
+
+
+def _together(arrays: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Stack arrays; those that together are one array already, in this order, are not copied."""
+    whole = arrays[0].base
+    if isinstance(whole, np.ndarray) and whole.shape == (len(arrays), *arrays[0].shape):
+        places = [part.ctypes.data for part in whole]
+        if [array.ctypes.data for array in arrays] == places:
+            return whole
+    return np.stack(arrays)
 
 
 def constrained(

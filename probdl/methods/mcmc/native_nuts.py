@@ -150,6 +150,7 @@ class _Running:
         start: finds the starting point.
         key: the key of the random numbers.
         settings: the settings.
+        z: where the draws are written, (draws, d).
         state: a state to go on from; then there is no warm-up.
         metric: a metric that is known before the warm-up, which is then short.
     """
@@ -160,6 +161,7 @@ class _Running:
         start: Callable[[], Tensor],
         key: int,
         settings: Settings,
+        z: Array,
         state: ChainState | None = None,
         metric: Metric | None = None,
     ) -> None:
@@ -167,7 +169,7 @@ class _Running:
         self.density, self._start, self._key = density, start, key
         self._state = state
         self.chain: NutsChain | None = None
-        self.z = np.empty((settings.draws, density.dim))
+        self.z = z
         self.records = np.zeros(settings.draws, RECORD)
         self.before = 0  # transitions of tasks that are done
         self.task: NutsTask | None = None
@@ -464,13 +466,18 @@ def run(
     starts = None
     if states:
         known = [check_state(state, dim) for state in states]
-        running = [_Running(density, lambda: torch.empty(0), of.key, settings, of) for of in known]
+        z = np.empty((len(known), draws, dim))
+        running = [
+            _Running(density, lambda: torch.empty(0), of.key, settings, z[i], of)
+            for i, of in enumerate(known)
+        ]
     else:
         starts = Starts(find_start, seed)
+        seeds = [of for i, of in enumerate(_seeds(seed, chains)) if not chain_ids or i in chain_ids]
+        z = np.empty((len(seeds), draws, dim))
         running = [
-            _Running(density, functools.partial(starts, s >> 1), key, settings, metric=metric)
-            for i, (s, key) in enumerate(_seeds(seed, chains))
-            if chain_ids is None or i in chain_ids
+            _Running(density, functools.partial(starts, s >> 1), key, settings, z[i], metric=metric)
+            for i, (s, key) in enumerate(seeds)
         ]
     interruption, watcher, ended = None, Watcher(callback, before), False
     total = len(running) * (settings.warmup + draws)
