@@ -531,6 +531,25 @@ def test_without_forks_ctrl_c_ends_the_processes(interruptible, monkeypatch):
     assert [p for p in multiprocessing.active_children() if p not in before and p.is_alive()] == []
 
 
+def test_without_forks_processes_of_others_go_on(monkeypatch):
+    monkeypatch.setattr(parallel, "can_fork", lambda: False)
+    other = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,))
+    submit = parallel._SpawnedPool.submit
+
+    def submit_beside_another(*args, **kwargs):
+        if other.pid is None:
+            other.start()
+        return submit(*args, **kwargs)
+
+    monkeypatch.setattr(parallel._SpawnedPool, "submit", submit_beside_another)
+    try:
+        assert parallel.parallel_map(lambda i, x: i, range(4), workers=2) == [0, 1, 2, 3]
+        assert other.is_alive()
+    finally:
+        other.kill()
+        other.join()
+
+
 def test_without_forks_a_process_that_ends_costs_its_tasks(monkeypatch):
     monkeypatch.setattr(parallel, "can_fork", lambda: False)
     with pytest.raises(probdl.ModelError, match=r"takes no more work.*may have run out of memory"):

@@ -131,19 +131,12 @@ def _on_spawned(
     lost: Callable[[str], Any],
 ) -> Generator[tuple[int, Any]]:
     """Yield the results of tasks in new processes."""
-    others = multiprocessing.active_children()
     context = multiprocessing.get_context("spawn")
     pool = _SpawnedPool(processes, context, signal.signal, (signal.SIGINT, signal.SIG_IGN))
     try:
         yield from executors.on_executor(pool, work, items, tasks, lost)
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        ours = [process for process in multiprocessing.active_children() if process not in others]
-        for process in ours:
-            process.terminate()
-        for process in ours:
-            process.join(END_WAIT_S)
-            process.kill()
+        pool.end()
 
 
 class _SpawnedPool(ProcessPoolExecutor):
@@ -151,6 +144,16 @@ class _SpawnedPool(ProcessPoolExecutor):
 
     What the script defines travels with the work.
     """
+
+    def end(self) -> None:
+        """End the processes, also those that work."""
+        ours = [*(self._processes or {}).values()]
+        self.shutdown(wait=False, cancel_futures=True)
+        for process in ours:
+            process.terminate()
+        for process in ours:
+            process.join(END_WAIT_S)
+            process.kill()
 
     def submit(self, *args: Any, **kwargs: Any) -> Future[Any]:
         main = vars(sys.modules["__main__"])
