@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -192,13 +192,6 @@ def _compiled_before(density: LogDensity) -> _Compiled | None:
     return _compiled_models.get(density.program.model, {}).get(key) if key is not None else None
 
 
-def _slices(density: LogDensity) -> Iterator[slice]:
-    """Yield the coordinates of each site."""
-    for block in density.blocks.values():
-        if block.size:
-            yield slice(block.start, block.start + block.size)
-
-
 def _reused(
     density: LogDensity, model: _Remembered, seed: int, threads: int, trusted: bool
 ) -> NativeDensity | None:
@@ -213,7 +206,8 @@ def _reused(
     try:
         if not trusted:
             points = _points(density, model, seed, REVERIFIED_POINTS)
-            verify(compiled, model, points, parts=[*_slices(density)])
+            starts = [block.start for block in density.blocks.values() if block.size]
+            verify(compiled, model, points, starts=starts)
         elif known.of_first_steps:  # a later step may branch on the data
             verify(compiled, density, _points(density, compiled, seed, 1), gradient=False)
     except MismatchError:  # data that are not arguments of the model have changed

@@ -22,7 +22,7 @@ from probdl import LogDensity
 from probdl.compile import choose
 from probdl.compile.codegen import operations
 from probdl.compile.runtime import cache, library, toolchain
-from probdl.compile.verify import verify
+from probdl.compile.verify import MismatchError, verify
 from probdl.methods.mcmc import nutpie_adapter
 from probdl.models import linear_regression, normal_normal
 
@@ -505,6 +505,19 @@ def test_verify_returns_the_error():
     compiled, _ = choose(density, "native", 0)
     points = torch.linspace(-2, 2, 5, dtype=torch.float64)[:, None]
     assert 0 <= verify(compiled, density, points) < 1e-12
+
+
+@pytest.mark.parametrize("wrong", [(math.nan, 0.0), (0.0, math.nan), (math.inf, 0.0)])
+def test_code_that_is_not_finite_where_the_model_is_fails_verification(wrong):
+    density = LogDensity.from_model(normal_normal, (SIGMA, Y))
+
+    class Wrong:
+        def value_and_grad(self, z):
+            value, grad = density.value_and_grad(z)
+            return value + wrong[0], grad + wrong[1]
+
+    with pytest.raises(MismatchError):
+        verify(Wrong(), density, torch.zeros(1, 1, dtype=torch.float64))
 
 
 def test_doctor_reports_what_is_available(capsys):
