@@ -639,10 +639,9 @@ def _verify(
                 (loss, grad), (found, found_grad) = results
                 if not (np.isfinite(loss).all() and torch.isfinite(grad).all()):
                     continue
-                error = max(
-                    float((abs(found - loss) / (1 + abs(loss))).max()),
-                    float((found_grad - grad).abs().max() / (1 + grad.abs().max())),
-                )
+                of_loss = (abs(found - loss) / (1 + abs(loss))).max()
+                of_grad = float((found_grad - grad).abs().max() / (1 + grad.abs().max()))
+                error = float(np.maximum(of_loss, of_grad))  # NaN if one is
                 if not error <= tolerance:
                     raise MismatchError(
                         f"the compiled step disagrees with the model (relative error {error:.2g})"
