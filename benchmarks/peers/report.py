@@ -45,7 +45,7 @@ exceptions. NumPyro uses double precision, as all systems except Pyro do. *nutpi
 *NumPyro, dense* use a mass matrix with correlations, as probdl does where the first draws show \
 strong ones ([the effect of this setting](mass_matrix.md)); they count in one row of the summary \
 only. PyMC models are always sampled by nutpie. probdl's default (low-rank from a ratio of 4 on) \
-was chosen after its effect on these ten tasks was known, so the rows at default settings favour \
+was chosen after its effect on these tasks was known, so the rows at default settings favour \
 probdl. The row that includes the peers with correlations is the like-for-like comparison.
 
 *First call*: time from the call to the posterior, without imports, including compilation. \
