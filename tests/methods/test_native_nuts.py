@@ -603,6 +603,28 @@ def test_without_a_compiler_pyros_sampler_runs(monkeypatch):
         probdl.infer(normal_normal, SIGMA, Y, method=replace(few, chain_ids=[0]), seed=1)
 
 
+def test_nutpie_is_not_needed():
+    code = """if True:
+        import sys
+        for name in ("nutpie", "arro3", "arro3.core", "pyarrow", "zarr", "obstore"):
+            sys.modules[name] = None  # as if it were not installed
+        import numpy as np, probdl
+        from probdl.models import normal_normal
+        for sampler in ("native", "nutpie"):
+            method = probdl.NUTS(draws=20, warmup=20, chains=2, sampler=sampler)
+            fit = probdl.infer(normal_normal, np.ones(3), np.arange(3.0), method=method, seed=1)
+            print("sampler" in {f.check for f in fit.findings}, fit.draws["mu"].shape)
+        print(probdl.doctor().healthy)
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[:2] == ["False (2, 20)", "True (2, 20)"]
+    assert "not installed; only NUTS(sampler='nutpie') needs it" in done.stdout
+    assert done.stdout.splitlines()[-1] == "True"
+
+
 def test_the_first_trajectories_are_short():
     """Before the metric knows the correlations, long ones would only follow the narrow ridge."""
 

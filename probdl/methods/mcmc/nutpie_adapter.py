@@ -26,7 +26,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from arro3.core import list_flatten
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -456,16 +455,17 @@ def findings(evaluator: Evaluator) -> list[Finding]:
     used = "its public interface, which is slower, is used"
     if _public()[0] is None:
         used = "Pyro's sampler, which is slower, is used"
+    reason = _private()[1] if evaluator.engine == "native" else _public()[1]
+    problem = f"does not work as expected ({reason})"
     try:
         version = importlib.metadata.version("nutpie")
     except importlib.metadata.PackageNotFoundError:
-        version = "(not installed)"
-    reason = _private()[1] if evaluator.engine == "native" else _public()[1]
+        version, problem = "", "is not installed"
     return [
         Finding(
             "warning",
             "sampler",
-            f"nutpie {version} does not work as expected ({reason}); {used}.",
+            f"{f'nutpie {version}'.strip()} {problem}; {used}.",
             'Install it as this release of probdl needs it: pip install "probdl[nutpie]"; '
             "probdl.doctor() shows what is installed. sampler='native' does not need it.",
         )
@@ -581,6 +581,8 @@ def _read(
     stop: KeyboardInterrupt | None,
 ) -> Chains:
     """Convert nutpie's tables, one per chain, to arrays; interrupted chains differ in length."""
+    from arro3.core import list_flatten  # of the extra
+
     chains = []
     for point, table in zip(points, stats, strict=True):
         kept = slice(int(_numpy(table.column("tuning")).sum()), None)
