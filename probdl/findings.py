@@ -222,9 +222,9 @@ TOPICS: dict[str, dict[str, Check]] = {
         ),
         "evidence": Check(
             _INFO,
-            "Weighted draws of a wider density confirm the moments of the draws, but the "
-            "importance ratios have a heavy tail, so that log_evidence of the fit may be too low.",
-            "Pareto k-hat beyond the limits of pareto_k",
+            "Weighted draws of a wider density confirm the moments of the draws, but not the "
+            "evidence: the importance ratios of the approximation miss a part of the posterior.",
+            "the two estimates of log_evidence differ by more than 0.1 nats",
         ),
         "weights": Check(
             _WARNING,

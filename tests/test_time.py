@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::probdl.FindingWarning")
 SIGMA, Y = np.ones(3), np.array([1.0, 2.0, 3.0])
 MANY = 10_000_000
 ENDLESS = {
-    "nuts": probdl.NUTS(draws=1_000_000, warmup=50, chains=3),
+    "nuts": probdl.NUTS(draws=MANY, warmup=50, chains=3),
     "eager": probdl.NUTS(draws=100_000, warmup=5, chains=2, engine="eager"),
     "hmc": probdl.HMC(draws=100_000, warmup=5, chains=2),
     "metropolis": probdl.Metropolis(draws=1_000_000, warmup=50, chains=2, thin=1),
@@ -62,7 +62,7 @@ def test_a_time_limit_returns_partial_results(name, time_passes):
     with pytest.warns(probdl.FindingWarning, match=r"The time limit of 1\.5 s ended the run after"):
         fit = probdl.infer(normal_normal, SIGMA, Y, method=method, seed=1, time_limit=1.5)
     assert "time_limit" in [f.check for f in fit.diagnose()]
-    assert fit.draws["mu"].size < 1_000_000 * method.__dict__.get("chains", 1)
+    assert fit.draws["mu"].size < MANY * method.__dict__.get("chains", 1)
     if name not in ("eager", "hmc", "svi", "svi_eager"):  # which may have made little progress
         assert fit.draws["mu"].mean() == pytest.approx(1.5, abs=0.5)
 

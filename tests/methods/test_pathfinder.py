@@ -142,5 +142,7 @@ def test_an_evidence_that_is_off_is_reported(concentration):
     for seed in range(3):
         fit = probdl.infer(model, counts, method="pathfinder", seed=seed)
         found = {f.check for f in fit.findings}
-        if abs(fit.stats["log_evidence"] - exact) > 0.1:
+        if abs(fit.stats["log_evidence"] - exact) > 0.15:
             assert found & {"evidence", "pareto_k", "weights", "biased_moments"}
+        elif abs(fit.stats["log_evidence"] - exact) < 0.05:
+            assert "evidence" not in found

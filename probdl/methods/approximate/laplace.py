@@ -165,7 +165,6 @@ class Laplace(Method, name="laplace"):
                 pareto_k,
                 "the normal approximation",
                 reference=compared.reference,
-                evidence=False,  # it has none by weights
             ),
             *compared.findings,
             *held_params(structure),

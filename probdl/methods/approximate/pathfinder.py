@@ -181,6 +181,7 @@ class Pathfinder(Method, name="pathfinder"):
         ratios = lp - np.concatenate([_log_mixture(normals, counts, part) for part in parts])
         ratios = np.where(beyond_a_turn(density, evaluator, *parts), -np.inf, ratios)
         log_weights, pareto_k = psis(ratios)
+        log_evidence = float(np.logaddexp.reduce(ratios) - math.log(len(ratios)))
         count = min(self.draws, len(lp))
         chosen = torch.arange(count)
         if len(found) > 1:
@@ -192,7 +193,7 @@ class Pathfinder(Method, name="pathfinder"):
             "elbo": np.array([s.elbo for s in found]),
             "pareto_k": pareto_k,
             "log_weights": log_weights,
-            "log_evidence": float(np.logaddexp.reduce(ratios) - math.log(len(ratios))),
+            "log_evidence": log_evidence,
             "engine": evaluator.engine,
         }
         compared = compare_with_density(density, evaluator, kept.numpy(), seed)
@@ -205,6 +206,7 @@ class Pathfinder(Method, name="pathfinder"):
                 "Increase paths." if len(found) > 1 else "",
                 compared.reference,
                 resampled=len(found) > 1,
+                log_evidence=log_evidence,
             ),
             *compared.findings,
             *held_params(structure),

@@ -75,7 +75,11 @@ def find_reference(
     if not pareto_k < k_max or share < ESS_SHARE_MIN:
         return None
     values = density.constrain(torch.from_numpy(z))
-    return Reference({name: values[name].numpy() for name in density.blocks}, log_weights)
+    log_evidence = float(np.logaddexp.reduce(ratios) - math.log(len(ratios)))
+    if any(block.site.distribution == "VonMises" for block in density.blocks.values()):
+        log_evidence = math.nan  # the draws are on several turns
+    draws = {name: values[name].numpy() for name in density.blocks}
+    return Reference(draws, log_weights, log_evidence)
 
 
 def has_reference(density: LogDensity) -> bool:

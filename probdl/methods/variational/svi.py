@@ -563,6 +563,7 @@ class SVI(Method, name="svi"):
             "the guide",
             self._remedy(program, structure, outcome),
             self._reference(program, structure, weighted, seed, found),
+            log_evidence=weighted.log_evidence,
         )
         return draws, stats, found
 
