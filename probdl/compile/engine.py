@@ -143,7 +143,7 @@ def _choose(
     model = _Remembered(density)
     evaluator: Evaluator = density
     findings: list[Finding] = []
-    if (known := _compiled_before(density)) is not None:
+    if (known := _compiled_before(density, trusted)) is not None:
         findings = list(known.findings)
     elif engine != "eager" and (found := _of_first_steps(density, seed, threads)):
         return found
@@ -153,7 +153,8 @@ def _choose(
     if engine == "eager":
         return density, findings
     try:
-        if (reused := _reused(density, model, seed, threads, trusted)) is not None:
+        reused = known and _reused(known, density, model, seed, threads, trusted)
+        if reused is not None:
             return reused, [*findings, *cache.findings()]
         count = REVERIFIED_POINTS if density.program.is_large else VERIFIED_POINTS
         points = _points(density, model, seed, count)
@@ -187,20 +188,26 @@ def _choose(
     ]
 
 
-def _compiled_before(density: LogDensity) -> _Compiled | None:
+def _compiled_before(density: LogDensity, trusted: bool) -> _Compiled | None:
+    """Return what was compiled for this model, unless what it captures has changed since."""
     key = _key(density)
-    return _compiled_models.get(density.program.model, {}).get(key) if key is not None else None
+    known = _compiled_models.get(density.program.model, {}).get(key) if key is not None else None
+    if known is None or trusted or known.captured == identify(density.program.original):
+        return known
+    return None
 
 
 def _reused(
-    density: LogDensity, model: _Remembered, seed: int, threads: int, trusted: bool
+    known: _Compiled,
+    density: LogDensity,
+    model: _Remembered,
+    seed: int,
+    threads: int,
+    trusted: bool,
 ) -> NativeDensity | None:
     """Return the code that was compiled for this model on other data; None if it is not usable."""
-    known = _compiled_before(density)
-    if known is not None and not trusted and known.captured != identify(density.program.original):
-        return None
-    arrays = known.prepared.arrays(density.program.tensors()) if known is not None else None
-    if known is None or arrays is None:
+    arrays = known.prepared.arrays(density.program.tensors())
+    if arrays is None:
         return None
     compiled = NativeDensity(known.source, density.dim, arrays, threads)
     try:

@@ -47,7 +47,7 @@ def verify(
         finite: whether both are finite at the points.
         starts: where parts of the gradient start that are compared each by itself, such as the
             sites: a change of one may be small beside the largest element of all. Where large
-            terms cancel, this may find errors that are none.
+            terms cancel, this may also report rounding errors.
 
     Returns:
         The largest error relative to 1 + |value|, or to 1 + the largest element of the gradient.

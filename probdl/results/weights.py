@@ -23,7 +23,13 @@ from probdl.findings import (
 )
 from probdl.model.sites import scalar_labels
 
-__all__ = ["Reference", "check_approximation", "check_weights", "weights_ess"]
+__all__ = [
+    "Reference",
+    "check_approximation",
+    "check_weights",
+    "log_evidence_of",
+    "weights_ess",
+]
 
 Array = NDArray[np.float64]
 
@@ -52,6 +58,11 @@ class Reference:
 def weights_ess(log_weights: Array) -> float:
     r"""Return the effective sample size of normalised weights, :math:`1 / \sum_i w_i^2`."""
     return float(np.exp(-np.logaddexp.reduce(2 * log_weights)))
+
+
+def log_evidence_of(log_ratios: Array) -> float:
+    """Return the logarithm of the mean of ratios p(z, x) / q(z), which estimates log p(x)."""
+    return float(np.logaddexp.reduce(log_ratios) - math.log(len(log_ratios)))
 
 
 def check_weights(
@@ -132,7 +143,7 @@ def check_approximation(
         reference: weighted draws of the posterior; if there are any, the moments are compared with
             theirs.
         resampled: whether the draws are resampled by the weights.
-        log_evidence: the evidence by the weights, in nats; NaN if the fit has none.
+        log_evidence: the evidence by the weights, in nats; NaN if it was not estimated.
     """
     if reference is not None:
         found = _check_moments(draws, reference, approximation, remedy)

@@ -284,10 +284,11 @@ def _read(answer: Any) -> tuple[list[int], list[Any], BaseException | None, floa
     """
     try:
         indices, results, raised, seconds = cloudpickle.loads(answer)
-    except Exception:
+    except Exception as error:
         raise ModelError(
             f"The executor returned {reprlib.repr(answer)} instead of the result of the function "
-            "that was submitted. Its submit() must return a future with that result."
+            f"that was submitted, or it cannot be read here ({type(error).__name__}: {error}). "
+            "submit() must return a future with that result."
         ) from None
     return indices, results, raised, seconds
 
@@ -296,7 +297,7 @@ def _pickled(thing: Any) -> bytes:
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         def reducer_override(self, part: Any) -> Any:
             if isinstance(part, Tensor) and any(isinstance(x, ref) for x in vars(part).values()):
-                # Pyro refers from values to parameters so.
+                # Pyro's references from values to their parameters cannot be pickled.
                 state = {k: x for k, x in vars(part).items() if not isinstance(x, ref)}
                 return _tensor_with, (type(part), part.detach(), part.requires_grad, state)
             # A part of a large tensor would travel with all of it.

@@ -79,7 +79,7 @@ def _library() -> Any:
 
 
 def check_compiled() -> None:
-    """Compile the sampler, if it is not.
+    """Compile the sampler, unless it is compiled already.
 
     Raises:
         CompilerError: there is no compiler, or it failed.

@@ -34,7 +34,7 @@ from probdl.model.density import LogDensity
 from probdl.model.program import Program
 from probdl.results.diagnostics import interrupted
 from probdl.results.fit import Fit
-from probdl.results.weights import check_approximation
+from probdl.results.weights import check_approximation, log_evidence_of
 from probdl.util.clock import check_time_limit
 from probdl.util.executors import finished
 from probdl.util.isolation import isolated
@@ -181,7 +181,7 @@ class Pathfinder(Method, name="pathfinder"):
         ratios = lp - np.concatenate([_log_mixture(normals, counts, part) for part in parts])
         ratios = np.where(beyond_a_turn(density, evaluator, *parts), -np.inf, ratios)
         log_weights, pareto_k = psis(ratios)
-        log_evidence = float(np.logaddexp.reduce(ratios) - math.log(len(ratios)))
+        log_evidence = log_evidence_of(ratios)
         count = min(self.draws, len(lp))
         chosen = torch.arange(count)
         if len(found) > 1:

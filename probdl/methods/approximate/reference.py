@@ -18,7 +18,7 @@ from probdl.compile.runtime.native_density import NativeDensity
 from probdl.findings import EXPECTATION_K_MAX, PARETO_K_MAX
 from probdl.io.pareto import psis
 from probdl.model.density import LogDensity
-from probdl.results.weights import Reference, weights_ess
+from probdl.results.weights import Reference, log_evidence_of, weights_ess
 from probdl.util.clock import check_time_limit
 
 __all__ = ["find_reference", "has_reference"]
@@ -75,7 +75,7 @@ def find_reference(
     if not pareto_k < k_max or share < ESS_SHARE_MIN:
         return None
     values = density.constrain(torch.from_numpy(z))
-    log_evidence = float(np.logaddexp.reduce(ratios) - math.log(len(ratios)))
+    log_evidence = log_evidence_of(ratios)
     if any(block.site.distribution == "VonMises" for block in density.blocks.values()):
         log_evidence = math.nan  # the draws are on several turns
     draws = {name: values[name].numpy() for name in density.blocks}

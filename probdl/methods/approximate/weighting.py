@@ -21,7 +21,7 @@ from probdl.model.program import Program
 from probdl.model.sites import Structure
 from probdl.model.streaming import shared
 from probdl.results.latent import Proposal, Scorer, propose
-from probdl.results.weights import weights_ess
+from probdl.results.weights import log_evidence_of, weights_ess
 from probdl.util.clock import check_overtime, check_time_limit
 from probdl.util.progress import bar
 
@@ -59,7 +59,7 @@ class WeightedDraws:
     @property
     def log_evidence(self) -> float:
         """The logarithm of the mean ratio, which estimates log p(x), in nats (Eqs. 16 to 19)."""
-        return float(np.logaddexp.reduce(self.log_ratios) - math.log(len(self.log_ratios)))
+        return log_evidence_of(self.log_ratios)
 
     @property
     def ess(self) -> float:
