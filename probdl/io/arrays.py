@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
+import tempfile
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import quote
 
 import numpy as np
@@ -16,11 +18,46 @@ from torch import Tensor
 from probdl.errors import SettingError
 from probdl.io.files import create_file
 
-__all__ = ["write_arrays"]
+__all__ = ["mapped_array", "write_arrays"]
+
+
+def mapped_array(folder: str | os.PathLike[str], shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Return an array of zeros that is mapped to a file without a name, which ends with it.
+
+    Raises:
+        SettingError: the file cannot be written, as when the disk is full.
+    """
+    path = Path(folder)
+    size = math.prod(shape) * np.dtype(np.float64).itemsize
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path) as file:
+            _allocate(file, size)
+            return np.memmap(file, np.float64, "r+", shape=shape)
+    except OSError as error:
+        raise SettingError(
+            f"A file of {size / 2**30:.3g} GiB could not be written to {path}: "
+            f"{error.strerror or error}. Free disk space, or choose another folder."
+        ) from None
+
+
+def _allocate(file: IO[bytes], size: int) -> None:
+    """Write zeros. Of a file with holes, a full disk would end the process later."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+        return
+    zeros = bytes(2**24)
+    for start in range(0, size, len(zeros)):
+        file.write(zeros[: size - start])
+    file.flush()
 
 
 def write_arrays(
-    folder: str | os.PathLike[str], parts: Iterable[Mapping[str, Tensor]], lead: tuple[int, ...]
+    folder: str | os.PathLike[str],
+    parts: Iterable[Mapping[str, Tensor]],
+    lead: tuple[int, ...],
+    *,
+    what: str = "predictions",
 ) -> dict[str, NDArray[Any]]:
     """Write arrays part by part to ``.npy`` files, and return them memory-mapped.
 
@@ -30,6 +67,10 @@ def write_arrays(
         folder: the folder of the files ``<name>.npy``; it is created if it does not exist.
         parts: consecutive rows by name, each of shape (n, *shape).
         lead: the leading shape of the whole arrays, (*lead, *shape).
+        what: a noun for them.
+
+    Returns:
+        The arrays. What is assigned to them stays in memory.
 
     Raises:
         SettingError: the files cannot be written.
@@ -52,10 +93,10 @@ def write_arrays(
         for name in paths:
             paths[name].unlink(missing_ok=True)
         raise SettingError(
-            f"The predictions could not be written to {path}: {error.strerror or error}. Free disk "
+            f"The {what} could not be written to {path}: {error.strerror or error}. Free disk "
             "space, or choose another folder."
         ) from None
-    return {name: np.load(file, mmap_mode="r") for name, file in paths.items()}
+    return {name: np.load(file, mmap_mode="c") for name, file in paths.items()}
 
 
 def _write_header(file: Any, rows: NDArray[Any], lead: tuple[int, ...]) -> None:

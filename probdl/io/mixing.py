@@ -10,6 +10,7 @@ Carlo", Statistical Science 7 (1992), for the sum of autocorrelations.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from importlib.metadata import version
 
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from probdl.util.clock import check_time_limit
+from probdl.util.columns import by_columns
 
 __all__ = ["bfmi", "ess_bulk", "ess_tail", "mcse_mean", "rhat"]
 
@@ -107,30 +109,37 @@ def _by_scalar(
             the figures and the draws of the part; None settles nothing.
         chains: the number of chains that the statistic needs.
     """
-    numbers, per_chain = draws.size, draws.shape[1]
-    thin = min(-(-numbers // SCREENED_NUMBERS), per_chain // SCREENED_DRAWS)
-    if suspect is not None and thin > 1:
-        part = draws[:, ::thin].reshape(draws.shape[0], -(-per_chain // thin), -1)
-        found = _by_scalar(part, statistic, None, chains)
-        flat = draws.reshape(*draws.shape[:2], -1)
+    shape, per_chain = draws.shape[2:], draws.shape[1]
+    thin = min(-(-draws.size // SCREENED_NUMBERS), per_chain // SCREENED_DRAWS)
+    if draws.shape[0] < chains or per_chain < DRAWS_MIN:
+        return np.full(shape, np.nan)
+
+    def of_part(x: Array) -> Array:
+        if suspect is None or thin <= 1:
+            return _exactly(x, statistic)
+        some = x[:, ::thin]
+        found = _exactly(some, statistic)
         with np.errstate(all="ignore"):
-            exact = ~np.isfinite(flat.sum((0, 1))) | ~np.isfinite(found) | suspect(found, part)
-        found[exact] = _by_scalar(flat[..., exact], statistic, None, chains)
-        return found.reshape(draws.shape[2:])
-    shape = draws.shape[2:]
-    found = np.full(int(np.prod(shape)), np.nan)
-    if draws.shape[0] < chains or draws.shape[1] < DRAWS_MIN:
-        return found.reshape(shape)
-    flat = draws.reshape(*draws.shape[:2], -1)
+            exact = ~np.isfinite(x.sum((0, 1))) | ~np.isfinite(found) | suspect(found, some)
+        found[exact] = _exactly(x[..., exact], statistic)
+        return found
+
+    flat = draws.reshape(*draws.shape[:2], math.prod(shape))
+    return by_columns(of_part, flat).reshape(shape)
+
+
+def _exactly(draws: Array, statistic: Callable[[Array], Array]) -> Array:
+    """Evaluate a statistic of all draws (chains, draws, scalars), in parts that fit a cache."""
+    found = np.empty(draws.shape[2])
     size = max(1, MAX_NUMBERS // (draws.shape[0] * draws.shape[1]))
     with np.errstate(all="ignore"):
         for start in range(0, len(found), size):
             check_time_limit()
-            part = np.asarray(flat[..., start : start + size], dtype=float)
+            part = np.asarray(draws[..., start : start + size], dtype=float)
             values = np.asarray(statistic(part), dtype=float)
             values[np.isnan(part).any((0, 1))] = np.nan
             found[start : start + size] = values
-    return found.reshape(shape)
+    return found
 
 
 def bfmi(energy: Array) -> Array:

@@ -7,6 +7,7 @@ settle at any number of turns, so that they disagree although all their angles a
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from probdl.compile import Evaluator
 from probdl.model.density import LogDensity
 
-__all__ = ["TURN", "beyond_a_turn", "periodic", "unwound"]
+__all__ = ["TURN", "beyond_a_turn", "periodic", "unwind", "unwound"]
 
 TURN = 2 * math.pi
 POINTS = 3  # at which a period is verified
@@ -30,15 +31,23 @@ def unwound(
     Only coordinates in which the log density has the period 2 pi are changed. A model that uses an
     angle in another way, such as in a linear predictor, is left as it is.
     """
-    angles = periodic(density, evaluator, z.reshape(-1, z.shape[-1]))
-    if not angles:
+    if not (angles := periodic(density, evaluator, z)):
         return z
-    flat = z.reshape(-1, z.shape[-1]).copy()
+    found = z.copy()
+    _unwind(found, angles)
+    return found
+
+
+def unwind(density: LogDensity, evaluator: Evaluator, z: NDArray[np.float64]) -> None:
+    """Write what ``unwound`` returns into its argument."""
+    _unwind(z, periodic(density, evaluator, z))
+
+
+def _unwind(z: NDArray[np.float64], angles: Sequence[int]) -> None:
     for i in angles:
-        angle = flat[:, i]
+        angle = z[..., i]
         centre = math.atan2(np.sin(angle).mean(), np.cos(angle).mean())
-        flat[:, i] = centre + np.remainder(angle - centre + math.pi, TURN) - math.pi
-    return flat.reshape(z.shape)
+        z[..., i] = centre + np.remainder(angle - centre + math.pi, TURN) - math.pi
 
 
 def beyond_a_turn(
@@ -63,9 +72,10 @@ def periodic(density: LogDensity, evaluator: Evaluator, z: NDArray[np.float64]) 
     Args:
         density: the log density.
         evaluator: evaluates it.
-        z: points (n, d), at some of which the period is verified.
+        z: points (..., d), at some of which the period is verified.
     """
-    points = z[np.linspace(0, len(z) - 1, POINTS).astype(int)]
+    rows = z.reshape(-1, z.shape[-1])
+    points = rows[np.linspace(0, len(rows) - 1, POINTS).astype(int)]
     return [
         i
         for block in density.blocks.values()

@@ -13,6 +13,7 @@ from probdl.compile import Evaluator
 from probdl.findings import MODE_DISTANCE, Finding
 from probdl.methods.angles import unwound
 from probdl.model.density import LogDensity
+from probdl.util.columns import by_columns
 
 __all__ = ["Mode", "check_covered", "check_modes"]
 
@@ -80,7 +81,7 @@ def check_covered(
         return []
     flat = z.reshape(-1, z.shape[-1])
     heaviest = max(mode.log_mass for mode in modes)
-    covered = Mode(flat.mean(0), flat.std(0), heaviest)
+    covered = Mode(flat.mean(0), by_columns(lambda x: x.std(0), flat), heaviest)
     return check_modes(density, evaluator, [covered, *modes], "The draws cover one.")
 
 

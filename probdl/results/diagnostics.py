@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ from probdl.io import idata, mixing
 from probdl.io.pareto import psis
 from probdl.model.sites import Site
 from probdl.util.clock import TimeUp
+from probdl.util.columns import by_columns
 
 TARGETS = (0.95, 0.99, 0.999)  # rates of acceptance that are suggested
 
@@ -245,7 +247,9 @@ def _check_mcse(draws: Draws, low_ess: set[str], limit: float) -> list[Finding]:
     """
     shares: dict[str, float] = {}
     for name, error in idata.mcse(draws, limit).items():
-        sd, size = draws[name].std((0, 1)), np.abs(draws[name]).max((0, 1))
+        flat = draws[name].reshape(-1, math.prod(draws[name].shape[2:]))
+        sd = by_columns(lambda x: x.std(0), flat).reshape(error.shape)
+        size = by_columns(lambda x: np.abs(x).max(0), flat).reshape(error.shape)
         with np.errstate(all="ignore"):  # a constant has an error and a deviation by rounding only
             ratio = np.where(sd > ROUNDING * size, error / sd, np.nan)
         if name not in low_ess and np.isfinite(ratio).any():
@@ -274,7 +278,7 @@ def _at_different_modes(draws: Draws, names: Mapping[str, Any]) -> list[str]:
     found = []
     for name in names:
         chains = draws[name].reshape(*draws[name].shape[:2], -1)
-        means, sds = chains.mean(1), chains.std(1)  # (chain, scalar)
+        means, sds = chains.mean(1), by_columns(lambda x: x.std(1), chains)  # (chain, scalar)
         gaps = (means.max(0) - means.min(0)) / np.maximum(sds.max(0), 1e-300)
         stationary = within[name].reshape(len(chains), -1).max(0) < RHAT_WITHIN_CHAIN_MAX
         if (stationary & (gaps > MODE_DISTANCE)).any():
@@ -314,8 +318,12 @@ def _log_shares(size: Array, lp: Array) -> Array:
 def ranges(z: Array) -> Array:
     """Return the interquartile ranges, (chain, d)."""
     thin = max(1, z.shape[1] // DRAWS_OF_QUARTILES)
-    low, high = np.quantile(z[:, ::thin], (0.25, 0.75), axis=1)
-    return np.asarray(high - low)
+
+    def range_of(part: Array) -> Array:
+        low, high = np.quantile(part, (0.25, 0.75), axis=1)
+        return np.asarray(high - low)
+
+    return by_columns(range_of, z[:, ::thin])
 
 
 def stuck_chains(z: Array, lp: Array) -> Array:

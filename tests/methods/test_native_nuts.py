@@ -205,6 +205,14 @@ def test_a_metric_from_few_draws_of_a_normal_density_is_exact():
     assert low_rank(np.zeros((20, 3)), np.ones((20, 3)), 4.0) is None
 
 
+def test_the_metric_of_many_coordinates_is_small():
+    rng = np.random.default_rng(0)
+    draws = rng.normal(size=(20, 300_000))  # the square of which fits into no memory
+    scale, directions, variances = low_rank(draws, -draws, 4.0)
+    assert scale.shape == (300_000,)
+    assert directions.shape == (len(variances), 300_000)
+
+
 def test_chains_of_separate_jobs_are_joined_to_one_run():
     settings = {"draws": 100, "warmup": 200, "chains": 3}
     whole = probdl.infer(eight_schools, SIGMA, Y, method=native(**settings), seed=3)

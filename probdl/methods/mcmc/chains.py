@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,7 +15,8 @@ from torch import Tensor
 from probdl.compile import Evaluator
 from probdl.errors import ModelError
 from probdl.findings import Finding
-from probdl.methods.angles import unwound
+from probdl.io.arrays import write_arrays
+from probdl.methods.angles import unwind
 from probdl.methods.fixed_params import held_params
 from probdl.methods.modes import Mode, check_covered
 from probdl.methods.tails import check_tails
@@ -22,6 +24,7 @@ from probdl.model.density import LogDensity
 from probdl.results.diagnostics import check_stuck, interrupted, stuck_chains, unchecked
 from probdl.results.fit import Fit
 from probdl.util.clock import TimeUp
+from probdl.util.columns import slices
 
 __all__ = [
     "Chain",
@@ -73,7 +76,12 @@ class Chain:
     state_after: Callable[[int], dict[str, Any]] | None = None
 
 
-def gather(chains: Sequence[Chain], draws: int, stop: KeyboardInterrupt | None) -> Chains:
+def gather(
+    chains: Sequence[Chain],
+    draws: int,
+    stop: KeyboardInterrupt | None,
+    whole: NDArray[np.float64] | None = None,
+) -> Chains:
     """Combine chains into arrays; they may differ in length, or have failed.
 
     A failed chain is left out. An interrupted run has chains of different lengths, and with fewer
@@ -84,6 +92,8 @@ def gather(chains: Sequence[Chain], draws: int, stop: KeyboardInterrupt | None) 
         chains: all chains, complete or not.
         draws: number of draws that each chain was meant to have.
         stop: the interruption that ended the run early, if there was one.
+        whole: the array (chain, draw, d) that the draws of the chains are parts of, in this order,
+            whose memory the result then takes; None if there is none.
 
     Raises:
         ModelError: every chain failed, or there are no draws.
@@ -123,11 +133,13 @@ def gather(chains: Sequence[Chain], draws: int, stop: KeyboardInterrupt | None) 
         chosen = f"{len(kept)} of the {len(chains)}" if len(kept) < len(chains) else "all"
         of, returned = f"{draws} draws per chain", f"these draws from {chosen} chains are returned"
         findings.append(interrupted(stop, count, of, returned, "get all draws"))
+    states = [chain.state_after(count) for chain in kept if chain.state_after is not None]
+    parts = [chain.z[:count] for chain in kept]
     return Chains(
-        _together([chain.z[:count] for chain in kept]),
+        np.stack(parts) if whole is None else _moved_together(parts, whole),
         {name: np.stack([c.stats[name][:count] for c in kept]) for name in kept[0].stats},
         findings,
-        [chain.state_after(count) for chain in kept if chain.state_after is not None],
+        states,
     )
 
 
@@ -189,6 +201,7 @@ def posterior_fit(
     modes: Sequence[Mode] = (),
     *,
     draws: Mapping[str, NDArray[Any]] | None = None,
+    out: str | os.PathLike[str] | None = None,
 ) -> Fit:
     """Make the fit of chains, and check it against modes that were found without them.
 
@@ -201,10 +214,14 @@ def posterior_fit(
         findings: findings of the sampler.
         modes: the modes.
         draws: the draws by site, if they are known.
+        out: the folder of the files that the draws are written to, and mapped to; None keeps them
+            in memory.
     """
-    z = unwound(density, evaluator, chains.z)
-    if draws is None:
-        draws = constrained(density, evaluator, chains.z)
+    unwind(density, evaluator, z := chains.z)
+    if out is not None:
+        draws = _written(density, z, out)
+    elif draws is None:
+        draws = constrained(density, z)
     findings = [*findings, *chains.findings, *held_params(density.structure)]
     try:
         findings += check_stuck(z, chains.stats["lp"])
@@ -222,25 +239,38 @@ def posterior_fit(
     )
 
 
-def _together(arrays: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Stack arrays; those that together are one array already, in this order, are not copied."""
-    whole = arrays[0].base
-    if isinstance(whole, np.ndarray) and whole.shape == (len(arrays), *arrays[0].shape):
-        places = [part.ctypes.data for part in whole]
-        if [array.ctypes.data for array in arrays] == places:
-            return whole
-    return np.stack(arrays)
+def _moved_together(
+    parts: Sequence[NDArray[np.float64]], whole: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Stack parts (n, d) of an array (chain, draw, d), in its memory."""
+    rows, count = whole.reshape(-1, whole.shape[2]), len(parts[0])
+    for i, part in enumerate(parts):
+        to = rows[i * count :]
+        if part.ctypes.data != to.ctypes.data:
+            for some in slices(count, part.size):  # to the front, so nothing is lost
+                to[:count][some] = part[some]
+    return rows[: len(parts) * count].reshape(len(parts), count, -1)
+
+
+def _written(
+    density: LogDensity, z: NDArray[np.float64], out: str | os.PathLike[str]
+) -> dict[str, NDArray[Any]]:
+    """Write the draws by site of points (chain, draw, d) to files."""
+    rows = torch.from_numpy(z.reshape(-1, density.dim))
+    parts = (
+        density.constrain(rows[some], deterministic=True) for some in slices(len(rows), z.size)
+    )
+    return write_arrays(out, parts, z.shape[:2], what="draws")
 
 
 def constrained(
     density: LogDensity,
-    evaluator: Evaluator,
     z: NDArray[np.float64],
     before: Mapping[str, NDArray[Any]] | None = None,
 ) -> dict[str, NDArray[Any]]:
     """Return the draws by site of points (chain, draw, d), of which the first may be known."""
     first = 0 if before is None else next(iter(before.values())).shape[1]
-    points = torch.from_numpy(unwound(density, evaluator, z)[:, first:])
+    points = torch.from_numpy(z[:, first:])
     new = {n: x.numpy() for n, x in density.constrain(points, deterministic=True).items()}
     if before is None:
         return new

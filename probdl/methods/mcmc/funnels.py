@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from probdl.model.density import LogDensity
 from probdl.model.sites import Site, centred_sites
+from probdl.util.columns import slices
 
 __all__ = ["funnel_sites"]
 
@@ -37,7 +38,8 @@ def funnel_sites(density: LogDensity, z: NDArray[np.float64]) -> list[Site]:
         values = values.reshape(len(draws), batch if batch > 1 else block.size, -1)
         if (count := values.shape[1]) > 1:
             with np.errstate(divide="ignore"):
-                spread = np.log(values.std(1)).std(0).max()
+                sds = [values[rows].std(1) for rows in slices(len(values), values.size)]
+                spread = np.log(np.concatenate(sds)).std(0).max()
             if not spread > MORE_THAN_FIXED / math.sqrt(2 * (count - 1)):
                 continue
         found.append(site)

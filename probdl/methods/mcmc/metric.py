@@ -54,9 +54,8 @@ def low_rank(draws: Array, grads: Array, cutoff: float) -> Metric | None:
     scale = np.clip(scale, *SCALE_RANGE)
     x, g = x / scale, g * scale
     dim = x.shape[1]
-    basis = np.eye(dim)
-    if 2 * len(x) < dim:
-        basis = np.linalg.qr(np.concatenate([x, g]).T)[0]
+    few = 2 * len(x) < dim
+    basis = np.linalg.qr(np.concatenate([x, g]).T)[0] if few else np.eye(dim)
     x, g = x @ basis, g @ basis
     added = REGULARISATION * np.eye(basis.shape[1])
     try:

@@ -22,6 +22,7 @@ from probdl.compile.runtime.native_density import NativeDensity
 from probdl.compile.runtime.toolchain import CompilerError
 from probdl.errors import DataError, ModelError
 from probdl.findings import Finding
+from probdl.io.arrays import mapped_array
 from probdl.methods.mcmc.chains import Chain, Chains, Starts, gather
 from probdl.methods.mcmc.continuation import EarlierDraws
 from probdl.methods.mcmc.metric import Metric, low_rank
@@ -427,6 +428,7 @@ def run(
     states: Sequence[Mapping[str, Any]] = (),
     earlier: EarlierDraws | None = None,
     before: Array | None = None,
+    out: str | os.PathLike[str] | None = None,
 ) -> Chains:
     """Draw from a density on R^d; on Ctrl-C return the draws so far.
 
@@ -448,6 +450,7 @@ def run(
         states: states to go on from, one for each chain, without warm-up.
         earlier: draws of another fit, with whose metric the warm-up begins, and is short.
         before: the draws so far of chains that go on, (chain, draw, d), for the callback.
+        out: the folder of a file that the draws are mapped to; None keeps them in memory.
 
     Raises:
         KeyboardInterrupt: interrupted before each chain had a draw.
@@ -464,9 +467,14 @@ def run(
     density = evaluator if native else CalledDensity(dim, evaluator)
     settings = Settings(draws, 0 if states else warmup, target_accept, max_treedepth, mass_matrix)
     starts = None
+
+    def array(count: int) -> Array:
+        shape = (count, draws, dim)
+        return np.empty(shape) if out is None else mapped_array(out, shape)
+
     if states:
         known = [check_state(state, dim) for state in states]
-        z = np.empty((len(known), draws, dim))
+        z = array(len(known))
         running = [
             _Running(density, lambda: torch.empty(0), of.key, settings, z[i], of)
             for i, of in enumerate(known)
@@ -474,12 +482,13 @@ def run(
     else:
         starts = Starts(find_start, seed)
         seeds = [of for i, of in enumerate(_seeds(seed, chains)) if not chain_ids or i in chain_ids]
-        z = np.empty((len(seeds), draws, dim))
+        z = array(len(seeds))
         running = [
             _Running(density, functools.partial(starts, s >> 1), key, settings, z[i], metric=metric)
             for i, (s, key) in enumerate(seeds)
         ]
-    interruption, watcher, ended = None, Watcher(callback, before), False
+    interruption, ended = None, False
+    watcher = Watcher(callback, before, None if out is None else z)
     total = len(running) * (settings.warmup + draws)
     with (
         bar(total, "sampling", progress) as shown,
@@ -504,7 +513,7 @@ def run(
                 chain.stop()
     if ended and not min(chain.drawn for chain in running):
         raise ModelError("The callback ended the run before each chain had a draw.")
-    found = gather([chain.result() for chain in running], draws, interruption)
+    found = gather([chain.result() for chain in running], draws, interruption, z)
     if ended:
         found.findings.append(
             Finding(

@@ -18,6 +18,7 @@ from probdl.compile import ENGINES, Evaluator, choose
 from probdl.compile.kernels.nuts import RECORD
 from probdl.errors import ModelError
 from probdl.findings import Finding
+from probdl.methods.angles import unwind
 from probdl.methods.approach import TypicalStarts
 from probdl.methods.approximate.pathfinder import pathfinder_draw
 from probdl.methods.base import Method
@@ -45,8 +46,8 @@ MASS_MATRICES = ("auto", "diag", "low_rank", "dense")
 INITS = ("auto", "random", "pathfinder")
 SAMPLERS = ("native", "nutpie")
 # Settings that need the first.
-OF_NATIVE = ("chain_ids", "until", "start", "checkpoint", "callback", "executor")
-OF_THIS_PROCESS = ("until", "start", "checkpoint", "callback")
+OF_NATIVE = ("chain_ids", "until", "start", "checkpoint", "callback", "out", "executor")
+OF_THIS_PROCESS = ("until", "start", "checkpoint", "callback", "out")
 TRAJECTORY_MAX = 1e3  # 160 periods of a normal posterior
 TREEDEPTH_MAX = 30  # a billion gradients for one draw
 # Up to this d, learning the correlations takes less than half a second (`make bench-mass`).
@@ -111,12 +112,15 @@ class NUTS(Method, name="nuts"):
         callback: a function that is called about once a second with a ``Watch``: ``num_draws``,
             ``divergences``, ``step_sizes``, ``rhat`` and ``ess`` so far. If it returns False, the
             run ends with the draws so far. Default: None.
+        out: a folder to which the draws are written, as ``<site>.npy``, and to which ``fit.draws``
+            are memory-mapped: for more draws than the memory holds. The disk must hold them twice
+            while the chains run. Excludes ``until`` and ``checkpoint``. Default: None.
         executor: runs the chains on its workers: a ``concurrent.futures.Executor``, or a Dask
-            ``Client``. The draws are the same. Excludes ``until``, ``start``, ``checkpoint``
-            and ``callback``. Default: None.
+            ``Client``. The draws are the same. Excludes ``until``, ``start``,
+            ``checkpoint``, ``callback`` and ``out``. Default: None.
 
     Raises:
-        SettingError: a setting is out of range.
+        SettingError: a setting is out of range, or ``out`` cannot be written.
         ModelError: ``engine="native"``, but the model cannot be compiled.
 
     Example:
@@ -153,6 +157,7 @@ class NUTS(Method, name="nuts"):
     callback: Callable[[Watch], Any] | None = field(
         default=None, repr=False, metadata={"saved": False}
     )
+    out: str | os.PathLike[str] | None = field(default=None, repr=False, metadata={"saved": False})
     executor: Any = field(default=None, repr=False, metadata={"saved": False})
 
     def __post_init__(self) -> None:
@@ -182,7 +187,10 @@ class NUTS(Method, name="nuts"):
             self._refuse("start", "must be a fit")
         if self.start is not None and self.init != "auto":
             self._refuse("start", "cannot be combined with init; chains start at draws of the fit")
-        check_path(type(self).__name__, checkpoint=self.checkpoint)
+        check_path(type(self).__name__, checkpoint=self.checkpoint, out=self.out)
+        for name in ("until", "checkpoint"):  # which hold all draws in memory
+            if self.out is not None and getattr(self, name) is not None:
+                self._refuse("out", f"cannot be combined with {name}")
         check_workers(type(self).__name__, None, self.executor)
         for name in OF_THIS_PROCESS:
             if self.executor is not None and getattr(self, name) is not None:
@@ -220,6 +228,8 @@ class NUTS(Method, name="nuts"):
         else:
             sampler = native_nuts.run if own else nutpie_adapter.run
             sample = self._sampler(sampler, density, evaluator, start, mass_matrix, seed, progress)
+            if self.out is not None:
+                sample = functools.partial(sample, out=self.out)
 
             def sample_first(draws: int, **options: Any) -> Chains:
                 if self.executor is not None:
@@ -254,9 +264,12 @@ class NUTS(Method, name="nuts"):
                 start=None,
                 callback=None,
                 checkpoint=None,
+                out=None,
                 executor=None,
             )
-        return method._fit(density, evaluator, chains, seed, findings, start, mass_matrix)
+        return method._fit(
+            density, evaluator, chains, seed, findings, start, mass_matrix, out=self.out
+        )
 
     def run_chains(self, program: Program, seed: int, ids: Sequence[int]) -> Chains:
         """Run some of the chains of ``run``, by the sampler in C."""
@@ -302,7 +315,7 @@ class NUTS(Method, name="nuts"):
     def _checkpoint(self, seed: int, density: LogDensity) -> Checkpoint | None:
         if self.checkpoint is None:
             return None
-        exempt = ("checkpoint", "draws", "until", "callback", "start", "executor")
+        exempt = ("checkpoint", "draws", "until", "callback", "start", "out", "executor")
         identity = identity_of(self, seed, density.labels, density.program, exempt)
         if self.start is not None:
             draws = [torch.from_numpy(np.asarray(of)) for of in self.start.draws.values()]
@@ -335,7 +348,8 @@ class NUTS(Method, name="nuts"):
         chains = chains.followed_by(new)
         longer = replace(self, draws=chains.z.shape[1])
         mass_matrix = fit.stats["mass_matrix"]
-        draws_of = constrained(density, evaluator, chains.z, fit.draws)
+        unwind(density, evaluator, chains.z)
+        draws_of = constrained(density, chains.z, fit.draws)
         return longer._fit(
             density, evaluator, chains, fit.seed, findings, start, mass_matrix, draws=draws_of
         )
@@ -370,6 +384,7 @@ class NUTS(Method, name="nuts"):
         mass_matrix: str,
         *,
         draws: Mapping[str, NDArray[Any]] | None = None,
+        out: str | os.PathLike[str] | None = None,
     ) -> Fit:
         """Make the fit of chains, with the findings of the sampler."""
         findings = [
@@ -378,7 +393,9 @@ class NUTS(Method, name="nuts"):
             *_check_energy(density, chains, self.target_accept),
         ]
         modes = start.modes if isinstance(start, TypicalStarts) else []
-        fit = posterior_fit(self, density, evaluator, chains, seed, findings, modes, draws=draws)
+        fit = posterior_fit(
+            self, density, evaluator, chains, seed, findings, modes, draws=draws, out=out
+        )
         fit.stats["mass_matrix"] = mass_matrix
         return fit
 

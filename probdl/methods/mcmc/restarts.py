@@ -103,15 +103,17 @@ def _misplaced(z: Array, lp: Array, levels: Array) -> NDArray[np.bool_]:
 
 
 def _replaced(chains: Chains, which: NDArray[np.bool_], new: Chains) -> Chains:
-    z, stats = chains.z.copy(), {name: of.copy() for name, of in chains.stats.items()}
-    z[which] = new.z
+    """Write the new chains in the places of some; a second array may not fit into memory."""
+    stats = {name: of.copy() for name, of in chains.stats.items()}
+    for i, of in zip(np.flatnonzero(which), new.z, strict=True):
+        chains.z[i] = of
     for name, of in stats.items():
         of[which] = new.stats[name]
     given = iter(new.states)
     states = [
         next(given) if again else state for state, again in zip(chains.states, which, strict=False)
     ]
-    return replace(chains, z=z, stats=stats, states=states)
+    return replace(chains, stats=stats, states=states)
 
 
 def _with(chains: Chains, *findings: Finding) -> Chains:

@@ -124,10 +124,16 @@ class Watcher:
     Args:
         callback: the function of a :class:`Watch`; None calls nothing.
         before: the draws of earlier blocks, (chain, draw, d); None if this is the first.
+        whole: the array of the draws of all chains, if that is too large to be copied.
     """
 
-    def __init__(self, callback: Callable[[Watch], Any] | None, before: Array | None) -> None:
-        self._callback, self._before = callback, before
+    def __init__(
+        self,
+        callback: Callable[[Watch], Any] | None,
+        before: Array | None,
+        whole: Array | None = None,
+    ) -> None:
+        self._callback, self._before, self._whole = callback, before, whole
         self._last = time.perf_counter()
 
     def ends(self, running: Sequence[Any]) -> bool:
@@ -137,7 +143,10 @@ class Watcher:
             return False
         self._last = now
         count = min(chain.drawn for chain in running)
-        z = np.stack([chain.z[:count] for chain in running])
+        if self._whole is not None:
+            z = self._whole[:, :count]
+        else:
+            z = np.stack([chain.z[:count] for chain in running])
         seen = Watch(
             z if self._before is None else np.concatenate([self._before, z], 1),
             np.array([chain.step for chain in running]),
