@@ -5,6 +5,8 @@ statements, settings or labels. Harmless corruptions (a Series instead of an arr
 give the fit of the clean data.
 """
 
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -425,3 +427,17 @@ def test_malformed_models(kind):
 def test_malformed_settings(make, bad):
     with pytest.raises(probdl.SettingError):
         make(bad)
+
+
+def test_a_process_without_standard_error_can_fit():
+    code = (
+        "import sys; sys.stderr = None\n"
+        "import numpy as np, probdl\n"
+        "from probdl.models import normal_normal\n"
+        "fit = probdl.infer(normal_normal, np.ones(3), np.zeros(3), method='nuts', seed=1)\n"
+        "data = np.ones(3), np.zeros(3)\n"
+        "probdl.infer(normal_normal, *data, method='svi', seed=1, progress=True)\n"
+        "print(fit.num_draws)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip().splitlines()[-1:] == ["1000"], done.stdout

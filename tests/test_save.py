@@ -19,6 +19,7 @@ from torch import nn
 from torch.distributions import constraints
 
 import probdl
+from probdl.model import predictive
 from probdl.models import VAE, eight_schools, linear_regression, normal_normal
 
 RNG = np.random.default_rng(3)
@@ -493,3 +494,20 @@ def test_a_method_that_is_passed_for_its_guide_has_the_other_settings_of_the_fit
     assert loaded.elbo(y).pointwise is not None
     with pytest.raises(probdl.SettingError, match="method= has steps=300"):
         probdl.load(tmp_path / "fit", model=model, method=probdl.SVI(guide=guide, steps=300))
+
+
+def test_saving_does_not_run_the_model_for_each_observed_site(tmp_path, monkeypatch):
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        for i in range(len(y)):
+            before = y[i - 1] if i == 5 else 0.0
+            pyro.sample(f"y{i}", dist.Normal(mu + before, 1.0), obs=y[i])
+
+    fit = probdl.infer(model, np.arange(20.0), method="laplace", seed=1)
+    calls = []
+    own = predictive.log_likelihood
+    monkeypatch.setattr(
+        predictive, "log_likelihood", lambda *a, **k: calls.append(1) or own(*a, **k)
+    )
+    fit.save(tmp_path / "fit")
+    assert len(calls) <= 4

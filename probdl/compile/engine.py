@@ -27,11 +27,18 @@ from probdl.compile.probe import check_gradient, probe
 from probdl.compile.runtime import cache
 from probdl.compile.runtime.native_density import NativeDensity, differentiable
 from probdl.compile.runtime.toolchain import CompilerError
-from probdl.compile.tracing.trace import Prepared, Traced, UntraceableError, WriteError, trace
+from probdl.compile.tracing.trace import (
+    CaughtError,
+    Prepared,
+    Traced,
+    UntraceableError,
+    WriteError,
+    trace,
+)
 from probdl.compile.verify import MismatchError, verify
 from probdl.errors import ModelError, ProbdlError, TimeLimitError
 from probdl.findings import Finding
-from probdl.io.identity import identify
+from probdl.io.surroundings import Surroundings, surroundings
 from probdl.model.density import LogDensity
 from probdl.util.clock import check_time_limit, timed
 from probdl.util.isolation import evaluation
@@ -44,12 +51,14 @@ MAX_STATEMENTS = 40_000  # of C; they take a minute to compile
 VERIFIED_POINTS = 5  # at which new code is compared with the model
 CLIMBED_STEPS = 50  # towards a mode, to verify code there
 GUARD = 2**20  # numbers, behind the arrays that unverified code reads
+REASON_MAX = 200  # characters of an error that are shown
 REVERIFIED_POINTS = 2  # for code that was verified on other data, or if the data are large
 
 Evaluator = Any
 """An evaluator of a density: it has ``engine``, ``value_and_grad(z)`` and ``__call__(z)``."""
 
 _REMEDIES: dict[type[Exception], str] = {
+    CaughtError: CaughtError.remedy,
     UntraceableError: "Replace `if` on the value of a site by torch.where(), and draw random "
     "numbers with pyro.sample only.",
     WriteError: "Collect values in a list and join them by torch.stack() or torch.cat(), instead "
@@ -67,7 +76,7 @@ class _Compiled:
     source: Source
     findings: tuple[Finding, ...]
     of_first_steps: bool  # whether later steps were not traced
-    captured: str  # what identifies the model with all that it takes from its surroundings
+    surroundings: Surroundings  # of the model
 
 
 # By model, then by the shapes of its arguments and the kind of density. An entry is removed
@@ -159,7 +168,7 @@ def _choose(
         count = REVERIFIED_POINTS if density.program.is_large else VERIFIED_POINTS
         points = _points(density, model, seed, count)
         check_time_limit()
-        traced = trace(density, points[0])
+        traced = _traced(density, points[0])
         check_time_limit()
         try:
             native = _compile_and_verify(density, traced, model, points, threads, findings)
@@ -188,11 +197,20 @@ def _choose(
     ]
 
 
+def _traced(density: LogDensity, z: Tensor) -> Traced:
+    """Trace a density at a point where it was evaluated."""
+    try:
+        return trace(density, z)
+    except ModelError as error:  # such as TorchScript that branches on a value
+        reason = str(error).partition("\n")[0][:REASON_MAX]
+        raise UntraceableError(f"its operations cannot be recorded ({reason} …)") from None
+
+
 def _compiled_before(density: LogDensity, trusted: bool) -> _Compiled | None:
     """Return what was compiled for this model, unless what it captures has changed since."""
     key = _key(density)
     known = _compiled_models.get(density.program.model, {}).get(key) if key is not None else None
-    if known is None or trusted or known.captured == identify(density.program.original):
+    if known is None or trusted or known.surroundings == surroundings(density.program.original):
         return known
     return None
 
@@ -253,8 +271,8 @@ def _remember(
 ) -> None:
     key = _key(density)
     if key is not None and prepared.reads_data:
-        captured = identify(density.program.original)
-        known = _Compiled(prepared, source, tuple(findings), of_first_steps, captured)
+        around = surroundings(density.program.original)
+        known = _Compiled(prepared, source, tuple(findings), of_first_steps, around)
         _compiled_models.setdefault(density.program.model, {})[key] = known
 
 

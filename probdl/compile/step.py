@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -28,7 +28,9 @@ from probdl.compile.kernels.noise import NoiseSpec, draw_noise, random_key, spec
 from probdl.compile.runtime import cache
 from probdl.compile.runtime.native_density import NativeDensity
 from probdl.compile.runtime.toolchain import CompilerError
+from probdl.compile.tracing.caught import catches_failures
 from probdl.compile.tracing.trace import (
+    CaughtError,
     UntraceableError,
     WriteError,
     trace_function,
@@ -38,6 +40,7 @@ from probdl.compile.verify import MismatchError
 from probdl.compile.workload import Workload
 from probdl.errors import ModelError, ProbdlError
 from probdl.findings import Finding
+from probdl.io.surroundings import surroundings
 from probdl.model.advice import where
 from probdl.model.recorder import ControlFlowError, erase_unused, record
 from probdl.util.clock import time_left
@@ -60,9 +63,16 @@ class ForeignWriteError(UntraceableError):
     """A step writes to a tensor that belongs to the caller."""
 
 
+class StateError(UntraceableError):
+    """A model has a state that is no tensor, such as a counter of its calls."""
+
+
 _REMEDIES: dict[type[Exception], str] = {  # for other exceptions there is nothing to advise
     ForeignWriteError: "Make the model a torch.nn.Module that holds the network; the fit trains a "
     "copy of it.",
+    StateError: "Leave counters out of model and guide. SVI(kl_annealing=) changes the weight of "
+    "the KL term.",
+    CaughtError: CaughtError.remedy,
     ControlFlowError: "Replace `if` on the value of a site or a parameter by torch.where(), and do "
     "not use .item().",
     WriteError: "Collect values in a list and join them by torch.stack() or torch.cat(), instead "
@@ -126,10 +136,13 @@ class Step(Protocol):
     Attributes:
         engine: the name of its engine.
         threads: the threads that it can use.
+        has_state: whether the user's functions have a state that is no tensor, on which the loss of
+            later steps may depend.
     """
 
     engine: str
     threads: Threads
+    has_state: bool
 
     def begin_block(self, size: int = BLOCK, stream: Stream = None) -> None:
         """Discard noise that was drawn in advance; up to ``size`` calls will follow.
@@ -153,6 +166,7 @@ class EagerStep:
     def __init__(self, loss: Loss, parameters: Parameters) -> None:
         self._loss = loss
         self._parameters = parameters
+        self.has_state = False
 
     def begin_block(self, size: int = BLOCK, stream: Stream = None) -> None:
         """Do nothing: random numbers are drawn when they are needed."""
@@ -174,6 +188,7 @@ class GraphStep:
 
     engine = "graph"
     threads = Threads.ALL
+    has_state = False
     writes = False  # whether it writes to the buffers of the loss
 
     def __init__(
@@ -211,6 +226,11 @@ class GraphStep:
                         "running statistics of a network that the model closes over"
                     )
                 self.writes = self.writes or own
+        targets = {node.target for node in recording.graph.nodes}
+        if aten._linalg_check_errors.default in targets:
+            given = [*values, *data]
+            if catches_failures(lambda *inputs: loss_and_grads(*inputs)[0], given):
+                raise CaughtError("it catches a failure of linear algebra")
         erase_unused(recording.graph)
         self._graph: Any = recording.function()
         self._parameters = parameters
@@ -253,6 +273,7 @@ class NativeStep:
 
     engine = "native"
     threads = Threads.ALL
+    has_state = False
 
     def __init__(
         self, loss: Loss, parameters: Parameters, data: Sequence[Tensor], held: int = 0
@@ -456,6 +477,7 @@ def choose_step(
     seed: int,
     steps: int = 0,
     held: int = 0,
+    functions: Sequence[Callable[..., Any]] = (),
 ) -> tuple[Step, list[Finding]]:
     """Return an evaluator of a loss, and a finding if it is slower than necessary.
 
@@ -469,18 +491,25 @@ def choose_step(
         steps: the number of steps to expect.
         held: the number of tensors at the start of ``data`` that are the same in each step. Control
             flow may depend on their values.
+        functions: the functions and networks of the user that the loss calls.
 
     Raises:
         ModelError: the native engine is required but not available.
     """
     eager = EagerStep(loss, parameters)
+    before = [*map(surroundings, functions)]
     parallel = _is_parallel(eager, parameters, data, loss.buffers)
+    after = map(surroundings, functions)
+    changed = [name for a, b in zip(before, after, strict=True) for name in a.changed(b)]
+    eager.has_state = bool(changed)
     if engine == "eager":
         eager.threads = _threads(eager, parallel, parameters, data, loss.buffers)
         return eager, []
     compiled: Step
     failures: list[Exception] = []
-    for kind in (NativeStep, FusedStep, GraphStep):
+    if changed:  # on which later steps may branch
+        failures.append(StateError(f"each call changes the value of '{changed[0]}'"))
+    for kind in () if changed else (NativeStep, FusedStep, GraphStep):
         if engine not in ("auto", kind.engine):
             continue
         if engine == "auto" and kind is FusedStep and not _is_inductor_worthwhile(steps):

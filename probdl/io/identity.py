@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from probdl.model.callables import inside_handler
 from probdl.model.fingerprint import fingerprint
 
-__all__ = ["captured_values", "digest_of", "identify", "layers", "source_digest"]
+__all__ = ["array_text", "captured_values", "digest_of", "identify", "layers", "source_digest"]
 
 MAX_DEPTH = 8  # of containers and objects in one another
 UNWRAP_MAX = 20
@@ -37,7 +37,7 @@ def identify(value: Any, depth: int = MAX_DEPTH) -> str:
     if depth == 0:
         return type(value).__name__
     inside = functools.partial(identify, depth=depth - 1)
-    if (data := _array(value)) is not None:
+    if (data := array_text(value)) is not None:
         return data
     name = type(value).__name__
     if isinstance(value, Mapping):
@@ -139,7 +139,7 @@ def _is_fixed(value: Any, layer: Any) -> bool:
         return all(_is_fixed(each, layer) for each in value)
     if inspect.isfunction(value):
         return value is not layer and value.__module__ == getattr(layer, "__module__", None)
-    return isinstance(value, _PLAIN) or _array(value) is not None
+    return isinstance(value, _PLAIN) or array_text(value) is not None
 
 
 def _attributes(owner: Any) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def _attributes(owner: Any) -> dict[str, Any]:
     return {n: v for n, v in own.items() if not n.startswith("_") and n != "training"}
 
 
-def _array(value: Any) -> str | None:
+def array_text(value: Any) -> str | None:
     """Identify an array or tensor by its values; None for other objects, and parameters."""
     if isinstance(value, Tensor):
         usable = value.layout == torch.strided and not value.is_meta and not value.is_nested

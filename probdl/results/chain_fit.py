@@ -116,7 +116,8 @@ def concat(fits: Sequence[ChainFit]) -> ChainFit:
         >>> probdl.concat(parts).draws["mu"].shape
         (2, 100)
     """
-    if not fits or not all(isinstance(fit, ChainFit) for fit in fits):
+    listed = isinstance(fits, (list, tuple))
+    if not listed or not fits or not all(isinstance(fit, ChainFit) for fit in fits):
         raise SettingError("concat() takes a list of fits by NUTS.")
     first = fits[0]
     for i, fit in enumerate(fits[1:], 1):

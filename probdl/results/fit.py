@@ -469,7 +469,7 @@ class Fit(PredictingFit):
 
     @cached
     def _all_findings(self) -> Findings:
-        if self.is_point:
+        if self.is_point and not hasattr(self.method, "chains"):
             return Findings(self.findings)
         of_draws = check_draws(
             self.draws,

@@ -23,7 +23,7 @@ from probdl.model.program import Program
 from probdl.model.sites import Structure
 from probdl.results.container import as_numpy
 from probdl.results.crossvalidation import CrossValidation, cross_validate
-from probdl.results.lagged import is_given_others
+from probdl.results.lagged import sites_given_others
 from probdl.results.loo import (
     check_moment_matching,
     matched,
@@ -302,7 +302,9 @@ class ScoredFit(FitState):
         """List the observed sites whose terms are given other observations, see ``compare``."""
         if self.program.loader is not None:
             return []
-        return [s.name for s in self.structure.terms() if is_given_others(self, s.name)]
+        names = [site.name for site in self.structure.terms()]
+        given = sites_given_others(self, names)
+        return [name for name in names if name in given]
 
     def _check_score(self, score: LogPredictive) -> None:
         """Warn of scores that few draws carry."""

@@ -43,6 +43,8 @@ def bar(total: int, description: str, show: bool | None) -> Iterator[Any]:
 
 def is_shown(show: bool | None) -> bool:
     """Return whether to show progress: as asked, or None on a terminal and in a notebook only."""
+    if sys.stderr is None:  # of a process without a console
+        return False
     return (sys.stderr.isatty() or _in_notebook()) if show is None else show
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -24,9 +25,13 @@ from probdl.compile.runtime import library, toolchain
 from probdl.compile.runtime.called_density import CalledDensity
 from probdl.compile.runtime.toolchain import CompilerError
 from probdl.methods.mcmc import native_nuts
+from probdl.methods.mcmc.blocks import continued
+from probdl.methods.mcmc.chains import Chains
 from probdl.methods.mcmc.metric import low_rank
 from probdl.methods.mcmc.watching import Watcher
+from probdl.methods.training.checkpoint import Checkpoint
 from probdl.models import eight_schools, normal_normal
+from probdl.util.clock import TimeUp, clock
 
 SIGMA = np.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
 Y = np.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
@@ -654,3 +659,171 @@ def test_the_first_trajectories_are_short():
     early = [steps for transitions, _, steps in calls if transitions <= 100]
     assert max(early) == 63
     assert sum(steps for _, steps, _ in calls) < 20_000  # 60,000 without the limit
+
+
+class Blocks:
+    """Samples blocks of two chains; the one of a number ends early, as ``end`` says."""
+
+    def __init__(self, last, end, chains=2):
+        self.last, self.end, self.chains, self.called = last, end, chains, 0
+
+    def __call__(self, draws, states):
+        self.called += 1
+        if self.called == self.last and isinstance(self.end, BaseException):
+            raise self.end
+        ends = self.called == self.last
+        severity = "error" if self.end == "chain_failed" else "warning"
+        findings = [probdl.Finding(severity, self.end, "why", "how")] if ends else []
+        shape = (self.chains if ends else 2, draws)
+        z = np.full((*shape, 1), self.called, float)
+        return Chains(z, {"lp": np.zeros(shape)}, findings, [{"at": self.called}] * shape[0])
+
+
+@pytest.mark.parametrize("end", ["time_limit", "interrupted", KeyboardInterrupt(), TimeUp(1.0)])
+@pytest.mark.parametrize("chains", [1, 2])
+def test_chains_that_go_on_keep_the_blocks_that_are_complete(end, chains):
+    before = Chains(np.zeros((2, 5, 1)), {"lp": np.zeros((2, 5))}, [], [{}] * 2, [0, 2])
+    with clock(60.0):
+        found = continued(before, Blocks(3, end, chains), 1000, False)
+    done = 700 if isinstance(end, str) and chains == 2 else 300  # 100, 200 and 400
+    assert found.z.shape == (2, 5 + done, 1)
+    assert found.kept == [0, 2]
+    (finding,) = found.findings
+    limited = end == "time_limit" or isinstance(end, TimeUp)
+    assert finding.check == ("time_limit" if limited else "interrupted")
+    assert f"{done} of 1000 further draws" in finding.message
+    assert found.states == [{"at": 3 if done == 700 else 2}] * 2
+
+
+def test_chains_without_a_further_draw_end_as_they_were_ended():
+    before = Chains(np.zeros((2, 5, 1)), {"lp": np.zeros((2, 5))}, [], [{}] * 2)
+    for end, kind in (("time_limit", TimeUp), ("interrupted", KeyboardInterrupt)):
+        with clock(60.0), pytest.raises(kind):
+            continued(before, Blocks(1, end, chains=1), 1000, False)
+    with pytest.raises(probdl.ModelError, match="why"):
+        continued(before, Blocks(1, "chain_failed", chains=1), 1000, False)
+    found = continued(before, Blocks(2, "chain_failed", chains=1), 1000, False)
+    assert (found.z.shape[1], [f.check for f in found.findings]) == (105, ["chain_failed"])
+
+
+@pytest.mark.filterwarnings("ignore::probdl.FindingWarning")
+def test_a_fit_knows_which_chains_it_lacks(monkeypatch):
+    own = probdl.NUTS.run_chains
+
+    def run_chains(self, program, seed, ids):
+        if [*ids] == [1]:
+            raise probdl.ModelError("All chains failed. The first error: chain 1, after 0 draws: x")
+        return own(self, program, seed, ids)
+
+    monkeypatch.setattr(probdl.NUTS, "run_chains", run_chains)
+    with ThreadPoolExecutor(1) as executor:
+        method = native(draws=200, executor=executor)
+        fit = probdl.infer(normal_normal, SIGMA, Y, method=method, seed=1)
+    monkeypatch.undo()
+    assert fit.method.chain_ids == (0, 2, 3)
+    longer = fit.extend(50)
+    assert longer.method.chain_ids == (0, 2, 3)
+    assert {f.check for f in longer.findings} == {"chain_failed"}
+
+    def chain(i):
+        method = native(draws=200, chain_ids=[i])
+        return probdl.infer(normal_normal, SIGMA, Y, method=method, seed=1)
+
+    with pytest.raises(probdl.SettingError, match="same chains"):
+        probdl.concat([fit, chain(3)])
+    whole = probdl.concat([fit, chain(1)])
+    assert whole.method.chain_ids is None
+    assert "chain_failed" not in {f.check for f in whole.findings}
+    expected = probdl.infer(normal_normal, SIGMA, Y, method=native(draws=200), seed=1)
+    np.testing.assert_array_equal(whole.draws["mu"], expected.draws["mu"][[0, 2, 3, 1]])
+    with pytest.raises(probdl.SettingError, match="a list of fits"):
+        probdl.concat(3)
+
+
+@pytest.mark.filterwarnings("ignore::probdl.FindingWarning")
+def test_chains_start_at_draws_inside_the_support():
+    def model_of(prior):
+        def model(y):
+            a = pyro.sample("a", prior)
+            pyro.sample("y", dist.Normal(a, 1.0).expand([3]).to_event(1), obs=y)
+
+        return model
+
+    y = np.full(3, 0.3)
+    first = probdl.infer(model_of(dist.Normal(0.3, 1.0)), y, seed=1, method=native(draws=200))
+    assert (first.draws["a"] < 0).any()
+    fit = probdl.infer(model_of(dist.HalfNormal(1.0)), y, seed=1, method=native(start=first))
+    expected = stats.truncnorm(-0.225 / 0.5, np.inf, 0.225, 0.5).mean()
+    error = float(az.mcse(fit.draws["a"]))
+    assert abs(fit.draws["a"].mean() - expected) < 4.5 * error
+    low = probdl.infer(model_of(dist.Normal(-9.0, 0.1)), y, seed=1, method=native(draws=50))
+    with pytest.raises(probdl.ModelError, match="outside the supports"):
+        probdl.infer(model_of(dist.HalfNormal(1.0)), y, seed=1, method=native(start=low))
+
+
+def test_a_chain_does_not_start_without_a_density():
+    class Nowhere(CalledDensity):
+        def __init__(self):
+            super().__init__(1, SimpleNamespace(value_and_grad=lambda z: (z.sum() * 0 - 1e400, z)))
+
+    running = native_nuts._Running(
+        Nowhere(),
+        lambda: torch.ones(1, dtype=torch.float64),
+        1,
+        native_nuts.Settings(5, 5, 0.8, 10, "diag"),
+        np.empty((5, 1)),
+    )
+    running.run()
+    assert "not finite where the chain starts" in str(running.failure)
+
+
+def two_means(y):
+    a, b = (pyro.sample(name, dist.Normal(0.0, 1.0)) for name in "ab")
+    pyro.sample("y", dist.Normal(a + b, 1.0), obs=y)
+
+
+def test_a_start_and_a_checkpoint_go_together(tmp_path):
+    y = torch.tensor(1.0)
+    first = probdl.infer(two_means, y, method=native(draws=300), seed=1)
+    method = native(draws=300, start=first, checkpoint=tmp_path)
+    fits = [probdl.infer(two_means, y, method=method, seed=1) for _ in range(2)]
+    np.testing.assert_array_equal(fits[0].draws["a"], fits[1].draws["a"])
+
+
+def test_a_full_disk_does_not_cost_the_draws(tmp_path, monkeypatch):
+    def full(self, state):
+        raise probdl.SettingError("The checkpoint cannot be written: disk full.")
+
+    method = native(draws=300, chains=2, checkpoint=tmp_path)
+    monkeypatch.setattr(Checkpoint, "write", full)
+    with pytest.warns(probdl.FindingWarning, match="disk full"):
+        fit = probdl.infer(normal_normal, SIGMA, Y, method=method, seed=1)
+    assert fit.num_draws == 300
+    assert [f.check for f in fit.findings if f.check == "checkpoint"] == ["checkpoint"]
+
+
+def test_a_checkpoint_with_changed_bytes_is_refused(tmp_path):
+    method = native(draws=300, chains=2, checkpoint=tmp_path)
+    fit = probdl.infer(normal_normal, SIGMA, Y, method=method, seed=1)
+    path = tmp_path / "checkpoint.pt"
+    saved = path.read_bytes()
+    at = saved.index(fit.draws["mu"][0, 5].tobytes())
+    path.write_bytes(saved[:at] + bytes([saved[at] ^ 1]) + saved[at + 1 :])
+    with pytest.raises(probdl.SettingError, match="damaged"):
+        probdl.infer(normal_normal, SIGMA, Y, method=method, seed=1)
+
+
+def test_a_callback_may_return_a_boolean_of_numpy(monkeypatch):
+    monkeypatch.setattr("probdl.methods.mcmc.watching.INTERVAL_S", 0.0)
+
+    def watch(chains):
+        return np.any(chains.num_draws < 100)
+
+    method = native(draws=10**6, warmup=100, chains=2, callback=watch)
+    assert probdl.infer(slow, method=method, seed=3).num_draws < 10**6
+
+
+def test_a_single_draw_is_too_few():
+    method = native(draws=1, chains=1)
+    with pytest.warns(probdl.FindingWarning, match="too few"):
+        probdl.infer(normal_normal, SIGMA, Y, method=method, seed=1)

@@ -22,6 +22,7 @@ from torch.func import functionalize
 
 from probdl.compile.codegen import emit
 from probdl.compile.codegen.operations import ALLOCATIONS, CONSTANTS
+from probdl.compile.tracing.caught import catches_failures
 from probdl.compile.tracing.cholesky import REPLACEMENTS
 from probdl.compile.tracing.decompositions import decompositions, functional_decompositions
 from probdl.compile.tracing.selections import is_selection, selecting
@@ -50,6 +51,15 @@ class UntraceableError(ProbdlError, RuntimeError):
 
 class WriteError(UntraceableError):
     """The model writes to tensors in a way that cannot be rewritten without writes."""
+
+
+class CaughtError(UntraceableError):
+    """The model catches a failure of linear algebra."""
+
+    remedy = (
+        "Add a constant that is large enough to the diagonal in each call, instead of trying with "
+        "less first."
+    )
 
 
 @dataclass(frozen=True)
@@ -170,7 +180,10 @@ def trace_function(
                     f"its control flow in Python depends on the value of a site{where(error)}"
                 ) from None
     graph = recording.graph
-    _catch_failures(graph)
+    if _catch_failures(graph) and catches_failures(lambda *inputs: fn(*inputs)[1], [z, *data]):
+        raise CaughtError(
+            "it catches a failure of linear algebra, such as a matrix that is not positive definite"
+        )
     _fix_shapes(graph)
     erase_unused(graph)
     return _split(recording, data if reads_data else [], reads_data, smallest)
@@ -267,8 +280,9 @@ def _erase_unused_with_random(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def _catch_failures(graph: fx.Graph) -> None:
-    """Make a failure of linear algebra a log density of -inf instead of an exception."""
+def _catch_failures(graph: fx.Graph) -> bool:
+    """Make a failure of linear algebra a log density of -inf; return whether one is possible."""
+    before = len(graph.nodes)
     output = next(iter(reversed(graph.nodes)))
     results: Any = output.args[0]
     grad, value = results
@@ -287,6 +301,7 @@ def _catch_failures(graph: fx.Graph) -> None:
         value = checked
         graph.erase_node(node)
     output.args = ((grad, value),)
+    return len(graph.nodes) > before
 
 
 def _fix_shapes(graph: fx.Graph) -> None:

@@ -172,6 +172,7 @@ class AdversarialTraining(TrainingLoop):
                     [*batch, *opponent.weights],
                     self.wanted_engine,
                     self.seed,
+                    functions=[self.trainable.program.model, self.critic.module],
                 )
             if not self.findings:
                 self.findings += findings

@@ -11,15 +11,20 @@ import numpy as np
 import torch
 
 from probdl.compile.kernels.nuts import RECORD
+from probdl.errors import ModelError, SettingError
 from probdl.findings import Finding
 from probdl.methods.mcmc.chains import Chains
 from probdl.methods.mcmc.native_nuts import check_state
 from probdl.methods.mcmc.watching import Until
 from probdl.methods.training.checkpoint import Checkpoint
+from probdl.results.diagnostics import interrupted
+from probdl.util.clock import expire
+from probdl.util.progress import bar
 
-__all__ = ["Blocks"]
+__all__ = ["Blocks", "continued"]
 
 ENDED = {"interrupted", "time_limit", "callback"}  # findings on a run that ended early
+OF_THIS_RUN = {*ENDED, "checkpoint"}  # not of one that resumes
 FIRST_DRAWS, BLOCK_SECONDS = 100, 5.0  # of a block that a checkpoint follows
 
 
@@ -50,7 +55,7 @@ class Blocks:
         if chains is None:
             few = self.draws if self.checkpoint is None else min(FIRST_DRAWS, self.draws)
             chains = sample(draws=few, **first)
-            self._save(chains)
+            chains = self._saved(chains)
         each = 0.0  # seconds a draw
         limit = self.until.time_limit if self.until is not None else None
         while not ENDED & {f.check for f in chains.findings}:
@@ -66,7 +71,7 @@ class Blocks:
             before = chains.findings
             chains = chains.followed_by(more)
             chains = replace(chains, findings=[*before, *chains.findings])
-            self._save(chains)
+            chains = self._saved(chains)
         return chains
 
     def _further(self, chains: Chains, each: float) -> int:
@@ -80,15 +85,26 @@ class Blocks:
         block = max(FIRST_DRAWS, int(BLOCK_SECONDS / each)) if each else FIRST_DRAWS
         return max(0, min(left, block))
 
+    def _saved(self, chains: Chains) -> Chains:
+        """Save the chains; a full disk must not cost them, and is reported once."""
+        try:
+            self._save(chains)
+        except SettingError as error:
+            if not any(f.check == "checkpoint" for f in chains.findings):
+                full = Finding("warning", "checkpoint", str(error))
+                return replace(chains, findings=[*chains.findings, full])
+        return chains
+
     def _save(self, chains: Chains) -> None:
         if self.checkpoint is None:
             return
-        ended = [f for f in chains.findings if f.check not in ENDED]
+        ended = [f for f in chains.findings if f.check not in OF_THIS_RUN]
         self.checkpoint.write(
             {
                 "done": chains.z.shape[1],
                 "z": torch.from_numpy(chains.z),
                 "stats": {name: torch.from_numpy(of) for name, of in chains.stats.items()},
+                "kept": [*chains.kept],
                 "states": [
                     {
                         n: torch.from_numpy(x) if isinstance(x, np.ndarray) else x
@@ -124,4 +140,60 @@ class Blocks:
                 of.shape != shape for of in stats.values()
             ):
                 raise ValueError("its statistics are not those of its draws")
-            return Chains(z, stats, [Finding.saved(f) for f in saved["findings"]], states)
+            kept = saved.get("kept", ())
+            if not all(type(i) is int for i in kept) or len({*kept}) < len(kept):
+                raise ValueError(f"its chains are {kept!r}")
+            findings = [Finding.saved(f) for f in saved["findings"]]
+            return Chains(z, stats, findings, states, kept)
+
+
+def continued(
+    chains: Chains, sample: Callable[..., Chains], draws: int, progress: bool | None
+) -> Chains:
+    """Return chains with further draws, in blocks, so that an early end finds all chains as far.
+
+    Args:
+        chains: the chains so far.
+        sample: as for ``Blocks.sample``.
+        draws: the number of further draws.
+        progress: whether to show progress.
+
+    Raises:
+        KeyboardInterrupt: interrupted before each chain had a further draw.
+        ModelError: a chain failed before.
+    """
+    done, block = 0, FIRST_DRAWS
+
+    def with_findings(*findings: Finding) -> Chains:
+        return replace(chains, findings=[*chains.findings, *findings])
+
+    with bar(draws, "sampling", progress) as shown:
+        while done < draws:
+            count, block = min(block, draws - done), 2 * block
+            try:
+                more = sample(draws=count, states=chains.states)
+            except KeyboardInterrupt as stop:
+                if not done:
+                    raise
+                return with_findings(_ended(stop, done, draws))
+            ended = [f for f in more.findings if f.check in ENDED]
+            if len(more.z) == len(chains.z):
+                chains, done = chains.followed_by(more), done + more.z.shape[1]
+                chains = replace(chains, findings=[])
+            shown.update(done - shown.n)
+            if ended:
+                limited = ended[0].check == "time_limit"
+                end = expire() if limited else KeyboardInterrupt()
+                if not done:
+                    raise end
+                return with_findings(_ended(end, done, draws))
+            if len(more.z) < len(chains.z):
+                if not done:
+                    raise ModelError(more.findings[0].message)
+                return with_findings(*more.findings)
+    return chains
+
+
+def _ended(stop: KeyboardInterrupt, done: int, draws: int) -> Finding:
+    of = f"{draws} further draws per chain"
+    return interrupted(stop, done, of, "these draws are returned", "get all draws")

@@ -47,6 +47,7 @@ class Chains:
     states: list[dict[str, Any]] = field(
         default_factory=list
     )  # to go on from; empty if there are none
+    kept: Sequence[int] = ()  # their places among the chains that were run; empty for all
 
     @property
     def moving_stats(self) -> dict[str, NDArray[Any]]:
@@ -60,6 +61,7 @@ class Chains:
             others,
             z=np.concatenate([self.z, others.z], 1),
             stats={n: np.concatenate([self.stats[n], of], 1) for n, of in others.stats.items()},
+            kept=self.kept,
         )
 
 
@@ -133,6 +135,7 @@ def gather(
         chosen = f"{len(kept)} of the {len(chains)}" if len(kept) < len(chains) else "all"
         of, returned = f"{draws} draws per chain", f"these draws from {chosen} chains are returned"
         findings.append(interrupted(stop, count, of, returned, "get all draws"))
+    ids = {*map(id, kept)}
     states = [chain.state_after(count) for chain in kept if chain.state_after is not None]
     parts = [chain.z[:count] for chain in kept]
     return Chains(
@@ -140,6 +143,7 @@ def gather(
         {name: np.stack([c.stats[name][:count] for c in kept]) for name in kept[0].stats},
         findings,
         states,
+        () if len(kept) == len(chains) else [i for i, c in enumerate(chains) if id(c) in ids],
     )
 
 

@@ -20,6 +20,7 @@ Array = NDArray[np.float64]
 
 POINTS = 200  # draws of which the metric is
 POINTS_MIN = 10
+ATTEMPTS = 100  # to find a draw with a density, for a start
 
 
 class EarlierDraws:
@@ -28,12 +29,13 @@ class EarlierDraws:
     Args:
         fit: the fit, of a model with the same latent sites.
         density: the density to be sampled.
+        evaluator: evaluates it.
 
     Raises:
-        ModelError: the sites differ.
+        ModelError: the sites differ, or the density is zero at most draws.
     """
 
-    def __init__(self, fit: Any, density: LogDensity) -> None:
+    def __init__(self, fit: Any, density: LogDensity, evaluator: Evaluator) -> None:
         for name, block in density.blocks.items():
             shape = None if name not in fit.draws else fit.draws[name].shape[2:]
             if shape != block.site.shape:
@@ -43,18 +45,35 @@ class EarlierDraws:
                     f"the fit {there}. Start from a fit of a model with the same sites."
                 )
         values = {name: fit.draws[name] for name in density.blocks}
-        z = density.unconstrain(values).numpy()
-        self._z: Array = z.reshape(-1, density.dim)
+        z = density.unconstrain(values).numpy().reshape(-1, density.dim)
+        inside: Array = z[np.isfinite(z).all(1)]  # the supports of the sites
+        self._z, self._evaluator = inside, evaluator
+        if not len(inside) or self._start(0) is None:
+            raise ModelError(
+                "NUTS(start=fit): the density of this model is zero at the draws of the fit, which "
+                "may be outside the supports of its sites. Leave out start."
+            )
 
     def __call__(self, seed: int) -> Tensor:
         """Return the starting point of a chain, given its seed: one of the draws."""
-        return torch.from_numpy(self._z[np.random.default_rng(seed).integers(len(self._z))].copy())
+        start = self._start(seed)
+        if start is None:
+            raise ModelError("The density is zero at the draws that a chain was to start from.")
+        return start
 
-    def metric(self, evaluator: Evaluator, cutoff: float) -> Metric | None:
+    def _start(self, seed: int) -> Tensor | None:
+        rng = np.random.default_rng(seed)
+        for _ in range(ATTEMPTS):
+            point = torch.from_numpy(self._z[rng.integers(len(self._z))].copy())
+            value, gradient = self._evaluator.value_and_grad(point)
+            if torch.isfinite(value) and torch.isfinite(gradient).all():
+                return point
+        return None
+
+    def metric(self, cutoff: float) -> Metric | None:
         """Return the metric of the density, by its gradients at some of the draws.
 
         Args:
-            evaluator: evaluates the density.
             cutoff: see ``low_rank``; infinite for a diagonal metric.
 
         Returns:
@@ -64,7 +83,7 @@ class EarlierDraws:
         chosen = self._z[np.linspace(0, len(self._z) - 1, count).astype(int)]
         points, gradients = [], []
         for point in np.unique(chosen, axis=0):
-            value, gradient = evaluator.value_and_grad(torch.from_numpy(point.copy()))
+            value, gradient = self._evaluator.value_and_grad(torch.from_numpy(point.copy()))
             if torch.isfinite(value) and torch.isfinite(gradient).all():
                 points.append(point)
                 gradients.append(gradient.numpy())

@@ -217,6 +217,8 @@ class _Running:
                 self.settings.target_accept,
                 self.settings.max_treedepth,
             )
+            if not (np.isfinite(chain.value) and np.isfinite(chain.grad).all()):
+                raise ModelError("The log density is not finite where the chain starts.")
             if not chain.grad.any():
                 raise ModelError(
                     "The density does not appear to depend on the sites, as for a flat prior "
@@ -460,7 +462,7 @@ def run(
     check_time_limit()  # a small model may finish before the wait below sees a limit of zero
     metric = None
     if earlier is not None:
-        metric = earlier.metric(evaluator, CUTOFFS.get(mass_matrix, CUTOFFS["low_rank"]))
+        metric = earlier.metric(CUTOFFS.get(mass_matrix, CUTOFFS["low_rank"]))
         if metric is not None:
             warmup = min(warmup, max(SHORT_WARMUP, warmup // SHORTER))
     native = isinstance(evaluator, NativeDensity)

@@ -23,7 +23,7 @@ from probdl.methods.approach import TypicalStarts
 from probdl.methods.approximate.pathfinder import pathfinder_draw
 from probdl.methods.base import Method
 from probdl.methods.mcmc import native_nuts, nutpie_adapter, pyro_nuts
-from probdl.methods.mcmc.blocks import Blocks
+from probdl.methods.mcmc.blocks import Blocks, continued
 from probdl.methods.mcmc.chains import Chains, constrained, posterior_fit, random_start
 from probdl.methods.mcmc.continuation import EarlierDraws
 from probdl.methods.mcmc.funnels import funnel_sites
@@ -47,6 +47,7 @@ INITS = ("auto", "random", "pathfinder")
 SAMPLERS = ("native", "nutpie")
 # Settings that need the first.
 OF_NATIVE = ("chain_ids", "until", "start", "checkpoint", "callback", "out", "executor")
+OF_CHAINS = ("restarted_chain", "chain_failed")  # findings on chains that stay with them
 OF_THIS_PROCESS = ("until", "start", "checkpoint", "callback", "out")
 TRAJECTORY_MAX = 1e3  # 160 periods of a normal posterior
 TREEDEPTH_MAX = 30  # a billion gradients for one draw
@@ -209,7 +210,7 @@ class NUTS(Method, name="nuts"):
             evaluator, findings = choose(density, self.engine, seed, threads=self.chains)
         own = self.sampler == "native" and native_nuts.available(evaluator)
         by_nutpie = self.sampler == "nutpie" and nutpie_adapter.available(evaluator)
-        earlier = None if self.start is None else EarlierDraws(self.start, density)
+        earlier = None if self.start is None else EarlierDraws(self.start, density, evaluator)
         start = _starts(self, density, evaluator, seed) if earlier is None else earlier
         mass_matrix = self.mass_matrix
         if mass_matrix == "auto" and not own:
@@ -267,6 +268,9 @@ class NUTS(Method, name="nuts"):
                 out=None,
                 executor=None,
             )
+        if chains.kept and own:  # the others failed, or had not begun
+            ids = range(self.chains) if self.chain_ids is None else self.chain_ids
+            method = replace(method, chain_ids=[ids[i] for i in chains.kept])
         return method._fit(
             density, evaluator, chains, seed, findings, start, mass_matrix, out=self.out
         )
@@ -326,13 +330,13 @@ class NUTS(Method, name="nuts"):
         """Return a fit with more draws of the same chains; see ``ChainFit.extend``."""
         density = self._density(fit.program, fit.structure)
         evaluator, findings = self._compiled(density, fit.seed)
-        findings += [f for f in fit.findings if f.check == "restarted_chain"]
+        findings += [f for f in fit.findings if f.check in OF_CHAINS]
         start = _starts(self, density, evaluator, fit.seed)
-        new = native_nuts.run(
+        sample = functools.partial(
+            native_nuts.run,
             density.dim,
             evaluator,
             start,
-            draws=draws,
             warmup=0,
             chains=self.chains,
             target_accept=self.target_accept,
@@ -340,12 +344,9 @@ class NUTS(Method, name="nuts"):
             mass_matrix=fit.stats["mass_matrix"],
             seed=fit.seed,
             progress=progress,
-            states=fit.stats["chain_states"],
         )
         chains = _chains_of(density, fit)
-        if len(new.z) < len(chains.z):
-            raise KeyboardInterrupt  # some chains have no further draw
-        chains = chains.followed_by(new)
+        chains = continued(chains, sample, draws, progress)
         longer = replace(self, draws=chains.z.shape[1])
         mass_matrix = fit.stats["mass_matrix"]
         unwind(density, evaluator, chains.z)
@@ -359,7 +360,8 @@ class NUTS(Method, name="nuts"):
         first = fits[0]
         density = self._density(first.program, first.structure)
         evaluator, findings = choose(density, self.engine, first.seed, threads=self.chains)
-        findings += [f for fit in fits for f in fit.findings if f.check == "restarted_chain"]
+        of_chains = OF_CHAINS if self.chain_ids is not None else OF_CHAINS[:1]  # none is missing
+        findings += [f for fit in fits for f in fit.findings if f.check in of_chains]
         start = _starts(self, density, evaluator, first.seed)
         parts = [_chains_of(density, fit) for fit in fits]
         chains = Chains(

@@ -153,4 +153,5 @@ class Watcher:
             sum(chain.done for chain in running),
             sum(chain.divergences for chain in running),
         )
-        return self._callback(seen) is False
+        answer = self._callback(seen)
+        return isinstance(answer, (bool, np.bool_)) and not answer

@@ -67,7 +67,7 @@ class Checkpoint:
             except FileNotFoundError:
                 return None
             with file:
-                _check_size(file)
+                _check_archive(file)
                 saved = torch.load(file, weights_only=True)
             version, identity, state = saved["version"], saved["identity"], saved["state"]
             done = state["done"]
@@ -161,7 +161,7 @@ class Checkpoint:
             raise self._not_written(error) from None
 
     def _not_written(self, error: Exception) -> SettingError:
-        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        reason = getattr(error, "strerror", None) or "the file is not complete"
         return SettingError(
             f"The checkpoint {self.path} cannot be written: {reason}. Free disk space, or use "
             "another folder."
@@ -195,12 +195,14 @@ def _interrupted(error: BaseException | None) -> bool:
     return False
 
 
-def _check_size(file: BufferedReader) -> None:
-    """Check that a file is an archive as torch writes it, whose contents fit into memory."""
+def _check_archive(file: BufferedReader) -> None:
+    """Check that a file is an archive as torch writes it, undamaged, that fits into memory."""
     with zipfile.ZipFile(file) as archive:
         size = sum(info.file_size for info in archive.infolist())
-    if size > machine_memory(unknown=2**36):
-        raise MemoryError(f"its contents need {size / 2**30:.4g} GiB")
+        if size > machine_memory(unknown=2**36):
+            raise MemoryError(f"its contents need {size / 2**30:.4g} GiB")
+        if (damaged := archive.testzip()) is not None:  # torch does not read the checksums
+            raise ValueError(f"its part {damaged} is damaged")
     file.seek(0)
 
 

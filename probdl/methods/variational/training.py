@@ -167,6 +167,7 @@ class VariationalTraining(TrainingLoop):
                     self.seed,
                     self.steps,
                     len(self.batches.data) if isinstance(self.batches, FullData) else 0,
+                    [self.loss.program.model, self.loss.guide.model],
                 )
             if not self.compiled:
                 self.findings += findings
@@ -431,6 +432,9 @@ class VariationalTraining(TrainingLoop):
         """Restore the best state if the last block is worse by more than noise."""
         losses = self.last_block
         if not len(losses):
+            return
+        if any(step.has_state for step in self.compiled.values()):  # earlier losses may be others
+            self.best.step = self.done
             return
         if self.held_out and not np.isfinite([value for _, value in self.held_out]).any():
             self._report_not_finite()
