@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 
 import arviz as az
 import numpy as np
@@ -493,3 +494,32 @@ def test_a_subclass_of_a_user_adds_no_method_to_the_errors_of_others():
             pass
 
     assert "quantify" not in probdl.Fit._capabilities
+
+
+@pytest.mark.filterwarnings("ignore::probdl.FindingWarning", "ignore::RuntimeWarning")
+def test_the_summary_of_many_scalars_is_that_of_arviz(monkeypatch):
+    def model(y):
+        pyro.sample("a/b", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        days, kinds = pyro.plate("day", 4, dim=-2), pyro.plate("kind", 2, dim=-1)
+        with days, kinds:
+            level = pyro.sample("level", dist.Normal(0.0, 1.0))
+        pyro.deterministic("count", (level > 0).sum())
+        pyro.deterministic("constant", torch.ones(2))
+        pyro.sample("y", dist.Normal(level.sum(), 1.0), obs=y)
+
+    coords = {
+        "day": np.arange("2024-01-01", "2024-01-05", dtype="datetime64[D]"),
+        "kind": ["p/r", "q"],
+    }
+    for method in (probdl.NUTS(draws=300, warmup=300, chains=2), "laplace"):
+        fit = probdl.infer(model, torch.tensor(1.0), method=method, seed=1, coords=coords)
+        expected = fit.summary()
+        again = replace(fit)
+        monkeypatch.setattr("probdl.results.fit.MANY_SCALARS", 1)
+        found = again.summary()
+        monkeypatch.undo()
+        assert [*found.index] == [*expected.index]
+        assert [*found.columns] == [*expected.columns]
+        np.testing.assert_allclose(found.to_numpy(), expected.to_numpy(), rtol=1e-6)
+        assert found.to_string() == expected.to_string()
+        assert type(found) is type(expected)

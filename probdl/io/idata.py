@@ -26,8 +26,10 @@ from probdl.findings import PARETO_K_MAX
 from probdl.io import mixing
 from probdl.io.digits import with_digits
 from probdl.io.netcdf import check_netcdf
+from probdl.util.columns import by_columns
 from probdl.util.lazy import arviz as az
 from probdl.util.lazy import ecdf_utils, h5netcdf, stats
+from probdl.util.lazy import pandas as pd
 from probdl.util.lazy import xarray as xr
 from probdl.util.lock import GLOBAL_LOCK
 from probdl.util.text import has_controls
@@ -45,6 +47,7 @@ __all__ = [
     "ess",
     "good_k",
     "groups",
+    "has_default_interval",
     "has_moment_matching",
     "label_texts",
     "labels",
@@ -59,6 +62,7 @@ __all__ = [
     "read",
     "rhat",
     "summary",
+    "summary_of_many",
     "tail_probs",
     "to_container",
     "to_idata",
@@ -246,10 +250,63 @@ def summary(
             table = by_1(kind=kind, ci_prob=ci_prob, ci_kind=ci_kind, **options)
     else:
         table = _summary_by_0(idata, kind, ci_prob or _CI_PROB, ci_kind or "eti", options)
-    if options.get("fmt", "wide") == "wide":  # days, as they are written elsewhere
-        table.index = table.index.str.replace(r"T00:00:00(\.0+)?", "", regex=True)
-        table.index = table.index.str.replace(r"(T\d\d:\d\d:\d\d)\.0+", r"\1", regex=True)
+    if options.get("fmt", "wide") == "wide":
+        table.index = _with_short_days(table.index)
     return with_digits(table) if shown else table
+
+
+def summary_of_many(draws: Arrays, labels: Mapping[str, Sequence[str]], kind: str) -> Any:
+    """Return the table of ``summary`` for many scalars, for which ArviZ takes long.
+
+    Args:
+        draws: by variable, (chain, draw, *shape).
+        labels: the labels of the scalars of each variable.
+        kind: ``"all"`` or ``"stats"``.
+    """
+    tail = (1 - _CI_PROB) / 2
+    bounds = [f"eti{int(100 * _CI_PROB)}_{end}" for end in ("lb", "ub")]
+
+    def columns_of(x: NDArray[Any]) -> NDArray[np.float64]:
+        flat = x.reshape(x.shape[0] * x.shape[1], -1).astype(float)
+        with np.errstate(all="ignore"):
+            moments = np.array([flat.mean(0), flat.std(0, ddof=1)])
+            return np.concatenate([moments, np.quantile(flat, (tail, 1 - tail), axis=0)])
+
+    parts = []
+    for array in draws.values():
+        flat = array.reshape(*array.shape[:2], math.prod(array.shape[2:]))
+        rows = by_columns(columns_of, flat)
+        if kind == "all":
+            diagnostics = [
+                mixing.ess_bulk(flat),
+                mixing.ess_tail(flat, tail_probs()),
+                mixing.rhat(flat),
+                mixing.mcse_mean(flat),
+                mixing.mcse_sd(flat),
+            ]
+            rows = np.concatenate([rows, diagnostics])
+        parts.append(rows)
+    named = ("mean", "sd", *bounds, "ess_bulk", "ess_tail", "r_hat", "mcse_mean", "mcse_sd")
+    shown = {name: escaped(name) if ARVIZ_1 else name for name in draws}
+    index = [shown[name] + label[len(name) :] for name in draws for label in labels[name]]
+    values = np.concatenate(parts, 1).T
+    table = pd.DataFrame(values, index=index, columns=named[: values.shape[1]])
+    table.index = _with_short_days(table.index)
+    return with_digits(table)
+
+
+def has_default_interval() -> bool:
+    """Return whether ArviZ's settings are those of ``summary_of_many``."""
+    if not ARVIZ_1:
+        return True
+    rc_params: Any = az.rcParams  # type: ignore[attr-defined]
+    return rc_params["stats.ci_kind"] == "eti" and float(rc_params["stats.ci_prob"]) == _CI_PROB
+
+
+def _with_short_days(index: Any) -> Any:
+    """Write days as they are written elsewhere."""
+    index = index.str.replace(r"T00:00:00(\.0+)?", "", regex=True)
+    return index.str.replace(r"(T\d\d:\d\d:\d\d)\.0+", r"\1", regex=True)
 
 
 def _with_separate_dims(

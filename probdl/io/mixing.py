@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from probdl.util.clock import check_time_limit
 from probdl.util.columns import by_columns
 
-__all__ = ["bfmi", "ess_bulk", "ess_tail", "mcse_mean", "rhat"]
+__all__ = ["bfmi", "ess_bulk", "ess_tail", "mcse_mean", "mcse_sd", "rhat"]
 
 Array = NDArray[np.float64]
 Suspect = Callable[[Array, Array], NDArray[np.bool_]]
@@ -88,6 +88,18 @@ def mcse_mean(draws: Array, limit: float | None = None) -> Array:
         lambda x: np.std(x, (0, 1), ddof=1) / np.sqrt(_ess(_halves(x))),
         None if limit is None else suspect,
     )
+
+
+def mcse_sd(draws: Array) -> Array:
+    """Return the Monte Carlo standard errors of standard deviations (*shape)."""
+
+    def of_part(x: Array) -> Array:
+        squares = (x - x.mean((0, 1))) ** 2
+        variance = squares.mean((0, 1))
+        of_squares = (squares**2).mean((0, 1)) - variance**2
+        return np.sqrt(of_squares / _ess(_halves(squares)) / variance / 4)
+
+    return _by_scalar(draws, of_part)
 
 
 def _is_small(limit: float | None) -> Suspect | None:

@@ -14,7 +14,16 @@ from numpy.typing import NDArray
 
 from probdl.errors import CapabilityError, ProbdlError, SettingError, warn
 from probdl.findings import Findings
-from probdl.io.idata import dataset, escaped, summary, to_idata, unescaped, with_group
+from probdl.io.idata import (
+    dataset,
+    escaped,
+    has_default_interval,
+    summary,
+    summary_of_many,
+    to_idata,
+    unescaped,
+    with_group,
+)
 from probdl.io.saving import save
 from probdl.results import display, table
 from probdl.results.causes import by_cause
@@ -46,6 +55,7 @@ _SAMPLE_STATS = (
     "reached_max_treedepth",
 )
 _PRIOR_DRAWS = 500
+MANY_SCALARS = 200  # for which ArviZ's summary takes a second
 # Groups of the container that are no attributes of the fit, and where they are.
 _GROUPS = {name: f"idata.{name}" for name in ("sample_stats", "observed_data", "constant_data")} | {
     name: f"to_idata(prior=True).{name}" for name in ("prior", "prior_predictive")
@@ -179,9 +189,12 @@ class Fit(PredictingFit):
 
     @cached
     def _full_summary(self) -> pd.DataFrame:
-        if not self.is_point:
+        if self.is_point:
+            return self._point_summary(None)
+        scalars = sum(math.prod(a.shape[2:]) for a in self.draws.values())
+        if scalars < MANY_SCALARS or not has_default_interval():
             return summary(self._posterior, kind=self._kind)
-        return self._point_summary(None)
+        return summary_of_many(self.draws, self._scalar_names(), self._kind)
 
     @property
     def _kind(self) -> str:
