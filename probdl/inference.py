@@ -25,6 +25,7 @@ from probdl.util.blas import one_blas_thread
 from probdl.util.clock import Clock, TimeUp, clock, timed
 from probdl.util.isolation import isolated
 from probdl.util.progress import print_line
+from probdl.util.ranks import current_ranks
 from probdl.util.settings import check_limit, check_progress, check_seed
 
 __all__ = ["infer"]
@@ -111,8 +112,11 @@ def infer(
     """
     started = time.perf_counter()
     chosen = resolve(method)
+    ranks = current_ranks()
+    if ranks.rank:  # the first one reports
+        progress = False
     if seed is None:
-        seed = secrets.randbits(32)
+        seed = ranks.of_first(lambda: secrets.randbits(32))
     else:
         check_seed("infer", seed)
     clash = [name for name in _RESERVED_NAMES if name in signature(runnable(model)).parameters]
@@ -150,7 +154,8 @@ def infer(
     fit.timings["other"] = total - sum(
         seconds for part, seconds in fit.timings.items() if part not in ("other", "total")
     )
-    _report(fit, findings, progress)
+    if not ranks.rank:
+        _report(fit, findings, progress)
     return fit
 
 

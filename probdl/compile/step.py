@@ -124,6 +124,12 @@ class Parameters:
             return self.flat_grad
         return torch.cat([v.grad.reshape(-1) for v in self.values])  # type: ignore[union-attr]
 
+    def set_grad(self, flat: Tensor) -> None:
+        """Set the gradient, a flat vector."""
+        self.flat_grad = flat
+        for value, part in zip(self.values, self.split(flat), strict=True):
+            value.grad = part
+
     def split(self, flat: Tensor) -> list[Tensor]:
         """Split a flat vector into tensors with the shapes of the parameters."""
         parts = flat.split(self.sizes)

@@ -11,12 +11,14 @@ import torch
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
+    DistributedSampler,
     IterableDataset,
     RandomSampler,
     SequentialSampler,
 )
 
 from probdl.errors import DataError, ModelError
+from probdl.util.ranks import current_ranks
 
 __all__ = ["LoaderRows", "MissingLoader"]
 
@@ -116,6 +118,9 @@ class LoaderRows:
         batched: Any = loader.batch_sampler
         plain = batched is None or type(batched) is BatchSampler
         if plain and isinstance(sampler, RandomSampler):
+            return every
+        ranks = current_ranks().count  # which together read every row
+        if plain and isinstance(sampler, DistributedSampler) and sampler.num_replicas == ranks:
             return every
         if plain and isinstance(sampler, SequentialSampler):
             left = count % (loader.batch_size or 1) if loader.drop_last else 0

@@ -27,6 +27,7 @@ from probdl.util.blas import one_blas_thread
 from probdl.util.interrupts import interrupts_kept
 from probdl.util.lock import GLOBAL_LOCK
 from probdl.util.progress import bar
+from probdl.util.ranks import alone
 
 __all__ = ["parallel_map", "worker_count"]
 
@@ -76,6 +77,19 @@ def parallel_map(
         ModelError: a process ended without a result, or the executor failed.
         KeyboardInterrupt: interrupted before the first result.
     """
+    with alone():
+        return _mapped(work, items, workers, executor, lost, description, progress)
+
+
+def _mapped(
+    work: Callable[[int, Any], Any],
+    items: Sequence[Any],
+    workers: int | None,
+    executor: Any,
+    lost: Callable[[str], Any],
+    description: str,
+    progress: bool | None,
+) -> list[Any]:
     results: dict[int, Any] = {}
     count = len(items)
     processes = min(worker_count(workers), count - 1) if executor is None else 0

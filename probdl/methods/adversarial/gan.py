@@ -35,6 +35,7 @@ from probdl.model.sites import Structure, data_plate, discover
 from probdl.results.adversarial import AdversarialFit
 from probdl.results.fit import Fit
 from probdl.util.isolation import evaluation
+from probdl.util.ranks import Ranks, current_ranks
 from probdl.util.seeds import stream
 from probdl.util.settings import check_path, is_real
 
@@ -187,7 +188,8 @@ class GAN(Method, name="gan"):
         program = program.to(_networks_dtype(program, self.discriminator))
         structure = discover(program)
         site, index = _find_site(program, structure, self.site)
-        batches = self._batches(program, structure)
+        ranks = current_ranks()
+        batches = self._batches(program, structure, ranks)
         discriminator = copy.deepcopy(self.discriminator)
         assert discriminator is not None
         discriminator.to(program.dtype).train()
@@ -211,7 +213,7 @@ class GAN(Method, name="gan"):
                 )
             critic = Critic(discriminator)
             names = [*critic.names, *generator.names]
-            plan = self._plan(program, names, batches.per_epoch, seed)
+            plan = replace(self._plan(program, names, batches.per_epoch, seed), ranks=ranks)
             training = AdversarialTraining(generator, critic, site, index, batches, plan)
             training.run(progress)
             training.write_discriminator()
@@ -235,13 +237,13 @@ class GAN(Method, name="gan"):
             findings += check_coverage(fit, rows, site, self.loss)
         return replace(fit, findings=findings)
 
-    def _batches(self, program: Program, structure: Structure) -> Batches:
+    def _batches(self, program: Program, structure: Structure, ranks: Ranks) -> Batches:
         if program.loader is None:
             size = DEFAULT_BATCH_SIZE if self.batch_size is None else self.batch_size
-            return PlateBatches(program, structure, size, last=False)
+            return PlateBatches(program, structure, size, last=False, ranks=ranks)
         if self.batch_size is not None:
             self._refuse("batch_size", "is the DataLoader's; leave it out")
-        return LoaderBatches(program, structure)
+        return LoaderBatches(program, structure, ranks)
 
     def _plan(self, program: Program, names: Sequence[str], per_epoch: int, seed: int) -> Plan:
         """Make the plan of a training of these parameters, with so many batches per epoch."""

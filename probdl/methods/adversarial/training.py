@@ -13,15 +13,16 @@ from numpy.typing import NDArray
 from pyro import poutine
 from torch import Tensor
 
-from probdl.compile.step import Parameters, choose_step
+from probdl.compile.step import Parameters, Step, choose_step
 from probdl.methods.adversarial.checks import suggest_loss
 from probdl.methods.adversarial.losses import Critic, DiscriminatorLoss, GeneratorLoss
 from probdl.methods.training.checkpoint import Checkpoint, copy_saved
 from probdl.methods.training.loop import TrainingLoop
-from probdl.methods.training.minibatch import Batches, Data
+from probdl.methods.training.minibatch import ALONE, Batches, Data
 from probdl.methods.training.optimizers import ScheduledOptimizer
 from probdl.methods.training.trainable import Trainable, first_not_finite
 from probdl.util.openmp import WaitPolicy
+from probdl.util.ranks import Ranks
 
 __all__ = ["RECORDED", "AdversarialTraining", "Plan"]
 
@@ -47,6 +48,7 @@ class Plan:
         engine: ``"graph"`` or ``"eager"``.
         seed: all random numbers derive from it.
         checkpoint: where the state is saved.
+        ranks: the processes that train together.
     """
 
     steps: int
@@ -58,6 +60,7 @@ class Plan:
     engine: str
     seed: int
     checkpoint: Checkpoint | None = None
+    ranks: Ranks = ALONE
 
 
 class _Player:
@@ -121,6 +124,7 @@ class AdversarialTraining(TrainingLoop):
             plan.checkpoint,
             batches_per_step=plan.discriminator_steps,
             values_per_step=len(RECORDED),
+            ranks=plan.ranks,
         )
 
     @property
@@ -190,12 +194,14 @@ class AdversarialTraining(TrainingLoop):
         share_done = self.done / self.steps
         values: list[float] = []
         for batch, step in zip(batches, of_discriminator, strict=True):
-            values = step([*batch, *generator.weights])
+            data = [*batch, *generator.weights]
+            values = self.evaluated(discriminator, step, data, batch, len(RECORDED) - 1)
             if not np.isfinite(values).all():
                 self.fail_at("discriminator")
                 return None
             discriminator.optimizer.step(share_done)
-        loss = of_generator([*batches[-1], *discriminator.weights])
+        data = [*batches[-1], *discriminator.weights]
+        (loss,) = self.evaluated(generator, of_generator, data, batches[-1], 1)
         if not math.isfinite(loss):
             self.fail_at("generator")
             return None
@@ -206,6 +212,16 @@ class AdversarialTraining(TrainingLoop):
             kept = min(self.plan.ema, (1 + self.done) / (10 + self.done))
             self.average.lerp_(generator.parameters.flat, 1 - kept)
         return [*values, loss]
+
+    def evaluated(
+        self, player: _Player, step: Step, data: Data, batch: Data, count: int
+    ) -> list[float]:
+        """Return the losses of a step, and leave the gradient in the parameters of a player."""
+
+        def evaluate() -> list[float]:
+            return np.atleast_1d(step(data)).tolist()  # type: ignore[no-any-return]
+
+        return list(self.averaged(evaluate, player.parameters, batch, count))
 
     def fail_at(self, player: str) -> None:
         """End the training with the last good state, and name the weight that is not finite."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
@@ -13,15 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from probdl.compile.step import BLOCK
+from probdl.compile.step import BLOCK, Parameters
 from probdl.errors import ModelError, SettingError
 from probdl.findings import Finding
 from probdl.methods.training.checkpoint import Checkpoint, copy_saved
-from probdl.methods.training.minibatch import Batches, Data
+from probdl.methods.training.minibatch import ALONE, Batches, Data
 from probdl.results.diagnostics import interrupted
 from probdl.util.clock import check_time_limit
 from probdl.util.openmp import WaitPolicy, wait_policy
 from probdl.util.progress import bar
+from probdl.util.ranks import Ranks
 from probdl.util.seeds import stream
 
 __all__ = ["TrainingLoop"]
@@ -43,6 +44,7 @@ class TrainingLoop(ABC):
         checkpoint: where the state is saved; None saves nothing.
         batches_per_step: number of minibatches that one step uses.
         values_per_step: number of values to record at each step; None records a single number.
+        ranks: the processes that train together.
 
     Attributes:
         block: number of steps of a block.
@@ -64,11 +66,13 @@ class TrainingLoop(ABC):
         *,
         batches_per_step: int = 1,
         values_per_step: int | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.steps = steps
         self.batches = batches
         self.seed = seed
         self.checkpoint = checkpoint
+        self.ranks = ranks
         self.batches_per_step = batches_per_step
         shape = (steps,) if values_per_step is None else (steps, values_per_step)
         self.records: NDArray[np.float64] = np.full(shape, np.nan)
@@ -135,6 +139,7 @@ class TrainingLoop(ABC):
         """
         self.load()
         self.prepare()
+        self.ranks.same([*self.weights, *self.buffers])
         with bar(self.steps, "training", progress) as progress_bar, wait_policy() as threads:
             progress_bar.update(self.done)
             batches = self.stream_batches()
@@ -179,7 +184,7 @@ class TrainingLoop(ABC):
 
     def advance(self, batches: Iterator[Data], threads: WaitPolicy) -> None:
         """Take the next step."""
-        check_time_limit()
+        self.check_time_limit()
         record = self.take_step([next(batches) for _ in range(self.batches_per_step)], threads)
         if record is None:
             return
@@ -187,21 +192,57 @@ class TrainingLoop(ABC):
         self.done += 1
         threads.step()
 
+    def check_time_limit(self) -> None:
+        """Raise TimeUp if the time limit has passed; of several ranks, all do so in a step."""
+        if self.ranks.count == 1:
+            check_time_limit()
+
+    def averaged(
+        self,
+        evaluate: Callable[[], Sequence[float]],
+        parameters: Parameters,
+        data: Data,
+        count: int = 1,
+    ) -> Sequence[float]:
+        """Return the losses of an evaluation; with several ranks, their average over all.
+
+        Args:
+            evaluate: evaluates them, and leaves the gradient in the parameters.
+            parameters: the parameters, whose gradient is averaged too.
+            data: the minibatch of this rank.
+            count: the number of losses.
+        """
+        if self.ranks.count == 1:
+            return evaluate()
+        losses: Sequence[float] = [0.0] * count
+        ended: BaseException | None = None
+        try:
+            check_time_limit()
+            losses = evaluate()
+        except (Exception, KeyboardInterrupt) as error:
+            ended = error
+        grad = torch.zeros_like(parameters.flat) if ended is not None else parameters.grad()
+        found = self.ranks.average(grad, losses, self.batches.count(data), ended)
+        parameters.set_grad(grad)
+        return found
+
     def seed_block(self) -> bool:
         """Seed torch's generator if a block starts; return whether one does."""
         if self.done % self.block and self.done != self.resumed_at:
             return False
-        torch.default_generator.manual_seed(stream(self.seed, "block", self.done // self.block))
+        index = self.done // self.block, *self.ranks.index
+        torch.default_generator.manual_seed(stream(self.seed, "block", *index))
         return True
 
     def end_block(self) -> None:
         """Keep the state of the block that has just ended, and check the block."""
+        self.ranks.same(self.buffers)
         self.last_good = (self.done, self.snapshot())
         self.check_block()
 
     def _save_if_due(self) -> None:
         """Write the checkpoint every so many steps; a full disk must not cost the training."""
-        if self.checkpoint is None:
+        if self.checkpoint is None or self.ranks.rank:
             return
         if not (self.over or self.done == self.steps or self.done % self.checkpoint.every == 0):
             return
@@ -278,11 +319,13 @@ class TrainingLoop(ABC):
 
     def load(self) -> None:
         """Load the checkpoint, if there is one."""
-        state = None if self.checkpoint is None else self.checkpoint.read(self.steps)
+        checkpoint = self.checkpoint
+        if checkpoint is None:
+            return
+        state = self.ranks.of_first(lambda: checkpoint.read(self.steps))
         if state is None:
             return
-        assert self.checkpoint is not None
-        with self.checkpoint.readable():
+        with checkpoint.readable():
             self._load(state)
 
     def _load(self, state: dict[str, Any]) -> None:

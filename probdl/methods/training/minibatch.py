@@ -7,15 +7,19 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.data import DistributedSampler
 
 from probdl.errors import DataError, ModelError, SettingError
 from probdl.model.program import Program
 from probdl.model.sites import Structure, data_plate
 from probdl.model.streaming import check_streamable, count_rows
+from probdl.util.ranks import Ranks
 
 __all__ = ["Batches", "FullData", "LoaderBatches", "PlateBatches"]
 
 Data = Sequence[Tensor]
+ALONE = Ranks()
 
 
 class Batches(Protocol):
@@ -36,6 +40,9 @@ class Batches(Protocol):
     def epoch(self, seed: Callable[[], int], skip: int) -> Iterator[Data]:
         """Yield the batches of an epoch in an order set by the seed, but for the first ``skip``."""
 
+    def count(self, data: Data) -> int:
+        """Return the weight of a batch beside those of other processes: its number of rows."""
+
 
 class FullData:
     """All the data at each step."""
@@ -50,6 +57,10 @@ class FullData:
         """Yield all data once."""
         yield self.data
 
+    def count(self, data: Data) -> int:
+        """Return 1: there is one batch."""
+        return 1
+
 
 class PlateBatches:
     """Minibatches of rows of those arguments that have one row per element of the data plate.
@@ -59,10 +70,17 @@ class PlateBatches:
         structure: its sites.
         batch_size: number of rows per batch.
         last: whether an epoch ends with a shorter batch of the remaining rows.
+        ranks: the processes that divide each batch among them.
     """
 
     def __init__(
-        self, program: Program, structure: Structure, batch_size: int, *, last: bool = True
+        self,
+        program: Program,
+        structure: Structure,
+        batch_size: int,
+        *,
+        last: bool = True,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.plate, self.size = data_plate(program, structure)
         _check_discrete(structure, self.plate)
@@ -71,7 +89,12 @@ class PlateBatches:
                 f"batch_size={batch_size}: the data have {self.size} rows along plate "
                 f"'{self.plate}'. Use batch_size={self.size} or less."
             )
-        self.batch_size = batch_size
+        if batch_size < ranks.count:
+            raise SettingError(
+                f"batch_size={batch_size}: {ranks.count} processes train together, and divide the "
+                f"rows of a batch. Use batch_size={ranks.count} or more."
+            )
+        self.batch_size, self.ranks = batch_size, ranks
         self.per_epoch = -(-self.size // batch_size) if last else self.size // batch_size
         self._data = program.tensors()
         self._has_rows = [t.ndim > 0 and len(t) == self.size for t in self._data]
@@ -99,7 +122,11 @@ class PlateBatches:
         generator = torch.Generator().manual_seed(seed())
         order = torch.randperm(self.size, generator=generator)
         for rows in order.split(self.batch_size)[skip : self.per_epoch]:
-            yield self.rows(rows)
+            yield self.rows(self.ranks.part(rows))
+
+    def count(self, data: Data) -> int:
+        """Return the number of rows of a batch."""
+        return next(len(t) for t, has_rows in zip(data, self._has_rows, strict=False) if has_rows)
 
     def rows(self, rows: Tensor) -> Data:
         """Select rows of the arguments along the plate; return other arguments whole."""
@@ -123,14 +150,19 @@ class LoaderBatches:
     Args:
         program: the model on the first batch.
         structure: its sites.
+        ranks: the processes that divide each batch among them, unless the loader has a
+            DistributedSampler, by which it returns other rows to each of them.
 
     Raises:
         DataError: the loader has no rows of the data plate, or does not end.
         ModelError: a term of the likelihood is not in the data plate, or the model scales it.
     """
 
-    def __init__(self, program: Program, structure: Structure) -> None:
+    def __init__(self, program: Program, structure: Structure, ranks: Ranks = ALONE) -> None:
         assert program.loader is not None
+        sampler = program.loader.loader.sampler
+        self._sampler = sampler if isinstance(sampler, DistributedSampler) else None
+        self.ranks = ALONE if self._sampler is not None else ranks
         self._loader = program.loader
         self._program = program
         self.plate, _ = data_plate(program, structure)
@@ -146,14 +178,33 @@ class LoaderBatches:
             DataError: the loader returns no batch.
         """
         i = -1
+        if self._sampler is not None:
+            self._sampler.set_epoch(seed())
         for i, batch in enumerate(self._loader.epoch(seed())):
             if i >= skip:
-                yield self._program.on_batch(batch).tensors()
+                yield self._program.on_batch(_own_rows(batch, self.ranks)).tensors()
         if i < 0:
             raise DataError(
                 "The DataLoader returns no batch when it is read again. The __iter__ of its "
                 "dataset must restart each time, and drop_last=True needs at least one batch."
             )
+
+    def count(self, data: Data) -> int:
+        """Return the number of rows of a batch."""
+        return next((len(tensor) for tensor in data if tensor.ndim), 1)
+
+
+def _own_rows(batch: Any, ranks: Ranks) -> Any:
+    """Return a batch with the rows of this process: of tensors with as many rows as the first."""
+    tensors = [x for x in tree_leaves(batch) if isinstance(x, Tensor) and x.ndim]
+    if ranks.count == 1 or not tensors:
+        return batch
+    size = len(tensors[0])
+
+    def own(x: Any) -> Any:
+        return ranks.part(x) if isinstance(x, Tensor) and x.ndim and len(x) == size else x
+
+    return tree_map(own, batch)
 
 
 def _check_discrete(structure: Structure, plate: str) -> None:

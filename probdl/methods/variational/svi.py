@@ -68,6 +68,7 @@ from probdl.results.latent import Proposal, Scorer, computes_rows, draw_shared, 
 from probdl.results.weights import Reference, check_approximation
 from probdl.util.clock import timed
 from probdl.util.isolation import evaluation
+from probdl.util.ranks import Ranks, current_ranks
 from probdl.util.seeds import stream
 from probdl.util.settings import check_path
 
@@ -240,7 +241,8 @@ class SVI(Method, name="svi"):
         if dtype != torch.float64:
             program = program.to(dtype)
         structure = self._discover(program)
-        batches = self._batches(program, structure)
+        ranks = self._ranks(program)
+        batches = self._batches(program, structure, ranks)
         held_out_program = None
         if self.validation is not None:
             held_out_program = held_out(program, self.validation)
@@ -288,6 +290,7 @@ class SVI(Method, name="svi"):
             parameters = Parameters(objective.leaves)
             parameters.units = units
             plan = self._plan(program, objective, parameters, batches, seed, progress)
+            plan = replace(plan, ranks=ranks)
             if held_out_program is not None:
                 validation = Validation(
                     held_out_program,
@@ -357,11 +360,16 @@ class SVI(Method, name="svi"):
 
     # -- before training --------------------------------------------------------------------
 
-    def _batches(self, program: Program, structure: Structure) -> Batches:
+    def _ranks(self, program: Program) -> Ranks:
+        """Return the processes that divide minibatches; with all data, each trains alone."""
+        in_batches = program.loader is not None or self.batch_size is not None
+        return current_ranks() if in_batches else Ranks()
+
+    def _batches(self, program: Program, structure: Structure, ranks: Ranks) -> Batches:
         if program.loader is not None:
             if self.batch_size is not None:
                 self._refuse("batch_size", "is the DataLoader's; leave it out")
-            return LoaderBatches(program, structure)
+            return LoaderBatches(program, structure, ranks)
         if self.batch_size is None:
             return FullData(program)
         if program.subsampled:
@@ -370,7 +378,7 @@ class SVI(Method, name="svi"):
                 f"cannot be combined with subsample_size= of plate {min(program.subsampled)!r}, by "
                 "which the model forms its own minibatches; leave one of them out",
             )
-        return PlateBatches(program, structure, self.batch_size)
+        return PlateBatches(program, structure, self.batch_size, ranks=ranks)
 
     def _start(self, program: Program, structure: Structure, batches: Batches, seed: int) -> Start:
         """Find where an automatic guide starts."""

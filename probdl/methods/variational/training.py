@@ -20,13 +20,14 @@ from probdl.compile.step import BLOCK, NativeStep, Parameters, Step, choose_step
 from probdl.findings import Finding
 from probdl.methods.training.checkpoint import Checkpoint, copy_saved
 from probdl.methods.training.loop import TrainingLoop
-from probdl.methods.training.minibatch import Batches, Data, FullData
+from probdl.methods.training.minibatch import ALONE, Batches, Data, FullData
 from probdl.methods.training.optimizers import FlatAdam, ScheduledOptimizer
 from probdl.methods.variational.convergence import RISE_MIN, check_convergence
 from probdl.methods.variational.objective import Objective
 from probdl.methods.variational.validation import Validation
 from probdl.util.clock import check_time_limit
 from probdl.util.openmp import WaitPolicy, wait_policy
+from probdl.util.ranks import Ranks
 from probdl.util.seeds import stream
 
 __all__ = ["Outcome", "Plan", "VariationalTraining", "train"]
@@ -58,6 +59,7 @@ class Plan:
         patience: number of steps without improvement that end the training; None for no limit.
         checkpoint: where the state is saved.
         validation: the held-out data; None without any.
+        ranks: the processes that train together.
     """
 
     steps: int
@@ -72,6 +74,7 @@ class Plan:
     patience: int | None = None
     checkpoint: Checkpoint | None = None
     validation: Validation | None = None
+    ranks: Ranks = ALONE
 
 
 @dataclass
@@ -125,7 +128,7 @@ class VariationalTraining(TrainingLoop):
         self.seconds_per_step = RESPONSE_S / BLOCK  # of the last call of native Adam
         self.block_start: int | None = None  # the step; None outside training
         self.held_out: list[tuple[int, float]] = []  # steps, and the ELBO in nats per row
-        super().__init__(plan.steps, batches, plan.seed, plan.checkpoint)
+        super().__init__(plan.steps, batches, plan.seed, plan.checkpoint, ranks=plan.ranks)
         self.best = _Best(self.snapshot())
 
     @property
@@ -203,17 +206,22 @@ class VariationalTraining(TrainingLoop):
             starts_block: whether to discard noise that was drawn before.
             block: the number of the step where a block of the training starts.
         """
-        step = self.step_for(data)
-        if self.optimizer is None:
-            self.optimizer = self._make_optimizer(step.engine == "native")
-            if self.saved_optimizer is not None:
-                self._restore_optimizer(self.optimizer)
-        if starts_block:
-            self.block_start = block
-            for key in self.compiled:
-                self._begin_block(key)
-        threads.use(step.threads if self.optimizer.elementwise else step.threads.fixed)
-        return float(step(data))
+
+        def evaluate() -> list[float]:
+            step = self.step_for(data)
+            if self.optimizer is None:
+                self.optimizer = self._make_optimizer(step.engine == "native")
+                if self.saved_optimizer is not None:
+                    self._restore_optimizer(self.optimizer)
+            if starts_block:
+                self.block_start = block
+                for key in self.compiled:
+                    self._begin_block(key)
+            threads.use(step.threads if self.optimizer.elementwise else step.threads.fixed)
+            return [float(step(data))]
+
+        (loss,) = self.averaged(evaluate, self.parameters, data)
+        return loss
 
     def _make_optimizer(self, native: bool) -> ScheduledOptimizer | FlatAdam:
         plan = self.plan
@@ -229,7 +237,8 @@ class VariationalTraining(TrainingLoop):
 
     def noise_key(self, shapes: Any) -> int:
         """Return the key of the noise of minibatches of these shapes."""
-        return stream(self.seed, "noise", *(size for shape in shapes for size in shape))
+        sizes = (size for shape in shapes for size in shape)
+        return stream(self.seed, "noise", *sizes, *self.ranks.index)
 
     def _with_temperature(self, data: Data) -> Data:
         if not self.plan.annealing:
@@ -345,8 +354,9 @@ class VariationalTraining(TrainingLoop):
         losses: list[float] = []
         batches = self.stream_batches()
         while len(losses) < count:
-            check_time_limit()
-            torch.default_generator.manual_seed(stream(self.seed, key, len(losses)))
+            self.check_time_limit()
+            index = len(losses), *self.ranks.index
+            torch.default_generator.manual_seed(stream(self.seed, key, *index))
             shares = np.arange(len(losses), min(len(losses) + BLOCK, count)) / count
             block = self._losses_of_block(shares, batches, threads, moving)
             losses += block
@@ -368,7 +378,7 @@ class VariationalTraining(TrainingLoop):
             return list(self.adam.run(self.done, rates, key=random_key()))
         losses: list[float] = []
         for share in shares:
-            check_time_limit()
+            self.check_time_limit()
             data = self._with_temperature(next(batches))
             loss = self.evaluate(data, threads, starts_block=not losses)
             if not math.isfinite(loss):
@@ -389,9 +399,7 @@ class VariationalTraining(TrainingLoop):
             return
         validated = plan.validation is not None and self._is_validated()
         if validated:
-            assert plan.validation is not None
-            of_rows = plan.validation.elbo_of_rows(self.parameters.values)
-            self.held_out.append((self.done, float(of_rows.mean())))
+            self.held_out.append((self.done, self.ranks.of_first(self._validate)))
         if not self.selects_validated:
             what, mean, error = "smoothed", float(losses.mean()), _standard_error(losses)
         elif validated:
@@ -413,6 +421,10 @@ class VariationalTraining(TrainingLoop):
                     f"had not improved for {plan.patience} steps.",
                 )
             )
+
+    def _validate(self) -> float:
+        assert self.plan.validation is not None
+        return float(self.plan.validation.elbo_of_rows(self.parameters.values).mean())
 
     @property
     def selects_validated(self) -> bool:
