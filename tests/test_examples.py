@@ -35,7 +35,7 @@ def numbers(pattern, text):
 
 
 def test_the_examples_are_short():
-    assert len(SCRIPTS) == 8
+    assert len(SCRIPTS) == 9
     assert all(len(p.read_text(encoding="utf-8").splitlines()) <= 60 for p in SCRIPTS)
 
 
@@ -91,6 +91,12 @@ def test_from_pyro(tmp_path):
 def test_on_dask(tmp_path):
     pytest.importorskip("distributed", reason="Dask is not installed")
     assert run("on_dask", tmp_path).splitlines()[-1] == "calibrated"
+
+
+def test_on_torchrun(tmp_path):
+    (evidence,) = numbers(r"held-out digits: (-[\d.]+) nats", run("on_torchrun", tmp_path))
+    assert -26 < evidence < -18
+    assert (tmp_path / "digits-fit" / "fit.json").exists()
 
 
 def test_on_slurm(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -58,6 +59,7 @@ def write_arrays(
     lead: tuple[int, ...],
     *,
     what: str = "predictions",
+    by_columns: bool = False,
 ) -> dict[str, NDArray[Any]]:
     """Write arrays part by part to ``.npy`` files, and return them memory-mapped.
 
@@ -68,6 +70,7 @@ def write_arrays(
         parts: consecutive rows by name, each of shape (n, *shape).
         lead: the leading shape of the whole arrays, (*lead, *shape).
         what: a noun for them.
+        by_columns: whether they will be read by columns, so that the system reads no more.
 
     Returns:
         The arrays. What is assigned to them stays in memory.
@@ -96,7 +99,14 @@ def write_arrays(
             f"The {what} could not be written to {path}: {error.strerror or error}. Free disk "
             "space, or choose another folder."
         ) from None
-    return {name: np.load(file, mmap_mode="c") for name, file in paths.items()}
+    return {name: _mapped(file, by_columns) for name, file in paths.items()}
+
+
+def _mapped(file: Path, by_columns: bool) -> NDArray[Any]:
+    array = np.load(file, mmap_mode="c")
+    if by_columns and array.size and hasattr(mmap, "MADV_RANDOM"):
+        array._mmap.madvise(mmap.MADV_RANDOM)
+    return array  # type: ignore[no-any-return]
 
 
 def _write_header(file: Any, rows: NDArray[Any], lead: tuple[int, ...]) -> None:

@@ -264,7 +264,7 @@ def _written(
     parts = (
         density.constrain(rows[some], deterministic=True) for some in slices(len(rows), z.size)
     )
-    return write_arrays(out, parts, z.shape[:2], what="draws")
+    return write_arrays(out, parts, z.shape[:2], what="draws", by_columns=True)
 
 
 def constrained(
