@@ -25,7 +25,7 @@ from probdl.util.blas import one_blas_thread
 from probdl.util.clock import Clock, TimeUp, clock, timed
 from probdl.util.isolation import isolated
 from probdl.util.progress import print_line
-from probdl.util.ranks import current_ranks
+from probdl.util.ranks import Ranks, current_ranks, is_first_rank
 from probdl.util.settings import check_limit, check_progress, check_seed
 
 __all__ = ["infer"]
@@ -112,10 +112,10 @@ def infer(
     """
     started = time.perf_counter()
     chosen = resolve(method)
-    ranks = current_ranks()
-    if ranks.rank:  # the first one reports
+    if not is_first_rank():  # which reports
         progress = False
     if seed is None:
+        ranks = current_ranks() if chosen._divides_batches(args) else Ranks()
         seed = ranks.of_first(lambda: secrets.randbits(32))
     else:
         check_seed("infer", seed)
@@ -154,7 +154,7 @@ def infer(
     fit.timings["other"] = total - sum(
         seconds for part, seconds in fit.timings.items() if part not in ("other", "total")
     )
-    if not ranks.rank:
+    if is_first_rank():
         _report(fit, findings, progress)
     return fit
 

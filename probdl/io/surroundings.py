@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import site
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping
@@ -27,9 +28,12 @@ __all__ = ["Surroundings", "surroundings"]
 MAX_VALUES = 50_000
 PLAIN = (type(None), bool, int, float, complex, str, bytes)
 OWN = __name__.partition(".")[0]
-_OF_LIBRARIES = tuple(
-    f"{Path(sysconfig.get_path(name)).resolve()}{os.sep}" for name in ("stdlib", "purelib")
+_FOLDERS = (
+    *map(sysconfig.get_path, ("stdlib", "purelib", "platlib")),
+    *site.getsitepackages(),
+    site.getusersitepackages(),
 )
+_OF_LIBRARIES = tuple({f"{Path(folder).resolve()}{os.sep}" for folder in _FOLDERS})
 _OF_MODULES = {*vars(nn.Module())}  # the attributes of all networks
 _unique = itertools.count()
 

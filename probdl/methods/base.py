@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABCMeta, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -149,6 +149,10 @@ class Method(metaclass=_CheckedSettings):
             seed: all random numbers derive from it; the global generators are seeded with it, too.
             progress: whether to show progress; None shows it on a terminal and in a notebook only.
         """
+
+    def _divides_batches(self, args: Sequence[Any]) -> bool:
+        """Return whether processes that ``torchrun`` starts train together on these arguments."""
+        return False
 
     def refit(self, fit: Fit, program: Program, seed: int) -> Fit:
         """Fit one of many data sets of the same shapes, such as simulated or resampled data.

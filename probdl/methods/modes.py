@@ -46,7 +46,8 @@ def check_modes(
         if rival.log_mass < best.log_mass - MASS_GAP_MAX:
             continue
         here, there = unwound(density, evaluator, np.stack([best.mean, rival.mean]))
-        apart = np.abs(there - here) / (best.sd + rival.sd)
+        with np.errstate(all="ignore"):  # a single draw has no spread
+            apart = np.abs(there - here) / (best.sd + rival.sd)
         i = int(apart.argmax())
         if apart[i] < MODE_DISTANCE or not _has_barrier(evaluator, here, there):
             continue

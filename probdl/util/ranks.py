@@ -23,7 +23,7 @@ from probdl import errors
 from probdl.errors import ProbdlError
 from probdl.util.clock import TimeUp, expire, has_limit
 
-__all__ = ["Ranks", "alone", "current_ranks"]
+__all__ = ["Ranks", "alone", "current_ranks", "is_first_rank"]
 
 _SET_BY_TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _alone: ContextVar[bool] = ContextVar("alone", default=False)
@@ -171,6 +171,13 @@ def current_ranks() -> Ranks:
     if count == 1:
         return Ranks()
     return Ranks(torch.distributed.get_rank(), count, _group_of_cpus())
+
+
+def is_first_rank() -> bool:
+    """Return whether this process reports: it is the first of several, or the only one."""
+    if torch.distributed.is_available() and _is_joined():
+        return torch.distributed.get_rank() == 0
+    return not _started_by_torchrun(os.environ) or os.environ["RANK"] == "0"
 
 
 def _is_joined() -> bool:

@@ -164,3 +164,16 @@ def test_the_parts_of_the_ranks_are_the_batch():
     assert torch.equal(torch.cat(parts), rows)
     assert [Ranks(rank, 3).part(rows[:2]).tolist() for rank in range(3)] == [[0], [1], [0]]
     assert issubclass(probdl.ProbdlError, Exception)
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_work_that_is_not_divided_waits_for_no_other_rank(rank, monkeypatch, recwarn):
+    variables = {"WORLD_SIZE": "2", "RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    method = probdl.NUTS(draws=20, warmup=50, chains=2)
+    fit = probdl.infer(jobs.regression, jobs.X, jobs.Y, method=method)
+    assert fit.diagnose()
+    assert any(w.category is probdl.FindingWarning for w in recwarn) == (rank == "0")
+    whole = probdl.SVI(steps=10)
+    probdl.infer(jobs.regression, jobs.X, jobs.Y, method=whole, seed=1)

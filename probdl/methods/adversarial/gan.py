@@ -237,6 +237,10 @@ class GAN(Method, name="gan"):
             findings += check_coverage(fit, rows, site, self.loss)
         return replace(fit, findings=findings)
 
+    def _divides_batches(self, args: Sequence[Any]) -> bool:
+        """Return True: there are always minibatches."""
+        return True
+
     def _batches(self, program: Program, structure: Structure, ranks: Ranks) -> Batches:
         if program.loader is None:
             size = DEFAULT_BATCH_SIZE if self.batch_size is None else self.batch_size

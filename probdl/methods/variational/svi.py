@@ -15,6 +15,7 @@ from pyro.infer import ELBO, TraceGraph_ELBO
 from pyro.infer.autoguide import AutoDelta
 from pyro.optim import PyroOptim
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from probdl.compile import ENGINES, choose
 from probdl.compile.step import Parameters
@@ -241,7 +242,8 @@ class SVI(Method, name="svi"):
         if dtype != torch.float64:
             program = program.to(dtype)
         structure = self._discover(program)
-        ranks = self._ranks(program)
+        in_batches = program.loader is not None or self.batch_size is not None
+        ranks = current_ranks() if in_batches else Ranks()
         batches = self._batches(program, structure, ranks)
         held_out_program = None
         if self.validation is not None:
@@ -360,10 +362,9 @@ class SVI(Method, name="svi"):
 
     # -- before training --------------------------------------------------------------------
 
-    def _ranks(self, program: Program) -> Ranks:
-        """Return the processes that divide minibatches; with all data, each trains alone."""
-        in_batches = program.loader is not None or self.batch_size is not None
-        return current_ranks() if in_batches else Ranks()
+    def _divides_batches(self, args: Sequence[Any]) -> bool:
+        """Return whether there are minibatches."""
+        return self.batch_size is not None or any(isinstance(x, DataLoader) for x in args)
 
     def _batches(self, program: Program, structure: Structure, ranks: Ranks) -> Batches:
         if program.loader is not None:
