@@ -1,13 +1,16 @@
-"""Independent fits on forks and on a Dask cluster: `make bench-scale`.
+"""Fits on forks and on a Dask cluster, and training by two processes: `make bench-scale`.
 
-Both have two processes on this machine. Writes results/scale.json and scale.md. Run it on an
+All have two processes on this machine. Writes results/scale.json and scale.md. Run it on an
 otherwise idle machine.
 """
 
 from __future__ import annotations
 
+import os
 import resource
 import statistics
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -20,6 +23,7 @@ import probdl
 from benchmarks.parts import RESULTS, run
 from probdl.montecarlo import study
 
+ROWS_OF_IMAGES, STEPS = 6000, (100, 400)
 WORKERS, ROUNDS, FITS, MANY_FITS, ROWS = 2, 3, 2000, 100_000, 50
 
 
@@ -95,6 +99,38 @@ def memory() -> dict[str, float]:
     return {"before": before, "peak": peak(), "seconds": taken}
 
 
+def trained(steps: int) -> float:
+    """Train an autoencoder, and return the seconds of the steps."""
+    torch.manual_seed(0)
+    x = (torch.rand(ROWS_OF_IMAGES, 784) > 0.8).float()
+    vae = probdl.models.VAE.mlp((784,), latent_dim=50, hidden=1000)
+    method = probdl.SVI(steps=steps, batch_size=512, schedule="constant")
+    return probdl.infer(vae, x, method=method, seed=1).timings["training"]
+
+
+def ranks() -> dict[str, float]:
+    """Return the milliseconds of a step by one process and by two, whose start is left out."""
+
+    def step(count: int) -> float:
+        took = []
+        for steps in STEPS:
+            command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+            done = subprocess.run(
+                [sys.executable, *command, "-m", "benchmarks.scale", "train", str(steps)],
+                env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+                check=True,
+            )  # fmt: skip
+            took.append(float(done.stdout.split()[-1]))
+        return 1e3 * (took[1] - took[0]) / (STEPS[1] - STEPS[0])
+
+    times = [(step(1), step(2)) for _ in range(ROUNDS)]
+    return {
+        "one": statistics.median(a for a, _ in times),
+        "two": statistics.median(b for _, b in times),
+        "ratio": statistics.median(b / a for a, b in times),
+    }
+
+
 def write(results: dict[str, Any]) -> None:
     lines = [
         "# Fits on a cluster",
@@ -120,8 +156,20 @@ def write(results: dict[str, Any]) -> None:
         f"{MANY_FITS:,} fits by maximum likelihood take {of['seconds']:.0f} s. The client's memory "
         f"grows from {of['before']:.2f} to {of['peak']:.2f} GB.",
     ]
+    if (of := results.get("ranks")) is not None:
+        lines += [
+            "",
+            "A variational autoencoder (784-1000-50, minibatches of 512 rows together) takes "
+            f"{of['one']:.1f} ms a step by one process on one thread, and {of['two']:.1f} ms by "
+            f"two under `torchrun`; the ratio is {of['ratio']:.2f}.",
+        ]
     (RESULTS / "scale.md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
-    run("scale", {"fits": fits, "memory": memory}, write)
+    if sys.argv[1:2] == ["train"]:
+        seconds_of_steps = trained(int(sys.argv[2]))
+        if os.environ["RANK"] == "0":
+            print(seconds_of_steps)
+    else:
+        run("scale", {"fits": fits, "memory": memory, "ranks": ranks}, write)
