@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 import types
+from decimal import Decimal
 
 import numpy as np
 import pyro
@@ -39,11 +40,18 @@ class Constants:
 
 
 class Slots:
-    __slots__ = ("cap",)
+    __slots__ = ("__hidden", "cap")
+
+    def set(self, hidden):
+        self.__hidden = hidden
+
+    def __call__(self):
+        return self.__hidden
 
 
 SLOTS = Slots()
 SLOTS.cap = 1000.0
+DTYPE, PRIOR, LINK, PRICE = torch.float32, dist.Normal, torch.exp, Decimal(1)
 
 
 class Parent:
@@ -111,6 +119,20 @@ CASES = {
     "attribute of a class": (lambda: Constants.cap, lambda x: setattr(Constants, "cap", x)),
     "method of a class": (lambda: Constants.twice(), lambda x: globals().update(CAP=x)),
     "slots": (lambda: SLOTS.cap, lambda x: setattr(SLOTS, "cap", x)),
+    "hidden slot": (SLOTS, lambda x: SLOTS.set(x)),
+    "dtype": (
+        lambda: DTYPE,
+        lambda x: globals().update(DTYPE=torch.float32 if x == 3 else torch.float64),
+    ),
+    "class of a library": (
+        lambda: PRIOR(0.0, 1.0),
+        lambda x: globals().update(PRIOR=dist.Normal if x == 3 else dist.Laplace),
+    ),
+    "function of a library": (
+        lambda: LINK(torch.ones(())),
+        lambda x: globals().update(LINK=torch.exp if x == 3 else torch.nn.functional.softplus),
+    ),
+    "object without attributes": (lambda: PRICE, lambda x: globals().update(PRICE=Decimal(x))),
     "private attribute": (CHILD, lambda x: setattr(CHILD, "_cap", x)),
     "inner object": (CHILD, lambda x: setattr(CHILD.inner, "cap", x)),
     "attribute of its class": (CHILD, lambda x: setattr(Child, "shared", x)),

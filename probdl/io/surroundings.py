@@ -18,7 +18,6 @@ from pathlib import Path
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 
 from probdl.io.identity import array_text, layers
@@ -58,13 +57,14 @@ def surroundings(function: Callable[..., Any]) -> Surroundings:
     and of the elements of containers among them, and those that other functions of the user read.
     The code of libraries does not change. The parameters and buffers of networks are left out.
 
-    >>> CONFIG = {"scale": 2.0}
-    >>> def model():
-    ...     return CONFIG["scale"]
+    >>> config = {"scale": 2.0}
+    >>> def with_config(config):
+    ...     return lambda: config["scale"]
+    >>> model = with_config(config)
     >>> before = surroundings(model)
-    >>> CONFIG["scale"] = 3.0
+    >>> config["scale"] = 3.0
     >>> before.changed(surroundings(model))
-    ["CONFIG['scale']"]
+    ["config['scale']"]
     """
     walk = _Walk()
     try:
@@ -90,8 +90,8 @@ class _Walk:
         """Note a value, or what it holds, unless it was visited."""
         values = self.found.values
         if len(values) > MAX_VALUES:
-            self.give_up()
-        elif isinstance(value, PLAIN):
+            raise ValueError("too much to look at")
+        if isinstance(value, PLAIN):
             values[path] = repr(value)
             if own:
                 self.found.own.add(path)
@@ -102,14 +102,16 @@ class _Walk:
             self._visit_new(value, path, own)
 
     def _visit_new(self, value: Any, path: str, own: bool) -> None:
-        kind = type(value)
         text = array_text(value)
-        self.found.values[path] = text or f"{kind.__module__}.{kind.__qualname__}"
-        if text or isinstance(value, (Tensor, np.ndarray)):
+        self.found.values[path] = text or _name_of(value)
+        if text or isinstance(value, Tensor):
             return
         kept = isinstance(value, (Mapping, list, tuple, type, FunctionType, MethodType))
-        own = own and (kept or not _of_library(kind))
-        for name, part in self._parts(value):
+        own = own and (kept or not _of_library(type(value)))
+        parts = [*self._parts(value)]
+        if not parts and not kept and not isinstance(value, ModuleType):
+            self.found.values[path] = repr(value)  # of a dtype or a date, and the place of others
+        for name, part in parts:
             self.visit(part, path + name if path else name.lstrip("."), own)
 
     def _parts(self, value: Any) -> Iterator[tuple[str, Any]]:
@@ -176,7 +178,9 @@ def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
     own = dict(getattr(value, "__dict__", {}))
     for cls in type(value).__mro__:
         slots = cls.__dict__.get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else slots:
+        for slot in (slots,) if isinstance(slots, str) else slots:
+            hidden = slot.startswith("__") and not slot.endswith("__")
+            name = f"_{cls.__name__.lstrip('_')}{slot}" if hidden else slot
             if name not in ("__dict__", "__weakref__") and hasattr(value, name):
                 own[name] = getattr(value, name)
     for name, each in own.items():
@@ -185,6 +189,16 @@ def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
         yield name, each
     if isinstance(value, nn.Module):
         yield "_modules", dict(value.named_children())
+
+
+def _name_of(value: Any) -> str:
+    """Return the name of a function, class or module, or of the class of another value."""
+    if isinstance(value, ModuleType):
+        return value.__name__
+    if isinstance(value, Tensor):  # whose values are not read, as those of a parameter
+        return f"{type(value).__name__} at {id(value)}"
+    named = value if hasattr(value, "__qualname__") else type(value)
+    return f"{getattr(named, '__module__', '')}.{named.__qualname__}"
 
 
 def _names(code: CodeType) -> Iterator[str]:
