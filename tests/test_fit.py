@@ -16,7 +16,7 @@ from scipy import stats
 from scipy.special import logsumexp
 
 import probdl
-from probdl.io.idata import ARVIZ_1, groups, summary, variables
+from probdl.io.idata import ARVIZ_1, groups, summary, summary_of_many, variables
 from probdl.models import linear_regression, normal_normal
 from probdl.results import fit as fit_module
 
@@ -295,7 +295,12 @@ def test_only_the_rows_that_are_shown_are_computed(monkeypatch):
         computed.append(sum(v.size // 1000 for v in variables(idata, "posterior").values()))
         return summary(idata, **options)
 
+    def counted_many(draws, labels, kind):
+        computed.append(sum(map(len, labels.values())))
+        return summary_of_many(draws, labels, kind)
+
     monkeypatch.setattr(fit_module, "summary", counted)
+    monkeypatch.setattr(fit_module, "summary_of_many", counted_many)
     shown = repr(fit)
     assert shown.splitlines()[-21].startswith("mu ")  # scalars come first
     assert "theta[g3, 3]" in shown
