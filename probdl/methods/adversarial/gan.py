@@ -81,8 +81,8 @@ class GAN(Method, name="gan"):
             ``epochs``. Default: None.
         epochs: number of passes through the data, instead of ``steps``. Default: None.
         batch_size: number of rows of data, and of draws, in each step; None means 64. A DataLoader
-            as the model's only argument has its own: rows are read from it in minibatches.
-            Default: None.
+            as the model's only argument has its own: rows are read from it in minibatches. Under
+            ``torchrun``, the processes divide the rows of each batch. Default: None.
         discriminator_steps: number of steps of the discriminator for each step of the generator.
             Default: 1.
         optimizer: optimizer of the generator: a class of ``torch.optim``, or its name.

@@ -131,7 +131,8 @@ class SVI(Method, name="svi"):
             only argument has the same effect: its batches are spread over the model's arguments,
             or passed as a whole if the model takes one argument. All results cover all rows of
             its dataset, in the dataset's order. ``pyro.plate(name, N, subsample_size=len(x))`` is
-            scaled once. Default: None.
+            scaled once. Under ``torchrun``, the processes divide the rows of each batch.
+            Default: None.
         optimizer: a class of ``torch.optim``, its name, or a ``pyro.optim.PyroOptim``.
             Default: ``"Adam"``.
         learning_rate: initial learning rate. Default: 0.01.
