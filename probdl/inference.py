@@ -25,7 +25,7 @@ from probdl.util.blas import one_blas_thread
 from probdl.util.clock import Clock, TimeUp, clock, timed
 from probdl.util.isolation import isolated
 from probdl.util.progress import print_line
-from probdl.util.ranks import Ranks, current_ranks, is_first_rank
+from probdl.util.ranks import ALONE, current_ranks, is_first_rank
 from probdl.util.settings import check_limit, check_progress, check_seed
 
 __all__ = ["infer"]
@@ -115,7 +115,7 @@ def infer(
     if not is_first_rank():  # which reports
         progress = False
     if seed is None:
-        ranks = current_ranks() if chosen._divides_batches(args) else Ranks()
+        ranks = current_ranks() if chosen._divides_batches(args) else ALONE
         seed = ranks.of_first(lambda: secrets.randbits(32))
     else:
         check_seed("infer", seed)

@@ -236,7 +236,7 @@ class GraphStep:
         if aten._linalg_check_errors.default in targets:
             given = [*values, *data]
             if catches_failures(lambda *inputs: loss_and_grads(*inputs)[0], given):
-                raise CaughtError("it catches a failure of linear algebra")
+                raise CaughtError
         erase_unused(recording.graph)
         self._graph: Any = recording.function()
         self._parameters = parameters

@@ -119,9 +119,10 @@ class LoaderRows:
         plain = batched is None or type(batched) is BatchSampler
         if plain and isinstance(sampler, RandomSampler):
             return every
-        ranks = current_ranks().count  # which together read every row
-        if plain and isinstance(sampler, DistributedSampler) and sampler.num_replicas == ranks:
-            return every
+        if plain and isinstance(sampler, DistributedSampler):
+            together = sampler.num_replicas == current_ranks().count
+            if together:  # the ranks read every row
+                return every
         if plain and isinstance(sampler, SequentialSampler):
             left = count % (loader.batch_size or 1) if loader.drop_last else 0
             if left:

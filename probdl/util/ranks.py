@@ -23,7 +23,7 @@ from probdl import errors
 from probdl.errors import ProbdlError
 from probdl.util.clock import TimeUp, expire, has_limit
 
-__all__ = ["Ranks", "alone", "current_ranks", "is_first_rank"]
+__all__ = ["ALONE", "Ranks", "alone", "current_ranks", "is_first_rank"]
 
 _SET_BY_TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _alone: ContextVar[bool] = ContextVar("alone", default=False)
@@ -151,6 +151,9 @@ class Ranks:
             ) from error
 
 
+ALONE = Ranks()
+
+
 def _word_for(ended: BaseException | None) -> float:
     if ended is None:
         return _GOES_ON
@@ -163,13 +166,13 @@ def current_ranks() -> Ranks:
     """Return the place of this process, and join the others if ``torchrun`` started it."""
     available = torch.distributed.is_available()
     if _alone.get() or not available or not (_is_joined() or _started_by_torchrun(os.environ)):
-        return Ranks()
+        return ALONE
     if not _is_joined():
         torch.distributed.init_process_group("gloo")
         atexit.register(_leave)
     count = torch.distributed.get_world_size()
     if count == 1:
-        return Ranks()
+        return ALONE
     return Ranks(torch.distributed.get_rank(), count, _group_of_cpus())
 
 

@@ -61,6 +61,11 @@ class CaughtError(UntraceableError):
         "less first."
     )
 
+    def __init__(self) -> None:
+        super().__init__(
+            "it catches a failure of linear algebra, such as a matrix that is not positive definite"
+        )
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -181,9 +186,7 @@ def trace_function(
                 ) from None
     graph = recording.graph
     if _catch_failures(graph) and catches_failures(lambda *inputs: fn(*inputs)[1], [z, *data]):
-        raise CaughtError(
-            "it catches a failure of linear algebra, such as a matrix that is not positive definite"
-        )
+        raise CaughtError
     _fix_shapes(graph)
     erase_unused(graph)
     return _split(recording, data if reads_data else [], reads_data, smallest)

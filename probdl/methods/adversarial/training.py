@@ -18,11 +18,11 @@ from probdl.methods.adversarial.checks import suggest_loss
 from probdl.methods.adversarial.losses import Critic, DiscriminatorLoss, GeneratorLoss
 from probdl.methods.training.checkpoint import Checkpoint, copy_saved
 from probdl.methods.training.loop import TrainingLoop
-from probdl.methods.training.minibatch import ALONE, Batches, Data
+from probdl.methods.training.minibatch import Batches, Data
 from probdl.methods.training.optimizers import ScheduledOptimizer
 from probdl.methods.training.trainable import Trainable, first_not_finite
 from probdl.util.openmp import WaitPolicy
-from probdl.util.ranks import Ranks
+from probdl.util.ranks import ALONE, Ranks
 
 __all__ = ["RECORDED", "AdversarialTraining", "Plan"]
 

@@ -17,12 +17,12 @@ from probdl.compile.step import BLOCK, Parameters
 from probdl.errors import ModelError, SettingError
 from probdl.findings import Finding
 from probdl.methods.training.checkpoint import Checkpoint, copy_saved
-from probdl.methods.training.minibatch import ALONE, Batches, Data
+from probdl.methods.training.minibatch import Batches, Data
 from probdl.results.diagnostics import interrupted
 from probdl.util.clock import check_time_limit
 from probdl.util.openmp import WaitPolicy, wait_policy
 from probdl.util.progress import bar
-from probdl.util.ranks import Ranks
+from probdl.util.ranks import ALONE, Ranks
 from probdl.util.seeds import stream
 
 __all__ = ["TrainingLoop"]

@@ -14,12 +14,11 @@ from probdl.errors import DataError, ModelError, SettingError
 from probdl.model.program import Program
 from probdl.model.sites import Structure, data_plate
 from probdl.model.streaming import check_streamable, count_rows
-from probdl.util.ranks import Ranks
+from probdl.util.ranks import ALONE, Ranks
 
 __all__ = ["Batches", "FullData", "LoaderBatches", "PlateBatches"]
 
 Data = Sequence[Tensor]
-ALONE = Ranks()
 
 
 class Batches(Protocol):

@@ -69,7 +69,7 @@ from probdl.results.latent import Proposal, Scorer, computes_rows, draw_shared, 
 from probdl.results.weights import Reference, check_approximation
 from probdl.util.clock import timed
 from probdl.util.isolation import evaluation
-from probdl.util.ranks import Ranks, current_ranks
+from probdl.util.ranks import ALONE, Ranks, current_ranks
 from probdl.util.seeds import stream
 from probdl.util.settings import check_path
 
@@ -244,7 +244,7 @@ class SVI(Method, name="svi"):
             program = program.to(dtype)
         structure = self._discover(program)
         in_batches = program.loader is not None or self.batch_size is not None
-        ranks = current_ranks() if in_batches else Ranks()
+        ranks = current_ranks() if in_batches else ALONE
         batches = self._batches(program, structure, ranks)
         held_out_program = None
         if self.validation is not None:

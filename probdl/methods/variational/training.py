@@ -20,14 +20,14 @@ from probdl.compile.step import BLOCK, NativeStep, Parameters, Step, choose_step
 from probdl.findings import Finding
 from probdl.methods.training.checkpoint import Checkpoint, copy_saved
 from probdl.methods.training.loop import TrainingLoop
-from probdl.methods.training.minibatch import ALONE, Batches, Data, FullData
+from probdl.methods.training.minibatch import Batches, Data, FullData
 from probdl.methods.training.optimizers import FlatAdam, ScheduledOptimizer
 from probdl.methods.variational.convergence import RISE_MIN, check_convergence
 from probdl.methods.variational.objective import Objective
 from probdl.methods.variational.validation import Validation
 from probdl.util.clock import check_time_limit
 from probdl.util.openmp import WaitPolicy, wait_policy
-from probdl.util.ranks import Ranks
+from probdl.util.ranks import ALONE, Ranks
 from probdl.util.seeds import stream
 
 __all__ = ["Outcome", "Plan", "VariationalTraining", "train"]
