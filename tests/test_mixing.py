@@ -136,15 +136,16 @@ def test_the_tails_are_those_of_arviz_without_its_import(monkeypatch):
     assert idata.tail_probs() == before
 
 
-def test_ranks_are_those_of_scipy():
+def test_normal_scores_are_those_of_mean_ranks():
     x = RNG.normal(size=(200, 6))
     x[:, 1] = x[:, 1].round()  # ties
     x[:, 2] = 3.0
     x[:5, 3] = np.inf
     x[:50, 4] = -np.inf
-    x[7, 5] = np.nan
-    np.testing.assert_array_equal(mixing._ranks(x), stats.rankdata(x, axis=0))
-    assert np.isnan(mixing._ranks(x)[:, 5]).all()
+    x[:, 5] = np.abs(x[:, 0] - np.median(x[:, 0]))  # two ties
+    shares = (stats.rankdata(x, axis=0) - 3 / 8) / (len(x) - 2 * 3 / 8 + 1)
+    scores = mixing._normal_scores(np.ascontiguousarray(x.T.reshape(6, 2, 100)))
+    np.testing.assert_allclose(scores.reshape(6, 200).T, stats.norm.ppf(shares), rtol=1e-12)
 
 
 # Each of these takes from a third of a second to a second to import, as long as a small fit.

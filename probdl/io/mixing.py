@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 
 import numpy as np
@@ -43,7 +43,7 @@ def rhat(draws: Array, limit: float | None = None) -> Array:
 
     def of_part(x: Array) -> Array:
         halves = _halves(x)
-        folded = np.abs(halves - np.median(halves, (0, 1)))
+        folded = np.abs(halves - np.median(_flat(halves), 1)[:, None, None])
         bulk, tail = _rhat(_normal_scores(halves)), _rhat(_normal_scores(folded))
         return np.where(tail > bulk, tail, bulk)  # of two values, all are as far from the median
 
@@ -65,7 +65,9 @@ def ess_tail(draws: Array, probs: tuple[float, float], limit: float | None = Non
     """Return the smaller effective sample size of two quantiles (*shape)."""
 
     def of_part(x: Array) -> Array:
-        low, high = (_ess(_halves((x <= _quantile(x, p)).astype(float))) for p in probs)
+        low, high = (
+            _ess(_halves((x <= q[:, None, None]).astype(float))) for q in _quantiles(x, probs)
+        )
         return np.minimum(low, high)
 
     return _by_scalar(draws, of_part, _is_small(limit))
@@ -85,7 +87,7 @@ def mcse_mean(draws: Array, limit: float | None = None) -> Array:
 
     return _by_scalar(
         draws,
-        lambda x: np.std(x, (0, 1), ddof=1) / np.sqrt(_ess(_halves(x))),
+        lambda x: np.std(_flat(x), 1, ddof=1) / np.sqrt(_ess(_halves(x))),
         None if limit is None else suspect,
     )
 
@@ -94,9 +96,9 @@ def mcse_sd(draws: Array) -> Array:
     """Return the Monte Carlo standard errors of standard deviations (*shape)."""
 
     def of_part(x: Array) -> Array:
-        squares = (x - x.mean((0, 1))) ** 2
-        variance = squares.mean((0, 1))
-        of_squares = (squares**2).mean((0, 1)) - variance**2
+        squares = (x - x.mean((1, 2), keepdims=True)) ** 2
+        variance = squares.mean((1, 2))
+        of_squares = (squares**2).mean((1, 2)) - variance**2
         return np.sqrt(of_squares / _ess(_halves(squares)) / variance / 4)
 
     return _by_scalar(draws, of_part)
@@ -112,11 +114,11 @@ def _by_scalar(
     suspect: Suspect | None = None,
     chains: int = 1,
 ) -> Array:
-    """Evaluate a statistic of draws (chains, draws, scalars), in parts of bounded size.
+    """Evaluate a statistic of draws (chains, draws, *shape), in parts of bounded size.
 
     Args:
         draws: the draws.
-        statistic: evaluates it for a part of the scalars.
+        statistic: evaluates it for a part of the scalars, from (scalars, chains, draws).
         suspect: selects the scalars whose figures a part of very many draws does not settle, given
             the figures and the draws of the part; None settles nothing.
         chains: the number of chains that the statistic needs.
@@ -141,15 +143,16 @@ def _by_scalar(
 
 
 def _exactly(draws: Array, statistic: Callable[[Array], Array]) -> Array:
-    """Evaluate a statistic of all draws (chains, draws, scalars), in parts that fit a cache."""
+    """Evaluate a statistic of draws (chains, draws, scalars), in parts that fit into a cache."""
     found = np.empty(draws.shape[2])
     size = max(1, MAX_NUMBERS // (draws.shape[0] * draws.shape[1]))
     with np.errstate(all="ignore"):
         for start in range(0, len(found), size):
             check_time_limit()
-            part = np.asarray(draws[..., start : start + size], dtype=float)
+            part = np.moveaxis(draws[..., start : start + size], 2, 0)
+            part = np.ascontiguousarray(part, dtype=float)
             values = np.asarray(statistic(part), dtype=float)
-            values[np.isnan(part).any((0, 1))] = np.nan
+            values[np.isnan(part).any((1, 2))] = np.nan
             found[start : start + size] = values
     return found
 
@@ -165,100 +168,114 @@ def bfmi(energy: Array) -> Array:
     return np.asarray(np.square(np.diff(energy)).mean(-1) / np.var(energy, -1, ddof=1))
 
 
+# In what follows, draws are (scalars, chains, draws), one scalar after another in memory.
+
+
+def _flat(x: Array) -> Array:
+    return x.reshape(len(x), -1)
+
+
 def _halves(x: Array) -> Array:
-    half = x.shape[1] // 2
-    return np.concatenate([x[:, :half], x[:, -half:]])
+    half = x.shape[2] // 2
+    return np.concatenate([x[..., :half], x[..., -half:]], 1)
 
 
 def _normal_scores(x: Array) -> Array:
     """Replace draws by normal quantiles of their ranks among all chains."""
-    count = x.shape[0] * x.shape[1]
-    twice = np.nan_to_num(2 * _ranks(x.reshape(count, -1)), nan=0.0).astype(np.intp)
-    return _scores_of_ranks(count)[twice].reshape(x.shape)
+    flat = _flat(x)
+    count = flat.shape[1]
+    order = np.argsort(flat)
+    ordered = np.take_along_axis(flat, order, 1)
+    ties = np.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).any(1))
+    scores = np.empty(flat.shape)
+    np.put_along_axis(scores, order, _scores_of_ranks(count)[None, 2::2], 1)
+    if ties.size:
+        twice = _twice_mean_ranks(ordered[ties])
+        tied = np.empty(twice.shape)
+        np.put_along_axis(tied, order[ties], _scores_of_ranks(count)[twice], 1)
+        scores[ties] = tied
+    return scores.reshape(x.shape)
 
 
 @functools.lru_cache(maxsize=4)
 def _scores_of_ranks(count: int) -> Array:
-    """Return the normal quantiles of the ranks 1, 1.5, 2, ... at twice the rank, and NaN at 0."""
+    """Return the normal quantiles of the ranks 1, 1.5, 2, ... at twice the rank."""
     import torch  # which takes a second, when draws are judged
 
     offset = 3 / 8  # Blom (1958)
     ranks = np.arange(2 * count + 1) / 2
     shares = torch.from_numpy((ranks - offset) / (count - 2 * offset + 1))
     scores: Array = torch.special.ndtri(shares).numpy()
-    scores[0] = np.nan
     return scores
 
 
-def _ranks(x: Array) -> Array:
-    """Return the ranks from 1 in each column of x (n, m); equal values have their mean rank.
+def _twice_mean_ranks(ordered: Array) -> NDArray[np.intp]:
+    """Return twice the ranks from 1 of sorted rows (m, n), where equal values have their mean.
 
     ``scipy.stats``, whose import takes as long as a small fit, has a function of the same result.
     """
-    columns = np.ascontiguousarray(x.T)
-    count = columns.shape[1]
-    order = np.argsort(columns)
-    ordered = np.take_along_axis(columns, order, 1)
+    count = ordered.shape[1]
     same = ordered[:, 1:] == ordered[:, :-1]
-    first = np.tile(np.arange(count), (len(columns), 1))
+    first = np.tile(np.arange(count), (len(ordered), 1))
     last = first.copy()
     first[:, 1:][same] = 0
     last[:, :-1][same] = count
     first = np.maximum.accumulate(first, 1)
     last = np.minimum.accumulate(last[:, ::-1], 1)[:, ::-1]
-    ranks = np.empty(columns.shape)
-    np.put_along_axis(ranks, order, 1 + (first + last) / 2, 1)
-    ranks[np.isnan(columns).any(1)] = np.nan
-    return ranks.T
+    return np.asarray(2 + first + last)
 
 
 def _rhat(x: Array) -> Array:
-    count = x.shape[1]
-    between = count * np.var(x.mean(1), 0, ddof=1)
-    within = np.var(x, 1, ddof=1).mean(0)
+    count = x.shape[2]
+    between = count * np.var(x.mean(2), 1, ddof=1)
+    within = np.var(x, 2, ddof=1).mean(1)
     return np.asarray(np.sqrt((between / within + count - 1) / count))
 
 
-def _quantile(x: Array, p: float) -> Array:
-    """Return the quantile of each scalar by linear interpolation, rounded as ArviZ does.
+def _quantiles(x: Array, probs: Sequence[float]) -> list[Array]:
+    """Return quantiles of each scalar by linear interpolation, rounded as ArviZ does.
 
-    Ties are compared with it, so that the last digit matters.
+    Ties are compared with them, so that the last digit matters.
     """
+    flat = _flat(x)
     if _ARVIZ_1:
-        return np.asarray(np.quantile(x, p, axis=(0, 1)))
-    flat = np.sort(x.reshape(-1, x.shape[2]), 0)
-    position = len(flat) * p + (1 - p)
-    below = int(np.floor(np.clip(position, 1, len(flat) - 1)))
-    share = np.clip(position - below, 0, 1)
-    return np.asarray((1.0 - share) * flat[below - 1] + share * flat[below])
+        return [*np.quantile(flat, probs, axis=1)]
+    flat, count = np.sort(flat), flat.shape[1]
+    found = []
+    for p in probs:
+        position = count * p + (1 - p)
+        below = int(np.floor(np.clip(position, 1, count - 1)))
+        share = np.clip(position - below, 0, 1)
+        found.append((1.0 - share) * flat[:, below - 1] + share * flat[:, below])
+    return found
 
 
 def _ess(x: Array) -> Array:
-    """Return the effective sample size of draws (chains, draws, scalars)."""
-    chains, draws = x.shape[:2]
-    covariance = _autocovariance(x)  # (draws, scalars)
-    within = covariance[0] * draws / (draws - 1.0)
+    """Return the effective sample size of draws."""
+    scalars, chains, draws = x.shape
+    covariance = _autocovariance(x)
+    within = covariance[:, :1] * draws / (draws - 1.0)
     total = within * (draws - 1.0) / draws
     if chains > 1:
-        total = total + np.var(x.mean(1), 0, ddof=1)
+        total = total + np.var(x.mean(2), 1, ddof=1)[:, None]
     rho = 1.0 - (within - covariance) / total
-    rho[0] = 1.0
+    rho[:, 0] = 1.0
     # Sums of pairs of neighbours are positive for a reversible chain, and decrease.
     count = max(1, (draws - 1) // 2)  # pair k is looked at if 2k < draws - 2
-    pairs = rho[: 2 * count].reshape(count, 2, -1).sum(1)
+    pairs = rho[:, : 2 * count].reshape(scalars, count, 2).sum(2)
     ends = pairs <= 0.0
     # The last pair that is looked at: the first that is not positive, or the last of all.
-    last = np.where(ends.any(0), ends.argmax(0), count - 1)
-    decreasing = np.minimum.accumulate(pairs, 0)
-    sums = np.concatenate([np.zeros((1, x.shape[2])), np.cumsum(decreasing, 0)])
-    scalars = np.arange(x.shape[2])
-    even, pair = rho[2 * last, scalars], pairs[last, scalars]
+    last = np.where(ends.any(1), ends.argmax(1), count - 1)
+    sums = np.cumsum(np.minimum.accumulate(pairs, 1), 1)
+    each = np.arange(scalars)
+    before = np.where(last > 0, sums[each, last - 1], 0.0)
+    even, pair = rho[each, 2 * last], pairs[each, last]
     rest = np.where((even > 0) | (pair >= 0), even, 0.0)
-    tau = -1.0 + 2.0 * sums[last, scalars] + rest
+    tau = -1.0 + 2.0 * before + rest
     size = chains * draws
     found = size / np.maximum(tau, 1 / np.log10(size))
     found[np.isnan(tau)] = np.nan
-    found[np.ptp(x, axis=(0, 1)) < _SAME] = size
+    found[np.ptp(_flat(x), 1) < _SAME] = size
     return found
 
 
@@ -276,9 +293,9 @@ def _fast_length(least: int) -> int:
 
 
 def _autocovariance(x: Array) -> Array:
-    """Return the autocovariance at each lag, averaged over the chains: (draws, scalars)."""
-    draws = x.shape[1]
+    """Return the autocovariance at each lag, averaged over the chains: (scalars, draws)."""
+    draws = x.shape[2]
     length = _fast_length(2 * draws)
-    transformed = np.fft.rfft(x - x.mean(1, keepdims=True), n=length, axis=1)
-    power = (transformed * np.conjugate(transformed)).real.mean(0)
-    return np.asarray(np.fft.irfft(power, n=length, axis=0)[:draws] / draws)
+    transformed = np.fft.rfft(x - x.mean(2, keepdims=True), n=length)
+    power = (transformed.real**2 + transformed.imag**2).mean(1)
+    return np.asarray(np.fft.irfft(power, n=length)[:, :draws] / draws)

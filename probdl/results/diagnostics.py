@@ -55,6 +55,7 @@ OF_NETWORKS = (
 )
 DRAWS_OF_QUARTILES = 2000  # per chain, which is enough for the size of a region
 CORRELATION_MIN = -10.0  # nats a coordinate: known to a part in 20,000 from the others
+FIRST_COORDINATES = 8  # that show whether a chain moves
 TAIL_NUMBERS = 2**20  # of draws that are searched for long tails at a time
 LONG_TAIL_MIN = 2.0  # of the 99% quantile, that the most extreme draw of a heavy tail exceeds
 MANY_SCALARS = 100  # of one site, whose worst diagnostic is mostly noise
@@ -274,16 +275,15 @@ def _check_mcse(draws: Draws, low_ess: set[str], limit: float) -> list[Finding]:
 
 def _at_different_modes(draws: Draws, names: Mapping[str, Any]) -> list[str]:
     """List the variables that are stationary in each chain, with chain means far apart."""
-    within = idata.chain_rhat(draws)
-    found = []
+    apart: dict[str, Array] = {}
     for name in names:
         chains = draws[name].reshape(*draws[name].shape[:2], -1)
         means, sds = chains.mean(1), by_columns(lambda x: x.std(1), chains)  # (chain, scalar)
         gaps = (means.max(0) - means.min(0)) / np.maximum(sds.max(0), 1e-300)
-        stationary = within[name].reshape(len(chains), -1).max(0) < RHAT_WITHIN_CHAIN_MAX
-        if (stationary & (gaps > MODE_DISTANCE)).any():
-            found.append(name)
-    return found
+        if (gaps > MODE_DISTANCE).any():
+            apart[name] = chains[..., gaps > MODE_DISTANCE]
+    within = idata.chain_rhat(apart)
+    return [n for n, r in within.items() if (r.max(0) < RHAT_WITHIN_CHAIN_MAX).any()]
 
 
 def log_correlation(z: Array) -> float:
@@ -320,7 +320,8 @@ def ranges(z: Array) -> Array:
     thin = max(1, z.shape[1] // DRAWS_OF_QUARTILES)
 
     def range_of(part: Array) -> Array:
-        low, high = np.quantile(part, (0.25, 0.75), axis=1)
+        by_scalar = np.ascontiguousarray(np.swapaxes(part, 1, 2))
+        low, high = np.quantile(by_scalar, (0.25, 0.75), axis=2)
         return np.asarray(high - low)
 
     return by_columns(range_of, z[:, ::thin])
@@ -338,11 +339,15 @@ def stuck_chains(z: Array, lp: Array) -> Array:
         z: draws on R^d, (chain, draw, d).
         lp: their log densities, (chain, draw), in nats.
     """
+    low, high = np.quantile(lp, (0.05, 0.95), axis=1)
+    some = ranges(z[..., :FIRST_COORDINATES])
+    if low.max() <= high.min() and (some > 0).any(1).all():  # whatever the other coordinates are
+        return np.zeros(len(z), bool)
     size = ranges(z)
     still = (size <= 0).all(1)
     share = _log_shares(size, lp)
     best = int(np.argmax(share))
-    apart = np.quantile(lp, 0.95, axis=1) < np.quantile(lp[best], 0.05)
+    apart = high < low[best]
     away = apart & (share < share[best] - STUCK_GAP)
     if (away & ~still).any():
         away &= share < share[best] - STUCK_GAP + log_correlation(z[best])

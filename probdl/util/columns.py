@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from probdl.util.cores import core_count
 
 __all__ = ["by_columns", "slices"]
 
@@ -14,7 +18,7 @@ NUMBERS = 2**22  # at a time: 32 MiB in float64
 
 
 def by_columns(statistic: Callable[[NDArray[Any]], NDArray[Any]], x: NDArray[Any]) -> NDArray[Any]:
-    """Evaluate a statistic of the columns of an array (..., n) in parts of them.
+    """Evaluate a statistic of the columns of an array (..., n) in parts of them, on all cores.
 
     Args:
         statistic: maps arrays (..., k) of k columns to arrays (..., k).
@@ -23,9 +27,20 @@ def by_columns(statistic: Callable[[NDArray[Any]], NDArray[Any]], x: NDArray[Any
     >>> by_columns(lambda part: part.max(0), np.array([[1, 5], [3, 2]]))
     array([3, 5])
     """
-    parts = slices(x.shape[-1], x.size)
-    found = [statistic(np.ascontiguousarray(x[..., part])) for part in parts]
-    return found[0] if len(found) == 1 else np.concatenate(found, -1)
+
+    def of_part(part: slice) -> NDArray[Any]:
+        return statistic(np.ascontiguousarray(x[..., part]))
+
+    parts = [*slices(x.shape[-1], x.size)]
+    if len(parts) == 1:
+        return of_part(parts[0])
+    with ThreadPoolExecutor(min(len(parts), core_count())) as pool:
+        # The context has the time limit.
+        found = [pool.submit(copy_context().run, of_part, part) for part in parts]
+        try:
+            return np.concatenate([part.result() for part in found], -1)
+        finally:
+            pool.shutdown(cancel_futures=True)  # after Ctrl-C, or if the time is up
 
 
 def slices(count: int, numbers: int) -> Iterator[slice]:

@@ -7,7 +7,6 @@ are not safe, they are started afresh, and get the work as those of an executor 
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 import sys
 import time
@@ -24,6 +23,7 @@ import torch
 from probdl.errors import ModelError
 from probdl.util import executors
 from probdl.util.blas import one_blas_thread
+from probdl.util.cores import core_count
 from probdl.util.interrupts import interrupts_kept
 from probdl.util.lock import GLOBAL_LOCK
 from probdl.util.progress import bar
@@ -43,10 +43,7 @@ def can_fork() -> bool:
 
 def worker_count(workers: int | None) -> int:
     """Return the number of processes: as asked, or one per core."""
-    if workers is not None:
-        return max(1, workers)
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+    return core_count() if workers is None else max(1, workers)
 
 
 def parallel_map(
