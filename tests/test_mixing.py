@@ -102,29 +102,33 @@ def test_too_few_draws_have_no_figures():
     assert mixing.rhat(np.zeros((4, 10, 0))).shape == (0,)
 
 
-@pytest.mark.parametrize("figure", FIGURES)
-def test_a_part_of_very_many_draws_settles_what_is_clear(figure, monkeypatch):
+@pytest.mark.parametrize("case", DRAWS)
+def test_all_figures_together_are_the_single_ones(case):
+    draws, probs = DRAWS[case], idata.tail_probs()
+    together = mixing.mixing(draws, probs)
+    single = mixing.rhat(draws), mixing.ess_bulk(draws), mixing.ess_tail(draws, probs)
+    for ours, other in zip(together[:4], [*single, mixing.mcse_mean(draws)], strict=True):
+        np.testing.assert_array_equal(ours, other)
+
+
+def test_a_part_of_very_many_draws_settles_what_is_clear(monkeypatch):
     draws = autoregression(2, 8000, 60, 0.0)
     draws[..., 20:40] = autoregression(2, 8000, 20, 0.99)
     draws[0, :, 40:50] += 1.0
     draws[0, 1, 50] = np.nan
-    ours, _ = FIGURES[figure]
-    exact = ours(draws)
-    limit = {"rhat": 1.01, "mcse": 200**-0.5}.get(figure, 200.0)
+    exact = mixing.mixing(draws, idata.tail_probs())
     monkeypatch.setattr(mixing, "SCREENED_NUMBERS", 1000)
     monkeypatch.setattr(mixing, "SCREENED_DRAWS", 2000)
-    limited = [limit] if figure != "ess of the tail" else [idata.tail_probs(), limit]
-    function = {"rhat": mixing.rhat, "mcse": mixing.mcse_mean, "ess of the bulk": mixing.ess_bulk}
-    screened = function.get(figure, mixing.ess_tail)(draws, *limited)
-    if figure == "rhat":
-        bad = exact > limit
-    else:
-        bad = exact > limit * draws.std((0, 1)) if figure == "mcse" else exact < limit
-    assert bad.any()
-    np.testing.assert_allclose(screened[bad], exact[bad], rtol=1e-10)
-    assert np.isnan(screened[50])
-    assert (screened[:20] != exact[:20]).mean() > 0.5
-    np.testing.assert_array_equal(ours(draws), exact)
+    screened = mixing.mixing(draws, idata.tail_probs(), (1.01, 200.0))
+    bad = [exact.rhat > 1.01, exact.ess_bulk < 200, exact.ess_tail < 200]
+    bad += [exact.mcse_mean > 200**-0.5 * exact.sd]
+    for ours, true, is_bad in zip(screened[:4], exact[:4], bad, strict=True):
+        assert is_bad.any()
+        np.testing.assert_allclose(ours[is_bad], true[is_bad], rtol=1e-10)
+        assert np.isnan(ours[50])
+        assert (ours[:20] != true[:20]).mean() > 0.5
+    for ours, true in zip(mixing.mixing(draws, idata.tail_probs()), exact, strict=True):
+        np.testing.assert_array_equal(ours, true)
 
 
 @pytest.mark.skipif(not idata.ARVIZ_1, reason="ArviZ 0.x has no setting for the tails")
@@ -144,7 +148,7 @@ def test_normal_scores_are_those_of_mean_ranks():
     x[:50, 4] = -np.inf
     x[:, 5] = np.abs(x[:, 0] - np.median(x[:, 0]))  # two ties
     shares = (stats.rankdata(x, axis=0) - 3 / 8) / (len(x) - 2 * 3 / 8 + 1)
-    scores = mixing._normal_scores(np.ascontiguousarray(x.T.reshape(6, 2, 100)))
+    scores = mixing._Order.of(np.ascontiguousarray(x.T.reshape(6, 2, 100))).normal_scores
     np.testing.assert_allclose(scores.reshape(6, 200).T, stats.norm.ppf(shares), rtol=1e-12)
 
 

@@ -44,7 +44,6 @@ __all__ = [
     "ecdf_band",
     "effective_parameters",
     "escaped",
-    "ess",
     "good_k",
     "groups",
     "has_default_interval",
@@ -52,7 +51,7 @@ __all__ = [
     "label_texts",
     "labels",
     "loo",
-    "mcse",
+    "mixing_by_variable",
     "moment_match",
     "num_chains",
     "num_draws",
@@ -60,7 +59,6 @@ __all__ = [
     "plot",
     "plot_ppc",
     "read",
-    "rhat",
     "summary",
     "summary_of_many",
     "tail_probs",
@@ -277,14 +275,9 @@ def summary_of_many(draws: Arrays, labels: Mapping[str, Sequence[str]], kind: st
         flat = array.reshape(*array.shape[:2], math.prod(array.shape[2:]))
         rows = by_columns(columns_of, flat)
         if kind == "all":
-            diagnostics = [
-                mixing.ess_bulk(flat),
-                mixing.ess_tail(flat, tail_probs()),
-                mixing.rhat(flat),
-                mixing.mcse_mean(flat),
-                mixing.mcse_sd(flat),
-            ]
-            rows = np.concatenate([rows, diagnostics])
+            found = mixing.mixing(flat, tail_probs())
+            by_column = found.ess_bulk, found.ess_tail, found.rhat, found.mcse_mean
+            rows = np.concatenate([rows, [*by_column, mixing.mcse_sd(flat)]])
         parts.append(rows)
     named = ("mean", "sd", *bounds, "ess_bulk", "ess_tail", "r_hat", "mcse_mean", "mcse_sd")
     shown = {name: escaped(name) if ARVIZ_1 else name for name in draws}
@@ -378,14 +371,16 @@ def _summary_by_0(
     return table[[*first, *others]]
 
 
-def rhat(draws: Arrays, limit: float | None = None) -> dict[str, NDArray[np.float64]]:
-    """Return the rank-normalised split R-hat by variable, each of the variable's shape.
+def mixing_by_variable(
+    draws: Arrays, limits: tuple[float, float] | None = None
+) -> dict[str, mixing.Mixing]:
+    """Return R-hat, effective sample sizes and standard errors of means by variable.
 
     Args:
         draws: by variable, (chain, draw, *shape).
-        limit: what is compared with the figures, see ``mixing``.
+        limits: an R-hat and an effective sample size that they are compared with; see ``mixing``.
     """
-    return {name: mixing.rhat(x, limit) for name, x in draws.items()}
+    return {name: mixing.mixing(x, tail_probs(), limits) for name, x in draws.items()}
 
 
 def num_draws(idata: Any) -> int:
@@ -408,13 +403,6 @@ def chain_rhat(draws: Arrays) -> dict[str, NDArray[np.float64]]:
     return {name: np.stack([*map(of_halves, array)]) for name, array in draws.items()}
 
 
-def ess(draws: Arrays, kind: str, limit: float | None = None) -> dict[str, NDArray[np.float64]]:
-    """Return the effective sample size by variable; ``kind`` is ``"bulk"`` or ``"tail"``."""
-    if kind == "bulk":
-        return {name: mixing.ess_bulk(x, limit) for name, x in draws.items()}
-    return {name: mixing.ess_tail(x, tail_probs(), limit) for name, x in draws.items()}
-
-
 def tail_probs() -> tuple[float, float]:
     """Return the probabilities of the quantiles that ArviZ calls the tails."""
     if not ARVIZ_1:
@@ -424,11 +412,6 @@ def tail_probs() -> tuple[float, float]:
         rc_params: Any = az.rcParams  # type: ignore[attr-defined]
         inside = float(rc_params["stats.ci_prob"])
     return min(inside, 1 - inside), max(inside, 1 - inside)
-
-
-def mcse(draws: Arrays, limit: float | None = None) -> dict[str, NDArray[np.float64]]:
-    """Return the Monte Carlo standard error of the mean by variable."""
-    return {name: mixing.mcse_mean(x, limit) for name, x in draws.items()}
 
 
 def ecdf_band(

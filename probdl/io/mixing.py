@@ -13,6 +13,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +21,10 @@ from numpy.typing import NDArray
 from probdl.util.clock import check_time_limit
 from probdl.util.columns import by_columns
 
-__all__ = ["bfmi", "ess_bulk", "ess_tail", "mcse_mean", "mcse_sd", "rhat"]
+__all__ = ["Mixing", "bfmi", "ess_bulk", "ess_tail", "mcse_mean", "mcse_sd", "mixing", "rhat"]
 
 Array = NDArray[np.float64]
-Suspect = Callable[[Array, Array], NDArray[np.bool_]]
+Bools = NDArray[np.bool_]
 
 MAX_NUMBERS = 2**17  # of draws at a time, which fit into the cache
 SCREENED_NUMBERS = 2**23  # of draws from which on most scalars are judged by a part of the draws
@@ -33,63 +34,80 @@ _SAME = np.finfo(float).resolution  # a smaller range is that of a constant, as 
 _ARVIZ_1 = not version("arviz").startswith("0.")
 
 
-def rhat(draws: Array, limit: float | None = None) -> Array:
-    """Return the rank-normalised split R-hat (*shape) of draws (chains, draws, *shape).
+class Mixing(NamedTuple):
+    """Diagnostics by scalar, each of the shape of a variable."""
+
+    rhat: Array  # rank-normalised and split; NaN with one chain
+    ess_bulk: Array
+    ess_tail: Array  # the smaller one of two quantiles
+    mcse_mean: Array
+    sd: Array
+
+
+def mixing(
+    draws: Array, probs: tuple[float, float], limits: tuple[float, float] | None = None
+) -> Mixing:
+    """Return all diagnostics of draws (chains, draws, *shape), which share their parts.
 
     Args:
         draws: the draws.
-        limit: an R-hat that is clearly below may be that of a part of very many draws.
+        probs: the probabilities of the quantiles whose effective sample sizes are computed.
+        limits: an R-hat and an effective sample size. Diagnostics that are clearly better may be
+            those of a part of very many draws: bounds on the worse side. The error of the mean is
+            compared with the standard deviation by the root of that size.
     """
 
     def of_part(x: Array) -> Array:
         halves = _halves(x)
-        folded = np.abs(halves - np.median(_flat(halves), 1)[:, None, None])
-        bulk, tail = _rhat(_normal_scores(halves)), _rhat(_normal_scores(folded))
-        return np.where(tail > bulk, tail, bulk)  # of two values, all are as far from the median
+        order = _Order.of(halves)
+        scores = order.normal_scores
+        return np.stack(
+            [
+                _split_rhat(order, scores) if len(draws) > 1 else np.full(len(x), np.nan),
+                _ess(scores),
+                _tail(x, probs),
+                _mcse_mean(x, halves),
+                _sd(x),
+            ]
+        )
 
-    suspect = None if limit is None else lambda values, _: values > 1 + (limit - 1) / 2
-    return _by_scalar(draws, of_part, suspect, chains=2)
+    def suspect(found: Array) -> Bools:
+        assert limits is not None
+        rhat_max, ess_min = limits
+        of = Mixing(*found)
+        unclear = np.minimum(of.ess_bulk, of.ess_tail) < 4 * ess_min
+        unclear |= of.mcse_mean > of.sd * ess_min**-0.5 / 2
+        return unclear | ~np.isfinite(found[1:]).all(0) | (of.rhat > 1 + (rhat_max - 1) / 2)
+
+    count = len(Mixing._fields)
+    return Mixing(*_by_scalar(draws, of_part, count, suspect if limits else None))
 
 
-def ess_bulk(draws: Array, limit: float | None = None) -> Array:
-    """Return the effective sample size of the bulk (*shape) of draws (chains, draws, *shape).
-
-    Args:
-        draws: the draws.
-        limit: a size that is clearly above may be that of a part of very many draws, a lower bound.
-    """
-    return _by_scalar(draws, lambda x: _ess(_normal_scores(_halves(x))), _is_small(limit))
-
-
-def ess_tail(draws: Array, probs: tuple[float, float], limit: float | None = None) -> Array:
-    """Return the smaller effective sample size of two quantiles (*shape)."""
+def rhat(draws: Array) -> Array:
+    """Return the rank-normalised split R-hat (*shape) of draws (chains, draws, *shape)."""
+    if len(draws) < 2:
+        return np.full(draws.shape[2:], np.nan)
 
     def of_part(x: Array) -> Array:
-        low, high = (
-            _ess(_halves((x <= q[:, None, None]).astype(float))) for q in _quantiles(x, probs)
-        )
-        return np.minimum(low, high)
+        order = _Order.of(_halves(x))
+        return _split_rhat(order, order.normal_scores)[None]
 
-    return _by_scalar(draws, of_part, _is_small(limit))
+    return _by_scalar(draws, of_part)[0]
 
 
-def mcse_mean(draws: Array, limit: float | None = None) -> Array:
-    """Return the Monte Carlo standard errors of means (*shape) of draws (chains, draws, *shape).
+def ess_bulk(draws: Array) -> Array:
+    """Return the effective sample size of the bulk (*shape) of draws (chains, draws, *shape)."""
+    return _by_scalar(draws, lambda x: _ess(_Order.of(_halves(x)).normal_scores)[None])[0]
 
-    Args:
-        draws: the draws.
-        limit: an error that is clearly below this share of the standard deviation may be that of a
-            part of very many draws, an upper bound.
-    """
 
-    def suspect(values: Array, x: Array) -> NDArray[np.bool_]:
-        return values > np.std(x, (0, 1)) * (limit or 0.0) / 2
+def ess_tail(draws: Array, probs: tuple[float, float]) -> Array:
+    """Return the smaller effective sample size of two quantiles (*shape)."""
+    return _by_scalar(draws, lambda x: _tail(x, probs)[None])[0]
 
-    return _by_scalar(
-        draws,
-        lambda x: np.std(_flat(x), 1, ddof=1) / np.sqrt(_ess(_halves(x))),
-        None if limit is None else suspect,
-    )
+
+def mcse_mean(draws: Array) -> Array:
+    """Return the Monte Carlo standard errors of means (*shape) of draws (chains, draws, *shape)."""
+    return _by_scalar(draws, lambda x: _mcse_mean(x, _halves(x))[None])[0]
 
 
 def mcse_sd(draws: Array) -> Array:
@@ -99,61 +117,57 @@ def mcse_sd(draws: Array) -> Array:
         squares = (x - x.mean((1, 2), keepdims=True)) ** 2
         variance = squares.mean((1, 2))
         of_squares = (squares**2).mean((1, 2)) - variance**2
-        return np.sqrt(of_squares / _ess(_halves(squares)) / variance / 4)
+        return np.sqrt(of_squares / _ess(_halves(squares)) / variance / 4)[None]
 
-    return _by_scalar(draws, of_part)
-
-
-def _is_small(limit: float | None) -> Suspect | None:
-    return None if limit is None else lambda sizes, _: sizes < 4 * limit
+    return _by_scalar(draws, of_part)[0]
 
 
 def _by_scalar(
     draws: Array,
-    statistic: Callable[[Array], Array],
-    suspect: Suspect | None = None,
-    chains: int = 1,
+    statistics: Callable[[Array], Array],
+    count: int = 1,
+    suspect: Callable[[Array], Bools] | None = None,
 ) -> Array:
-    """Evaluate a statistic of draws (chains, draws, *shape), in parts of bounded size.
+    """Evaluate statistics of draws (chains, draws, *shape), in parts of bounded size.
 
     Args:
         draws: the draws.
-        statistic: evaluates it for a part of the scalars, from (scalars, chains, draws).
-        suspect: selects the scalars whose figures a part of very many draws does not settle, given
-            the figures and the draws of the part; None settles nothing.
-        chains: the number of chains that the statistic needs.
+        statistics: evaluates them for a part of the scalars, from (scalars, chains, draws) to
+            (statistics, scalars).
+        count: the number of statistics.
+        suspect: selects the scalars that a part of very many draws does not settle, given their
+            statistics for that part; None settles nothing.
     """
     shape, per_chain = draws.shape[2:], draws.shape[1]
     thin = min(-(-draws.size // SCREENED_NUMBERS), per_chain // SCREENED_DRAWS)
-    if draws.shape[0] < chains or per_chain < DRAWS_MIN:
-        return np.full(shape, np.nan)
+    if per_chain < DRAWS_MIN:
+        return np.full((count, *shape), np.nan)
 
     def of_part(x: Array) -> Array:
         if suspect is None or thin <= 1:
-            return _exactly(x, statistic)
-        some = x[:, ::thin]
-        found = _exactly(some, statistic)
+            return _exactly(x, statistics, count)
+        found = _exactly(x[:, ::thin], statistics, count)
         with np.errstate(all="ignore"):
-            exact = ~np.isfinite(x.sum((0, 1))) | ~np.isfinite(found) | suspect(found, some)
-        found[exact] = _exactly(x[..., exact], statistic)
+            exact = ~np.isfinite(x.sum((0, 1))) | suspect(found)
+        found[:, exact] = _exactly(x[..., exact], statistics, count)
         return found
 
     flat = draws.reshape(*draws.shape[:2], math.prod(shape))
-    return by_columns(of_part, flat).reshape(shape)
+    return by_columns(of_part, flat).reshape(count, *shape)
 
 
-def _exactly(draws: Array, statistic: Callable[[Array], Array]) -> Array:
-    """Evaluate a statistic of draws (chains, draws, scalars), in parts that fit into a cache."""
-    found = np.empty(draws.shape[2])
+def _exactly(draws: Array, statistics: Callable[[Array], Array], count: int) -> Array:
+    """Evaluate statistics of draws (chains, draws, scalars), in parts that fit into a cache."""
+    found = np.empty((count, draws.shape[2]))
     size = max(1, MAX_NUMBERS // (draws.shape[0] * draws.shape[1]))
     with np.errstate(all="ignore"):
-        for start in range(0, len(found), size):
+        for start in range(0, draws.shape[2], size):
             check_time_limit()
             part = np.moveaxis(draws[..., start : start + size], 2, 0)
             part = np.ascontiguousarray(part, dtype=float)
-            values = np.asarray(statistic(part), dtype=float)
-            values[np.isnan(part).any((1, 2))] = np.nan
-            found[start : start + size] = values
+            values = np.asarray(statistics(part), dtype=float)
+            values[:, np.isnan(part).any((1, 2))] = np.nan
+            found[:, start : start + size] = values
     return found
 
 
@@ -180,21 +194,51 @@ def _halves(x: Array) -> Array:
     return np.concatenate([x[..., :half], x[..., -half:]], 1)
 
 
-def _normal_scores(x: Array) -> Array:
-    """Replace draws by normal quantiles of their ranks among all chains."""
-    flat = _flat(x)
-    count = flat.shape[1]
-    order = np.argsort(flat)
-    ordered = np.take_along_axis(flat, order, 1)
-    ties = np.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).any(1))
-    scores = np.empty(flat.shape)
-    np.put_along_axis(scores, order, _scores_of_ranks(count)[None, 2::2], 1)
-    if ties.size:
-        twice = _twice_mean_ranks(ordered[ties])
-        tied = np.empty(twice.shape)
-        np.put_along_axis(tied, order[ties], _scores_of_ranks(count)[twice], 1)
-        scores[ties] = tied
-    return scores.reshape(x.shape)
+class _Order(NamedTuple):
+    """Draws, and all of each scalar in order."""
+
+    draws: Array
+    order: NDArray[np.intp]  # (scalars, draws of all chains)
+    ordered: Array
+
+    @classmethod
+    def of(cls, draws: Array) -> _Order:
+        flat = _flat(draws)
+        order = np.argsort(flat)
+        return cls(draws, order, np.take_along_axis(flat, order, 1))
+
+    @property
+    def normal_scores(self) -> Array:
+        """The normal quantiles of the ranks of draws among all chains."""
+        order, ordered = self.order, self.ordered
+        count = order.shape[1]
+        ties = np.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).any(1))
+        scores = np.empty(order.shape)
+        np.put_along_axis(scores, order, _scores_of_ranks(count)[None, 2::2], 1)
+        if ties.size:
+            twice = _twice_mean_ranks(ordered[ties])
+            tied = np.empty(twice.shape)
+            np.put_along_axis(tied, order[ties], _scores_of_ranks(count)[twice], 1)
+            scores[ties] = tied
+        return scores.reshape(self.draws.shape)
+
+    @property
+    def folded(self) -> Array:
+        """The distances of the draws, of which there is an even number, from the median."""
+        middle = self.ordered.shape[1] // 2
+        median = (self.ordered[:, middle - 1] + self.ordered[:, middle]) / 2
+        return np.abs(self.draws - median[:, None, None])
+
+
+def _split_rhat(halves: _Order, scores: Array) -> Array:
+    """Return the larger R-hat of the bulk and of the tails, given the normal scores."""
+    bulk, tail = _rhat(scores), _rhat(_Order.of(halves.folded).normal_scores)
+    return np.where(tail > bulk, tail, bulk)  # of two values, all are as far from the median
+
+
+def _tail(x: Array, probs: tuple[float, float]) -> Array:
+    low, high = (_ess(_halves((x <= q[:, None, None]).astype(float))) for q in _quantiles(x, probs))
+    return np.minimum(low, high)
 
 
 @functools.lru_cache(maxsize=4)
@@ -225,6 +269,14 @@ def _twice_mean_ranks(ordered: Array) -> NDArray[np.intp]:
     return np.asarray(2 + first + last)
 
 
+def _mcse_mean(x: Array, halves: Array) -> Array:
+    return _sd(x) / np.sqrt(_ess(halves))
+
+
+def _sd(x: Array) -> Array:
+    return np.asarray(np.std(_flat(x), 1, ddof=1))
+
+
 def _rhat(x: Array) -> Array:
     count = x.shape[2]
     between = count * np.var(x.mean(2), 1, ddof=1)
@@ -237,16 +289,21 @@ def _quantiles(x: Array, probs: Sequence[float]) -> list[Array]:
 
     Ties are compared with them, so that the last digit matters.
     """
-    flat = _flat(x)
-    if _ARVIZ_1:
-        return [*np.quantile(flat, probs, axis=1)]
-    flat, count = np.sort(flat), flat.shape[1]
+    flat = np.sort(_flat(x))
+    count = flat.shape[1]
     found = []
     for p in probs:
-        position = count * p + (1 - p)
-        below = int(np.floor(np.clip(position, 1, count - 1)))
-        share = np.clip(position - below, 0, 1)
-        found.append((1.0 - share) * flat[:, below - 1] + share * flat[:, below])
+        position = (count - 1) * p if _ARVIZ_1 else count * p + (1 - p)
+        first = 0 if _ARVIZ_1 else 1  # the position of the least draw
+        at = int(np.clip(np.floor(position), first, count - 2 + first))
+        share = np.clip(position - at, 0, 1)
+        low, high = flat[:, at - first], flat[:, at - first + 1]
+        if not _ARVIZ_1:
+            found.append((1.0 - share) * low + share * high)
+        elif share < 0.5:  # as NumPy
+            found.append(low + (high - low) * share)
+        else:
+            found.append(high - (high - low) * (1 - share))
     return found
 
 

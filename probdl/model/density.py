@@ -344,8 +344,11 @@ class LogDensity:
         A failure of linear algebra (a matrix that is not positive definite) gives -inf, a density
         of zero.
         """
+        return self._value(z) + 0.0 * z.sum()  # which has a gradient, whatever the model depends on
+
+    def _value(self, z: Tensor) -> Tensor:
         at = _AtPoint(self, z)
-        return self._score(at) + at.log_jacobian + 0.0 * z.sum()
+        return torch.as_tensor(self._score(at) + at.log_jacobian)
 
     def of_values(self, values: Mapping[str, Tensor]) -> Tensor:
         """Return the log density of values of the sites (n, *site shape), without Jacobians: (n,).
@@ -377,9 +380,11 @@ class LogDensity:
         """Return the log density at ``z`` (d,) and its gradient (d,), both detached."""
         with torch.inference_mode(False), torch.enable_grad():
             z = z.detach().to(torch.float64).clone().requires_grad_()
-            value = self(z)
+            value = self._value(z)
+            if not value.requires_grad:
+                return value, torch.zeros_like(z)
             try:
-                (grad,) = torch.autograd.grad(value, z)
+                (grad,) = torch.autograd.grad(value, z, materialize_grads=True)
             except RuntimeError as error:
                 raise self.program.explain(error) from None
         return value.detach(), grad

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -88,11 +87,14 @@ def check_draws(
             )
         ]
     findings = []
+    least = ESS_MIN_PER_CHAIN * chains
+    figures = idata.mixing_by_variable(draws, (RHAT_MAX, least))
     if chains > 1:
-        rhat = idata.rhat(draws, RHAT_MAX)
         # A variable that does not vary, such as a parameter that was held fixed, has no R-hat.
         worst = {
-            n: _worst(r, RHAT_MAX, _RHAT_CLEAR) for n, r in rhat.items() if np.isfinite(r).any()
+            n: _worst(of.rhat, RHAT_MAX, _RHAT_CLEAR)
+            for n, of in figures.items()
+            if np.isfinite(of.rhat).any()
         }
         bad = {n: r for n, r in worst.items() if r > RHAT_MAX}
         if bad:
@@ -131,10 +133,9 @@ def check_draws(
                     tuple(bad),
                 )
             )
-    least = ESS_MIN_PER_CHAIN * chains
     sizes: dict[str, tuple[float, str]] = {}
-    for kind in ("bulk", "tail"):
-        for name, size in idata.ess(draws, kind, least).items():
+    for name, of in figures.items():
+        for kind, size in (("bulk", of.ess_bulk), ("tail", of.ess_tail)):
             if np.isfinite(size).any():
                 fewest = -_worst(-size, -least, -least / 2)
                 sizes[name] = min(sizes.get(name, (np.inf, "")), (fewest, kind))
@@ -156,7 +157,7 @@ def check_draws(
         )
     return [
         *findings,
-        *_check_mcse(draws, set(few), least**-0.5),
+        *_check_mcse(draws, figures, set(few), least**-0.5),
         *_check_tails(draws, set(few)),
     ]
 
@@ -236,26 +237,33 @@ def _long_tails(draws: Array) -> list[Array]:
     return found
 
 
-def _check_mcse(draws: Draws, low_ess: set[str], limit: float) -> list[Finding]:
+def _check_mcse(
+    draws: Draws, figures: Mapping[str, mixing.Mixing], low_ess: set[str], limit: float
+) -> list[Finding]:
     """Check the Monte Carlo standard errors of means, as shares of the standard deviation.
 
     With heavy tails, the mean can have a large error although the ranks, and so the ESS, are good.
 
     Args:
         draws: by site, (chain, draw, *shape).
+        figures: their diagnostics.
         low_ess: sites to skip, since a low ESS is already reported for them.
         limit: the largest acceptable share: 1 / sqrt(n), where n is the least acceptable ESS.
     """
-    shares: dict[str, float] = {}
-    for name, error in idata.mcse(draws, limit).items():
-        flat = draws[name].reshape(-1, math.prod(draws[name].shape[2:]))
-        sd = by_columns(lambda x: x.std(0), flat).reshape(error.shape)
-        size = by_columns(lambda x: np.abs(x).max(0), flat).reshape(error.shape)
-        with np.errstate(all="ignore"):  # a constant has an error and a deviation by rounding only
-            ratio = np.where(sd > ROUNDING * size, error / sd, np.nan)
-        if name not in low_ess and np.isfinite(ratio).any():
-            shares[name] = float(np.nanmax(ratio))
-    bad = {n: s for n, s in shares.items() if s > limit}
+    bad: dict[str, float] = {}
+    for name, of in figures.items():
+        with np.errstate(all="ignore"):
+            large = of.mcse_mean > limit * of.sd
+        if name in low_ess or not large.any():
+            continue
+        error, sd, size = (
+            of.mcse_mean[large],
+            of.sd[large],
+            abs(draws[name][..., large]).max((0, 1)),
+        )
+        varies = sd > ROUNDING * size  # a constant has an error and a deviation by rounding only
+        if varies.any():
+            bad[name] = float((error[varies] / sd[varies]).max())
     if not bad:
         return []
     name = max(bad, key=lambda n: bad[n])

@@ -15,13 +15,14 @@ from probdl.util.cores import core_count
 __all__ = ["by_columns", "slices"]
 
 NUMBERS = 2**22  # at a time: 32 MiB in float64
+THREADS_MAX = 4  # which share that memory
 
 
 def by_columns(statistic: Callable[[NDArray[Any]], NDArray[Any]], x: NDArray[Any]) -> NDArray[Any]:
     """Evaluate a statistic of the columns of an array (..., n) in parts of them, on all cores.
 
     Args:
-        statistic: maps arrays (..., k) of k columns to arrays (..., k).
+        statistic: maps arrays (..., k) of k columns to arrays (..., k), in several threads.
         x: the array, which may be mapped to a file.
 
     >>> by_columns(lambda part: part.max(0), np.array([[1, 5], [3, 2]]))
@@ -31,10 +32,11 @@ def by_columns(statistic: Callable[[NDArray[Any]], NDArray[Any]], x: NDArray[Any
     def of_part(part: slice) -> NDArray[Any]:
         return statistic(np.ascontiguousarray(x[..., part]))
 
-    parts = [*slices(x.shape[-1], x.size)]
-    if len(parts) == 1:
-        return of_part(parts[0])
-    with ThreadPoolExecutor(min(len(parts), core_count())) as pool:
+    if x.size <= NUMBERS:
+        return of_part(slice(None))
+    threads = min(core_count(), THREADS_MAX)
+    parts = slices(x.shape[-1], threads * x.size)
+    with ThreadPoolExecutor(threads) as pool:
         # The context has the time limit.
         found = [pool.submit(copy_context().run, of_part, part) for part in parts]
         try:

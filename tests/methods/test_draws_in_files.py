@@ -16,6 +16,7 @@ from probdl.io import mixing
 from probdl.io.arrays import mapped_array
 from probdl.methods.mcmc.chains import Chain, gather
 from probdl.util import columns
+from probdl.util.clock import TimeUp, clock
 from probdl.util.columns import by_columns, slices
 
 Y = np.linspace(-1.0, 2.0, 7)
@@ -196,10 +197,12 @@ def test_memory_does_not_grow_with_the_draws(tmp_path):
 def test_statistics_in_parts_are_those_of_the_whole(monkeypatch):
     x = np.random.default_rng(1).normal(size=(2, 50, 7, 3)).cumsum(1)
     flat = x.reshape(100, 21)
-    figures = [mixing.rhat(x), mixing.ess_bulk(x, 100.0), mixing.mcse_mean(x, 0.1)]
+    figures = mixing.mixing(x, (0.05, 0.95), (1.01, 100.0))
     monkeypatch.setattr(columns, "NUMBERS", 500)
-    in_parts = [mixing.rhat(x), mixing.ess_bulk(x, 100.0), mixing.mcse_mean(x, 0.1)]
+    in_parts = mixing.mixing(x, (0.05, 0.95), (1.01, 100.0))
     np.testing.assert_allclose(in_parts, figures, rtol=1e-14)  # sums in another order
     np.testing.assert_allclose(by_columns(lambda x: x.std(0), flat), flat.std(0), rtol=1e-14)
     assert [len(flat[rows]) for rows in slices(100, flat.size)] == [23, 23, 23, 23, 8]
     assert by_columns(lambda part: part.std(0), np.empty((4, 0))).shape == (0,)
+    with clock(0.0), pytest.raises(TimeUp):
+        mixing.ess_bulk(x)

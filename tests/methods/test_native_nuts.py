@@ -125,6 +125,34 @@ def test_the_energy_is_kept(rank):
     assert spread[1] < spread[0] / 2.5
 
 
+@pytest.mark.parametrize("rank", [0, 3])
+def test_trajectories_do_not_depend_on_the_size_of_blocks(rank, monkeypatch):
+    density = probdl.LogDensity.from_model(correlated, ())
+    compiled, _ = probdl.compile.choose(density, "native", 0)
+    rng = np.random.default_rng(0)
+    start, directions = rng.normal(size=30), np.linalg.qr(rng.normal(size=(30, rank)))[0].T
+    found = []
+    for size in (1024, 4):
+
+        def in_blocks(source, *names, size=size):
+            assert "BLOCK = 1024" in source.text
+            text = source.text.replace("BLOCK = 1024", f"BLOCK = {size}")
+            return library.loaded(replace(source, text=text), *names)
+
+        monkeypatch.setattr(nuts, "loaded", in_blocks)
+        nuts._library.cache_clear()
+        chain = NutsChain(compiled, start, 7, 0.8, 6)
+        chain.set_metric(np.linspace(0.5, 1.5, 30), directions, np.array([0.1, 2.0, 5.0])[:rank])
+        chain.go_on(0.1, 0)
+        records, z = np.zeros(20, RECORD), np.empty((20, 30))
+        chain.run(NutsTask(transitions=20, records=records.ctypes.data, draws=z.ctypes.data))
+        found.append((records["n_steps"], z))
+    nuts._library.cache_clear()
+    np.testing.assert_array_equal(found[0][0], found[1][0])
+    assert len(set(found[0][0])) > 2  # trajectories of several lengths
+    np.testing.assert_array_equal(found[0][1], found[1][1])
+
+
 @pytest.mark.parametrize("mass_matrix", ["diag", "low_rank"])
 def test_extended_chains_equal_those_of_one_run(mass_matrix, tmp_path):
     settings = {"mass_matrix": mass_matrix, "warmup": 300, "chains": 3}

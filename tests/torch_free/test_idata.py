@@ -63,11 +63,10 @@ def test_dims_and_coords(container):
 
 def test_statistics_are_those_of_arviz(container):
     draws = idata.variables(container, "posterior")
-    rhat, bulk = idata.rhat(draws), idata.ess(draws, "bulk")
-    assert rhat["theta"].shape == (3,)
-    assert (abs(rhat["theta"] - 1) < 0.02).all()
-    assert 700 < bulk["mu"] < 1400  # a thousand independent draws
-    assert idata.ess(draws, "tail")["theta"].shape == (3,)
+    of = idata.mixing_by_variable(draws)
+    assert of["theta"].rhat.shape == of["theta"].ess_tail.shape == (3,)
+    assert (abs(of["theta"].rhat - 1) < 0.02).all()
+    assert 700 < of["mu"].ess_bulk < 1400  # a thousand independent draws
 
 
 def test_summary_has_a_row_for_each_scalar(container):
@@ -171,11 +170,12 @@ def test_names_with_a_slash_are_kept(tmp_path):
     for each in (made, written_and_read(made, tmp_path / "idata.nc")):
         np.testing.assert_array_equal(idata.variables(each, "posterior")["outer/x"], THETA)
         assert "outer/plate" in idata.labels(each)
-        assert list(idata.rhat(idata.variables(each, "posterior"))) == ["outer/x"]
+        of = idata.mixing_by_variable(idata.variables(each, "posterior"))
+        assert list(of) == ["outer/x"]
 
 
 def test_the_monte_carlo_error_of_independent_draws(container):
-    error = idata.mcse(idata.variables(container, "posterior"))["theta"]
+    error = idata.mixing_by_variable(idata.variables(container, "posterior"))["theta"].mcse_mean
     np.testing.assert_allclose(error, THETA.std((0, 1)) / 1000**0.5, rtol=0.2)
 
 

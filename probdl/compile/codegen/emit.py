@@ -308,14 +308,18 @@ class _Emitter(Builder):
         rolled, self.loops = roll(self.statements, reuse=reuse)
         statements, passes = row_passes(rolled)
         groups = schedule([*statements, *map(self.row_statement, passes)])
-        self.offsets, work = place(groups, reuse=reuse)
+        self.in_grad = self.whole_buffer(self.grad)
+        self.offsets, work = place(groups, reuse=reuse, outside=self.in_grad)
         parts: list[list[str]] = [[]]
         for group in groups:
             lines = self.group(group)
             if parts[-1] and len(parts[-1]) + len(lines) > MAX_FUNCTION_LINES:
                 parts.append([])
             parts[-1] += lines
-        signature = "const double *restrict z, const double *const *restrict d, double *restrict w"
+        signature = (
+            "const double *restrict z, const double *const *restrict d, double *restrict w,"
+            " double *restrict g"
+        )
         headers = ["prelude.h", *(["lapack.h"] if self.uses_lapack else [])]
         headers += ["torch.h"] if self.calls else []
         text = [files("probdl.compile.codegen").joinpath(name).read_text() for name in headers]
@@ -340,12 +344,13 @@ class _Emitter(Builder):
         )
         matrices = self.uses_lapack
         text += ["const unsigned before = flush_subnormals();"] if matrices else []
-        text += [f"part{i}(z, d, w, bound->threads);" for i in range(len(parts))]
+        text += [f"part{i}(z, d, w, grad, bound->threads);" for i in range(len(parts))]
         text += ["restore(before);"] if matrices else []
         grad, value = self.grad, self.value
-        text += copy(
-            grad.access, ((1,), 0), (self.dim,), self.elements(grad), lambda i: f"grad[{i}]"
-        )
+        if self.in_grad is None:
+            text += copy(
+                grad.access, ((1,), 0), (self.dim,), self.elements(grad), lambda i: f"grad[{i}]"
+            )
         text += [
             f"*value = {self.elements(value)('0')};",
             "int fine = __builtin_isfinite(*value);",
@@ -364,6 +369,27 @@ class _Emitter(Builder):
             tuple(call for _, call in self.calls.values()),
         )
 
+    def whole_buffer(self, grad: Value) -> Buffer | None:
+        """Return the gradient's buffer if it has all of it in order, and nothing else in it.
+
+        The memory that the gradient is returned in can be this buffer.
+        """
+        buffer = grad.buffer
+        assert isinstance(buffer, Buffer)
+        is_whole = (
+            buffer.producer is not None
+            and buffer.home is None
+            and buffer.size == self.dim
+            and grad.start == 0
+            and grad.layout.is_contiguous()
+            and buffer is not self.value.buffer
+        )
+        return buffer if is_whole else None
+
+    def memory(self, root: Buffer) -> str:
+        """Return the C array that has a result in it."""
+        return "g" if root is self.in_grad else "w"
+
     def reader(self, buffer: Buffer | float) -> Element:
         """Return the function from a C expression of a position to one of a buffer's element."""
         if not isinstance(buffer, Buffer):
@@ -379,8 +405,8 @@ class _Emitter(Builder):
             start, row = self.chunk_buffers[buffer]
             return lambda at: f"own[{start} + {at}{f' - {row} * lo' if row else ''}]"
         root, start = buffer.place
-        offset = self.offsets[root] + start
-        return lambda at: f"w[{shifted(at, offset)}]"
+        offset, array = self.offsets[root] + start, self.memory(root)
+        return lambda at: f"{array}[{shifted(at, offset)}]"
 
     def part(self, buffer: Parts) -> Element:
         """Return the same for memory that is another part of some buffers in each turn."""
@@ -389,8 +415,8 @@ class _Emitter(Builder):
             raise UnsupportedError("steps of a loop read memory of several kinds")
         start = self.by_turn("ptrdiff_t", [at for _, at in buffer.parts])
         if not root.name:
-            offset = self.offsets[root]
-            return lambda at: f"w[{shifted(f'{start} + {at}', offset)}]"
+            offset, array = self.offsets[root], self.memory(root)
+            return lambda at: f"{array}[{shifted(f'{start} + {at}', offset)}]"
         array = root.name
         if root.name != "z":
             arrays = [int(root.name[2:-1]) for root, _ in buffer.parts]
@@ -549,7 +575,7 @@ class _Emitter(Builder):
         )
         memory, size = self.reader(row_pass.memory), row_pass.size
         lines = [
-            f"over_rows((Rows){{pass{len(self.passes) - 1}, z, d, w, {row_pass.rows}, "
+            f"over_rows((Rows){{pass{len(self.passes) - 1}, z, d, w, g, {row_pass.rows}, "
             f"{row_pass.chunks}, &{memory('0')}, {size}, 0}}, threads);"
         ]
         for buffer, (start, row) in row_pass.chunk_buffers.items():

@@ -239,12 +239,13 @@ typedef struct {
 /* A pass over many rows, in chunks. Each chunk has memory of its own, where its totals come first,
    so that the result does not depend on how many threads share the chunks out. */
 typedef void Pass(const double *restrict z, const double *const *restrict d, double *restrict w,
-                  ptrdiff_t first, ptrdiff_t last, double *restrict own);
+                  double *restrict g, ptrdiff_t first, ptrdiff_t last, double *restrict own);
 typedef struct {
   Pass *pass;
   const double *z;
   const double *const *d;
   double *w;
+  double *g;
   ptrdiff_t rows;
   ptrdiff_t chunks;
   double *own;
@@ -257,7 +258,7 @@ static void *take_chunks(void *given) {
   for (;;) {
     const ptrdiff_t c = __atomic_fetch_add(&r->next, 1, __ATOMIC_RELAXED);
     if (c >= r->chunks) return 0;
-    r->pass(r->z, r->d, r->w, r->rows * c / r->chunks, r->rows * (c + 1) / r->chunks,
+    r->pass(r->z, r->d, r->w, r->g, r->rows * c / r->chunks, r->rows * (c + 1) / r->chunks,
             r->own + r->size * c);
   }
 }

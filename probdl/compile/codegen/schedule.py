@@ -79,13 +79,14 @@ def schedule(statements: Sequence[Statement]) -> list[list[Statement]]:
 
 
 def place(
-    groups: Sequence[Sequence[Statement]], *, reuse: bool = True
+    groups: Sequence[Sequence[Statement]], *, reuse: bool = True, outside: Buffer | None = None
 ) -> tuple[dict[Buffer, int], int]:
     """Assign a position in the work space to each buffer that is read outside its loop.
 
     Args:
         groups: the statements.
         reuse: whether the place of a buffer that is no longer read can be that of another.
+        outside: a buffer that has its own memory, whose position is 0.
 
     Returns:
         The positions, and the size of the work space, in numbers.
@@ -96,7 +97,7 @@ def place(
             used = [v.buffer for v in statement.operands if isinstance(v.buffer, Buffer)]
             last_used.update((buffer.place[0], i) for buffer in [*used, *statement.outputs])
     ends: dict[int, list[Buffer]] = defaultdict(list)
-    offsets: dict[Buffer, int] = {}
+    offsets: dict[Buffer, int] = {} if outside is None else {outside: 0}
     free: list[tuple[int, int]] = []  # (size, offset)
     end = 0
     for i, group in enumerate(groups):

@@ -20,6 +20,7 @@ typedef int64_t (*Density)(uint64_t, const double *, double *, double *, const v
 #define POINTS(levels) (3 * (levels) + 8)
 #define ARRAYS(levels) (4 * POINTS(levels) + 2 * (levels))
 enum { LEVELS_MAX = 31 };
+enum { BLOCK = 1024 }; /* coordinates, whose numbers of some points fit into a first-level cache */
 
 /* The arrays of `dim` numbers that a chain needs as its `work`. */
 uint64_t work_arrays(uint64_t max_depth) { return ARRAYS(max_depth + 1); }
@@ -195,38 +196,6 @@ static void kick_and_drift(const Trajectory *t, const Point *from, Point *to, do
     }
 }
 
-/* The other half of the momentum of a step, and its velocity; returns the kinetic energy. */
-static double kick(const Trajectory *t, Point *point, double step) {
-    const uint64_t n = t->chain->dim;
-    const double *restrict grad = point->grad, *restrict scale = t->chain->scale;
-    double *restrict p = point->p, *restrict v = point->v;
-    if (t->chain->rank) {
-        for (uint64_t i = 0; i < n; i++) p[i] += 0.5 * step * grad[i];
-        velocity(t->chain, p, v, t->coefficients);
-        return 0.5 * dot(n, p, v);
-    }
-    double twice = 0.0;
-#pragma omp simd reduction(+ : twice)
-    for (uint64_t i = 0; i < n; i++) {
-        double whole = p[i] + 0.5 * step * grad[i], speed = scale[i] * scale[i] * whole;
-        p[i] = whole;
-        v[i] = speed;
-        twice += whole * speed;
-    }
-    return 0.5 * twice;
-}
-
-/* One step of leapfrog to another point, whose energy is INFINITY where the density is not finite. */
-static void leapfrog(Trajectory *t, const Point *from, Point *to, double step) {
-    kick_and_drift(t, from, to, step);
-    to->value = -INFINITY;
-    to->energy = INFINITY;
-    if (t->density(t->chain->dim, to->z, to->grad, &to->value, t->user) || !isfinite(to->value))
-        return;
-    double energy = kick(t, to, step) - to->value;
-    if (isfinite(energy)) to->energy = energy;
-}
-
 /* A trajectory or a part of it: its ends along the direction of time, a point of it that was drawn,
    and the sum of its momenta. It holds the points. */
 typedef struct {
@@ -241,77 +210,191 @@ static void release_tree(Trajectory *t, const Tree *tree) {
     release(t, tree->drawn);
 }
 
-/* Whether two adjacent parts go on, together and each with the nearest point of the other: the
-   velocities at both ends point along the sum of the momenta, which is written for both parts. */
-static int go_on(uint64_t n, const Tree *a, const Tree *b, double *restrict sum) {
-    const double *restrict begins = a->first->v, *restrict ends = b->last->v;
-    const double *restrict sum_a = a->sum, *restrict sum_b = b->sum;
-    double first = 0.0, last = 0.0;
-    if (a->first == a->last && b->first == b->last) { /* two points */
-#pragma omp simd reduction(+ : first, last)
-        for (uint64_t i = 0; i < n; i++) {
-            double both = sum_a[i] + sum_b[i];
-            sum[i] = both;
-            first += begins[i] * both;
-            last += ends[i] * both;
-        }
-        return first > 0.0 && last > 0.0;
-    }
-    const double *restrict p_a = a->last->p, *restrict v_a = a->last->v;
-    const double *restrict p_b = b->first->p, *restrict v_b = b->first->v;
-    double left_first = 0.0, left_last = 0.0, right_first = 0.0, right_last = 0.0;
-#pragma omp simd reduction(+ : first, last, left_first, left_last, right_first, right_last)
-    for (uint64_t i = 0; i < n; i++) {
-        double both = sum_a[i] + sum_b[i], left = sum_a[i] + p_b[i], right = p_a[i] + sum_b[i];
-        sum[i] = both;
-        first += begins[i] * both;
-        last += ends[i] * both;
-        left_first += begins[i] * left;
-        left_last += v_b[i] * left;
-        right_first += v_a[i] * right;
-        right_last += ends[i] * right;
-    }
-    return first > 0.0 && last > 0.0 && left_first > 0.0 && left_last > 0.0 && right_first > 0.0 &&
-           right_last > 0.0;
+/* Two adjacent parts of a trajectory that become one. They go on, together and each with the nearest
+   point of the other, if the velocities at both ends point along the sum of the momenta. */
+typedef struct {
+    const Point *first, *last, *next, *end; /* the ends of the first part and of the second */
+    const double *sum_first, *sum_second;
+    double *sum;     /* which is written */
+    double along[6]; /* products of velocities and sums */
+} Join;
+
+static Join join(const Tree *first, const Tree *second, double *sum) {
+    return (Join){first->first, first->last, second->first, second->last,
+                  first->sum,   second->sum, sum,           {0.0}};
 }
 
-/* Build a tree of 2^depth steps from the moving end; `half` is 0 or 1 for the halves of a larger
-   tree. Returns whether all of it goes on; if not, the tree holds nothing. */
-static int build(Trajectory *t, uint64_t depth, int half, double step, Tree *tree) {
-    const uint64_t n = t->chain->dim;
-    if (!depth) {
-        if (*t->stop) return 0;
-        Point *point = take(t);
-        leapfrog(t, t->end, point, step);
+static int is_pair(const Join *join) { return join->first == join->last && join->next == join->end; }
+
+/* Add what the coordinates of a block contribute. */
+static inline __attribute__((always_inline)) void add_block(const Chain *chain, Join *join,
+                                                            uint64_t from, uint64_t to,
+                                                            int diagonal) {
+    const double *restrict s = chain->scale, *restrict sum_a = join->sum_first;
+    const double *restrict sum_b = join->sum_second;
+    const double *restrict p1 = join->first->p, *restrict p2 = join->last->p;
+    const double *restrict p3 = join->next->p, *restrict p4 = join->end->p;
+    const double *restrict v1 = join->first->v, *restrict v2 = join->last->v;
+    const double *restrict v3 = join->next->v, *restrict v4 = join->end->v;
+    double *restrict sum = join->sum;
+#define VELOCITY(k) (diagonal ? s[i] * s[i] * p##k[i] : v##k[i])
+    double first = 0.0, last = 0.0;
+    if (is_pair(join)) {
+#pragma omp simd reduction(+ : first, last)
+        for (uint64_t i = from; i < to; i++) {
+            double both = sum_a[i] + sum_b[i];
+            sum[i] = both;
+            first += VELOCITY(1) * both;
+            last += VELOCITY(4) * both;
+        }
+        join->along[0] += first, join->along[1] += last;
+        return;
+    }
+    double left_first = 0.0, left_last = 0.0, right_first = 0.0, right_last = 0.0;
+#pragma omp simd reduction(+ : first, last, left_first, left_last, right_first, right_last)
+    for (uint64_t i = from; i < to; i++) {
+        double both = sum_a[i] + sum_b[i], left = sum_a[i] + p3[i], right = p2[i] + sum_b[i];
+        sum[i] = both;
+        first += VELOCITY(1) * both;
+        last += VELOCITY(4) * both;
+        left_first += VELOCITY(1) * left;
+        left_last += VELOCITY(3) * left;
+        right_first += VELOCITY(2) * right;
+        right_last += VELOCITY(4) * right;
+    }
+#undef VELOCITY
+    join->along[0] += first, join->along[1] += last;
+    join->along[2] += left_first, join->along[3] += left_last;
+    join->along[4] += right_first, join->along[5] += right_last;
+}
+
+static int goes_on(const Join *join) {
+    const double *a = join->along;
+    if (!(a[0] > 0.0 && a[1] > 0.0)) return 0;
+    return is_pair(join) || (a[2] > 0.0 && a[3] > 0.0 && a[4] > 0.0 && a[5] > 0.0);
+}
+
+/* The other half of the momentum of a step, for a block of coordinates and a diagonal metric, and the
+   first half and the position of the next step, to `ahead` if that is not NULL. Returns twice the
+   kinetic energy. */
+static inline double kick_block(const Chain *chain, Point *point, Point *ahead, double step,
+                                uint64_t from, uint64_t to) {
+    const double *restrict grad = point->grad, *restrict scale = chain->scale;
+    double *restrict p = point->p;
+    double twice = 0.0;
+    if (!ahead) {
+#pragma omp simd reduction(+ : twice)
+        for (uint64_t i = from; i < to; i++) {
+            double whole = p[i] + 0.5 * step * grad[i];
+            p[i] = whole;
+            twice += whole * (scale[i] * scale[i] * whole);
+        }
+        return twice;
+    }
+    const double *restrict z = point->z;
+    double *restrict new_p = ahead->p, *restrict new_z = ahead->z;
+#pragma omp simd reduction(+ : twice)
+    for (uint64_t i = from; i < to; i++) {
+        double whole = p[i] + 0.5 * step * grad[i], half = whole + 0.5 * step * grad[i];
+        p[i] = whole;
+        twice += whole * (scale[i] * scale[i] * whole);
+        new_p[i] = half;
+        new_z[i] = z[i] + step * scale[i] * scale[i] * half;
+    }
+    return twice;
+}
+
+/* Complete a step of leapfrog to a point, with the joins of the parts that it completes, in one pass
+   over memory. The energy is INFINITY, and nothing else is right, where the density is not finite. */
+static void arrive(Trajectory *t, Point *point, double step, Point *ahead, Join *joins,
+                   uint64_t count) {
+    const Chain *chain = t->chain;
+    const uint64_t n = chain->dim;
+    point->value = -INFINITY;
+    point->energy = INFINITY;
+    if (t->density(n, point->z, point->grad, &point->value, t->user) || !isfinite(point->value))
+        return;
+    double twice = 0.0;
+    if (chain->rank) {
+        for (uint64_t i = 0; i < n; i++) point->p[i] += 0.5 * step * point->grad[i];
+        velocity(chain, point->p, point->v, t->coefficients);
+        twice = dot(n, point->p, point->v);
+    }
+    for (uint64_t from = 0; from < n; from += BLOCK) {
+        uint64_t to = from + BLOCK < n ? from + BLOCK : n;
+        if (!chain->rank) twice += kick_block(chain, point, ahead, step, from, to);
+        for (uint64_t k = 0; k < count; k++) {
+            if (chain->rank) add_block(chain, joins + k, from, to, 0);
+            else add_block(chain, joins + k, from, to, 1);
+        }
+    }
+    double energy = 0.5 * twice - point->value;
+    if (isfinite(energy)) point->energy = energy;
+}
+
+/* The part of a trajectory of 2^depth steps from the moving end. Returns whether all of it goes on; if
+   not, the tree holds nothing.
+
+   Trees of 1, 2, 4, ... points wait for the other half of a larger one: when `made` steps are made,
+   those at the bits of this number. */
+static int build(Trajectory *t, uint64_t depth, double step, Tree *tree) {
+    const uint64_t n = t->chain->dim, steps = (uint64_t)1 << depth;
+    Tree waiting[LEVELS_MAX];
+    Join joins[LEVELS_MAX];
+    Point *ahead = NULL;
+    uint64_t made = 0, joined = 0;
+    int on = 1;
+    while (on && made < steps) {
+        if (*t->stop) {
+            on = 0;
+            break;
+        }
+        Point *point = ahead ? ahead : take(t);
+        if (!ahead) kick_and_drift(t, t->end, point, step);
+        const uint64_t count = (uint64_t)__builtin_ctzll(~made);
+        for (uint64_t k = 0; k < count; k++) {
+            Tree first = waiting[k], second = {point, point, point, point->p, 0.0};
+            if (k) second.first = waiting[k - 1].first, second.sum = joins[k - 1].sum;
+            joins[k] = join(&first, &second, t->sums + (2 * (k + 1) + (made >> (k + 1) & 1)) * n);
+        }
+        ahead = t->chain->rank || made + 1 == steps ? NULL : take(t);
+        arrive(t, point, step, ahead, joins, count);
         double gain = t->start_energy - point->energy;
         t->steps++;
-        if (gain > -ENERGY_ERROR_MAX) t->acceptance += gain > 0.0 ? 1.0 : exp(gain);
         if (!(gain > -ENERGY_ERROR_MAX)) { /* or no number, if the metric is far off */
             t->diverging = 1;
             release(t, point);
-            return 0;
+            on = 0;
+            break;
         }
+        t->acceptance += gain > 0.0 ? 1.0 : exp(gain);
         release(t, t->end);
         t->end = point;
         *tree = (Tree){hold(point), hold(point), hold(point), point->p, gain};
-        return 1;
+        for (joined = 0; on && joined < count; joined++) {
+            const Tree first = waiting[joined], second = *tree;
+            double log_weight = log_add(first.log_weight, second.log_weight);
+            int is_second = log(unit(&t->random)) < second.log_weight - log_weight;
+            *tree = (Tree){first.first, second.last, is_second ? second.drawn : first.drawn,
+                           joins[joined].sum, log_weight};
+            release(t, is_second ? first.drawn : second.drawn);
+            release(t, first.last);
+            release(t, second.first);
+            on = goes_on(joins + joined);
+        }
+        if (!on) {
+            release_tree(t, tree);
+            break;
+        }
+        waiting[count] = *tree;
+        made++;
+        joined = 0;
     }
-    Tree first, second;
-    if (!build(t, depth - 1, 0, step, &first)) return 0;
-    if (!build(t, depth - 1, 1, step, &second)) {
-        release_tree(t, &first);
-        return 0;
-    }
-    double log_weight = log_add(first.log_weight, second.log_weight);
-    int is_second = log(unit(&t->random)) < second.log_weight - log_weight;
-    double *sum = t->sums + (2 * depth + half) * n;
-    int on = go_on(n, &first, &second, sum);
-    *tree = (Tree){first.first, second.last, is_second ? second.drawn : first.drawn, sum, log_weight};
-    release(t, is_second ? first.drawn : second.drawn);
-    release(t, first.last);
-    release(t, second.first);
-    if (!on) release_tree(t, tree);
-    return on;
+    if (on) return 1;
+    if (ahead) release(t, ahead);
+    for (uint64_t k = joined; made >> k; k++)
+        if (made >> k & 1) release_tree(t, waiting + k);
+    return 0;
 }
 
 /* One transition. Returns whether the chain moved, or -1 if `stop` was set before it was complete. */
@@ -332,7 +415,7 @@ static int transit(Chain *chain, Density density, const void *user, const volati
         int forward = unit(&t.random) < 0.5;
         Tree tree;
         t.end = hold(forward ? whole.last : whole.first);
-        on = build(&t, depth, 0, (forward ? 1.0 : -1.0) * chain->step, &tree);
+        on = build(&t, depth, (forward ? 1.0 : -1.0) * chain->step, &tree);
         release(&t, t.end);
         if (!on) break;
         if (log(unit(&t.random)) < tree.log_weight - whole.log_weight) {
@@ -347,7 +430,13 @@ static int transit(Chain *chain, Density density, const void *user, const volati
             whole.last = first;
         }
         double *other = sum == t.sums ? sum + n : t.sums;
-        on = go_on(n, &whole, &tree, other);
+        Join all = join(&whole, &tree, other);
+        for (uint64_t from = 0; from < n; from += BLOCK) {
+            uint64_t to = from + BLOCK < n ? from + BLOCK : n;
+            if (chain->rank) add_block(chain, &all, from, to, 0);
+            else add_block(chain, &all, from, to, 1);
+        }
+        on = goes_on(&all);
         whole.sum = sum = other;
         release(&t, whole.last);
         whole.last = hold(tree.last);
@@ -443,7 +532,8 @@ void find_step(Density density, const void *user, Chain *chain) {
     int last = 0;
     for (int tries = 0; tries < 100; tries++) {
         Point *from = start(&t), *to = take(&t);
-        leapfrog(&t, from, to, chain->step);
+        kick_and_drift(&t, from, to, chain->step);
+        arrive(&t, to, chain->step, NULL, NULL, 0);
         int way = from->energy - to->energy > goal ? 1 : -1;
         release(&t, from);
         release(&t, to);

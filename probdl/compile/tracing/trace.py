@@ -120,10 +120,7 @@ def trace(density: LogDensity, z: Tensor, *, smallest: int = 0) -> Traced:
 
     def value_and_grad(z: Tensor, *data: Tensor) -> tuple[Tensor, Tensor]:
         here = density.with_tensors(data) if data else density
-        with torch.enable_grad():
-            z = z.detach().requires_grad_()
-            value = here(z)
-            (grad,) = torch.autograd.grad(value, z)
+        value, grad = here.value_and_grad(z)
         return grad, value
 
     traced = trace_function(value_and_grad, z, data, smallest=smallest)

@@ -30,6 +30,7 @@ aten = torch.ops.aten
 
 MIN_APART = 32  # slices that are written by separate statements, which a loop can run
 MAX_SPLIT = 8  # length of slices that are split if they overlap
+MIN_MOVED = 512  # numbers; smaller slices are copied to where they belong
 
 
 @dataclass
@@ -101,7 +102,8 @@ def _sum(builder: Builder, a: Value, b: Value) -> Value:
 def assembled(builder: Builder, x: Slices) -> Value:
     """Return a tensor in memory."""
     pieces = [(first, last, value) for (first, last), value in x.parts.items()]
-    if len(pieces) < MIN_APART:
+    in_place = x.base is None and any(_is_movable(value, x.dim) for _, _, value in pieces)
+    if len(pieces) < MIN_APART and not in_place:
         whole = empty(x.shape)
         layouts = [(whole.narrow(x.dim, at, end - at), value) for at, end, value in pieces]
         sparse = _assembled(builder, 0.0, layouts, x.shape)
@@ -129,6 +131,19 @@ def _gaps(x: Slices) -> list[tuple[int, int, Value]]:
     return gaps
 
 
+def _is_movable(value: Value, dim: int) -> bool:
+    """Return whether a slice along a dimension is large, and can be computed where it belongs."""
+    buffer, layout = value.buffer, value.layout.movedim(dim, 0)
+    return (
+        isinstance(buffer, Buffer)
+        and buffer.size == layout.numel() >= MIN_MOVED
+        and value.start == 0
+        and layout.is_contiguous()
+        and buffer.producer is not None
+        and not (buffer.home or buffer.whole or buffer.keep)
+    )
+
+
 def _assembled_apart(
     builder: Builder, shape: Sequence[int], dim: int, pieces: Sequence[tuple[int, int, Value]]
 ) -> Value:
@@ -139,6 +154,11 @@ def _assembled_apart(
     row = int(layout.stride(0))
     written = []
     for first, last, value in pieces:
+        if _is_movable(value, dim):
+            assert isinstance(value.buffer, Buffer)
+            value.buffer.home = (whole, row * first)
+            written.append(value)
+            continue
         at = (last - first, *others)
         part = Buffer("", row * (last - first), home=(whole, row * first))
         source = value.like(value.layout.movedim(dim, 0))
