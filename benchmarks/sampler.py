@@ -1,6 +1,6 @@
 """The sampler in C beside nutpie's: `make bench-sampler`.
 
-``python -m benchmarks.sampler [posteriors | sizes | calibration]`` writes results/sampler.json and
+``python -m benchmarks.sampler [posteriors | sizes | many | calibration]`` writes results/sampler.json and
 sampler.md. Both samplers call the same compiled density. Needs PROBDL_SHARED.
 """
 
@@ -29,6 +29,7 @@ from tests.reference.posteriors import POSTERIORS
 SAMPLERS = ("native", "nutpie")
 SEEDS = (1, 2, 3, 4)
 SIZES = (10, 100, 1000, 10_000)
+MANY = (1000, 10_000, 100_000)
 REPEATS = 3
 SIMULATIONS, CALIBRATION_DRAWS = 1000, 400
 MEAN_ERRORS_MAX, SD_ERROR_MAX, RHAT_MAX = 4.5, 0.15, 1.02
@@ -108,6 +109,23 @@ def sizes() -> dict[str, Any]:
                 gradients = fit.stats["n_steps"].mean() * (draws + method["warmup"])
                 each = fit.timings["sampling"] / gradients * 1e6
                 best[sampler] = min(best.get(sampler, np.inf), each)
+        found[str(d)] = best
+        print(d, best, flush=True)
+    return found
+
+
+def many() -> dict[str, Any]:
+    """Time the parts of a call for many independent normal variables, as users make it."""
+    found = {}
+    for d in MANY:
+        y = torch.randn(d, generator=torch.Generator().manual_seed(0))
+        method = probdl.NUTS(draws=200, warmup=200, chains=2)
+        best: dict[str, float] = {}
+        for seed in range(REPEATS):
+            fit = probdl.infer(_independent, y, method=method, seed=seed, progress=False)
+            if not best or fit.timings["total"] < best["total"]:
+                gradients = fit.stats["n_steps"].mean() * 400
+                best = {**fit.timings, "gradient": fit.timings["sampling"] / gradients}
         found[str(d)] = best
         print(d, best, flush=True)
     return found
@@ -234,6 +252,19 @@ def write(results: dict[str, Any]) -> None:
             for d, of in results["sizes"].items()
         ),
         "",
+        "## Calls for many variables",
+        "",
+        "The same variables, two chains of 200 + 200 draws on two cores with the default metric; "
+        f"the fastest of {REPEATS} calls.",
+        "",
+        "| variables | call, s | after sampling / sampling | a gradient with its transition, µs |",
+        "| ---: | ---: | ---: | ---: |",
+        *(
+            f"| {int(d):,} | {of['total']:.2f} "
+            f"| {(of['checks'] + of['other']) / of['sampling']:.2f} | {of['gradient'] * 1e6:.1f} |"
+            for d, of in results["many"].items()
+        ),
+        "",
         "## Simulation-based calibration",
         "",
         f"{SIMULATIONS:,} data sets from the prior of each model, {CALIBRATION_DRAWS} draws of one "
@@ -253,4 +284,5 @@ def write(results: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    run("sampler", {"posteriors": posteriors, "sizes": sizes, "calibration": calibration}, write)
+    parts = {"posteriors": posteriors, "sizes": sizes, "many": many, "calibration": calibration}
+    run("sampler", parts, write)
