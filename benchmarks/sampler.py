@@ -1,7 +1,7 @@
 """The sampler in C beside nutpie's: `make bench-sampler`.
 
-``python -m benchmarks.sampler [posteriors | sizes | many | calibration]`` writes results/sampler.json and
-sampler.md. Both samplers call the same compiled density. Needs PROBDL_SHARED.
+``python -m benchmarks.sampler [posteriors | sizes | many | calibration]`` writes the results to
+sampler.json and sampler.md. Both samplers call the same compiled density. Needs PROBDL_SHARED.
 """
 
 from __future__ import annotations

@@ -105,6 +105,18 @@ def test_integers_in_a_matrix_product():
     assert "convert it in the model, as in x.double() @ b" in message
 
 
+def test_writes_to_what_the_gradient_needs():
+    def model(y):
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        x = torch.zeros(len(y))
+        for t in range(1, len(y)):
+            x[t] = a * x[t - 1] + y[t]
+        pyro.sample("y", dist.Normal(x, 1.0).to_event(1), obs=y)
+
+    with pytest.raises(probdl.ModelError, match=r"to a list, and use torch\.stack"):
+        probdl.infer(model, torch.ones(5), seed=1)
+
+
 def test_a_table_in_minibatches():
     def model(table, y):
         slope = pyro.sample("slope", dist.Normal(0.0, 10.0))

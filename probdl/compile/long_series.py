@@ -38,7 +38,7 @@ __all__ = ["Series", "of_first_steps"]
 
 MIN_STEPS = 400  # of a loop, for which this is faster than to trace all of it
 MIN_CALLS = 2500  # of functions of torch
-MAX_SHARE = 1 / 3  # of the calls, in the short series that are traced
+MAX_SHARE = 1 / 2  # of the calls, in the short series that are traced
 FEW_STEPS = (24, 36, 48)  # to count the calls in a step
 CALLS = 1500  # of functions of torch on the shortest series that is traced
 MIN_TRACED, MAX_TRACED = 36, 72  # steps

@@ -40,6 +40,9 @@ _ADVICE = {  # by a part of the message from Pyro or torch
     "differ. If one observation is a vector, use .to_event(1).",
     "Can't call numpy() on Tensor that requires grad": "NumPy does not compute gradients: use the "
     "torch function of the same name on the values of sites.",
+    "modified by an inplace operation": "The model writes to a tensor whose earlier values its "
+    "gradient needs, as in x[t] = a * x[t - 1]: append the values to a list, and use "
+    "torch.stack(values).",
 }
 # A matrix product of integers and other numbers.
 _ADVICE |= dict.fromkeys(

@@ -291,6 +291,13 @@ def _loops(w: Writer) -> None:
     noise = w.latent((steps,), "dist.Normal(0.0, 1.0)") if w.rng.random() < 0.5 else None
     w.write(f"h = 0.1 * {b} + 0.0 * {a}")
     w.write("g, states = h, []")
+    in_place = w.rng.random() < 0.5
+    place = w.pick(["t", "-1 - t", "t // 2", f"(3 * t) % {steps}"])
+    kept = w.size(0, steps - 1)
+    if in_place:
+        shape = ", ".join(map(str, (steps, *joint)))
+        w.write(f"buffer = torch.{w.pick(['zeros', 'ones'])}({shape})")
+        w.write("kept = buffer.clone()")
     backwards = w.rng.random() < 0.3
     w.write(f"for t in {f'reversed(range({steps}))' if backwards else f'range({steps})'}:")
     w.indent = "        "
@@ -322,9 +329,14 @@ def _loops(w: Writer) -> None:
         y = w.argument(w.rng.normal(size=(steps, *joint)))
         event = f".to_event({len(joint)})" if joint else ""
         w.write(f"pyro.sample(f'y_{{t}}', dist.Normal(h, 0.5){event}, obs={y}[t])")
-    w.write("states.append(h)")
+    if in_place:
+        w.write(f"buffer[{place}] = h")
+        w.write(f"kept = buffer.clone() if t == {kept} else kept")
+    else:
+        w.write("states.append(h)")
     w.indent = "    "
-    path = w.define("path", "torch.stack(states)", (steps, *joint))
+    made = "buffer + 0.5 * kept" if in_place else "torch.stack(states)"
+    path = w.define("path", made, (steps, *joint))
     w.observe(w.mix([path], w.size(0, 2)) if w.rng.random() < 0.5 else path)
 
 

@@ -135,6 +135,76 @@ def writes_in_place(y):
     pyro.factor("f", x.sum())
 
 
+def writes_rows(y):
+    w, x, out = normals("w", 3), torch.zeros(3), torch.zeros(len(y), 3)
+    for t in range(len(y)):
+        x = torch.tanh(0.5 * x + w * y[t])
+        out[t] = x
+    pyro.factor("f", (out * torch.arange(3.0)).sum().sin())
+
+
+def writes_elements_of_a_matrix(y):
+    a, out, x = normals("a", 9), torch.ones(len(y) + 1, 9), torch.tensor(0.1)
+    for t in range(len(y)):
+        for i in range(9):
+            x = torch.sin(x + a[i] * y[t])
+            out[-1 - t, i] = x
+    pyro.factor("f", out.square().sum() + out[0, 3] * out[-1, 2])
+
+
+def writes_over_what_it_wrote(y):
+    a, out, x = normals("a"), torch.ones(3), torch.tensor(0.1)
+    for t in range(len(y)):
+        x = torch.cos(x * a + out[(t + 1) % 3] + out[t % 3] * y[t])
+        out = out.clone()
+        out[t % 3] = x
+        out[1] = out[1] + 0.1 * x
+    pyro.factor("f", out.sum())
+
+
+def reads_earlier_versions(y):
+    a, out, total = normals("a"), torch.full((len(y),), 0.5), torch.tensor(0.0)
+    for t in range(len(y)):
+        if t == 3:
+            third = out.clone()
+        out[t] = torch.sin(a * y[t])
+        total = total + out[t // 2] - out[-1] + out[len(y) // 2 :].sum()
+    if len(y) > 3:
+        third[0] = a**3
+        total = total + third.cos().sum() + third[2:].sum()
+    pyro.factor("f", total + (out * torch.arange(float(len(y)))).tanh().sum())
+
+
+def writes_columns_and_rows(y):
+    a, out = normals("a", len(y)), torch.zeros(len(y), len(y))
+    for t in range(len(y)):
+        out[:, t] = a * y[t]
+    for t in range(len(y)):
+        out[t] = out[t] + a[t] ** 2
+    out[0, 0] = a[0] * 3
+    pyro.factor("f", out.sin().sum())
+
+
+def writes_single_precision(y):
+    a, out = normals("a"), torch.zeros(len(y), dtype=torch.float32)
+    for t in range(len(y)):
+        out[t] = y[t] * t
+    total = torch.zeros(len(y), dtype=torch.float64)
+    for t in range(len(y)):
+        total[t] = out[t] * a + 1
+    pyro.factor("f", total.sin().sum())
+
+
+def a_grid_in_place(y):
+    w, u, out = normals("w", 8), torch.linspace(0.0, 1.0, 8), torch.zeros(len(y))
+    for t in range(len(y)):
+        new = u.clone()
+        new[1:-1] = u[1:-1] + 0.1 * w[1:-1] * (u[2:] - 2 * u[1:-1] + u[:-2])
+        u = new
+        out[t] = u.mean() * y[t]
+    pyro.factor("f", out.sin().sum())
+
+
 def arrays_of_each_step(y):
     a, total = normals("a", 4), torch.tensor(0.0)
     for t in range(len(y)):
@@ -196,13 +266,18 @@ ROLLED = {
     for f in (
         garch, local_level, matrix_of_latent_values, overlapping_slices, forward,
         sites_in_each_step, kalman_filter, two_branches, seasons, lags, recurrent_network, extremes,
-        first_steps_of_another_kind, empty_slices, compartments,
+        first_steps_of_another_kind, empty_slices, compartments, writes_in_place, writes_rows,
+        a_grid_in_place,
     )
 }  # fmt: skip
 OTHER = {
     f.__name__: f
-    for f in (writes_in_place, arrays_of_each_step, a_second_loop_backwards, partly_stacked)
-}
+    for f in (
+        arrays_of_each_step, a_second_loop_backwards, partly_stacked, writes_elements_of_a_matrix,
+        writes_over_what_it_wrote, reads_earlier_versions, writes_columns_and_rows,
+        writes_single_precision,
+    )
+}  # fmt: skip
 
 
 def density_of(model, steps):
@@ -364,7 +439,8 @@ LONG = {
         f.__name__: (f, 1400, lambda n: (RNG.normal(size=n),))
         for f in (
             local_level, matrix_of_latent_values, forward, kalman_filter, two_branches, lags,
-            recurrent_network, extremes, empty_slices, overlapping_slices,
+            recurrent_network, extremes, empty_slices, overlapping_slices, writes_in_place,
+            writes_rows, a_grid_in_place,
         )
     },
 }  # fmt: skip

@@ -103,7 +103,7 @@ def functional_decompositions() -> dict[Any, Callable[..., Any]]:
     """Return the decompositions of a program without writes in place.
 
     There, other strides of a tensor's memory, by which autograd differentiates writes to views, are
-    elements at other places.
+    slices of the tensor, or else elements at other places.
     """
     return decompositions() | {
         aten.as_strided.default: _as_strided,
@@ -124,6 +124,11 @@ def _places(size: Sequence[int], stride: Sequence[int], offset: int | None) -> T
 def _as_strided(
     x: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None
 ) -> Any:
+    slices = _slices(x, size, stride, storage_offset)
+    if slices is not None:
+        for dim, part in slices:
+            x = _sliced(x, dim, part)
+        return x.reshape(tuple(size))
     places = _own_places(x, size, stride, storage_offset)
     if places is None:
         return NotImplemented
@@ -137,6 +142,9 @@ def _as_strided_scatter(
     stride: Sequence[int],
     storage_offset: int | None = None,
 ) -> Any:
+    slices = _slices(x, size, stride, storage_offset)
+    if slices is not None:
+        return _with_slice(x, slices, src.expand(tuple(size)))
     own = _own_places(x, size, stride, storage_offset)
     if own is None:
         return NotImplemented
@@ -145,6 +153,53 @@ def _as_strided_scatter(
     source[places] = x.numel() + torch.arange(len(places))
     both = torch.cat([x.reshape(-1), src.expand(tuple(size)).reshape(-1)])
     return both[source].reshape(x.shape)
+
+
+def _slices(
+    x: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None
+) -> list[tuple[int, int | slice]] | None:
+    """Return the indices and slices of dimensions, from the last one, that are a strided view.
+
+    None if it is not a view by these.
+    """
+    if not x.is_contiguous() or not x.numel():
+        return None
+    first = int(x.storage_offset())
+    offset = 0 if storage_offset is None else storage_offset - first
+    if not 0 <= offset < x.numel():
+        return None
+    wanted = [(n, step) for n, step in zip(size, stride, strict=True) if n != 1]
+    found: list[tuple[int, int | slice]] = []
+    for dim, (length, step) in enumerate(zip(x.shape, x.stride(), strict=True)):
+        if length == 1:
+            continue
+        start, offset = divmod(offset, step)
+        if wanted and wanted[0][1] % step == 0 and wanted[0][1] >= step:
+            every, count = wanted[0][1] // step, wanted[0][0]
+            if start + (count - 1) * every < length:
+                if count < length:
+                    found.append((dim, slice(start, start + (count - 1) * every + 1, every)))
+                del wanted[0]
+                continue
+        found.append((dim, start))
+    return None if wanted or not all(size) else found[::-1]
+
+
+def _sliced(x: Tensor, dim: int, part: int | slice) -> Tensor:
+    if isinstance(part, int):
+        return x.select(dim, part)
+    return aten.slice(x, dim, part.start, part.stop, part.step)  # type: ignore[no-any-return]
+
+
+def _with_slice(x: Tensor, slices: Sequence[tuple[int, int | slice]], src: Tensor) -> Tensor:
+    """Return a tensor with another part at indices and slices of its dimensions."""
+    if not slices:
+        return src.reshape(x.shape)
+    (dim, part), *others = slices
+    inner = _with_slice(_sliced(x, dim, part), others, src)
+    if isinstance(part, int):
+        return torch.select_scatter(x, inner, dim, part)
+    return torch.slice_scatter(x, inner, dim, part.start, part.stop, part.step)
 
 
 def _new_empty_strided(x: Tensor, size: Sequence[int], stride: Sequence[int], **_: Any) -> Any:

@@ -26,6 +26,7 @@ from probdl.compile.tracing.caught import catches_failures
 from probdl.compile.tracing.cholesky import REPLACEMENTS
 from probdl.compile.tracing.decompositions import decompositions, functional_decompositions
 from probdl.compile.tracing.selections import is_selection, selecting
+from probdl.compile.tracing.writes import join_writes
 from probdl.errors import ProbdlError
 from probdl.model.advice import where
 from probdl.model.density import LogDensity
@@ -203,6 +204,7 @@ def _record(fn: Callable[..., Any], inputs: Sequence[Tensor], random: bool) -> R
         without_writes = functionalize(recording.function())
         try:
             recording = record(without_writes, inputs, functional_decompositions())
+            join_writes(recording.graph)
         except RuntimeError as error:
             if isinstance(error, ProbdlError):
                 raise
