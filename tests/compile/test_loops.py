@@ -630,7 +630,6 @@ def later_steps_with_another_part_of_a_few(y):
         steps_that_read_the_clock,
         steps_that_skip_outliers,
         number_of_parts,
-        writes_in_place,
         a_second_loop_backwards,
     ],
 )
