@@ -348,7 +348,8 @@ class LogDensity:
 
     def _value(self, z: Tensor) -> Tensor:
         at = _AtPoint(self, z)
-        return torch.as_tensor(self._score(at) + at.log_jacobian)
+        value = self._score(at) + at.log_jacobian
+        return value if isinstance(value, Tensor) else z.new_tensor(value)
 
     def of_values(self, values: Mapping[str, Tensor]) -> Tensor:
         """Return the log density of values of the sites (n, *site shape), without Jacobians: (n,).
