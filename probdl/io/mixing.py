@@ -60,14 +60,14 @@ def mixing(
     def of_part(x: Array) -> Array:
         halves = _halves(x)
         order = _Order.of(halves)
-        scores = order.normal_scores
+        scores, sd = order.normal_scores, _sd(x)
         return np.stack(
             [
                 _split_rhat(order, scores) if len(draws) > 1 else np.full(len(x), np.nan),
                 _ess(scores),
                 _tail(x, probs),
-                _mcse_mean(x, halves),
-                _sd(x),
+                sd / np.sqrt(_ess(halves)),
+                sd,
             ]
         )
 
@@ -107,7 +107,7 @@ def ess_tail(draws: Array, probs: tuple[float, float]) -> Array:
 
 def mcse_mean(draws: Array) -> Array:
     """Return the Monte Carlo standard errors of means (*shape) of draws (chains, draws, *shape)."""
-    return _by_scalar(draws, lambda x: _mcse_mean(x, _halves(x))[None])[0]
+    return _by_scalar(draws, lambda x: (_sd(x) / np.sqrt(_ess(_halves(x))))[None])[0]
 
 
 def mcse_sd(draws: Array) -> Array:
@@ -267,10 +267,6 @@ def _twice_mean_ranks(ordered: Array) -> NDArray[np.intp]:
     first = np.maximum.accumulate(first, 1)
     last = np.minimum.accumulate(last[:, ::-1], 1)[:, ::-1]
     return np.asarray(2 + first + last)
-
-
-def _mcse_mean(x: Array, halves: Array) -> Array:
-    return _sd(x) / np.sqrt(_ess(halves))
 
 
 def _sd(x: Array) -> Array:

@@ -382,13 +382,16 @@ class LogDensity:
         with torch.inference_mode(False), torch.enable_grad():
             z = z.detach().to(torch.float64).clone().requires_grad_()
             value = self._value(z)
-            if not value.requires_grad:
-                return value, torch.zeros_like(z)
             try:
-                (grad,) = torch.autograd.grad(value, z, materialize_grads=True)
+                grad = _gradient(value, z)
             except RuntimeError as error:
                 raise self.program.explain(error) from None
         return value.detach(), grad
+
+    def differentiated(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the same at a point that requires a gradient, with the errors of torch."""
+        value = self._value(z)
+        return value, _gradient(value, z)
 
     def hessian(self, z: Tensor) -> Tensor:
         """Return the matrix of second derivatives (d, d) at ``z`` (d,)."""
@@ -672,6 +675,13 @@ class LogDensity:
             "scales and rates are positive, or give values from which the search can start: "
             "init={'site': value}." + advice
         )
+
+
+def _gradient(value: Tensor, z: Tensor) -> Tensor:
+    """Return a gradient, which is zero where the value does not depend on the point."""
+    if not value.requires_grad:
+        return torch.zeros_like(z)
+    return torch.autograd.grad(value, z, materialize_grads=True)[0]
 
 
 def _short(x: Tensor) -> str:

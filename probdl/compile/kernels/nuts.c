@@ -111,7 +111,9 @@ static void draw_momentum(const Chain *chain, Random *random, double *p, double 
     for (uint64_t i = 0; i < n; i++) p[i] /= chain->scale[i];
 }
 
-/* A point of a trajectory, which is free for another when nothing holds it. */
+/* A point of a trajectory, which is free for another when nothing holds it. After the
+   start, its velocity is stored for a low-rank metric only: for a diagonal one it costs less to
+   compute than to read. */
 typedef struct {
     double *z, *grad, *p, *v;
     double value, energy;
@@ -226,10 +228,9 @@ static Join join(const Tree *first, const Tree *second, double *sum) {
 
 static int is_pair(const Join *join) { return join->first == join->last && join->next == join->end; }
 
-/* Add what the coordinates of a block contribute. */
-static inline __attribute__((always_inline)) void add_block(const Chain *chain, Join *join,
-                                                            uint64_t from, uint64_t to,
-                                                            int diagonal) {
+static inline __attribute__((always_inline)) void add_coordinates(const Chain *chain, Join *join,
+                                                                  uint64_t from, uint64_t to,
+                                                                  int diagonal) {
     const double *restrict s = chain->scale, *restrict sum_a = join->sum_first;
     const double *restrict sum_b = join->sum_second;
     const double *restrict p1 = join->first->p, *restrict p2 = join->last->p;
@@ -266,6 +267,12 @@ static inline __attribute__((always_inline)) void add_block(const Chain *chain, 
     join->along[0] += first, join->along[1] += last;
     join->along[2] += left_first, join->along[3] += left_last;
     join->along[4] += right_first, join->along[5] += right_last;
+}
+
+/* Add what the coordinates of a block contribute. */
+static void add_block(const Chain *chain, Join *join, uint64_t from, uint64_t to) {
+    if (chain->rank) add_coordinates(chain, join, from, to, 0);
+    else add_coordinates(chain, join, from, to, 1);
 }
 
 static int goes_on(const Join *join) {
@@ -323,10 +330,7 @@ static void arrive(Trajectory *t, Point *point, double step, Point *ahead, Join 
     for (uint64_t from = 0; from < n; from += BLOCK) {
         uint64_t to = from + BLOCK < n ? from + BLOCK : n;
         if (!chain->rank) twice += kick_block(chain, point, ahead, step, from, to);
-        for (uint64_t k = 0; k < count; k++) {
-            if (chain->rank) add_block(chain, joins + k, from, to, 0);
-            else add_block(chain, joins + k, from, to, 1);
-        }
+        for (uint64_t k = 0; k < count; k++) add_block(chain, joins + k, from, to);
     }
     double energy = 0.5 * twice - point->value;
     if (isfinite(energy)) point->energy = energy;
@@ -433,8 +437,7 @@ static int transit(Chain *chain, Density density, const void *user, const volati
         Join all = join(&whole, &tree, other);
         for (uint64_t from = 0; from < n; from += BLOCK) {
             uint64_t to = from + BLOCK < n ? from + BLOCK : n;
-            if (chain->rank) add_block(chain, &all, from, to, 0);
-            else add_block(chain, &all, from, to, 1);
+            add_block(chain, &all, from, to);
         }
         on = goes_on(&all);
         whole.sum = sum = other;

@@ -121,7 +121,8 @@ def trace(density: LogDensity, z: Tensor, *, smallest: int = 0) -> Traced:
 
     def value_and_grad(z: Tensor, *data: Tensor) -> tuple[Tensor, Tensor]:
         here = density.with_tensors(data) if data else density
-        value, grad = here.value_and_grad(z)
+        with torch.enable_grad():
+            value, grad = here.differentiated(z.detach().requires_grad_())
         return grad, value
 
     traced = trace_function(value_and_grad, z, data, smallest=smallest)

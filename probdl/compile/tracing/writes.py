@@ -29,26 +29,29 @@ class _History:
     """Writes to elements along one dimension of a tensor.
 
     Attributes:
-        base: the tensor before.
         dim: the dimension.
-        writes: the indices, and what was written there, in order.
+        writes: the nodes that write, in order.
         by_index: by index, the numbers of writes.
     """
 
-    base: fx.Node
     dim: int
-    writes: list[tuple[int, fx.Node]] = field(default_factory=list)
+    writes: list[fx.Node] = field(default_factory=list)
     by_index: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
 
-    def add(self, index: int, source: fx.Node) -> None:
-        self.by_index[index].append(len(self.writes))
-        self.writes.append((index, source))
+    @property
+    def base(self) -> Any:
+        """The tensor before."""
+        return self.writes[0].args[0]
 
-    def written(self, index: int, version: int) -> fx.Node | None:
+    def add(self, index: int, write: fx.Node) -> None:
+        self.by_index[index].append(len(self.writes))
+        self.writes.append(write)
+
+    def written(self, index: int, version: int) -> Any:
         """Return what is at an index after a number of writes; None if it is of the base."""
         for number in reversed(self.by_index.get(index, [])):
             if number < version:
-                return self.writes[number][1]
+                return self.writes[number].args[1]
         return None
 
 
@@ -60,8 +63,8 @@ def join_writes(graph: fx.Graph) -> None:
     versions: Versions = {}
     for node in list(graph.nodes):
         if node.target is aten.select_scatter.default:
-            base, source, dim, index = node.args
-            _follow(node, base, source, *_place(base, dim, index), versions)
+            base, _, dim, index = node.args
+            _follow(node, base, *_place(base, dim, index), versions)
         elif node.target is aten.select.int and node.args[0] in versions:
             _read_source(node, *_place(*node.args), versions)
         elif node.target in _COPIES and node.args[0] in versions:
@@ -77,10 +80,7 @@ def join_writes(graph: fx.Graph) -> None:
         if len(history.writes) < MIN_WRITES or len(nodes) > MAX_WHOLE:
             continue
         for node in nodes:
-            joined = _put_together(graph, node, *versions[node])
-            for other in whole:
-                if other.base is node:
-                    other.base = joined
+            _put_together(graph, node, *versions[node])
     _erase_unused_views(graph)
 
 
@@ -89,13 +89,11 @@ def _place(x: fx.Node, dim: int, index: int) -> tuple[int, int]:
     return dim % len(shape), index % shape[dim]
 
 
-def _follow(
-    node: fx.Node, base: fx.Node, source: fx.Node, dim: int, index: int, versions: Versions
-) -> None:
+def _follow(node: fx.Node, base: fx.Node, dim: int, index: int, versions: Versions) -> None:
     history, version = versions.get(base, (None, 0))
     if history is None or history.dim != dim or version < len(history.writes):
-        history, version = _History(base, dim), 0
-    history.add(index, source)
+        history, version = _History(dim), 0
+    history.add(index, node)
     versions[node] = history, version + 1
 
 
@@ -120,7 +118,7 @@ def _are_alike(a: fx.Node, b: fx.Node) -> bool:
     return bool(x.shape == y.shape and x.dtype == y.dtype)
 
 
-def _put_together(graph: fx.Graph, node: fx.Node, history: _History, version: int) -> fx.Node:
+def _put_together(graph: fx.Graph, node: fx.Node, history: _History, version: int) -> None:
     """Replace a version by a concatenation of what was written and of what was not."""
     base, dim = history.base, history.dim
     pieces: list[fx.Node] = []
@@ -134,7 +132,7 @@ def _put_together(graph: fx.Graph, node: fx.Node, history: _History, version: in
         return new
 
     with graph.inserting_before(node):
-        for index in [*sorted(i for i in history.by_index), length]:
+        for index in [*sorted(history.by_index), length]:
             source = history.written(index, version) if index < length else None
             if index < length and source is None:
                 continue  # it was written later
@@ -146,7 +144,6 @@ def _put_together(graph: fx.Graph, node: fx.Node, history: _History, version: in
         joined = graph.call_function(aten.cat.default, (pieces, dim))
     joined.meta["val"] = node.meta["val"]
     node.replace_all_uses_with(joined)
-    return joined
 
 
 def _erase_unused_views(graph: fx.Graph) -> None:
