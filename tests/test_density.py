@@ -12,6 +12,7 @@ from torch.distributions import biject_to
 
 import probdl
 from probdl import LogDensity, ModelError
+from probdl.model.bijections import bijection_to
 from probdl.models import eight_schools, linear_regression
 
 Y = torch.tensor([0.3, -1.2, 2.0, 0.7], dtype=torch.float64)
@@ -132,6 +133,41 @@ def test_constrain_and_unconstrain_are_inverse_on_every_support():
     torch.testing.assert_close(values["sum"], values["a"] + 1)
     torch.testing.assert_close(values["simplex"].sum(-1), torch.ones(3, 4).double())
     torch.testing.assert_close(density.unconstrain(values), z)
+
+
+@pytest.mark.parametrize("size", [2, 5, 60])
+def test_factors_of_correlations_are_accurate_at_any_size(size):
+    # torch subtracts squares of a row from one, which leaves no digits in a row of 60.
+    count = size * (size - 1) // 2
+    x = torch.rand(count, dtype=torch.float64, generator=generator()) * 4 - 2
+    transform = bijection_to(dist.LKJCholesky(size).support)
+    y = transform(x)
+    torch.testing.assert_close(transform.inv(y), x, rtol=1e-12, atol=1e-12)
+    row, column = np.tril_indices(size, -1)
+    expected = -((row - column + 1) * np.log(np.cosh(x.numpy()))).sum()
+    assert transform.log_abs_det_jacobian(x, y).item() == pytest.approx(expected, rel=1e-13)
+    if size <= 5:
+        jacobian = torch.autograd.functional.jacobian(lambda u: transform(u)[row, column], x)
+        assert torch.linalg.slogdet(jacobian).logabsdet.item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "support",
+    [
+        constraints.corr_cholesky,
+        dist.LKJ(3).support,
+        constraints.independent(constraints.corr_cholesky, 1),
+        constraints.stack([constraints.corr_cholesky] * 2),
+    ],
+    ids=lambda s: type(s).__name__,
+)
+def test_bijections_equal_those_of_torch(support):
+    ours, theirs = bijection_to(support), biject_to(support)
+    x = torch.randn(2, 3, dtype=torch.float64, generator=generator())
+    y = ours(x)
+    torch.testing.assert_close(y, theirs(x), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(ours.inv(y), x)
+    torch.testing.assert_close(ours.log_abs_det_jacobian(x, y), theirs.log_abs_det_jacobian(x, y))
 
 
 def test_jacobian_of_a_support_that_depends_on_a_site_is_that_of_its_interval():

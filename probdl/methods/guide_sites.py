@@ -9,9 +9,10 @@ import torch
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
-from torch.distributions import TransformedDistribution, biject_to
+from torch.distributions import TransformedDistribution
 
 from probdl.errors import ModelError
+from probdl.model.bijections import bijection_to
 from probdl.model.distributions import base_distribution, is_deterministic
 from probdl.model.program import Program
 from probdl.model.sites import Site, Structure
@@ -108,7 +109,7 @@ def _possible_values(fn: Any, dtype: torch.dtype) -> Tensor:
         for transform in inner.transforms:
             x = transform(x)
         return x
-    transform = biject_to(fn.support)
+    transform = bijection_to(fn.support)
     shape = transform.inverse_shape(fn.batch_shape + fn.event_shape)
     generator = torch.Generator().manual_seed(0)
     bound = SUPPORT_CHECK_RADIUS

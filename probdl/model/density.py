@@ -28,16 +28,15 @@ from torch.distributions import (
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from probdl.errors import ModelError, ProbdlError
+from probdl.model.bijections import bijection, unconstrained_shape
 from probdl.model.discrete import given_data
 from probdl.model.predictive import sample_prior
 from probdl.model.program import Program
 from probdl.model.sites import (
     Site,
     Structure,
-    bijection,
     discover,
     scalar_labels,
-    unconstrained_shape,
 )
 from probdl.model.starting import checked_values, search
 from probdl.model.vectorize import vectorize

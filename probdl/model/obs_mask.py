@@ -18,7 +18,9 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import biject_to, constraints
+from torch.distributions import constraints
+
+from probdl.model.bijections import bijection_to
 
 __all__ = ["UNOBSERVED", "ObsMask", "used_elements"]
 
@@ -203,7 +205,7 @@ class _NormalWhere(MaskedDistribution):
         return _NormalWhere(self.base_dist.expand(shape), self.chosen)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        transform = biject_to(self.support)
+        transform = bijection_to(self.support)
         z = transform.inv(value)
         normal = -0.5 * (z**2 + math.log(2 * math.pi))
         if transform.domain.event_dim:

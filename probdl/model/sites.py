@@ -20,10 +20,11 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
-from torch.distributions import Transform, biject_to, constraints, transform_to
+from torch.distributions import Transform, constraints, transform_to
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from probdl.errors import DataError, ModelError, ProbdlError
+from probdl.model.bijections import bijection, bijection_to, unconstrained_shape
 from probdl.model.callables import owner_module
 from probdl.model.dependence import Dependence
 from probdl.model.distributions import base_distribution, distribution_name, is_deterministic
@@ -42,7 +43,6 @@ from probdl.util.text import has_controls
 __all__ = [
     "Site",
     "Structure",
-    "bijection",
     "centred_sites",
     "data_plate",
     "data_plates",
@@ -51,7 +51,6 @@ __all__ = [
     "own_parameter",
     "random_traces",
     "scalar_labels",
-    "unconstrained_shape",
 ]
 
 MAX_RANDOM_STARTS = 100  # runs of the program before linear-algebra failures are an error
@@ -214,34 +213,6 @@ def scalar_labels(name: str, shape: Sequence[int]) -> list[str]:
 def is_discrete(fn: Any) -> bool:
     """Return whether the support of a distribution is discrete."""
     return bool(fn.support.is_discrete)
-
-
-def bijection(fn: Any, name: str) -> Transform:
-    """Return the bijection from R^n to the support of a latent site's distribution.
-
-    Args:
-        fn: the distribution.
-        name: the name of the site.
-
-    Raises:
-        ModelError: torch has no bijection to this support.
-    """
-    try:
-        return biject_to(fn.support)
-    except NotImplementedError:
-        raise ModelError(
-            f"Site '{name}': torch has no bijection from R^n to the support of "
-            f"{distribution_name(fn)} ({fn.support}). Build the value from other "
-            "sites: a covariance from LKJCholesky and scales, or a point on a sphere from a normal "
-            "vector divided by its length."
-        ) from None
-
-
-def unconstrained_shape(transform: Transform, shape: Sequence[int]) -> torch.Size:
-    """Return the shape of the unconstrained point that a transform maps to a value of a shape."""
-    if transform.domain.event_dim == 0 == transform.codomain.event_dim:
-        return torch.Size(shape)  # inverse_shape() would import SymPy, 0.5 s
-    return transform.inverse_shape(torch.Size(shape))
 
 
 def discover(program: Program) -> Structure:
@@ -559,7 +530,7 @@ def _param_site(
 ) -> Site:
     constraint = constraint or constraints.real
     try:
-        transform = biject_to(constraint)
+        transform = bijection_to(constraint)
     except NotImplementedError:
         transform = transform_to(constraint)
     return Site(

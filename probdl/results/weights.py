@@ -182,6 +182,7 @@ class _Deviations(NamedTuple):
     log_ratio_max: Array
 
 
+@np.errstate(all="ignore")  # a scalar that does not vary has no deviations
 def _check_moments(
     draws: Mapping[str, NDArray[Any]], reference: Reference, approximation: str, remedy: str
 ) -> list[Finding]:
@@ -225,7 +226,6 @@ def _check_moments(
     ]
 
 
-@np.errstate(all="ignore")  # a scalar that does not vary has no deviations
 def _deviations(x: NDArray[Any], reference: Reference, name: str) -> _Deviations:
     """Compare the moments of draws with those of the posterior.
 

@@ -255,3 +255,8 @@ def test_a_covariance_that_decays_to_nothing_agrees_with_torch_and_leaves_small_
         np.testing.assert_allclose(found[0], value, rtol=1e-10)
         np.testing.assert_allclose(found[1], gradient, rtol=1e-8)
     assert (np.full(8, 1e-308) * 0.5 > 0).all()  # still numbers for the caller
+
+
+def test_a_large_factor_of_correlations_agrees_with_the_model():
+    density = probdl.LogDensity.from_model(lambda: pyro.sample("factor", dist.LKJCholesky(40, 2.0)))
+    choose(density, "native", 0)  # raises where the two disagree
