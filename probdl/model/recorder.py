@@ -12,8 +12,9 @@ from __future__ import annotations
 import functools
 import operator
 import sys
+import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
 
@@ -29,6 +30,7 @@ from probdl.errors import ProbdlError
 from probdl.util.clock import check_time_limit
 
 __all__ = [
+    "Branches",
     "ControlFlowError",
     "DispatchMode",
     "Graph",
@@ -72,11 +74,44 @@ _CHANGES = "Python control flow depends on the value of a tensor that changes be
 
 CHECK_AFTER_NODES = 256  # for the time limit
 
+# Modes and wrappers between Python code and the dispatcher.
+_BETWEEN = (
+    *("probdl.model.", "probdl.compile.", "probdl.methods."),
+    *("torch._", "torch.utils.", "torch.overrides"),
+)
+
 _RANDOM = -1  # stands for the random numbers among the inputs that a node depends on
 
 
 class ControlFlowError(ProbdlError, RuntimeError):
     """Python code read the value of a tensor that depends on an input or on random numbers."""
+
+
+@dataclass
+class Branches:
+    """What Python code does where it asks for the truth of a tensor that depends on an input.
+
+    Attributes:
+        other_side: the question, counted from 0, whose answer is the opposite of the truth.
+        required: the questions whose answers must be those at the recorded inputs: elsewhere, the
+            graph fails like a factorisation of linear algebra.
+        asked: for each question, the calls on the way to it, the innermost first, and the truth.
+        reads: whether values were read after the question with the other answer, as for the
+            message of an error.
+    """
+
+    other_side: int | None = None
+    required: frozenset[int] = frozenset()
+    asked: list[tuple[Place, bool]] = field(default_factory=list)
+    reads: bool = False
+
+    @property
+    def on_other_side(self) -> bool:
+        """Whether the question with the other answer has been asked."""
+        return self.other_side is not None and len(self.asked) > self.other_side
+
+
+Place = tuple[tuple[types.CodeType, int], ...]
 
 
 class DispatchMode(TorchDispatchMode):
@@ -106,9 +141,13 @@ class _Recorder(DispatchMode):
     """Append each dispatched operation to a graph."""
 
     def __init__(
-        self, inputs: Sequence[Tensor], decompositions: Mapping[Any, Callable[..., Any]]
+        self,
+        inputs: Sequence[Tensor],
+        decompositions: Mapping[Any, Callable[..., Any]],
+        branches: Branches | None,
     ) -> None:
         super().__init__()
+        self.branches = branches
         self.decompositions = decompositions
         self.graph = Graph()
         self.constants: dict[str, Tensor] = {}
@@ -138,7 +177,7 @@ class _Recorder(DispatchMode):
     def _dispatch(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         kwargs = kwargs or {}
         if any(map(self.depends, tree_leaves(_decides_shape(func, args, kwargs)))):
-            raise ControlFlowError(_CHANGES)
+            self.refuse()
         if func in self.decompositions:
             with self:
                 result = self.decompositions[func](*args, **kwargs)
@@ -191,10 +230,36 @@ class _Recorder(DispatchMode):
         elif func is aten._linalg_check_errors.default:  # it reads the values, and raises, in C++
             self.graph.call_function(func, node_args, node_kwargs)
         elif sources:
-            raise ControlFlowError(_CHANGES)
+            return self._answer(result, inputs[0] if inputs else None, sources)
         if func._schema.is_mutable and sources:
             self._note_writes(func, args, kwargs, sources)
         return result
+
+    def refuse(self) -> None:
+        """Raise an error: Python code reads a value that changes."""
+        if self.branches is None or not self.branches.on_other_side:
+            raise ControlFlowError(_CHANGES)
+        self.branches.reads = True
+
+    def _answer(self, truth: Any, asked: fx.Node | None, sources: frozenset[int]) -> Any:
+        """Answer Python code that reads a number."""
+        asks = isinstance(truth, bool) and not sources.isdisjoint((0, _RANDOM))
+        if self.branches is None or asked is None or not asks:
+            self.refuse()
+            return truth
+        position = len(self.branches.asked)
+        self.branches.asked.append((_place(), truth))
+        if position in self.branches.required:
+            failed = self.graph.call_function(aten.ne.Scalar, (asked, truth))
+            code = self.graph.call_function(
+                aten._to_copy.default, (failed,), {"dtype": torch.int32}
+            )
+            for node, dtype in ((failed, torch.bool), (code, torch.int32)):
+                node.meta["val"] = torch.empty((), dtype=dtype, device="meta")
+            self.graph.call_function(
+                aten._linalg_check_errors.default, (code, "check"), {"is_matrix": True}
+            )
+        return truth != (position == self.branches.other_side)
 
     def _keep_constants(self, args: Sequence[Any]) -> None:
         """Copy constants that an operation is about to write to; they are recorded as they were."""
@@ -346,7 +411,19 @@ class _ReadsValues(TorchFunctionMode):
 
     def _refuse_changing(self, values: Any) -> None:
         if any(map(self.recorder.depends, tree_leaves(values))):
-            raise ControlFlowError(_CHANGES)
+            self.recorder.refuse()
+
+
+def _place() -> Place:
+    """Return the calls of the Python code that is recorded, the innermost first."""
+    frame: Any = sys._getframe(2)
+    while frame.f_globals["__name__"].startswith(_BETWEEN):
+        frame = frame.f_back
+    found = []
+    while frame.f_code is not record.__code__:
+        found.append((frame.f_code, frame.f_lasti))
+        frame = frame.f_back
+    return tuple(found)
 
 
 def _takes_one_axis(item: Any) -> bool:
@@ -498,6 +575,7 @@ def record(
     inputs: Sequence[Tensor],
     decompositions: Mapping[Any, Callable[..., Any]] | None = None,
     replacements: Mapping[Callable[..., Any], Callable[..., Any]] | None = None,
+    branches: Branches | None = None,
 ) -> Recording:
     """Run ``fn(*inputs)`` and return its operations as a graph.
 
@@ -507,6 +585,8 @@ def record(
         decompositions: functions of simpler operations to record instead, by operation.
         replacements: functions to call instead of functions of torch, which may have other
             gradients.
+        branches: what Python code does that asks for the truth of a tensor that depends on the
+            first input. By default, this is an error.
 
     Raises:
         ControlFlowError: Python code read the value of a tensor that depends on an input or on
@@ -518,7 +598,7 @@ def record(
     >>> recording.function()(torch.zeros(2))
     tensor([2., 2.])
     """
-    recorder = _Recorder(inputs, decompositions or {})
+    recorder = _Recorder(inputs, decompositions or {}, branches)
     with _ReadsValues(recorder, replacements or {}), recorder, without_nan_checks():
         result = fn(*inputs)
     recorder.graph.output(tree_map(recorder.node_of, result))

@@ -29,6 +29,7 @@ __all__ = [
     "generator_states",
     "isolated",
     "lock_suspended",
+    "rewinding",
     "seed_all",
     "sheltered",
 ]
@@ -136,6 +137,18 @@ def seed_all(seed: int) -> None:
     torch.default_generator.manual_seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002
     random.seed(seed)
+
+
+@contextmanager
+def rewinding() -> Iterator[None]:
+    """Restore the states of the generators at the end, so that what follows draws the same."""
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        random.setstate(states[2])
 
 
 @contextmanager

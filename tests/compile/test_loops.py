@@ -489,7 +489,7 @@ def test_a_later_step_that_branches_on_the_data_is_noticed_for_other_data():
 def test_a_model_that_fails_at_some_points_runs():
     def model(y):
         a, x, total = normals("a"), torch.tensor(0.0), torch.tensor(0.0)
-        if a == 0.0:
+        if a.item() == 0.0:
             raise ValueError("zero")
         for t in range(len(y)):
             x = torch.tanh(a * x + y[t])

@@ -23,6 +23,7 @@ from torch.func import functionalize
 from probdl.compile.codegen import emit
 from probdl.compile.codegen.operations import ALLOCATIONS, CONSTANTS
 from probdl.compile.tracing.caught import catches_failures
+from probdl.compile.tracing.checks import record_checked
 from probdl.compile.tracing.cholesky import REPLACEMENTS
 from probdl.compile.tracing.decompositions import decompositions, functional_decompositions
 from probdl.compile.tracing.selections import is_selection, selecting
@@ -31,6 +32,7 @@ from probdl.errors import ProbdlError
 from probdl.model.advice import where
 from probdl.model.density import LogDensity
 from probdl.model.recorder import (
+    Branches,
     ControlFlowError,
     Graph,
     Recording,
@@ -133,8 +135,11 @@ def trace(density: LogDensity, z: Tensor, *, smallest: int = 0) -> Traced:
 
 def _with_selections(density: LogDensity, z: Tensor) -> Traced | None:
     """Trace a density with large selections, for these data; None if it cannot be simplified."""
-    with evaluation(), torch.no_grad():
-        recording = record(density, [z], decompositions(), REPLACEMENTS)
+    try:
+        with evaluation(), torch.no_grad():
+            recording = record(density, [z], decompositions(), REPLACEMENTS)
+    except ControlFlowError:  # a check of values
+        return None
     if recording.has_mutation:
         return None
     run = selecting(recording)
@@ -174,15 +179,7 @@ def trace_function(
         UntraceableError: the control flow depends on z, or the function is random but must not be.
     """
     with evaluation():
-        try:
-            recording, reads_data = _record(fn, [z, *data], random), True
-        except ControlFlowError:
-            try:
-                recording, reads_data = _record(fn, [z], random), False
-            except ControlFlowError as error:
-                raise UntraceableError(
-                    f"its control flow in Python depends on the value of a site{where(error)}"
-                ) from None
+        recording, reads_data = _record_with_data(fn, z, data, random)
     graph = recording.graph
     if _catch_failures(graph) and catches_failures(lambda *inputs: fn(*inputs)[1], [z, *data]):
         raise CaughtError
@@ -191,8 +188,31 @@ def trace_function(
     return _split(recording, data if reads_data else [], reads_data, smallest)
 
 
-def _record(fn: Callable[..., Any], inputs: Sequence[Tensor], random: bool) -> Recording:
-    recording = record(fn, inputs, decompositions(), REPLACEMENTS)
+def _record_with_data(
+    fn: Callable[..., Any], z: Tensor, data: Sequence[Tensor], random: bool
+) -> tuple[Recording, bool]:
+    """Record a function of z and data; return whether the data are inputs, not constants."""
+    failures = []
+    for checked in (False, True):
+        for reads_data in (True, False):
+            try:
+                inputs = [z, *data] if reads_data else [z]
+                return _record(fn, inputs, random, checked), reads_data
+            except ControlFlowError as error:
+                failures.append(error)
+    _, of_site, *_ = failures
+    raise UntraceableError(
+        f"its control flow in Python depends on the value of a site{where(of_site)}"
+    ) from None
+
+
+def _record(
+    fn: Callable[..., Any], inputs: Sequence[Tensor], random: bool, checked: bool
+) -> Recording:
+    def run(branches: Branches | None) -> Recording:
+        return record(fn, inputs, decompositions(), REPLACEMENTS, branches)
+
+    recording = record_checked(run) if checked else run(None)
     _draw_without_writes(recording.graph)
     # Random numbers that a training step draws and does not use keep the others in their order.
     if not random and not recording.has_mutation:

@@ -1,0 +1,111 @@
+"""Find the branches of a model that only check values, and raise an error or a warning.
+
+A trace follows one side of ``if`` on the value of a site. Where the other side does nothing but
+raise an error (``assert scale > 0``, the checks in constructors of distributions), the trace holds
+wherever the model has a value; elsewhere, its log density is -inf. Where the other side computes
+the same (it warns), the trace holds everywhere. To find out, each branch takes its other side once.
+"""
+
+from __future__ import annotations
+
+import dis
+import enum
+import warnings
+from collections.abc import Callable
+from types import CodeType
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from probdl.model.recorder import Branches, ControlFlowError, Recording
+from probdl.util.isolation import rewinding
+
+__all__ = ["record_checked"]
+
+MAX_BRANCHES = 20  # in the source code of the model; each costs a recording
+
+
+class _Other(enum.Enum):
+    """What the other side of a branch does."""
+
+    RAISES = enum.auto()
+    SAME = enum.auto()
+    DIFFERS = enum.auto()
+
+
+def record_checked(run: Callable[[Branches], Recording]) -> Recording:
+    """Record a function whose branches on the values of sites are checks.
+
+    Args:
+        run: records the function, given what its branches do.
+
+    Raises:
+        ControlFlowError: a branch is not a check.
+    """
+    taken = Branches()
+    with rewinding():
+        recording = run(taken)
+    kinds: dict[Any, _Other] = {}
+    for position, (place, _) in enumerate(taken.asked):
+        if place in kinds:
+            continue
+        if len(kinds) == MAX_BRANCHES:
+            raise ControlFlowError(f"More than {MAX_BRANCHES} branches depend on values")
+        kinds[place] = _other_side(run, position, taken, recording)
+        if kinds[place] is _Other.DIFFERS:
+            raise ControlFlowError("A branch that depends on a value is more than a check")
+    required = [i for i, (place, _) in enumerate(taken.asked) if kinds[place] is _Other.RAISES]
+    return run(Branches(required=frozenset(required)))
+
+
+def _other_side(
+    run: Callable[[Branches], Recording], position: int, taken: Branches, recording: Recording
+) -> _Other:
+    other = Branches(other_side=position)
+    try:
+        with rewinding(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they are of a value that is not there
+            found = run(other)
+    except ControlFlowError:
+        return _Other.DIFFERS
+    except Exception as error:
+        place, _ = taken.asked[position]
+        code, _ = place[0]
+        alike = other.asked[: position + 1] == taken.asked[: position + 1]
+        return _Other.RAISES if alike and _raised_in(error, code) else _Other.DIFFERS
+    alike = other.asked == taken.asked and not other.reads
+    same = alike and _computes_the_same(found, recording)
+    return _Other.SAME if same else _Other.DIFFERS
+
+
+def _raised_in(error: BaseException, code: CodeType) -> bool:
+    """Return whether the first error was raised by a statement of the function with the branch."""
+    while error.__context__ is not None:
+        error = error.__context__
+    traceback: Any = error.__traceback__
+    while traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    statements = {i.offset for i in dis.get_instructions(code) if i.opname == "RAISE_VARARGS"}
+    return traceback.tb_frame.f_code is code and traceback.tb_lasti in statements
+
+
+def _computes_the_same(a: Recording, b: Recording) -> bool:
+    if len(a.graph.nodes) != len(b.graph.nodes) or a.constants.keys() != b.constants.keys():
+        return False
+    same = dict(zip(a.graph.nodes, b.graph.nodes, strict=True))
+
+    def differs(x: fx.Node, y: fx.Node) -> bool:
+        args, kwargs = (fx.node.map_arg(given, same.__getitem__) for given in (x.args, x.kwargs))
+        # The repr distinguishes 1, 1.0 and True, which compare equal, and NaN equals NaN.
+        as_text = (x.op, str(x.target), repr(args), repr(kwargs))
+        return as_text != (y.op, str(y.target), repr(y.args), repr(y.kwargs))
+
+    return not any(differs(x, y) for x, y in same.items()) and all(
+        _equal(a.constants[name], b.constants[name]) for name in a.constants
+    )
+
+
+def _equal(x: Tensor, y: Tensor) -> bool:
+    alike = x.dtype == y.dtype and x.shape == y.shape
+    return alike and torch.allclose(x, y, rtol=0, atol=0, equal_nan=True)

@@ -1,0 +1,203 @@
+"""Branches on the values of sites that only check them, and others."""
+
+import warnings
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+import probdl
+from probdl import LogDensity
+from probdl.compile import choose
+from probdl.compile.tracing import checks
+
+Y = np.random.default_rng(0).normal(size=20)
+
+
+def asserted(x):
+    assert (x > -2.1).all(), f"x is {x}"
+    return x
+
+
+def raised(x):
+    if torch.isnan(x).any() or x.min() < -2.1:
+        raise ValueError(f"x is {x.sum():.2f}")
+    return x
+
+
+def raised_in_a_loop(x):
+    for _ in range(30):
+        x = 0.9 * x
+        if not torch.all(x.abs() < 1.89):
+            raise RuntimeError(x.tolist())
+    return x
+
+
+def given_to_wishart(x):
+    value = dist.Wishart(x.sum() + 8.5, torch.eye(3)).log_prob(2 * torch.eye(3))
+    return x + value
+
+
+def warned(x):
+    if (x < -2.1).any():
+        warnings.warn(f"x is {x}", UserWarning, stacklevel=1)
+    return x.exp()
+
+
+def skewed(x):
+    return dist.SineSkewed(dist.VonMises(x, 1.0).to_event(1), 0.2 * x).log_prob(
+        torch.tensor([0.2, 0.3])
+    )
+
+
+def nested(x):
+    if x[0] > 0:
+        if x[0] > 2.1:
+            raise ValueError
+        x = 2 * x
+    return x
+
+
+def computed(x):
+    return x if x.sum() > 0.0 else 2 * x
+
+
+def caught(x):
+    try:
+        return asserted(x)
+    except AssertionError:
+        return 2 * x
+
+
+def failed_by_accident(x):
+    if (x < -2.1).any():
+        x = x + torch.nonzero(x < -2.1)[0]
+    return x
+
+
+def raised_by_a_function(x):
+    if (x < -2.1).any():
+        x = x + int("not a number" if x.sum() > -2.2 else 1)
+    return x
+
+
+def read(x):
+    return x if x[0].item() > -2.1 else -x
+
+
+def remembered(x):
+    if (x < -2.1).any():
+        x = x * 1.0
+    return x
+
+
+CHECKS = (asserted, raised, raised_in_a_loop, given_to_wishart, warned, skewed)
+OTHERS = (nested, computed, caught, failed_by_accident, raised_by_a_function, read, remembered)
+
+
+def density_of(function):
+    def model(y):
+        x = pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(function(x).sum(), 1.0).expand([20]).to_event(1), obs=y)
+
+    return LogDensity.from_model(model, (Y,))
+
+
+POINTS = torch.tensor([[0.2, 0.4], [-0.3, 0.9], [1.2, -1.4], [0.1, -2.6], [-2.7, -3.0]]).double()
+
+
+@pytest.mark.parametrize("function", CHECKS, ids=lambda f: f.__name__)
+def test_a_check_is_compiled(function):
+    density = density_of(function)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # none of a value that is not there
+        compiled, _ = choose(density, "native", 0)
+    failed = 0
+    for point in POINTS:
+        found = compiled.value_and_grad(point)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                expected = density.value_and_grad(point)
+        except probdl.ModelError:
+            failed += 1
+            assert found[0] == -torch.inf
+        else:
+            torch.testing.assert_close(found, expected)
+    assert failed == (2 if function in (asserted, raised, raised_in_a_loop) else 0)
+
+
+@pytest.mark.parametrize("function", OTHERS, ids=lambda f: f.__name__)
+def test_a_branch_that_computes_is_not(function):
+    _, findings = choose(density_of(function), "auto", 0)
+    assert "control flow in Python depends on the value of a site" in findings[0].message
+
+
+def test_a_check_of_degrees_of_freedom_is_no_density():
+    compiled, _ = choose(density_of(given_to_wishart), "native", 0)
+    assert compiled(torch.tensor([-3.0, -3.6], dtype=torch.float64)) == -torch.inf
+    assert torch.isfinite(compiled(torch.tensor([-3.0, -3.4], dtype=torch.float64)))
+
+
+def test_too_many_checks_cost_too_much():
+    def many(x):
+        code = "\n".join(f"assert x[0] < {i + 10}" for i in range(checks.MAX_BRANCHES + 1))
+        exec(code, {"x": x})
+        return x
+
+    _, findings = choose(density_of(many), "auto", 0)
+    assert findings[0].check == "engine"
+
+
+def test_a_fit_beyond_a_check_has_a_finding():
+    def model(y):
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        if x > 2.3:
+            raise ValueError(f"x is {x}")
+        pyro.sample("y", dist.Normal(x, 1.0).expand([20]).to_event(1), obs=y)
+
+    with pytest.warns(probdl.FindingWarning):
+        fit = probdl.infer(model, Y + 4, method=probdl.NUTS(draws=200, warmup=200), seed=0)
+    assert fit.stats["engine"] == "native"
+    assert fit.draws["x"].max() <= 2.3
+    assert any(finding.check == "divergences" for finding in fit.findings)
+    inside = probdl.infer(model, Y, method=probdl.MAP(), seed=0)
+    assert float(inside.draws["x"].squeeze()) == pytest.approx(Y.sum() / 21)
+
+
+def test_the_same_fit_with_and_without_a_check():
+    def model(y, check):
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        if check:
+            assert x < 100
+        pyro.sample("y", dist.Normal(x, 1.0).expand([20]).to_event(1), obs=y)
+
+    method = probdl.NUTS(draws=50, warmup=100, chains=1)
+    fits = [probdl.infer(model, Y, check, method=method, seed=0) for check in (False, True)]
+    np.testing.assert_array_equal(*(fit.draws["x"] for fit in fits))
+
+
+def test_random_numbers_do_not_make_a_branch_a_check():
+    # The two sides are the same at draws that differ in sign.
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        width = 1.0 if mu > 0 else 2.0
+        pyro.sample("y", dist.Normal(mu, width).expand([20]).to_event(1), obs=y)
+
+    for seed in range(4):
+        with pytest.warns(probdl.FindingWarning, match="steps run on the eager engine"):
+            fit = probdl.infer(model, Y, method=probdl.SVI(steps=5, draws=30), seed=seed)
+        assert fit.stats["engine"] == "eager"
+
+
+def test_steps_of_svi_with_a_check_are_compiled():
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        assert torch.isfinite(mu)
+        pyro.sample("y", dist.Normal(mu, 1.0).expand([20]).to_event(1), obs=y)
+
+    fit = probdl.infer(model, Y, method=probdl.SVI(steps=300), seed=0)
+    assert fit.stats["engine"] == "native"
+    assert fit.draws["mu"].mean() == pytest.approx(Y.sum() / 21, abs=0.1)
