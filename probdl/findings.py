@@ -414,7 +414,9 @@ TOPICS: dict[str, dict[str, Check]] = {
     },
     "The run and the machine": {
         "interrupted": Check(_WARNING, "The run was interrupted; the fit holds what was finished."),
-        "callback": Check(_INFO, "The callback ended the run; the fit holds what was finished."),
+        "callback": Check(
+            ("warning", "info"), "The callback ended the run; the fit holds what was finished."
+        ),
         "time_limit": Check(
             _WARNING, "The time limit ended the run; the fit holds what was finished."
         ),

@@ -14,7 +14,7 @@ from probdl.compile.kernels.nuts import RECORD
 from probdl.errors import ModelError, SettingError
 from probdl.findings import Finding
 from probdl.methods.mcmc.chains import Chains
-from probdl.methods.mcmc.native_nuts import check_state
+from probdl.methods.mcmc.native_nuts import EndedError, check_state
 from probdl.methods.mcmc.watching import Until
 from probdl.methods.training.checkpoint import Checkpoint
 from probdl.results.diagnostics import interrupted
@@ -59,20 +59,42 @@ class Blocks:
         each = 0.0  # seconds a draw
         limit = self.until.time_limit if self.until is not None else None
         while not ENDED & {f.check for f in chains.findings}:
-            count = self._further(chains, each)
-            late = limit is not None and time.perf_counter() - began > limit
-            if not count or (late and chains.z.shape[1] >= self.draws):
-                break
-            started = time.perf_counter()
-            more = sample(draws=count, states=chains.states, before=chains.z)
-            if len(more.z) < len(chains.z):  # an interruption left some chains out
-                return replace(chains, findings=[*chains.findings, *more.findings])
-            each = (time.perf_counter() - started) / more.z.shape[1]
-            before = chains.findings
-            chains = chains.followed_by(more)
-            chains = replace(chains, findings=[*before, *chains.findings])
-            chains = self._saved(chains)
+            try:
+                count = self._further(chains, each)
+                late = limit is not None and time.perf_counter() - began > limit
+                if not count or (late and chains.z.shape[1] >= self.draws):
+                    break
+                started = time.perf_counter()
+                more = sample(draws=count, states=chains.states, before=chains.z)
+                if len(more.z) < len(chains.z):
+                    end = _interruption(more)
+                    found = (
+                        _without_block(chains, more) if end is None else [self._cut(chains, end)]
+                    )
+                    return _with(chains, *found)
+                each = (time.perf_counter() - started) / more.z.shape[1]
+                chains = _with(chains.followed_by(more), *chains.findings)
+                chains = self._saved(chains)
+            except KeyboardInterrupt as stop:
+                return _with(chains, self._cut(chains, stop))
+            except EndedError:
+                told = f"The callback ended the run after {chains.z.shape[1]} draws per chain."
+                return _with(chains, Finding("info", "callback", told, "fit.extend() goes on."))
+            except ModelError as error:
+                return _with(
+                    chains, _only_first(chains, Finding("error", "chain_failed", f"{error}"))
+                )
         return chains
+
+    def _cut(self, chains: Chains, stop: KeyboardInterrupt) -> Finding:
+        """Return the finding that an interruption between blocks, or within one, ended the run."""
+        done, of = chains.z.shape[1], f"{self.most} draws per chain"
+        return interrupted(stop, done, of, "these draws are returned", "get all draws")
+
+    @property
+    def most(self) -> int:
+        """The largest number of draws of each chain."""
+        return self.draws if self.until is None else max(self.draws, self.until.draws)
 
     def _further(self, chains: Chains, each: float) -> int:
         """Return the number of draws of the next block."""
@@ -92,7 +114,7 @@ class Blocks:
         except SettingError as error:
             if not any(f.check == "checkpoint" for f in chains.findings):
                 full = Finding("warning", "checkpoint", str(error))
-                return replace(chains, findings=[*chains.findings, full])
+                return _with(chains, full)
         return chains
 
     def _save(self, chains: Chains) -> None:
@@ -120,8 +142,7 @@ class Blocks:
         """Return the chains of the checkpoint, after checks of all that C code will read."""
         if self.checkpoint is None:
             return None
-        most = self.draws if self.until is None else max(self.draws, self.until.draws)
-        saved = self.checkpoint.read(most)
+        saved = self.checkpoint.read(self.most)
         if saved is None:
             return None
         with self.checkpoint.readable():
@@ -163,10 +184,6 @@ def continued(
         ModelError: a chain failed before.
     """
     done, block = 0, FIRST_DRAWS
-
-    def with_findings(*findings: Finding) -> Chains:
-        return replace(chains, findings=[*chains.findings, *findings])
-
     with bar(draws, "sampling", progress) as shown:
         while done < draws:
             count, block = min(block, draws - done), 2 * block
@@ -175,23 +192,43 @@ def continued(
             except KeyboardInterrupt as stop:
                 if not done:
                     raise
-                return with_findings(_ended(stop, done, draws))
-            ended = [f for f in more.findings if f.check in ENDED]
+                return _with(chains, _ended(stop, done, draws))
+            end = _interruption(more)
             if len(more.z) == len(chains.z):
                 chains, done = chains.followed_by(more), done + more.z.shape[1]
                 chains = replace(chains, findings=[])
             shown.update(done - shown.n)
-            if ended:
-                limited = ended[0].check == "time_limit"
-                end = expire() if limited else KeyboardInterrupt()
+            if end is not None:
                 if not done:
                     raise end
-                return with_findings(_ended(end, done, draws))
+                return _with(chains, _ended(end, done, draws))
             if len(more.z) < len(chains.z):
                 if not done:
                     raise ModelError(more.findings[0].message)
-                return with_findings(*more.findings)
+                return _with(chains, *more.findings)
     return chains
+
+
+def _with(chains: Chains, *findings: Finding) -> Chains:
+    return replace(chains, findings=[*chains.findings, *findings])
+
+
+def _interruption(chains: Chains) -> KeyboardInterrupt | None:
+    """Return what ended a block early, if it did."""
+    ended = {f.check for f in chains.findings} & {"interrupted", "time_limit"}
+    if not ended:
+        return None
+    return expire() if "time_limit" in ended else KeyboardInterrupt()
+
+
+def _without_block(chains: Chains, block: Chains) -> list[Finding]:
+    """Return the findings of chains without a block in which some of them failed or lag behind."""
+    return [_only_first(chains, finding) for finding in block.findings]
+
+
+def _only_first(chains: Chains, finding: Finding) -> Finding:
+    left = f"Only the first {chains.z.shape[1]} draws per chain are returned. "
+    return replace(finding, message=left + finding.message)
 
 
 def _ended(stop: KeyboardInterrupt, done: int, draws: int) -> Finding:

@@ -31,7 +31,7 @@ from probdl.util.clock import check_time_limit
 from probdl.util.isolation import lock_suspended
 from probdl.util.progress import bar
 
-__all__ = ["available", "check_state", "run"]
+__all__ = ["EndedError", "available", "check_state", "run"]
 
 Array = NDArray[np.float64]
 
@@ -51,6 +51,10 @@ CUTOFFS = {"low_rank": 4.0, "dense": 1.0 + 1e-6, "diag": math.inf}
 SHORT_WARMUP, SHORTER = 100, 5
 SCALE_RANGE = (1e-5, 1e5)  # of the first metric, from the gradient at the start
 POLL_SECONDS = 0.02
+
+
+class EndedError(ModelError):
+    """The callback ended the run before each chain had a draw."""
 
 
 @dataclass(frozen=True)
@@ -514,14 +518,17 @@ def run(
             for chain in running:
                 chain.stop()
     if ended and not min(chain.drawn for chain in running):
-        raise ModelError("The callback ended the run before each chain had a draw.")
+        raise EndedError("The callback ended the run before each chain had a draw.")
     found = gather([chain.result() for chain in running], draws, interruption, z)
     if ended:
+        kept, count = found.z.shape[:2]
+        some = kept < len(running)
+        had = f"; {kept} of the {len(running)} chains had as many" if some else ""
         found.findings.append(
             Finding(
-                "info",
+                "warning" if some else "info",
                 "callback",
-                f"The callback ended the run after {found.z.shape[1]} of {draws} draws per chain.",
+                f"The callback ended the run after {count} of {draws} draws per chain{had}.",
                 "fit.extend() goes on.",
             )
         )
