@@ -430,7 +430,7 @@ def test_chains_start_from_another_fit(earlier, mass_matrix):
             assert abs(a.std() / b.std() - 1) < 0.15
     assert fit.stats["chain_states"][0]["transition"] == 1200  # 200 of them to warm up
     if mass_matrix != "diag":  # as few gradients as after a whole warm-up
-        assert fit.stats["n_steps"].mean() < 1.3 * whole.stats["n_steps"].mean()
+        assert fit.stats["n_steps"].mean() < 1.6 * whole.stats["n_steps"].mean()
     longer = probdl.infer(regression, *new, 3.0, method=replace(method, draws=1100), seed=2)
     np.testing.assert_array_equal(fit.extend(100).draws["b"], longer.draws["b"])
 
