@@ -47,6 +47,7 @@ UNEVEN_SHARE = 0.65  # ours: share of the draws; below it, draws can miss a tail
 RESAMPLED_SHARE_MIN = 0.25  # ours: the weights of a normal density may miss the end of a funnel
 SHIFT_MAX = 0.1  # ours: error of a mean, in posterior standard deviations
 SCALE_RATIO_MAX = 1.15  # ours: error of a standard deviation, as a factor in either direction
+EDGE_SHARE_MAX = 0.001  # ours: of draws; about as much of the posterior, or more, is beyond
 TREE_SHARE_MAX = 0.01  # ours: draws stay valid, and a few short trajectories slow no chain
 DIVERGING_ERROR = 0.01  # ours: every divergence is reported; a larger share is an error
 ACCEPTANCE_MIN = 0.02  # ours: below this rate a random walk hardly moves
@@ -165,6 +166,12 @@ TOPICS: dict[str, dict[str, Check]] = {
             "posterior standard deviation, usually because of heavy tails.",
             f"MCSE of the mean above 1 / sqrt({ESS_MIN_PER_CHAIN} × chains) posterior standard "
             "deviations: 0.05 for four chains",
+        ),
+        "edge": Check(
+            _WARNING,
+            "The posterior reaches closer to an edge of its support than numbers do, such as to "
+            "the 1 of a probability, so that what is there is lost.",
+            f"more than {EDGE_SHARE_MAX:.1%} of the draws at the last two numbers before the edge",
         ),
         "too_few_draws": Check(
             _ERROR,

@@ -17,6 +17,7 @@ from probdl.errors import ModelError
 from probdl.findings import Finding
 from probdl.io.arrays import write_arrays
 from probdl.methods.angles import unwind
+from probdl.methods.edges import check_edges
 from probdl.methods.fixed_params import held_params
 from probdl.methods.modes import Mode, check_covered
 from probdl.methods.tails import check_tails
@@ -231,6 +232,7 @@ def posterior_fit(
         findings += check_stuck(z, chains.stats["lp"])
         findings += check_covered(density, evaluator, z, modes)
         findings += check_tails(density, evaluator, z)
+        findings += check_edges(density, z)
     except KeyboardInterrupt as stop:
         kept = "a chain that stands still or a missed mode may not be reported"
         findings.append(unchecked(stop, kept, "make all checks"))
