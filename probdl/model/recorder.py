@@ -244,11 +244,12 @@ class _Recorder(DispatchMode):
     def _answer(self, truth: Any, asked: fx.Node | None, sources: frozenset[int]) -> Any:
         """Answer Python code that reads a number."""
         asks = isinstance(truth, bool) and not sources.isdisjoint((0, _RANDOM))
-        if self.branches is None or asked is None or not asks:
+        place = _place() if asks and self.branches is not None else ()
+        if self.branches is None or asked is None or not place:
             self.refuse()
             return truth
         position = len(self.branches.asked)
-        self.branches.asked.append((_place(), truth))
+        self.branches.asked.append((place, truth))
         if position in self.branches.required:
             failed = self.graph.call_function(aten.ne.Scalar, (asked, truth))
             code = self.graph.call_function(
@@ -417,11 +418,10 @@ class _ReadsValues(TorchFunctionMode):
 def _place() -> Place:
     """Return the calls of the Python code that is recorded, the innermost first."""
     frame: Any = sys._getframe(2)
-    while frame.f_globals["__name__"].startswith(_BETWEEN):
-        frame = frame.f_back
-    found = []
+    found: list[tuple[types.CodeType, int]] = []
     while frame.f_code is not record.__code__:
-        found.append((frame.f_code, frame.f_lasti))
+        if found or not frame.f_globals["__name__"].startswith(_BETWEEN):
+            found.append((frame.f_code, frame.f_lasti))
         frame = frame.f_back
     return tuple(found)
 
@@ -586,7 +586,7 @@ def record(
         replacements: functions to call instead of functions of torch, which may have other
             gradients.
         branches: what Python code does that asks for the truth of a tensor that depends on the
-            first input. By default, this is an error.
+            first input or on random numbers. By default, this is an error.
 
     Raises:
         ControlFlowError: Python code read the value of a tensor that depends on an input or on

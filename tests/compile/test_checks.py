@@ -52,11 +52,31 @@ def skewed(x):
     )
 
 
+def raised_after_writes(x):
+    out = torch.zeros(30)
+    out[0] = x.sum()
+    for t in range(1, 30):
+        out[t] = 0.9 * out[t - 1].clone() + x[0]
+        assert torch.isfinite(out[t])
+    assert (out > -24.0).all()
+    return out
+
+
 def nested(x):
     if x[0] > 0:
         if x[0] > 2.1:
             raise ValueError
         x = 2 * x
+    return x
+
+
+def raised_in_the_first_step(x):
+    for t in range(3):
+        if x[0] < -2.1:
+            if t == 0:
+                raise ValueError("at the start")
+            x = x.clamp(min=-2.1)
+        x = 1.2 * x
     return x
 
 
@@ -93,8 +113,17 @@ def remembered(x):
     return x
 
 
-CHECKS = (asserted, raised, raised_in_a_loop, given_to_wishart, warned, skewed)
-OTHERS = (nested, computed, caught, failed_by_accident, raised_by_a_function, read, remembered)
+CHECKS = (asserted, raised, raised_in_a_loop, raised_after_writes, given_to_wishart, warned, skewed)
+OTHERS = (
+    nested,
+    raised_in_the_first_step,
+    computed,
+    caught,
+    failed_by_accident,
+    raised_by_a_function,
+    read,
+    remembered,
+)
 
 
 def density_of(function):
@@ -126,7 +155,9 @@ def test_a_check_is_compiled(function):
             assert found[0] == -torch.inf
         else:
             torch.testing.assert_close(found, expected)
-    assert failed == (2 if function in (asserted, raised, raised_in_a_loop) else 0)
+    assert failed == (
+        2 if function in (asserted, raised, raised_in_a_loop) else function is raised_after_writes
+    )
 
 
 @pytest.mark.parametrize("function", OTHERS, ids=lambda f: f.__name__)

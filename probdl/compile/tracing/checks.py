@@ -15,7 +15,6 @@ from collections.abc import Callable
 from types import CodeType
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
 from probdl.model.recorder import Branches, ControlFlowError, Recording
@@ -23,7 +22,7 @@ from probdl.util.isolation import rewinding
 
 __all__ = ["record_checked"]
 
-MAX_BRANCHES = 20  # in the source code of the model; each costs a recording
+MAX_BRANCHES = 20  # in the source code of the model; each costs one or two recordings
 
 
 class _Other(enum.Enum):
@@ -46,15 +45,18 @@ def record_checked(run: Callable[[Branches], Recording]) -> Recording:
     taken = Branches()
     with rewinding():
         recording = run(taken)
-    kinds: dict[Any, _Other] = {}
+    positions: dict[Any, list[int]] = {}
     for position, (place, _) in enumerate(taken.asked):
-        if place in kinds:
-            continue
-        if len(kinds) == MAX_BRANCHES:
-            raise ControlFlowError(f"More than {MAX_BRANCHES} branches depend on values")
-        kinds[place] = _other_side(run, position, taken, recording)
-        if kinds[place] is _Other.DIFFERS:
+        positions.setdefault(place, []).append(position)
+    if len(positions) > MAX_BRANCHES:
+        raise ControlFlowError(f"More than {MAX_BRANCHES} branches depend on values")
+    kinds: dict[Any, _Other] = {}
+    for place, at in positions.items():
+        # In a loop, the last step stands for those that are not as the first.
+        found = {_other_side(run, i, taken, recording) for i in {at[0], at[-1]}}
+        if _Other.DIFFERS in found or len(found) > 1:
             raise ControlFlowError("A branch that depends on a value is more than a check")
+        (kinds[place],) = found
     required = [i for i, (place, _) in enumerate(taken.asked) if kinds[place] is _Other.RAISES]
     return run(Branches(required=frozenset(required)))
 
@@ -84,6 +86,8 @@ def _raised_in(error: BaseException, code: CodeType) -> bool:
     while error.__context__ is not None:
         error = error.__context__
     traceback: Any = error.__traceback__
+    if traceback is None:
+        return False
     while traceback.tb_next is not None:
         traceback = traceback.tb_next
     statements = {i.offset for i in dis.get_instructions(code) if i.opname == "RAISE_VARARGS"}
@@ -107,5 +111,6 @@ def _computes_the_same(a: Recording, b: Recording) -> bool:
 
 
 def _equal(x: Tensor, y: Tensor) -> bool:
-    alike = x.dtype == y.dtype and x.shape == y.shape
-    return alike and torch.allclose(x, y, rtol=0, atol=0, equal_nan=True)
+    if x.dtype != y.dtype or x.shape != y.shape:
+        return False
+    return bool(((x == y) | ((x != x) & (y != y))).all())  # NaN equals NaN
