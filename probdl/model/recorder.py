@@ -10,6 +10,7 @@ that depends on either raises an error.
 from __future__ import annotations
 
 import functools
+import math
 import operator
 import sys
 import types
@@ -93,6 +94,7 @@ class Branches:
 
     Attributes:
         other_side: the question, counted from 0, whose answer is the opposite of the truth.
+        most: the largest number of questions: the other side may be a loop without an end.
         required: the questions whose answers must be those at the recorded inputs: elsewhere, the
             graph fails like a factorisation of linear algebra.
         asked: for each question, the calls on the way to it, the innermost first, and the truth.
@@ -101,6 +103,7 @@ class Branches:
     """
 
     other_side: int | None = None
+    most: float = math.inf
     required: frozenset[int] = frozenset()
     asked: list[tuple[Place, bool]] = field(default_factory=list)
     reads: bool = False
@@ -230,7 +233,8 @@ class _Recorder(DispatchMode):
         elif func is aten._linalg_check_errors.default:  # it reads the values, and raises, in C++
             self.graph.call_function(func, node_args, node_kwargs)
         elif sources:
-            return self._answer(result, inputs[0] if inputs else None, sources)
+            asked = inputs[0] if func is aten._local_scalar_dense.default else None
+            return self._answer(result, asked, sources)
         if func._schema.is_mutable and sources:
             self._note_writes(func, args, kwargs, sources)
         return result
@@ -249,6 +253,8 @@ class _Recorder(DispatchMode):
             self.refuse()
             return truth
         position = len(self.branches.asked)
+        if position >= self.branches.most:
+            raise ControlFlowError(_CHANGES)
         self.branches.asked.append((place, truth))
         if position in self.branches.required:
             failed = self.graph.call_function(aten.ne.Scalar, (asked, truth))

@@ -80,6 +80,23 @@ def raised_in_the_first_step(x):
     return x
 
 
+def without_an_end(x):
+    count = torch.ones_like(x[0])
+    while count != 0 * x[0]:
+        count = count - 1
+    return x * (1 + count)
+
+
+def compared_as_a_whole(x):
+    if torch.allclose(x, torch.full_like(x, 50.0)):
+        raise ValueError(f"x is {x}")
+    return x
+
+
+def larger(x):
+    return max(x[0], x[1])
+
+
 def computed(x):
     return x if x.sum() > 0.0 else 2 * x
 
@@ -123,6 +140,9 @@ OTHERS = (
     raised_by_a_function,
     read,
     remembered,
+    without_an_end,
+    larger,
+    compared_as_a_whole,
 )
 
 
@@ -232,3 +252,16 @@ def test_steps_of_svi_with_a_check_are_compiled():
     fit = probdl.infer(model, Y, method=probdl.SVI(steps=300), seed=0)
     assert fit.stats["engine"] == "native"
     assert fit.draws["mu"].mean() == pytest.approx(Y.sum() / 21, abs=0.1)
+
+
+def test_nothing_is_printed_of_a_value_that_is_not_there(capsys):
+    def model(y):
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        if x > 3:
+            print("x is large")  # noqa: T201
+        pyro.sample("y", dist.Normal(x, 1.0).expand([20]).to_event(1), obs=y)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        choose(LogDensity.from_model(model, (Y,)), "native", 0)
+    assert not capsys.readouterr().out

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import dis
 import enum
+import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from types import CodeType
 from typing import Any
 
@@ -23,6 +25,7 @@ from probdl.util.isolation import rewinding
 __all__ = ["record_checked"]
 
 MAX_BRANCHES = 20  # in the source code of the model; each costs one or two recordings
+MESSAGE_QUESTIONS = 100  # that the message of an error may ask
 
 
 class _Other(enum.Enum):
@@ -64,10 +67,9 @@ def record_checked(run: Callable[[Branches], Recording]) -> Recording:
 def _other_side(
     run: Callable[[Branches], Recording], position: int, taken: Branches, recording: Recording
 ) -> _Other:
-    other = Branches(other_side=position)
+    other = Branches(other_side=position, most=2 * len(taken.asked) + MESSAGE_QUESTIONS)
     try:
-        with rewinding(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they are of a value that is not there
+        with rewinding(), _silence():
             found = run(other)
     except ControlFlowError:
         return _Other.DIFFERS
@@ -79,6 +81,15 @@ def _other_side(
     alike = other.asked == taken.asked and not other.reads
     same = alike and _computes_the_same(found, recording)
     return _Other.SAME if same else _Other.DIFFERS
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Drop warnings and what is printed: it is of a value that is not there."""
+    nowhere = io.StringIO()
+    with warnings.catch_warnings(), redirect_stdout(nowhere), redirect_stderr(nowhere):
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _raised_in(error: BaseException, code: CodeType) -> bool:
