@@ -59,6 +59,60 @@ def test_gradient_and_hessian_agree_with_finite_differences(schools):
         torch.testing.assert_close(density.hessian(z)[i], column, rtol=1e-5, atol=1e-5)
 
 
+class NoBatches(torch.autograd.Function):
+    """A cube whose gradient reads a number, which torch does not do for many at once."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        assert grad.abs().max().item() >= 0
+        return grad * NoBatches.apply(x) * 3 / x
+
+
+def steps_in_place(y):
+    x = pyro.sample("x", dist.Normal(torch.zeros(12), 1.0).to_event(1))
+    out = torch.zeros(12)
+    out[0] = x[0]
+    for t in range(1, 12):
+        out[t] = torch.tanh(out[t - 1].clone() * x[t]) + x[t]
+    pyro.factor("f", -out.pow(4).sum())
+
+
+def process(y):
+    x = pyro.sample("x", dist.LogNormal(torch.zeros(12), 0.3).to_event(1))
+    points = torch.linspace(0, 1, 12)
+    kernel = torch.exp(-((points[:, None] - points) ** 2) / x) + torch.eye(12)
+    pyro.sample("y", dist.MultivariateNormal(torch.zeros(12), kernel @ kernel.T), obs=y)
+
+
+def without_batches(y):
+    x = pyro.sample("x", dist.Normal(torch.ones(12), 0.1).to_event(1))
+    pyro.factor("f", NoBatches.apply(x).cumsum(0).sin().sum())
+
+
+@pytest.mark.parametrize("model", [steps_in_place, process, without_batches])
+def test_rows_of_a_hessian_at_once_are_those_one_by_one(model, monkeypatch):
+    density = LogDensity.from_model(model, (torch.linspace(-1, 1, 12),))
+    z = density.initial(generator())
+    expected = density.hessian(z)
+    monkeypatch.setattr("probdl.model.density.ROWS_SECONDS", -1.0)
+    together, taken = LogDensity._rows_together, []
+    monkeypatch.setattr(
+        LogDensity,
+        "_rows_together",
+        lambda *args: taken.append(together(*args)) or taken[-1],
+    )
+    for size in (64, 4):
+        monkeypatch.setattr("probdl.model.density.ROWS", size)
+        torch.testing.assert_close(density.hessian(z), expected, rtol=1e-10, atol=1e-10)
+    assert [len(rows) for rows in taken] == [0 if model is without_batches else 9] * 2
+
+
 def test_batch_equals_one_point_at_a_time(schools):
     density = LogDensity.from_model(eight_schools, schools)
     z = torch.randn(2, 5, density.dim, generator=generator(), dtype=torch.float64)

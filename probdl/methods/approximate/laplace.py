@@ -31,6 +31,7 @@ from probdl.methods.point.optimum import (
 from probdl.model.program import Program
 from probdl.results.fit import Fit
 from probdl.results.weights import check_approximation
+from probdl.util.blas import one_torch_thread
 
 __all__ = ["Laplace"]
 
@@ -138,7 +139,8 @@ class Laplace(Method, name="laplace"):
         noise = torch.randn(self.draws, density.dim, generator=generator, dtype=torch.float64)
         z = optimum.z + noise @ root.T
         log_2pi = density.dim * math.log(2 * math.pi)
-        log_root = float(torch.linalg.slogdet(root)[1])
+        with one_torch_thread():
+            log_root = float(torch.linalg.slogdet(root)[1])
         log_normal = -0.5 * (log_2pi + noise.square().sum(1)) - log_root
         lp = density.batch(z)
         log_weights, pareto_k = psis((lp - log_normal).nan_to_num(nan=-math.inf).numpy())
@@ -173,6 +175,7 @@ class Laplace(Method, name="laplace"):
         return Fit(self, program, structure, draws, stats, seed, findings)
 
 
+@one_torch_thread()
 def _modes(optimum: Optimum, information: Tensor) -> list[Mode]:
     """Return the optima from all starts, as normal densities."""
     modes = []

@@ -28,6 +28,7 @@ from probdl.model.predictive import log_likelihood
 from probdl.model.program import Program
 from probdl.model.sites import Structure
 from probdl.results.fit import Fit
+from probdl.util.blas import one_torch_thread
 
 __all__ = ["point_fit"]
 
@@ -162,7 +163,8 @@ def _check_curvature(
         )
     if count := parts.flat.shape[1] - int(far.sum()):
         # The norm of each coordinate in the flat subspace does not depend on the basis.
-        basis, _ = torch.linalg.qr(parts.flat)
+        with one_torch_thread():
+            basis, _ = torch.linalg.qr(parts.flat)
         labels = largest(density.labels, basis.norm(dim=1) * ~far)
         findings.append(
             Finding(
