@@ -12,6 +12,7 @@ from torch.distributions import biject_to
 
 import probdl
 from probdl import LogDensity, ModelError
+from probdl.model import hessian
 from probdl.model.bijections import bijection_to
 from probdl.models import eight_schools, linear_regression
 
@@ -100,15 +101,13 @@ def test_rows_of_a_hessian_at_once_are_those_one_by_one(model, monkeypatch):
     density = LogDensity.from_model(model, (torch.linspace(-1, 1, 12),))
     z = density.initial(generator())
     expected = density.hessian(z)
-    monkeypatch.setattr("probdl.model.density.ROWS_SECONDS", -1.0)
-    together, taken = LogDensity._rows_together, []
+    monkeypatch.setattr(hessian, "SECONDS", -1.0)
+    together, taken = hessian._rows_together, []
     monkeypatch.setattr(
-        LogDensity,
-        "_rows_together",
-        lambda *args: taken.append(together(*args)) or taken[-1],
+        hessian, "_rows_together", lambda *args: taken.append(together(*args)) or taken[-1]
     )
     for size in (64, 4):
-        monkeypatch.setattr("probdl.model.density.ROWS", size)
+        monkeypatch.setattr(hessian, "ROWS", size)
         torch.testing.assert_close(density.hessian(z), expected, rtol=1e-10, atol=1e-10)
     assert [len(rows) for rows in taken] == [0 if model is without_batches else 9] * 2
 

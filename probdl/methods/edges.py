@@ -61,7 +61,10 @@ def _shares(block: Block, points: Tensor) -> tuple[NDArray[np.float64], NDArray[
     nothing = np.empty(0)
     if transform is None or block.coordinates == "plain":
         return nothing, nothing
-    if transform.codomain is constraints.simplex:
+    codomain = transform.codomain
+    while hasattr(codomain, "base_constraint"):
+        codomain = codomain.base_constraint
+    if codomain is constraints.simplex:
         edges = [torch.ones(block.site.shape, dtype=torch.float64)]
     elif tuple(block.shape) == tuple(block.site.shape):
         edges = [

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -32,6 +30,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from probdl.errors import ModelError, ProbdlError
 from probdl.model.bijections import bijection, unconstrained_shape
 from probdl.model.discrete import given_data
+from probdl.model.hessian import hessian
 from probdl.model.predictive import sample_prior
 from probdl.model.program import Program
 from probdl.model.sites import (
@@ -43,18 +42,12 @@ from probdl.model.sites import (
 from probdl.model.starting import checked_values, search
 from probdl.model.vectorize import vectorize
 from probdl.util.blas import one_torch_thread, threads_for
-from probdl.util.clock import check_time_limit
 from probdl.util.isolation import isolated
 
 __all__ = ["Block", "LogDensity"]
 
 T = TypeVar("T")
 
-# Rows of a Hessian that are computed by themselves, to see how long all take (in seconds, of which
-# more than this pays for many at once); the number of rows at once, and of numbers that they have.
-FIRST_ROWS, ROWS_SECONDS = 3, 0.7
-ROWS, ROWS_MIN, ROWS_NUMBERS = 64, 4, 2**20
-SAME_ROW = 1e-10
 INITIAL_RADIUS = 2.0  # uniform(-2, 2) on R^d, as in Stan
 MAX_INITIAL_TRIES = 100
 
@@ -402,56 +395,8 @@ class LogDensity:
     def hessian(self, z: Tensor) -> Tensor:
         """Return the matrix of second derivatives (d, d) at ``z`` (d,)."""
         threads = nullcontext() if self.program.is_large else one_torch_thread()
-        with torch.inference_mode(False), torch.enable_grad(), threads:
-            z = z.detach().clone().requires_grad_()
-            (grad,) = torch.autograd.grad(self(z), z, create_graph=True)
-            if not grad.requires_grad:  # linear
-                return torch.zeros(self.dim, self.dim, dtype=z.dtype)
-            rows: list[Tensor] = []
-            started = time.perf_counter()
-            while len(rows) < self.dim:
-                check_time_limit()
-                # For an argument grad_outputs, torch imports SymPy, which takes half a second.
-                (row,) = torch.autograd.grad(
-                    grad[len(rows)], z, retain_graph=True, materialize_grads=True
-                )
-                rows.append(row)
-                left = (time.perf_counter() - started) * (self.dim / len(rows) - 1)
-                if len(rows) == FIRST_ROWS and left > ROWS_SECONDS:
-                    rows += self._rows_together(grad, z, rows)
-            return torch.stack(rows)
-
-    def _rows_together(self, grad: Tensor, z: Tensor, rows: Sequence[Tensor]) -> list[Tensor]:
-        """Return further rows of a Hessian, many in one pass; none if an operation lacks that.
-
-        A loop over time takes as long for many rows as for one.
-        """
-        numbers = max(self.dim, *(x.numel() for x in self.program.tensors()), 1)
-        size = min(ROWS, ROWS_NUMBERS // numbers)
-        if size < ROWS_MIN:
-            return []
-        found: list[Tensor] = []
-        unit = torch.eye(self.dim, dtype=z.dtype)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # torch would take one row after another
-            try:
-                # The last of the rows that are known shows that they agree.
-                for of in unit[len(rows) - 1 :].split(size):
-                    check_time_limit()
-                    (part,) = torch.autograd.grad(
-                        grad,
-                        z,
-                        of,
-                        retain_graph=True,
-                        is_grads_batched=True,
-                        materialize_grads=True,
-                    )
-                    found += part
-            except (RuntimeError, NotImplementedError, UserWarning):
-                return []
-        known, *others = found
-        error = (known - rows[-1]).abs().max()
-        return others if error <= SAME_ROW * rows[-1].abs().max() else []
+        with threads:
+            return hessian(self, z, max((x.numel() for x in self.program.tensors()), default=0))
 
     def batch(self, z: Tensor) -> Tensor:
         """Evaluate the log density at each of ``z`` (..., d) in one pass; shape (...)."""

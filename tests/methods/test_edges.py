@@ -75,3 +75,7 @@ def test_vertices_of_a_simplex(monkeypatch):
     (finding,) = findings_of(lambda: pyro.sample("x", dist.Dirichlet(torch.ones(3))), z)
     assert finding.message.startswith("0.1 of the draws of 'x[0, 0]'")
     assert not findings_of(lambda: pyro.sample("x", dist.Dirichlet(torch.ones(3))), z * 0.1)
+    rows = probdl.LogDensity.from_model(
+        lambda: pyro.sample("x", dist.Dirichlet(torch.ones(2, 3)).to_event(1))
+    )
+    assert check_edges(rows, z)
