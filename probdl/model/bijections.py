@@ -51,7 +51,7 @@ def bijection_to(support: Any) -> Transform:
     """Return the bijection from R^n to a support.
 
     Raises:
-        NotImplementedError: torch has none.
+        NotImplementedError: torch has no bijection to it.
     """
     return _accurate(biject_to(support))
 

@@ -36,6 +36,7 @@ __all__ = [
     "DispatchMode",
     "Graph",
     "Recording",
+    "calls",
     "erase_unused",
     "is_random",
     "record",
@@ -424,10 +425,16 @@ class _ReadsValues(TorchFunctionMode):
 def _place() -> Place:
     """Return the calls of the Python code that is recorded, the innermost first."""
     frame: Any = sys._getframe(2)
-    found: list[tuple[types.CodeType, int]] = []
-    while frame.f_code is not record.__code__:
-        if found or not frame.f_globals["__name__"].startswith(_BETWEEN):
-            found.append((frame.f_code, frame.f_lasti))
+    while frame.f_code is not record.__code__ and frame.f_globals["__name__"].startswith(_BETWEEN):
+        frame = frame.f_back
+    return calls(frame, record.__code__)
+
+
+def calls(frame: Any, until: types.CodeType | None = None) -> Place:
+    """Return the calls on the way to a frame, the innermost first, up to that of a function."""
+    found = []
+    while frame is not None and frame.f_code is not until:
+        found.append((frame.f_code, frame.f_lasti))
         frame = frame.f_back
     return tuple(found)
 

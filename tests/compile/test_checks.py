@@ -161,7 +161,7 @@ POINTS = torch.tensor([[0.2, 0.4], [-0.3, 0.9], [1.2, -1.4], [0.1, -2.6], [-2.7,
 def test_a_check_is_compiled(function):
     density = density_of(function)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # none of a value that is not there
+        warnings.simplefilter("error")  # no warning of a value that is not there
         compiled, _ = choose(density, "native", 0)
     failed = 0
     for point in POINTS:

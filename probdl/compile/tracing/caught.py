@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from probdl.model.recorder import DispatchMode
+from probdl.model.recorder import DispatchMode, calls
 
 __all__ = ["catches_failures"]
 
@@ -36,19 +36,11 @@ class _Failing(DispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         if func is torch.ops.aten._linalg_check_errors.default:
-            self.places.setdefault(_place(), self._count)
+            self.places.setdefault(calls(sys._getframe(1)), self._count)
             self._count += 1
             if self._at == self._count - 1:
                 raise LinAlgError("linalg: the factorization failed.")
         return func(*args, **(kwargs or {}))
-
-
-def _place() -> tuple[Any, ...]:
-    frame, found = sys._getframe(2), []
-    while frame is not None:
-        found.append((frame.f_code, frame.f_lasti))
-        frame = frame.f_back  # type: ignore[assignment]
-    return tuple(found)
 
 
 def catches_failures(function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> bool:

@@ -193,16 +193,17 @@ def _record_with_data(
 ) -> tuple[Recording, bool]:
     """Record a function of z and data; return whether the data are inputs, not constants."""
     failures = []
+    ways = (True, False) if data else (True,)
     for checked in (False, True):
-        for reads_data in (True, False):
+        for reads_data in ways:
             try:
                 inputs = [z, *data] if reads_data else [z]
                 return _record(fn, inputs, random, checked), reads_data
             except ControlFlowError as error:
                 failures.append(error)
-    _, of_site, *_ = failures
+    of_site = where(failures[len(ways) - 1])  # not of the data
     raise UntraceableError(
-        f"its control flow in Python depends on the value of a site{where(of_site)}"
+        f"its control flow in Python depends on the value of a site{of_site}"
     ) from None
 
 

@@ -68,10 +68,9 @@ class Blocks:
                 more = sample(draws=count, states=chains.states, before=chains.z)
                 if len(more.z) < len(chains.z):
                     end = _interruption(more)
-                    found = (
-                        _without_block(chains, more) if end is None else [self._cut(chains, end)]
-                    )
-                    return _with(chains, *found)
+                    if end is not None:
+                        return _with(chains, self._cut(chains, end))
+                    return _with(chains, *(_only_first(chains, f) for f in more.findings))
                 each = (time.perf_counter() - started) / more.z.shape[1]
                 chains = _with(chains.followed_by(more), *chains.findings)
                 chains = self._saved(chains)
@@ -221,12 +220,8 @@ def _interruption(chains: Chains) -> KeyboardInterrupt | None:
     return expire() if "time_limit" in ended else KeyboardInterrupt()
 
 
-def _without_block(chains: Chains, block: Chains) -> list[Finding]:
-    """Return the findings of chains without a block in which some of them failed or lag behind."""
-    return [_only_first(chains, finding) for finding in block.findings]
-
-
 def _only_first(chains: Chains, finding: Finding) -> Finding:
+    """Return the finding of a block, which is left out, as one of the chains without it."""
     left = f"Only the first {chains.z.shape[1]} draws per chain are returned. "
     return replace(finding, message=left + finding.message)
 
