@@ -9,14 +9,14 @@ that depends on either raises an error.
 
 from __future__ import annotations
 
+import dis
 import functools
-import math
 import operator
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import pyro.util
@@ -72,6 +72,8 @@ _EQUAL = {torch.equal, Tensor.equal}
 _ANY = {torch.any, Tensor.any}
 _WHERE = {torch.where, Tensor.where}  # with one argument, the same as nonzero
 
+_PRECALL, _TO_CALL = dis.opmap.get("PRECALL"), 4
+
 _CHANGES = "Python control flow depends on the value of a tensor that changes between evaluations"
 
 CHECK_AFTER_NODES = 256  # for the time limit
@@ -95,27 +97,39 @@ class Branches:
 
     Attributes:
         other_side: the question, counted from 0, whose answer is the opposite of the truth.
-        most: the largest number of questions: the other side may be a loop without an end.
         required: the questions whose answers must be those at the recorded inputs: elsewhere, the
             graph fails like a factorisation of linear algebra.
-        asked: for each question, the calls on the way to it, the innermost first, and the truth.
-        reads: whether values were read after the question with the other answer, as for the
-            message of an error.
+        asked: the questions.
     """
 
     other_side: int | None = None
-    most: float = math.inf
     required: frozenset[int] = frozenset()
-    asked: list[tuple[Place, bool]] = field(default_factory=list)
-    reads: bool = False
+    asked: list[Question] = field(default_factory=list)
 
     @property
     def on_other_side(self) -> bool:
-        """Whether the question with the other answer has been asked."""
+        """Whether the question with the other answer has been asked.
+
+        Values may be read then, as for the message of an error.
+        """
         return self.other_side is not None and len(self.asked) > self.other_side
 
 
 Place = tuple[tuple[types.CodeType, int], ...]
+
+
+class Question(NamedTuple):
+    """A question of Python code for the truth of a tensor.
+
+    Attributes:
+        place: the calls on the way to it, the innermost first.
+        truth: the answer at the recorded inputs.
+        names: the global names of the innermost function.
+    """
+
+    place: Place
+    truth: bool
+    names: dict[str, Any]
 
 
 class DispatchMode(TorchDispatchMode):
@@ -244,19 +258,17 @@ class _Recorder(DispatchMode):
         """Raise an error: Python code reads a value that changes."""
         if self.branches is None or not self.branches.on_other_side:
             raise ControlFlowError(_CHANGES)
-        self.branches.reads = True
 
     def _answer(self, truth: Any, asked: fx.Node | None, sources: frozenset[int]) -> Any:
         """Answer Python code that reads a number."""
         asks = isinstance(truth, bool) and not sources.isdisjoint((0, _RANDOM))
-        place = _place() if asks and self.branches is not None else ()
+        frame: Any = _asking() if asks and self.branches is not None else None
+        place = calls(frame, record.__code__)
         if self.branches is None or asked is None or not place:
             self.refuse()
             return truth
         position = len(self.branches.asked)
-        if position >= self.branches.most:
-            raise ControlFlowError(_CHANGES)
-        self.branches.asked.append((place, truth))
+        self.branches.asked.append(Question(place, truth, frame.f_globals))
         if position in self.branches.required:
             failed = self.graph.call_function(aten.ne.Scalar, (asked, truth))
             code = self.graph.call_function(
@@ -422,19 +434,21 @@ class _ReadsValues(TorchFunctionMode):
             self.recorder.refuse()
 
 
-def _place() -> Place:
-    """Return the calls of the Python code that is recorded, the innermost first."""
+def _asking() -> Any:
+    """Return the frame of the Python code that asks."""
     frame: Any = sys._getframe(2)
     while frame.f_code is not record.__code__ and frame.f_globals["__name__"].startswith(_BETWEEN):
         frame = frame.f_back
-    return calls(frame, record.__code__)
+    return frame
 
 
 def calls(frame: Any, until: types.CodeType | None = None) -> Place:
     """Return the calls on the way to a frame, the innermost first, up to that of a function."""
     found = []
     while frame is not None and frame.f_code is not until:
-        found.append((frame.f_code, frame.f_lasti))
+        code, at = frame.f_code, frame.f_lasti
+        # Python 3.11 makes a call in the instruction before it, once it has seen what is called.
+        found.append((code, at + _TO_CALL if code.co_code[at] == _PRECALL else at))
         frame = frame.f_back
     return tuple(found)
 

@@ -1,5 +1,7 @@
 """Branches on the values of sites that only check them, and others."""
 
+import logging
+import sys
 import warnings
 
 import numpy as np
@@ -13,6 +15,7 @@ from probdl import LogDensity
 from probdl.compile import choose
 from probdl.compile.tracing import checks
 
+LOG = logging.getLogger(__name__)
 Y = np.random.default_rng(0).normal(size=20)
 
 
@@ -46,6 +49,20 @@ def warned(x):
     return x.exp()
 
 
+def raised_with_a_message(x):
+    if any(value < -2.1 for value in x):
+        message = f"x is {[float(value) for value in x]}"
+        raise ValueError(message) from None
+    return x
+
+
+def logged(x):
+    for value in x:
+        if value < -2.1:
+            LOG.error("x is %s", value)
+    return x
+
+
 def skewed(x):
     return dist.SineSkewed(dist.VonMises(x, 1.0).to_event(1), 0.2 * x).log_prob(
         torch.tensor([0.2, 0.3])
@@ -77,6 +94,65 @@ def raised_in_the_first_step(x):
                 raise ValueError("at the start")
             x = x.clamp(min=-2.1)
         x = 1.2 * x
+    return x
+
+
+def raised_in_other_steps_than_the_middle_one(x):
+    for t in range(3):
+        if x[0] < -2.1:
+            if t != 1:
+                raise ValueError("at the start or the end")
+            x = x.clamp(min=-2.1)
+        x = 0.9 * x
+    return x
+
+
+def raised_by_a_second_branch(x):
+    if x[0] > 2.1:
+        if x[1] > 0.0:
+            raise ValueError("both")
+        x = 2 * x
+    return x
+
+
+def raised_by_both(x):
+    if x[0] > 2.1 and x[1] > 0.1:
+        raise ValueError("both")
+    return x
+
+
+def raised_for_two(x):
+    large = 0
+    for value in x:
+        if value.abs() > 2.1:
+            large += 1
+    if large > 1:
+        raise ValueError("two are large")
+    return x
+
+
+def raised_for_one_pair(x):
+    if (x[0] > 2.1, x[1] > 2.1) == (True, False):
+        raise ValueError("one is large")
+    return x
+
+
+def exited(x):
+    if x[0] > 2.1:
+        sys.exit("x is large")
+    return x
+
+
+def exited_by_an_error(x):
+    if x[0] > 2.1:
+        raise SystemExit("x is large")
+    return x
+
+
+def kept(x, seen=[]):  # noqa: B006
+    if x[0] > 2.1:
+        seen.append(x)
+    assert not seen
     return x
 
 
@@ -130,10 +206,28 @@ def remembered(x):
     return x
 
 
-CHECKS = (asserted, raised, raised_in_a_loop, raised_after_writes, given_to_wishart, warned, skewed)
+CHECKS = (
+    asserted,
+    raised,
+    raised_in_a_loop,
+    raised_with_a_message,
+    raised_after_writes,
+    given_to_wishart,
+    warned,
+    logged,
+    skewed,
+)
 OTHERS = (
     nested,
     raised_in_the_first_step,
+    raised_in_other_steps_than_the_middle_one,
+    raised_by_a_second_branch,
+    raised_by_both,
+    raised_for_two,
+    raised_for_one_pair,
+    exited,
+    exited_by_an_error,
+    kept,
     computed,
     caught,
     failed_by_accident,
@@ -175,9 +269,8 @@ def test_a_check_is_compiled(function):
             assert found[0] == -torch.inf
         else:
             torch.testing.assert_close(found, expected)
-    assert failed == (
-        2 if function in (asserted, raised, raised_in_a_loop) else function is raised_after_writes
-    )
+    raising = (asserted, raised, raised_in_a_loop, raised_with_a_message)
+    assert failed == (2 if function in raising else function is raised_after_writes)
 
 
 @pytest.mark.parametrize("function", OTHERS, ids=lambda f: f.__name__)
