@@ -424,6 +424,10 @@ TOPICS: dict[str, dict[str, Check]] = {
         "callback": Check(
             ("warning", "info"), "The callback ended the run; the fit holds what was finished."
         ),
+        "until": Check(
+            _WARNING,
+            "NUTS(until=) ended at its number of draws, or its time limit, with too few draws.",
+        ),
         "time_limit": Check(
             _WARNING, "The time limit ended the run; the fit holds what was finished."
         ),

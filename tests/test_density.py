@@ -207,6 +207,7 @@ def test_factors_of_correlations_are_accurate_at_any_size(size):
 @pytest.mark.parametrize(
     "support",
     [
+        constraints.simplex,
         constraints.corr_cholesky,
         dist.LKJ(3).support,
         constraints.independent(constraints.corr_cholesky, 1),
@@ -221,6 +222,21 @@ def test_bijections_equal_those_of_torch(support):
     torch.testing.assert_close(y, theirs(x), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(ours.inv(y), x)
     torch.testing.assert_close(ours.log_abs_det_jacobian(x, y), theirs.log_abs_det_jacobian(x, y))
+
+
+@pytest.mark.parametrize("far", [50.0, 300.0])
+def test_bijections_reach_as_close_to_an_edge_as_numbers_near_zero(far):
+    # torch's leave 2e-16 of a simplex, and 1e-8 of a diagonal.
+    z = torch.tensor([far, -far], dtype=torch.float64)
+    simplex = bijection_to(constraints.simplex)
+    x = simplex(z)
+    assert x[1].item() == pytest.approx(2 * math.exp(-far) * math.exp(-far), rel=1e-12)
+    assert x[2].item() == pytest.approx(2 * math.exp(-far), rel=1e-12)
+    torch.testing.assert_close(simplex.inv(x), z)
+    factor = bijection_to(constraints.corr_cholesky)
+    x = factor(z[:1])
+    assert x[1].tolist() == pytest.approx([1.0, 2 * math.exp(-far)], rel=1e-12)
+    torch.testing.assert_close(factor.inv(x), z[:1])
 
 
 def test_jacobian_of_a_support_that_depends_on_a_site_is_that_of_its_interval():

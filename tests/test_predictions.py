@@ -124,6 +124,18 @@ def test_probabilities_of_classes():
         other.predict_proba(np.ones(2))
 
 
+@pytest.mark.filterwarnings("ignore::probdl.FindingWarning")
+@pytest.mark.parametrize("method", ["map", probdl.NUTS(draws=20, warmup=50, chains=2)])
+def test_a_model_that_observes_nothing_predicts_nothing(method, tmp_path):
+    def model(y):
+        x = pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.factor("f", -((x.sum() - y.sum()) ** 2))
+
+    fit = probdl.infer(model, torch.ones(3), method=method, seed=0)
+    assert fit.predict() == fit.predict(torch.ones(2)) == fit.predict(out=tmp_path) == {}
+    assert not fit.predictions()
+
+
 def test_draws_before_any_fit():
     prior = probdl.prior_predictive(
         eight_schools, SIGMA, Y, num_samples=4000, seed=1, coords=COORDS

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.distributions import Transform, constraints
+from torch.distributions import Transform
 
 from probdl.findings import EDGE_SHARE_MAX, Finding
 from probdl.model.density import Block, LogDensity
@@ -61,17 +61,9 @@ def _shares(block: Block, points: Tensor) -> tuple[NDArray[np.float64], NDArray[
     nothing = np.empty(0)
     if transform is None or block.coordinates == "plain":
         return nothing, nothing
-    codomain = transform.codomain
-    while hasattr(codomain, "base_constraint"):
-        codomain = codomain.base_constraint
-    if codomain is constraints.simplex:
-        edges = [torch.ones(block.site.shape, dtype=torch.float64)]
-    elif tuple(block.shape) == tuple(block.site.shape):
-        edges = [
-            edge for sign in (-1, 1) if (edge := _edge(transform, block.shape, sign)) is not None
-        ]
-    else:
-        edges = []
+    if tuple(block.shape) != tuple(block.site.shape):  # numbers near 0 say how far an edge is
+        return nothing, nothing
+    edges = [edge for sign in (-1, 1) if (edge := _edge(transform, block.shape, sign)) is not None]
     if not edges:
         return nothing, nothing
     all_edges = torch.stack(edges)

@@ -14,8 +14,10 @@ from torch.distributions.transforms import (
     CorrCholeskyTransform,
     IndependentTransform,
     StackTransform,
+    StickBreakingTransform,
 )
-from torch.nn.functional import softplus
+from torch.distributions.utils import vec_to_tril_matrix
+from torch.nn.functional import logsigmoid, softplus
 
 from probdl.errors import ModelError
 from probdl.model.distributions import distribution_name
@@ -31,20 +33,71 @@ class _CorrCholeskyTransform(CorrCholeskyTransform):
     .. math:: \log |J| = \sum_{j<i} (i - j + 1) \log \mathrm{sech}\, x_{ij}
 
     torch takes the logarithm of :math:`1 - \sum_{k \le j} y_{ik}^2`, all of whose digits cancel
-    in the long rows of a large matrix, and its inverse takes the square root.
+    in the long rows of a large matrix, and its inverse takes the square root. Its tanh ends at
+    1 - 2e-16, so a diagonal does not reach below 1e-8.
     """
+
+    def _call(self, x: Tensor) -> Tensor:
+        logs = vec_to_tril_matrix(_log_sech(x), diag=-1)
+        before = logs.cumsum(-1) - logs  # of the elements to the left
+        tanh = vec_to_tril_matrix(torch.tanh(x), diag=-1)
+        return before.exp() * (tanh + torch.eye(tanh.shape[-1], dtype=x.dtype, device=x.device))
 
     def _inverse(self, y: Tensor) -> Tensor:
         # tanh x = y / sqrt(what is left of the row from y on), so sinh x = y / sqrt(what follows).
-        follows = (y * y).flip(-1).cumsum(-1).flip(-1)[..., 1:]
+        follows = _following(y * y)
         row, column = torch.tril_indices(y.shape[-1], y.shape[-1], -1)
         return torch.asinh(y[..., row, column] / follows[..., row, column].sqrt())
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor, intermediates: Any = None) -> Tensor:
         """Return the log of the Jacobian."""
         row, column = torch.tril_indices(y.shape[-1], y.shape[-1], -1)
-        log_sech = math.log(2) - x - softplus(-2 * x)
-        return ((row - column + 1) * log_sech).sum(-1)
+        return ((row - column + 1) * _log_sech(x)).sum(-1)
+
+
+def _log_sech(x: Tensor) -> Tensor:
+    return math.log(2) - x - softplus(-2 * x)
+
+
+class _StickBreakingTransform(StickBreakingTransform):
+    r"""torch's map to the simplex, with logarithms that do not cancel.
+
+    Of what is left of a stick, each step takes a share :math:`z_k = \sigma(x_k - \log(K - k))`:
+
+    .. math:: y_k = z_k \prod_{j<k} (1 - z_j), \qquad
+        \log |J| = \sum_k \log(1 - z_k) + \log y_k
+
+    torch takes the difference of 1 and a share, which leaves at least 2e-16 for the rest.
+    """
+
+    def _call(self, x: Tensor) -> Tensor:
+        share, rest = self._log_shares(x)
+        return torch.cat([share + rest[..., :-1], rest[..., -1:]], -1).exp()
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return y[..., :-1].log() - _following(y).log() + _log_steps_left(y[..., :-1])
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor, intermediates: Any = None) -> Tensor:
+        """Return the log of the Jacobian."""
+        share, rest = self._log_shares(x)
+        return (share + rest[..., 1:]).sum(-1)
+
+    @staticmethod
+    def _log_shares(x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logs of the shares (..., K - 1), and of what is left at each step (..., K)."""
+        x = x - _log_steps_left(x)
+        rest = logsigmoid(-x).cumsum(-1)
+        return logsigmoid(x), torch.cat([torch.zeros_like(rest[..., :1]), rest], -1)
+
+
+def _following(x: Tensor) -> Tensor:
+    """Return the sums of what follows each element but the last, in rows of numbers >= 0."""
+    sums = x.flip(-1).cumsum(-1).flip(-1)[..., 1:]
+    return sums.clamp(min=torch.finfo(x.dtype).tiny)
+
+
+def _log_steps_left(x: Tensor) -> Tensor:
+    return torch.arange(x.shape[-1], 0, -1, dtype=x.dtype, device=x.device).log()
 
 
 def bijection_to(support: Any) -> Transform:
@@ -60,6 +113,8 @@ def _accurate(transform: Transform) -> Transform:
     """Return the same map, computed without cancellation."""
     if type(transform) is CorrCholeskyTransform:
         return _CorrCholeskyTransform(cache_size=transform._cache_size)
+    if type(transform) is StickBreakingTransform:
+        return _StickBreakingTransform(cache_size=transform._cache_size)
     if type(transform) is IndependentTransform:
         base, dims = transform.base_transform, transform.reinterpreted_batch_ndims
         return IndependentTransform(_accurate(base), dims, cache_size=transform._cache_size)

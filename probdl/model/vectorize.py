@@ -269,6 +269,8 @@ def vectorize(fn: Callable[[Any], Any], draws: Any) -> Any:
     count = len(tree_leaves(draws)[0]) if tree_leaves(draws) else 1
     result, done = None, 0
     for part in chunks(fn, draws):
+        if not tree_leaves(part):
+            return part
         size = len(tree_leaves(part)[0])
         if size == count:
             return part

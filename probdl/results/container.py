@@ -18,6 +18,7 @@ from probdl.model.program import Program
 from probdl.model.sites import Site, Structure
 from probdl.results.labels import Dims, Labels
 from probdl.results.masking import without_masked
+from probdl.util.lazy import xarray as xr
 from probdl.util.suggestions import suggest
 
 __all__ = [
@@ -153,6 +154,8 @@ def predicted(
                 "along that dimension."
             )
     held = {dim: of for dim, of in labels.coords.items() if len(of) == sizes.get(dim)}
+    if not draws:  # of a model without observed sites
+        return xr.Dataset()
     container = to_idata({"predictions": draws}, dims=dict(labels.sites), coords=held)
     return dataset(container, "predictions")
 

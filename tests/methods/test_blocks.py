@@ -83,6 +83,14 @@ def failed(error):
     return later
 
 
+def test_a_block_that_is_cut_short_is_one_of_all_draws():
+    cut = Finding("warning", "interrupted", "The run was interrupted after 7 of 900 draws.")
+    chains = sampled(lambda draws: chains_of(3, 7, cut))
+    assert chains.z.shape == (3, 107, 2)
+    (finding,) = chains.findings
+    assert "after 107 of 1000 draws per chain" in finding.message
+
+
 def test_a_block_of_which_all_chains_fail_is_left_out():
     chains = sampled(failed(ModelError("All chains failed. The first error: …")))
     assert chains.z.shape == (3, 100, 2)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import probdl
-from probdl.methods import edges
+from probdl.io.mixing import ess_bulk
 from probdl.methods.edges import check_edges
 
 
@@ -68,14 +68,38 @@ def test_few_draws_at_an_edge_are_noise():
     assert findings_of(lambda: pyro.sample("x", dist.Beta(1.0, 1.0)), z)
 
 
-def test_vertices_of_a_simplex(monkeypatch):
-    monkeypatch.setattr(edges, "slices", lambda count, _: [slice(0, 3), slice(3, count)])
-    z = np.zeros((100, 4))
-    z[::10, 0] = 100.0
-    (finding,) = findings_of(lambda: pyro.sample("x", dist.Dirichlet(torch.ones(3))), z)
-    assert finding.message.startswith("0.1 of the draws of 'x[0, 0]'")
-    assert not findings_of(lambda: pyro.sample("x", dist.Dirichlet(torch.ones(3))), z * 0.1)
-    rows = probdl.LogDensity.from_model(
-        lambda: pyro.sample("x", dist.Dirichlet(torch.ones(2, 3)).to_event(1))
-    )
-    assert check_edges(rows, z)
+@pytest.mark.parametrize(
+    ("make", "size"),
+    [
+        (lambda: dist.Dirichlet(torch.tensor([0.02, 0.02, 1.0])), 2),
+        (lambda: dist.LKJCholesky(3, torch.tensor(0.05)), 3),
+    ],
+    ids=["simplex", "correlations"],
+)
+def test_supports_of_which_small_numbers_say_how_far_the_edge_is(make, size):
+    z = np.full((100, 2 * size), 50.0)
+    assert not findings_of(lambda: pyro.sample("x", make()), z)
+
+
+@pytest.mark.parametrize(
+    ("make", "function", "mean", "variance"),
+    [
+        # A Dirichlet mean, and the mean of a squared correlation, where r = 2 Beta(c, c) - 1.
+        (lambda: dist.Dirichlet(torch.full((10,), 0.02).double()), lambda x: x[..., 9], 0.1, 0.075),
+        (lambda: dist.Dirichlet(torch.tensor([0.05, 0.05])), lambda x: x[..., 0], 0.5, 0.2273),
+        (
+            lambda: dist.LKJCholesky(2, torch.tensor(0.05)),
+            lambda x: x[..., 1, 0] ** 2,
+            1 / 1.1,
+            3 / (1.1 * 3.1) - 1 / 1.1**2,
+        ),
+    ],
+    ids=["Dirichlet", "two", "LKJ"],
+)
+def test_draws_beyond_the_last_number_below_one(make, function, mean, variance):
+    method = probdl.NUTS(draws=2000, warmup=1000)
+    fit = probdl.infer(lambda: pyro.sample("x", make()), method=method, seed=0)
+    assert not {"edge", "rhat", "ess"} & {f.check for f in fit.findings}
+    found = function(fit.draws["x"])
+    (ess,) = ess_bulk(found[..., None])
+    assert abs(found.mean() - mean) < 4 * np.sqrt(variance / ess)

@@ -282,6 +282,29 @@ def test_fits_that_do_not_belong_together_are_not_joined():
             probdl.concat([fit, other])
 
 
+def with_prior(mean):
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(mean, 1.0))
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    return model
+
+
+def test_chains_of_another_density_are_neither_joined_nor_continued(tmp_path):
+    models, y = [with_prior(mean) for mean in (0.0, 3.0)], torch.tensor(1.0)
+    fits = [
+        probdl.infer(model, y, method=native(draws=50, warmup=50, chains=2), seed=seed)
+        for seed, model in enumerate(models)
+    ]
+    with pytest.raises(probdl.DataError, match="fit 1 has another density"):
+        probdl.concat(fits)
+    fits[0].save(tmp_path / "fit")
+    loaded = [probdl.load(tmp_path / "fit", model=model) for model in models]
+    np.testing.assert_array_equal(loaded[0].extend(20).draws["mu"], fits[0].extend(20).draws["mu"])
+    with pytest.raises(probdl.ModelError, match="another density at the last draws"):
+        loaded[1].extend(20)
+
+
 def test_draws_until_there_are_enough():
     until = probdl.Until(ess=1500, rhat=1.01)
     fit = probdl.infer(
@@ -293,11 +316,18 @@ def test_draws_until_there_are_enough():
     whole = probdl.infer(eight_schools, SIGMA, Y, method=same, seed=3)
     np.testing.assert_array_equal(fit.draws["mu"], whole.draws["mu"])
     assert fit.method == whole.method
-    few = probdl.Until(ess=10**9, draws=250)
-    fit = probdl.infer(
-        normal_normal, SIGMA, Y, method=native(draws=100, warmup=100, until=few), seed=3
-    )
-    assert fit.num_draws == 250
+    assert not {"until", "ess"} & {f.check for f in fit.findings}
+
+
+@pytest.mark.parametrize(("limit", "value"), [("draws", 250), ("time_limit", 1e-6)])
+def test_draws_that_end_before_they_are_enough(limit, value):
+    few = probdl.Until(**{"ess": 10**9, limit: value})
+    method = native(draws=100, warmup=100, until=few)
+    with pytest.warns(probdl.FindingWarning, match=f"Until\\({limit}={value}\\) ended the run"):
+        fit = probdl.infer(normal_normal, SIGMA, Y, method=method, seed=3)
+    assert fit.num_draws == (250 if limit == "draws" else 100)
+    assert "until" in {f.check for f in fit.findings}
+    assert f"after {fit.num_draws} draws per chain" in str(fit.findings)
 
 
 def slow():
@@ -816,6 +846,8 @@ def test_a_start_and_a_checkpoint_go_together(tmp_path):
     method = native(draws=300, start=first, checkpoint=tmp_path)
     fits = [probdl.infer(two_means, y, method=method, seed=1) for _ in range(2)]
     np.testing.assert_array_equal(fits[0].draws["a"], fits[1].draws["a"])
+    with pytest.raises(probdl.SettingError, match=r"its start is .*, and now it is None"):
+        probdl.infer(two_means, y, method=replace(method, start=None), seed=1)
 
 
 def test_a_full_disk_does_not_cost_the_draws(tmp_path, monkeypatch):

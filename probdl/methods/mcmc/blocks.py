@@ -72,8 +72,11 @@ class Blocks:
                         return _with(chains, self._cut(chains, end))
                     return _with(chains, *(_only_first(chains, f) for f in more.findings))
                 each = (time.perf_counter() - started) / more.z.shape[1]
-                chains = _with(chains.followed_by(more), *chains.findings)
-                chains = self._saved(chains)
+                end, before = _interruption(more), chains.findings
+                chains = chains.followed_by(more)
+                if end is not None:  # the number of draws is that of all blocks
+                    chains = replace(chains, findings=[self._cut(chains, end)])
+                chains = self._saved(_with(chains, *before))
             except KeyboardInterrupt as stop:
                 return _with(chains, self._cut(chains, stop))
             except EndedError:
@@ -83,7 +86,13 @@ class Blocks:
                 return _with(
                     chains, _only_first(chains, Finding("error", "chain_failed", f"{error}"))
                 )
-        return chains
+        return _with(chains, *self._too_few(chains))
+
+    def _too_few(self, chains: Chains) -> list[Finding]:
+        """Return the finding that there are not as many draws as ``until`` asks for."""
+        if self.until is None or ENDED & {f.check for f in chains.findings}:
+            return []
+        return self.until.findings(chains.z)
 
     def _cut(self, chains: Chains, stop: KeyboardInterrupt) -> Finding:
         """Return the finding that an interruption between blocks, or within one, ended the run."""

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from probdl.compile import Evaluator
 from probdl.compile.kernels.nuts import RECORD, NutsChain, NutsTask, check_compiled
 from probdl.compile.runtime.called_density import CalledDensity
 from probdl.compile.runtime.native_density import NativeDensity
@@ -31,7 +32,7 @@ from probdl.util.clock import check_time_limit
 from probdl.util.isolation import lock_suspended
 from probdl.util.progress import bar
 
-__all__ = ["EndedError", "available", "check_state", "run"]
+__all__ = ["EndedError", "available", "check_density", "check_state", "run"]
 
 Array = NDArray[np.float64]
 
@@ -51,6 +52,7 @@ CUTOFFS = {"low_rank": 4.0, "dense": 1.0 + 1e-6, "diag": math.inf}
 SHORT_WARMUP, SHORTER = 100, 5
 SCALE_RANGE = (1e-5, 1e5)  # of the first metric, from the gradient at the start
 POLL_SECONDS = 0.02
+SAME_DENSITY = 1e-6  # relative, of log densities that are computed on other machines
 
 
 class EndedError(ModelError):
@@ -533,6 +535,24 @@ def run(
             )
         )
     return replace(found, findings=[*found.findings, *(starts.findings() if starts else ())])
+
+
+def check_density(chains: Chains, evaluator: Evaluator, error: Exception) -> None:
+    """Check that chains are of a density: that it is at their last draws what was recorded.
+
+    Args:
+        chains: the chains, with their states.
+        evaluator: evaluates the density.
+        error: raised if it is not.
+
+    Raises:
+        DataError: a state is damaged.
+    """
+    for state, recorded in zip(chains.states, chains.stats["lp"][:, -1], strict=True):
+        z = check_state(state, chains.z.shape[2]).z
+        value = float(evaluator.value_and_grad(torch.from_numpy(z))[0])
+        if not math.isclose(value, recorded, rel_tol=SAME_DENSITY, abs_tol=SAME_DENSITY):
+            raise error
 
 
 def check_state(saved: Any, dim: int) -> ChainState:

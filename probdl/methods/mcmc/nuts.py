@@ -16,7 +16,7 @@ from torch import Tensor
 
 from probdl.compile import ENGINES, Evaluator, choose
 from probdl.compile.kernels.nuts import RECORD
-from probdl.errors import ModelError
+from probdl.errors import DataError, ModelError
 from probdl.findings import Finding
 from probdl.methods.angles import unwind
 from probdl.methods.approach import TypicalStarts
@@ -24,7 +24,12 @@ from probdl.methods.approximate.pathfinder import pathfinder_draw
 from probdl.methods.base import Method
 from probdl.methods.mcmc import native_nuts, nutpie_adapter, pyro_nuts
 from probdl.methods.mcmc.blocks import Blocks, continued
-from probdl.methods.mcmc.chains import Chains, constrained, posterior_fit, random_start
+from probdl.methods.mcmc.chains import (
+    Chains,
+    constrained,
+    posterior_fit,
+    random_start,
+)
 from probdl.methods.mcmc.continuation import EarlierDraws
 from probdl.methods.mcmc.funnels import funnel_sites
 from probdl.methods.mcmc.restarts import restarted
@@ -346,6 +351,15 @@ class NUTS(Method, name="nuts"):
             progress=progress,
         )
         chains = _chains_of(density, fit)
+        native_nuts.check_density(
+            chains,
+            evaluator,
+            ModelError(
+                f"The model '{fit.program.name}' has another density at the last draws than when "
+                "they were drawn, so its chains cannot go on. Use the model that was fitted, with "
+                "the values that it took from its surroundings."
+            ),
+        )
         chains = continued(chains, sample, draws, progress)
         longer = replace(self, draws=chains.z.shape[1])
         mass_matrix = fit.stats["mass_matrix"]
@@ -364,6 +378,15 @@ class NUTS(Method, name="nuts"):
         findings += [f for fit in fits for f in fit.findings if f.check in of_chains]
         start = _starts(self, density, evaluator, first.seed)
         parts = [_chains_of(density, fit) for fit in fits]
+        for i, part in enumerate(parts):
+            native_nuts.check_density(
+                part,
+                evaluator,
+                DataError(
+                    f"The model of fit {i} has another density than that of the first. Join fits "
+                    "of one model, with the same values from its surroundings."
+                ),
+            )
         chains = Chains(
             np.concatenate([part.z for part in parts]),
             {n: np.concatenate([part.stats[n] for part in parts]) for n in parts[0].stats},

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from probdl.errors import SettingError
+from probdl.findings import Finding
 from probdl.io.mixing import ess_bulk, ess_tail, rhat
 from probdl.util.settings import check_limit, is_real
 
@@ -69,13 +70,33 @@ class Until:
         """
         seen = Watch(z, np.empty(0), 0, 0)
         count = z.shape[1]
-        if seen.ess >= self.ess and (len(z) < 2 or seen.rhat <= self.rhat):
+        if self._is_met(seen):
             return 0
         wanted = (
             1.1 * count * self.ess / max(seen.ess, 1.0) if np.isfinite(seen.ess) else 2.0 * count
         )
         total = min(max(wanted, 1.5 * count), GROWTH_MAX * count, self.draws)
         return max(0, int(total) - count)
+
+    def findings(self, z: Array) -> list[Finding]:
+        """Return the finding that draws ended before they were enough, if they did."""
+        seen = Watch(z, np.empty(0), 0, 0)
+        if self._is_met(seen):
+            return []
+        limit = "draws" if z.shape[1] >= self.draws else "time_limit"
+        return [
+            Finding(
+                "warning",
+                "until",
+                f"Until({limit}={getattr(self, limit)}) ended the run after {z.shape[1]} draws per "
+                f"chain, with a least effective sample size of {seen.ess:.0f} of {self.ess:g} and "
+                f"a largest R-hat of {seen.rhat:.3f} (limit {self.rhat:g}).",
+                f"Use a larger {limit}, or none; fit.extend() goes on.",
+            )
+        ]
+
+    def _is_met(self, seen: Watch) -> bool:
+        return seen.ess >= self.ess and (len(seen.z) < 2 or seen.rhat <= self.rhat)
 
 
 @dataclass(frozen=True)
