@@ -47,7 +47,7 @@ TRIES_MAX = 10  # random points per chain, until one leads to a mode that may ma
 # before its mass is compared; and the difference of log masses at which its share is below 1%.
 LOWER_MAX = 20.0
 NEGLIGIBLE = 5.0
-JUDGED_DIM_MAX = 50  # the largest d where modes are compared, which takes 2 d gradients each
+JUDGED_DIM_MAX = 150  # the largest d where modes are compared, which takes 2 d gradients each
 COSINE_MIN = 1e-10  # between a step and the change of the gradient, for a usable curvature
 ARMIJO, WOLFE = 1e-4, 0.9  # conditions on a step, as usual for quasi-Newton methods
 
@@ -158,7 +158,7 @@ class TypicalStarts:
             are not worth their gradients.
 
     Attributes:
-        modes: the modes that the pilots found.
+        modes: the modes that the pilots found; None without pilots.
 
     Raises:
         ModelError: no point with a finite density is found.
@@ -169,7 +169,7 @@ class TypicalStarts:
     ) -> None:
         self._density = density
         self._evaluator = evaluator
-        self.modes: list[Mode] = []
+        self.modes: list[Mode] | None = None
         self._heaviest: tuple[float, Approach] | None = None  # log mass of a mode, and its ascent
         if density.dim <= JUDGED_DIM_MAX and transitions >= JUDGED_TRANSITIONS_MIN:
             generator = torch.Generator().manual_seed(seed % 2**63)
@@ -179,6 +179,7 @@ class TypicalStarts:
                 pilots.append(self._ascend(generator))
                 pilots.append(self._ascend(generator.set_state(state), mirror=True))
             found = [(m, p) for p in pilots if (m := self._mode(p.end)) is not None]
+            self.modes = []
             if len(found) >= PILOTS_AT_MODES_MIN:
                 self.modes = [mode for mode, _ in found]
                 self._heaviest = max(((m.log_mass, p) for m, p in found), key=lambda each: each[0])
@@ -256,8 +257,9 @@ def find_modes(density: LogDensity, evaluator: Evaluator, seed: int) -> list[Mod
     """
     if evaluator.engine != "native":
         return []
+    anywhere = density.starting_at({})
     with suppress(ModelError):
-        return TypicalStarts(density, evaluator, seed, JUDGED_TRANSITIONS_MIN).modes
+        return TypicalStarts(anywhere, evaluator, seed, JUDGED_TRANSITIONS_MIN).modes or []
     return []
 
 

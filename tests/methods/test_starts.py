@@ -79,6 +79,42 @@ def test_two_modes_that_matter_are_both_started_from():
     assert 5 <= (z > 0).sum() <= 35
 
 
+def squared(y):
+    x = pyro.sample("x", dist.Normal(0.0, 10.0))
+    pyro.sample("y", dist.Normal(x**2, 1.0), obs=y)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        probdl.NUTS(draws=100, warmup=100, chains=1),
+        probdl.NUTS(draws=300, warmup=300, init={"x": 5.0}),
+        probdl.NUTS(draws=300, warmup=300, chains=1, init="pathfinder"),
+        probdl.HMC(draws=100, warmup=100, chains=1),
+        "start",
+    ],
+    ids=str,
+)
+def test_a_mode_that_no_chain_starts_from_is_reported(method):
+    y = torch.tensor(25.0)
+    if method == "start":
+        at_one = probdl.infer(squared, y, method=probdl.MAP(init={"x": 5.0}), seed=0)
+        method = probdl.NUTS(draws=300, warmup=300, start=at_one)
+    fit = probdl.infer(squared, y, method=method, seed=0)
+    assert len({*np.sign(fit.draws["x"].ravel())}) == 1
+    assert "multimodal" in checks(fit)
+
+
+def test_modes_in_a_hundred_dimensions_are_reported():
+    def model(y):
+        pyro.sample("b", dist.Normal(torch.zeros(100), 1.0).to_event(1))
+        squared(y)
+
+    method = probdl.NUTS(draws=100, warmup=100, chains=1)
+    fit = probdl.infer(model, torch.tensor(25.0), method=method, seed=0)
+    assert "multimodal" in checks(fit)
+
+
 def test_a_mode_without_a_share_of_the_posterior_is_not_started_from():
     def model():
         side = pyro.sample("side", dist.Categorical(logits=torch.tensor([-60.0, 0.0])))

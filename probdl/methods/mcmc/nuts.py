@@ -19,7 +19,7 @@ from probdl.compile.kernels.nuts import RECORD
 from probdl.errors import DataError, ModelError
 from probdl.findings import Finding
 from probdl.methods.angles import unwind
-from probdl.methods.approach import TypicalStarts
+from probdl.methods.approach import TypicalStarts, find_modes
 from probdl.methods.approximate.pathfinder import pathfinder_draw
 from probdl.methods.base import Method
 from probdl.methods.mcmc import native_nuts, nutpie_adapter, pyro_nuts
@@ -35,6 +35,7 @@ from probdl.methods.mcmc.funnels import funnel_sites
 from probdl.methods.mcmc.restarts import restarted
 from probdl.methods.mcmc.watching import Until, Watch
 from probdl.methods.mcmc.workers import on_workers
+from probdl.methods.modes import Mode
 from probdl.methods.training.checkpoint import Checkpoint, identity_of
 from probdl.model.density import LogDensity
 from probdl.model.fingerprint import fingerprint
@@ -417,7 +418,7 @@ class NUTS(Method, name="nuts"):
             *check_tree(chains.moving_stats, self.max_treedepth, low_rank=mass_matrix != "diag"),
             *_check_energy(density, chains, self.target_accept),
         ]
-        modes = start.modes if isinstance(start, TypicalStarts) else []
+        modes = _modes(density, evaluator, seed, start)
         fit = posterior_fit(
             self, density, evaluator, chains, seed, findings, modes, draws=draws, out=out
         )
@@ -492,7 +493,7 @@ class HMC(Method, name="hmc"):
             chains = self._sample(density, evaluator, start, seed, ids, progress)
         del chains.stats["tree_depth"]
         findings += _check_energy(density, chains, self.target_accept)
-        modes = start.modes if isinstance(start, TypicalStarts) else []
+        modes = _modes(density, evaluator, seed, start)
         method = replace(self, executor=None)
         return posterior_fit(method, density, evaluator, chains, seed, findings, modes)
 
@@ -551,6 +552,15 @@ def _starts(
     if method.init == "random":
         return functools.partial(random_start, density, evaluator)
     return TypicalStarts(density, evaluator, seed, method.warmup * method.chains)
+
+
+def _modes(
+    density: LogDensity, evaluator: Evaluator, seed: int, start: Callable[[int], Tensor]
+) -> list[Mode]:
+    """Return modes of the posterior, also where the chains start elsewhere."""
+    if not density.given and isinstance(start, TypicalStarts) and start.modes is not None:
+        return start.modes
+    return find_modes(density, evaluator, seed)
 
 
 def _run_pyro(
