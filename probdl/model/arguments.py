@@ -59,12 +59,17 @@ def _binds(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str
     return True
 
 
+# torch cannot index by these, such as pandas' codes, or takes them as masks, and 16 * 16 is 0.
+_SMALL_INTEGERS = {torch.int8, torch.int16, torch.uint8}
+
+
 def cast_argument(x: Any, dtype: torch.dtype, what: str) -> Any:
     """Convert one argument of a model to a tensor or a module in a dtype, on the CPU.
 
     Args:
-        x: arrays and tensors become tensors; packed sequences are cast; modules are copied; all
-            else is returned as it is.
+        x: arrays and tensors are copied to tensors, so that the fit keeps its data whatever the
+            caller does to them; packed sequences are cast; modules are copied; all else is
+            returned as it is.
         dtype: of floating-point values.
         what: the name of the argument in messages.
 
@@ -77,6 +82,9 @@ def cast_argument(x: Any, dtype: torch.dtype, what: str) -> Any:
         return str(x)
     if isinstance(x, (np.ndarray, np.generic)) or type(x).__name__ in _ARRAY_TYPES:
         x = _from_array(x, what)
+    elif isinstance(x, Tensor):
+        check_dense(x, what)
+        x = x.detach().to("cpu", copy=True)
     if isinstance(x, Iterator):
         raise DataError(
             f"{what} is a {type(x).__name__}, which is exhausted after one run of the model, and "
@@ -85,11 +93,7 @@ def cast_argument(x: Any, dtype: torch.dtype, what: str) -> Any:
     if isinstance(x, PackedSequence):
         return x._replace(data=cast_argument(x.data, dtype, what))
     if isinstance(x, Tensor):
-        check_dense(x, what)
-        x = x.detach().cpu()
-        if x.is_inference():  # autograd refuses inference tensors
-            x = x.clone()
-        if x.dtype in (torch.int8, torch.int16):  # as of pandas' codes; torch cannot index by them
+        if x.dtype in _SMALL_INTEGERS:
             return x.long()
         return x.to(dtype) if x.is_floating_point() else x
     return x

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+import sys
+import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions.utils import broadcast_all
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
@@ -22,6 +25,12 @@ _CASTS = {
 }
 _DTYPE = Tensor.dtype.__get__  # type: ignore[attr-defined]
 _VIEWS = {Tensor.T.__get__, Tensor.mT.__get__, Tensor.H.__get__, Tensor.mH.__get__}  # type: ignore[attr-defined]
+_OF_PARAMETERS = {torch.tensor, torch.broadcast_tensors}
+_BROADCAST = {  # with its list comprehension, which has its own code before Python 3.12
+    broadcast_all.__code__,
+    *(x for x in broadcast_all.__code__.co_consts if isinstance(x, types.CodeType)),
+}
+_BETWEEN = ("probdl.", "torch.overrides", "torch.functional")  # a distribution and a mode
 _DTYPE_ERRORS = ("dtype", "scalar type")  # parts of torch's messages about mixed dtypes
 
 
@@ -73,6 +82,19 @@ def _kind(func: Any) -> str:
     return "plain"
 
 
+def _is_of_parameters(func: Any) -> bool:
+    """Return whether a distribution calls a function to give its parameters one dtype.
+
+    It is that of the first tensor, so 2.5 would be 2 in ``Normal(x, 2.5)`` with integers ``x``.
+    """
+    if func not in _OF_PARAMETERS:
+        return False
+    frame: Any = sys._getframe(2)
+    while frame.f_globals["__name__"].startswith(_BETWEEN):
+        frame = frame.f_back
+    return frame.f_code in _BROADCAST
+
+
 class _OneDtype(TorchFunctionMode):
     """Compute in one floating-point dtype, whatever the program asks for.
 
@@ -108,6 +130,11 @@ class _OneDtype(TorchFunctionMode):
         self.needed = True
         return x.to(self.dtype) if isinstance(x, Tensor) else self.dtype
 
+    def _as_real(self, x: Any) -> Any:
+        integers = isinstance(x, Tensor) and not (x.is_floating_point() or x.is_complex())
+        self.needed |= integers
+        return x.to(self.dtype) if integers else x
+
     def _cast_all(self, x: Any) -> Any:
         if isinstance(x, torch.Size):  # as a list, Tensor.new() would take it as the numbers
             return x
@@ -126,6 +153,10 @@ class _OneDtype(TorchFunctionMode):
         if kind == "cast":
             self.needed |= _CASTS[func] != self.dtype
             func, kwargs = Tensor.to, {**kwargs, "dtype": self.dtype}
+        if _is_of_parameters(func):
+            if func is torch.tensor:
+                kwargs = {**kwargs, "dtype": self.dtype}
+            args = tuple(map(self._as_real, args))
         written = ()
         if kind == "write":
             written, args = args[:1], args[1:]  # must stay the same tensor
