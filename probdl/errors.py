@@ -35,6 +35,10 @@ class ModelError(ProbdlError, ValueError):
     """The model does not run on these arguments, or the method cannot fit it."""
 
 
+class CheckError(ModelError):
+    """A statement of the model raised an error, as for values that it does not allow."""
+
+
 class CapabilityError(ModelError, AttributeError):
     """The fit is by a method whose fits cannot do this."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import os
 import sysconfig
 import textwrap
@@ -14,10 +15,11 @@ import pyro
 import torch
 from torch import Tensor
 
-from probdl.errors import ModelError, ProbdlError, SettingError
+from probdl.errors import CheckError, ModelError, ProbdlError, SettingError
 
 __all__ = ["explain_failure", "explained", "where", "without_trace_shapes"]
 
+_RAISE = dis.opmap["RAISE_VARARGS"]
 _PACKAGE = os.path.dirname(os.path.dirname(__file__))
 _LIBRARIES = (
     os.path.dirname(torch.__file__),
@@ -83,13 +85,27 @@ def explain_failure(
     ]
     inputs = ", ".join(filter(None, [textwrap.shorten(shapes, _MAX_CHARACTERS), *unconverted]))
     reason = textwrap.shorten(without_trace_shapes(error), _MAX_CHARACTERS)
-    advice = next((text for sign, text in _ADVICE.items() if sign in reason), _DEFAULT_ADVICE)
+    raised = _is_raised_by_user(error)
+    default = "The model raises this error itself." if raised else _DEFAULT_ADVICE
+    advice = next((text for sign, text in _ADVICE.items() if sign in reason), default)
     if unconverted:
         advice += _UNCONVERTED_ADVICE
-    return ModelError(
+    return (CheckError if raised else ModelError)(
         f"The model '{model_name}' failed{where(error)}: {type(error).__name__}: {reason}. "
         f"Its inputs were: {inputs or 'none'}. {advice}"
     )
+
+
+def _is_raised_by_user(error: Exception) -> bool:
+    """Return whether a statement of the user's code raised an error, and not what it calls."""
+    frames = [*traceback.walk_tb(error.__traceback__)]
+    if not frames or _is_library(frames[-1][0].f_code.co_filename):
+        return False
+    frame = frames[-1][0]
+    at: Any = error.__traceback__
+    while at.tb_next is not None:
+        at = at.tb_next
+    return frame.f_code.co_code[at.tb_lasti] == _RAISE
 
 
 @contextmanager

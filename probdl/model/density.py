@@ -27,7 +27,7 @@ from torch.distributions import (
 )
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from probdl.errors import ModelError, ProbdlError
+from probdl.errors import CheckError, ModelError, ProbdlError
 from probdl.model.bijections import bijection, unconstrained_shape
 from probdl.model.discrete import given_data
 from probdl.model.hessian import hessian
@@ -340,10 +340,14 @@ class LogDensity:
     def __call__(self, z: Tensor) -> Tensor:
         """Evaluate the log density at ``z`` of shape (d,), in nats, as a scalar tensor.
 
-        A failure of linear algebra (a matrix that is not positive definite) gives -inf, a density
-        of zero.
+        A failure of linear algebra (a matrix that is not positive definite), or of a check of the
+        model (``assert scale > 0``), gives -inf, a density of zero.
         """
-        return self._value(z) + 0.0 * z.sum()  # which has a gradient, whatever the model depends on
+        try:
+            value = self._value(z)
+        except CheckError:
+            value = z.new_tensor(-math.inf)
+        return value + 0.0 * z.sum()  # which has a gradient, whatever the model depends on
 
     def _value(self, z: Tensor) -> Tensor:
         at = _AtPoint(self, z)
@@ -380,7 +384,10 @@ class LogDensity:
         """Return the log density at ``z`` (d,) and its gradient (d,), both detached."""
         with torch.inference_mode(False), torch.enable_grad():
             z = z.detach().to(torch.float64).clone().requires_grad_()
-            value = self._value(z)
+            try:
+                value = self._value(z)
+            except CheckError:
+                return z.new_tensor(-math.inf), torch.zeros_like(z)
             try:
                 grad = _gradient(value, z)
             except RuntimeError as error:

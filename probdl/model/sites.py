@@ -6,6 +6,7 @@ import contextlib
 import copy
 import itertools
 import math
+import time
 import types
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from torch.distributions import Transform, constraints, transform_to
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from probdl.errors import DataError, ModelError, ProbdlError
+from probdl.errors import CheckError, DataError, ModelError, ProbdlError
 from probdl.model.bijections import bijection, bijection_to, unconstrained_shape
 from probdl.model.callables import owner_module
 from probdl.model.dependence import Dependence
@@ -53,6 +54,7 @@ __all__ = [
     "scalar_labels",
 ]
 
+RETRY_S = 2.0  # for which a model may raise errors of its own at random points
 MAX_RANDOM_STARTS = 100  # runs of the program before linear-algebra failures are an error
 
 # What LocScaleReparam can write non-centred.
@@ -464,16 +466,22 @@ def _computed_from_data(program: Program, names: Sequence[str]) -> set[str]:
 
 
 def random_traces(program: Program) -> Iterator[Trace]:
-    """Yield traces at random points, skipping points where linear algebra fails."""
-    failure, failed = None, 0
+    """Yield traces at random points, skipping those where linear algebra or a check fails."""
+    failure: Exception | None = None
+    failed, began = 0, time.monotonic()
     for seed in range(MAX_RANDOM_STARTS):
         with isolated(seed):
             try:
                 trace = program.run(lambda trace: trace, _RandomStart())
-            except LinAlgError as error:
+            except (LinAlgError, CheckError) as error:
                 failure, failed = error, failed + 1
+                late = failed == seed + 1 and time.monotonic() - began > RETRY_S
+                if late and isinstance(error, CheckError):  # it may fail everywhere
+                    break
                 continue
         yield trace
+    if isinstance(failure, CheckError):
+        raise failure
     raise ModelError(
         f"A matrix operation in the model '{program.name}' failed at {failed} of "
         f"{MAX_RANDOM_STARTS} random starting points: {str(failure).splitlines()[0]} Check that "

@@ -108,6 +108,21 @@ def test_the_spectrum_of_an_autoregression_gives_its_coefficient():
     assert a.std() == pytest.approx(((1 - 0.7**2) / 600) ** 0.5, rel=0.2)
 
 
+def test_writes_that_the_graph_cannot_run_are_run_by_the_model():
+    def model(y):
+        x = pyro.sample("x", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        out = torch.zeros(9, 2, 3)[:, 1]
+        for t in range(9):
+            out = torch.select_scatter(out, x.to(out.dtype), 0, t)
+            out[t] = x * 2
+        pyro.sample("y", dist.Normal(out.sum(), 1.0), obs=y)
+
+    density = probdl.LogDensity.from_model(model, (torch.tensor(1.0),))
+    evaluator, findings = choose(density, "auto", 0)
+    assert evaluator.engine == "eager"
+    assert [f.check for f in findings] == ["engine"]
+
+
 def test_writes_that_torch_cannot_follow_are_a_reason_for_the_slow_engine():
     def model():
         x = pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
