@@ -297,6 +297,11 @@ TOPICS: dict[str, dict[str, Check]] = {
             "The loss became infinite or NaN. The fit holds an earlier state, saved before the "
             "failure.",
         ),
+        "point_guide": Check(
+            ("warning", "info"),
+            "The guide of SVI holds sites at a point, without uncertainty; a warning for "
+            "`AutoLaplaceApproximation`, from which a distribution is expected.",
+        ),
         "early_stopping": Check(
             _INFO,
             "Training ended early because the ELBO, in means of 100 steps or of held-out data, "

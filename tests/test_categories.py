@@ -80,6 +80,14 @@ def test_categories_without_rows_keep_their_place(of_counties):
     np.testing.assert_allclose(mean, [10.0, 0.0], atol=0.6)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("texts", [["u", "v"], np.array(["u", "v"]), pd.Categorical(["u", "v"])])
+def test_texts_in_the_place_of_numbers_are_refused(texts):
+    fit = fitted(slope, np.array([0.0, 1.0] * 10), np.tile([0.0, -1.0], 10))
+    with pytest.raises(DataError, match=r"'floor' of the model holds categories .* holds numbers"):
+        fit.predict(texts)
+
+
 def test_numbers_in_the_place_of_texts_are_reported(of_counties):
     u = np.array([-1.0, 0.0, 1.0, 2.0])
     with pytest.warns(UserWarning, match="has the categories 'Aa', 'Ab', 'Ac', … in the fit"):

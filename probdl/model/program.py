@@ -226,6 +226,12 @@ class Program:
                     raw = True
                 found[name], encoding = encode(value, known.get(key), what, raw=raw)
                 if encoding is not None:
+                    are_texts = encoding.kind == "categories" and key not in in_fit
+                    if are_texts and isinstance(before.get(name), Tensor):
+                        raise DataError(
+                            f"{what} holds categories ({encoding.labels[0]!r}, ...), and in the "
+                            "fit it holds numbers. Pass numbers, or fit with categories."
+                        )
                     known[key] = encoding
                 elif not is_array(value):
                     continue

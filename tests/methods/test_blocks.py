@@ -11,6 +11,7 @@ import torch
 import probdl
 from probdl.errors import ModelError
 from probdl.findings import Finding
+from probdl.methods.mcmc import blocks
 from probdl.methods.mcmc.blocks import Blocks
 from probdl.methods.mcmc.chains import Chains
 from probdl.methods.mcmc.native_nuts import EndedError
@@ -81,6 +82,30 @@ def failed(error):
         raise error
 
     return later
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1e9])
+def test_the_number_of_draws_does_not_depend_on_the_size_of_blocks(seconds, monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK_SECONDS", seconds)
+    whole = np.random.default_rng(0).normal(size=(2, 2000, 1))
+
+    class Nowhere:
+        def read(self, steps):
+            return None
+
+        def write(self, state):
+            pass
+
+    def sample(draws, states=None, before=None):
+        done = 0 if before is None else before.shape[1]
+        z = whole[:, done : done + draws]
+        return Chains(z, {"lp": np.zeros(z.shape[:2])}, [], [{}, {}])
+
+    of_blocks = Blocks(120, Until(ess=1500, rhat=1.1, draws=2000), Nowhere())
+    alone = Blocks(120, Until(ess=1500, rhat=1.1, draws=2000))
+    found, expected = (of.sample(sample, {}, 1) for of in (of_blocks, alone))
+    assert found.z.shape == expected.z.shape
+    assert 120 < found.z.shape[1] < 2000
 
 
 def test_a_block_that_is_cut_short_is_one_of_all_draws():

@@ -15,7 +15,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import Trace_ELBO
-from pyro.infer.autoguide import AutoNormal, init_to_median
+from pyro.infer.autoguide import AutoLaplaceApproximation, AutoNormal, init_to_median
 from torch import nn
 from torch.distributions import constraints
 from torch.utils.data import DataLoader, TensorDataset
@@ -94,6 +94,54 @@ def test_the_delta_guide_is_map(regression):
 def test_pyros_guide_classes_are_accepted(guide):
     fit = probdl.infer(location, np.ones(8), method=probdl.SVI(guide=guide, steps=2000), seed=1)
     assert fit.draws["mu"].mean() == pytest.approx(8 / 9, abs=4 * (1 / 3) / np.sqrt(1000) + 0.02)
+
+
+def two_points(y):
+    pyro.sample("mu", dist.Delta(pyro.param("at", torch.tensor(0.0))))
+    place = pyro.param("sd_at", torch.tensor(1.0), constraint=constraints.positive)
+    pyro.sample("sd", dist.Delta(place))
+
+
+def one_point(y):
+    width = pyro.param("width", torch.tensor(1.0), constraint=constraints.positive)
+    pyro.sample("mu", dist.Normal(pyro.param("at", torch.tensor(0.0)), width))
+    place = pyro.param("sd_at", torch.tensor(1.0), constraint=constraints.positive)
+    pyro.sample("sd", dist.Delta(place))
+
+
+@pytest.mark.filterwarnings("ignore::probdl.FindingWarning")
+@pytest.mark.parametrize(
+    ("guide", "draws", "findings"),
+    [
+        (two_points, 1, []),
+        (AutoLaplaceApproximation, 1, [("warning", "point_guide")]),
+        (one_point, 100, [("info", "point_guide")]),
+    ],
+)
+def test_a_guide_that_is_a_point_has_neither_weights_nor_evidence(guide, draws, findings):
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        sd = pyro.sample("sd", dist.HalfNormal(1.0))
+        pyro.sample("y", dist.Normal(mu, sd).expand([9]).to_event(1), obs=y)
+
+    method = probdl.SVI(guide=guide, steps=1000, draws=100)
+    fit = probdl.infer(model, np.arange(9) / 4, method=method, seed=0)
+    assert fit.draws["sd"].shape == (1, draws)
+    assert not {"pareto_k", "log_evidence", "log_weights"} & {*fit.stats}
+    found = [(f.severity, f.check) for f in fit.findings if f.check != "not_converged"]
+    assert found == findings
+
+
+@pytest.mark.parametrize("guide", ["multivariate_normal", AutoLaplaceApproximation])
+def test_rows_of_random_parts_have_no_joint_guide(guide):
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 3.0))
+        with pyro.plate("n", len(y), subsample_size=5) as rows:
+            z = pyro.sample("z", dist.Normal(mu, 1.0))
+            pyro.sample("y", dist.Normal(z, 0.3), obs=y[rows])
+
+    with pytest.raises(probdl.ModelError, match=r"'z' are in a plate with subsample_size="):
+        probdl.infer(model, torch.ones(20), method=probdl.SVI(guide=guide, steps=10), seed=0)
 
 
 def test_minibatches_estimate_the_same_posterior(regression):

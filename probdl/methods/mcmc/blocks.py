@@ -106,14 +106,24 @@ class Blocks:
 
     def _further(self, chains: Chains, each: float) -> int:
         """Return the number of draws of the next block."""
-        done = chains.z.shape[1]
-        left = self.draws - done
-        if left <= 0:
-            left = self.until.further(chains.z) if self.until is not None else 0
+        left = self._wanted(chains) - chains.z.shape[1]
         if self.checkpoint is None:
             return max(0, left)
         block = max(FIRST_DRAWS, int(BLOCK_SECONDS / each)) if each else FIRST_DRAWS
         return max(0, min(left, block))
+
+    def _wanted(self, chains: Chains) -> int:
+        """Return the number of draws of each chain, as far as it is known.
+
+        It depends on the draws, and not on the blocks, which take some time each.
+        """
+        wanted = self.draws
+        while self.until is not None and wanted <= chains.z.shape[1]:
+            more = self.until.further(chains.z[:, :wanted])
+            if not more:
+                break
+            wanted += more
+        return wanted
 
     def _saved(self, chains: Chains) -> Chains:
         """Save the chains; a full disk must not cost them, and is reported once."""

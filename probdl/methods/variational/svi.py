@@ -12,7 +12,7 @@ import numpy as np
 import pyro.distributions as dist
 import torch
 from pyro.infer import ELBO, TraceGraph_ELBO
-from pyro.infer.autoguide import AutoDelta
+from pyro.infer.autoguide import AutoContinuous, AutoLaplaceApproximation
 from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -266,6 +266,7 @@ class SVI(Method, name="svi"):
                 self._check_held_out(structure)
             if automatic:
                 self._check_supports(structure)
+                _check_subsampled(program, structure, guide)
             self._check_estimator(automatic)
             objective = Objective(
                 program,
@@ -290,6 +291,7 @@ class SVI(Method, name="svi"):
             whole = batches.plate is None
             if of_rows and whole and not computes_rows(program, structure, guide, of_rows):
                 local = ()
+            spreads = _draws_shared_sites(objective, local)
             parameters = Parameters(objective.leaves)
             parameters.units = units
             plan = self._plan(program, objective, parameters, batches, seed, progress)
@@ -301,7 +303,7 @@ class SVI(Method, name="svi"):
                     objective,
                     local,
                     stream(seed, "validation"),
-                    selects=not _draws_shared_sites(objective, local),
+                    selects=not spreads,
                 )
                 validation.check(parameters.values)
                 plan = replace(plan, validation=validation)
@@ -332,8 +334,10 @@ class SVI(Method, name="svi"):
         torch.default_generator.manual_seed(stream(seed, "draws"))
         with timed("checking draws"):
             draws, weight_stats, findings = self._draws(
-                program, structure, proposal, guide, batches, start, outcome, seed, progress
+                program, structure, proposal, spreads, batches, start, outcome, seed, progress
             )
+            if isinstance(guide.model, AutoLaplaceApproximation):
+                findings.append(_without_approximation())
         if start.findings:  # these report several modes already
             findings = [finding for finding in findings if finding.check != "multimodal"]
         findings += uneven_rows(program)
@@ -504,14 +508,17 @@ class SVI(Method, name="svi"):
         program: Program,
         structure: Structure,
         proposal: Proposal,
-        guide: Program,
+        spreads: bool,
         batches: Batches,
         start: Start,
         outcome: Outcome,
         seed: int,
         progress: bool | None,
     ) -> tuple[dict[str, Any], dict[str, Any], list[Finding]]:
-        """Draw from the guide, and check the draws by their importance weights."""
+        """Draw from the guide, and check the draws by their importance weights.
+
+        With ``spreads``, the guide is more than a point.
+        """
         latent = [s.name for s in structure.of("latent")]
         if not latent or set(latent) & set(proposal.local):
             shared = [name for name in latent if name not in proposal.local]
@@ -523,7 +530,7 @@ class SVI(Method, name="svi"):
         if program.dtype != torch.float64:
             program = program.to(torch.float64)
             structure = discover(program).with_values(proposal.values)
-        wanted = 1 if isinstance(guide.model, AutoDelta) else self.draws
+        wanted = self.draws if spreads else 1
         found: list[Finding] = []
         scorer, count = None, wanted
         if wanted >= TAIL_DRAWS_MIN:  # more draws make the check more precise
@@ -559,7 +566,14 @@ class SVI(Method, name="svi"):
             return draw_unweighted(program, structure, proposal, wanted, error)
         draws = {name: value.numpy()[None, :wanted] for name, value in weighted.draws.items()}
         stats: dict[str, Any] = {"lp": weighted.lp[None, :wanted]}
-        if wanted < TAIL_DRAWS_MIN:
+        points = [
+            name
+            for name, site in _latent(structure).items()
+            if not site.is_discrete and _is_point(weighted.draws[name])
+        ]
+        if points and wanted > 1:
+            found.append(_points(points))
+        if points or wanted < TAIL_DRAWS_MIN:
             return draws, stats, found
         stats |= {
             "pareto_k": weighted.pareto_k,
@@ -619,6 +633,18 @@ class SVI(Method, name="svi"):
         return compared.reference
 
 
+def _check_subsampled(program: Program, structure: Structure, guide: Program) -> None:
+    """Raise ModelError for a guide that draws rows of a random part with all other sites."""
+    partial = [s.name for s in structure.of("latent") if {*s.dims} & {*program.subsampled}]
+    joint = [m for m in guide.model.modules() if isinstance(m, AutoContinuous)] if partial else []
+    if joint:
+        raise ModelError(
+            f"The latent sites {', '.join(map(repr, partial))} are in a plate with subsample_size=, "
+            f"and {type(joint[0]).__name__} has one distribution of all sites, of the size of a "
+            "single part. Use guide='normal', or leave out subsample_size."
+        )
+
+
 def _draws_shared_sites(objective: Objective, local: Sequence[str]) -> bool:
     """Return whether the guide is a distribution, no point, of sites that all rows share.
 
@@ -627,6 +653,31 @@ def _draws_shared_sites(objective: Objective, local: Sequence[str]) -> bool:
     return any(
         name not in local and not isinstance(base_distribution(node["fn"]), dist.Delta)
         for name, node in sampled_sites(objective.traces(())[0])
+    )
+
+
+def _is_point(draws: Tensor) -> bool:
+    return bool((draws == draws[:1]).all())
+
+
+def _points(sites: Sequence[str]) -> Finding:
+    held = ", ".join(map(repr, sites))
+    return Finding(
+        "info",
+        "point_guide",
+        f"The guide holds {held} at a point, without uncertainty, so its draws cannot be weighted: "
+        "there is no check of them and no evidence.",
+        "Give these sites a distribution in the guide.",
+        tuple(sites),
+    )
+
+
+def _without_approximation() -> Finding:
+    return Finding(
+        "warning",
+        "point_guide",
+        "AutoLaplaceApproximation trains a point, so the fit is a point estimate.",
+        "Use method='laplace', or guide='multivariate_normal', for a normal approximation.",
     )
 
 
