@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# The least and largest number of scalars; each has a panel or a row.
+SCALARS = {"pair": (2, 12), "rank": (1, 100), "trace": (1, 2000), "forest": (1, 2000)}
 MARKERS = "ox"  # for the first ten labels and the next ten, which repeat the ten colours
 
 __all__ = [
@@ -85,12 +87,15 @@ def plot_fit(fit: Fit, kind: str, sites: Sequence[str] | None = None) -> Figure:
         if name in fit.structure.sites:
             raise SettingError(f"The plot {kind!r} shows {shows}, and not {name!r}.")
         raise SettingError(f"There is no site {name!r}; {suggest(name, held)}")
-    scalars = sum(fit.draws[n][0, 0].size for n in sites or fit.draws) if kind == "pair" else 0
-    if kind == "pair" and not 2 <= scalars <= 12:
-        raise SettingError(
-            f"A pair plot shows 2 to 12 scalars, but the sites have {scalars}. Select sites with "
-            "sites= (in the shell: --site)."
-        )
+    if kind in SCALARS:
+        least, most = SCALARS[kind]
+        scalars = sum(math.prod(group[name].shape[2:]) for name in sites or held)
+        if not least <= scalars <= most:
+            raise SettingError(
+                f"A {kind} plot shows {least} to {most} scalars, but the sites have {scalars}. "
+                "Select sites with sites= (in the shell: --site), or elements by ArviZ's own plots "
+                "of fit.idata, with coords=."
+            )
     return plot(fit.idata, kind, sites)
 
 

@@ -213,3 +213,15 @@ def test_ranks_are_those_of_about_independent_draws(monkeypatch):
     (data,) = shown
     posterior = data["posterior"].to_dataset() if hasattr(data, "children") else data
     assert posterior["mean"].size <= 1.1 * az.ess(fit.draws["mean"]) < 2000
+
+
+@pytest.mark.parametrize(("kind", "most"), [("rank", 100), ("trace", 2000), ("forest", 2000)])
+def test_more_panels_than_anyone_looks_at_are_refused(kind, most):
+    def model():
+        pyro.sample("x", dist.Normal(torch.zeros(most), 1.0).to_event(1))
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    fit = probdl.infer(model, method=probdl.Laplace(draws=25), seed=0)
+    with pytest.raises(probdl.SettingError, match=f"1 to {most} scalars, but .* {most + 1}"):
+        plots.plot_fit(fit, kind)
+    assert plots.plot_fit(fit, kind, ["z"]).axes

@@ -639,8 +639,8 @@ def _check_subsampled(program: Program, structure: Structure, guide: Program) ->
     joint = [m for m in guide.model.modules() if isinstance(m, AutoContinuous)] if partial else []
     if joint:
         raise ModelError(
-            f"The latent sites {', '.join(map(repr, partial))} are in a plate with subsample_size=, "
-            f"and {type(joint[0]).__name__} has one distribution of all sites, of the size of a "
+            f"The latent sites {', '.join(map(repr, partial))} are in a plate with subsample_size=,"
+            f" and {type(joint[0]).__name__} has one distribution of all sites, of the size of a "
             "single part. Use guide='normal', or leave out subsample_size."
         )
 
