@@ -148,7 +148,7 @@ def infer(
         fit = _fit(chosen, program, seed, coords, dims, progress, time_limit)
     checked = time.perf_counter()
     findings = fit.diagnose()
-    fit.timings["checks"] = time.perf_counter() - checked
+    fit.timings["checks"] += time.perf_counter() - checked
     # All that the call took: the checks after the method, and waiting for other threads, too.
     fit.timings["total"] = total = time.perf_counter() - started
     fit.timings["other"] = total - sum(
@@ -178,10 +178,12 @@ def _fit(
     all_dims, all_coords = checked_labels(program, dims, coords)
     with clock(time_limit) as own, timed("other"):
         fit = _run(chosen, program, seed, progress, own)
+    finished = time.perf_counter()
+    findings = [*fit.findings, *model_findings(fit, program, all_coords)]
     return replace(
         fit,
-        findings=[*fit.findings, *model_findings(fit, program, all_coords)],
-        timings=own.timings,
+        findings=findings,
+        timings={**own.timings, "checks": time.perf_counter() - finished},
         coords=all_coords,
         dims=all_dims,
     )
