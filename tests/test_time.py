@@ -180,7 +180,7 @@ def test_a_model_that_fails_once_loses_only_that_chain(kind):
     def fragile(y):
         calls.append(1)
         if len(calls) == 800:
-            raise ValueError("a rare case")
+            float("a rare case")
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
         pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
 
@@ -238,4 +238,6 @@ def test_the_total_is_what_the_call_took(name, monkeypatch):
     took = time.perf_counter() - start
     parts = sum(seconds for part, seconds in fit.timings.items() if part != "total")
     assert parts == pytest.approx(fit.timings["total"])
-    assert 0.5 <= fit.timings["other"] <= fit.timings["total"] <= took
+    assert fit.timings["other"] >= 0.2
+    assert fit.timings["checks"] >= 0.3
+    assert fit.timings["total"] <= took

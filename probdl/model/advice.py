@@ -98,14 +98,11 @@ def explain_failure(
 
 def _is_raised_by_user(error: Exception) -> bool:
     """Return whether a statement of the user's code raised an error, and not what it calls."""
-    frames = [*traceback.walk_tb(error.__traceback__)]
-    if not frames or _is_library(frames[-1][0].f_code.co_filename):
-        return False
-    frame = frames[-1][0]
     at: Any = error.__traceback__
     while at.tb_next is not None:
         at = at.tb_next
-    return frame.f_code.co_code[at.tb_lasti] == _RAISE
+    code = at.tb_frame.f_code
+    return not _is_library(code.co_filename) and code.co_code[at.tb_lasti] == _RAISE
 
 
 @contextmanager

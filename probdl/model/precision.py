@@ -31,7 +31,8 @@ _BROADCAST = {  # with its list comprehension, which has its own code before Pyt
     *(x for x in broadcast_all.__code__.co_consts if isinstance(x, types.CodeType)),
 }
 _BETWEEN = ("probdl.", "torch.overrides", "torch.functional")  # a distribution and a mode
-_DTYPE_ERRORS = ("dtype", "scalar type")  # parts of torch's messages about mixed dtypes
+# Parts of torch's messages about mixed dtypes, and about drawing from integers.
+_DTYPE_ERRORS = ("dtype", "scalar type", "not implemented for 'Long'")
 
 
 class Precision:
@@ -132,7 +133,6 @@ class _OneDtype(TorchFunctionMode):
 
     def _as_real(self, x: Any) -> Any:
         integers = isinstance(x, Tensor) and not (x.is_floating_point() or x.is_complex())
-        self.needed |= integers
         return x.to(self.dtype) if integers else x
 
     def _cast_all(self, x: Any) -> Any:
@@ -155,6 +155,7 @@ class _OneDtype(TorchFunctionMode):
             func, kwargs = Tensor.to, {**kwargs, "dtype": self.dtype}
         if _is_of_parameters(func):
             if func is torch.tensor:
+                self.needed |= type(args[0]) is float and not kwargs["dtype"].is_floating_point
                 kwargs = {**kwargs, "dtype": self.dtype}
             args = tuple(map(self._as_real, args))
         written = ()

@@ -115,7 +115,14 @@ def half(yes, no):
     return yes
 
 
+def changed(yes):
+    yes.sides.append(None)
+    return yes
+
+
 def with_effects(yes, no):
+    if no:
+        print(changed(yes))  # noqa: T201
     if no:
         print("no")  # noqa: T201
         raise ValueError

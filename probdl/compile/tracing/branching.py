@@ -13,8 +13,10 @@ import functools
 import logging
 import warnings
 from collections.abc import Mapping
-from types import CodeType
+from types import CodeType, ModuleType
 from typing import Any
+
+from torch import Tensor
 
 __all__ = ["Side", "other_side"]
 
@@ -96,7 +98,7 @@ def _called(steps: list[dis.Instruction], call: int) -> str:
     """Return the global name of the function that is called; '' if it has none."""
     start = _start(steps[call])
     for step in steps[:call] if start is not None else ():
-        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME") and _start(step) == start:
+        if step.opname in _GLOBAL and _start(step) == start:
             return str(step.argval)
     return ""
 
@@ -158,9 +160,17 @@ def _only_warns(
         while not _ends_statement(steps, i):
             if not steps[i].opname.startswith(_STRAIGHT) or _jumps(steps[i]):
                 return False
+            if steps[i].opname in _GLOBAL and not _is_plain(_global(steps[i], names)):
+                return False
             i += 1
         i, count = i + 1, count + 1
     return count > 0
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether a global value of a message has no code of the user."""
+    known = isinstance(value, (ModuleType, Tensor, str, int, float))
+    return known or getattr(builtins, getattr(value, "__name__", ""), None) is value
 
 
 def _same_place(steps: list[dis.Instruction], i: int, j: int) -> bool:
@@ -179,9 +189,7 @@ def _key(step: dis.Instruction) -> tuple[Any, ...]:
 
 def _after_jumps(steps: list[dis.Instruction], i: int) -> int:
     seen = set[int]()
-    while i not in seen and (
-        _is_unconditional(steps[i]) or steps[i].opname in ("NOP", "NOT_TAKEN")
-    ):
+    while i not in seen and (_is_unconditional(steps[i]) or steps[i].opname in _NOTHING):
         seen.add(i)
         i = _index(steps, steps[i].argval) if _jumps(steps[i]) else i + 1
     return i
@@ -191,10 +199,9 @@ def _resolved(steps: list[dis.Instruction], i: int, names: Mapping[str, Any]) ->
     """Return the function that a statement calls by a global name, and where its arguments are."""
     while steps[i].opname in _NOTHING:
         i += 1
-    if steps[i].opname not in ("LOAD_GLOBAL", "LOAD_NAME"):
+    if steps[i].opname not in _GLOBAL:
         return None, i
-    name = steps[i].argval
-    found = names.get(name, getattr(builtins, str(name), None))
+    found = _global(steps[i], names)
     i += 1
     while steps[i].opname in ("LOAD_ATTR", "LOAD_METHOD"):
         found = getattr(found, steps[i].argval, None)
@@ -202,6 +209,11 @@ def _resolved(steps: list[dis.Instruction], i: int, names: Mapping[str, Any]) ->
     return found, i
 
 
+def _global(step: dis.Instruction, names: Mapping[str, Any]) -> Any:
+    return names.get(step.argval, getattr(builtins, str(step.argval), None))
+
+
+_GLOBAL = ("LOAD_GLOBAL", "LOAD_NAME")
 _NOTHING = {"NOP", "NOT_TAKEN", "CACHE", "PUSH_NULL"}
 _LOGS = {"debug", "info", "warning", "error", "exception", "critical", "log"}
 

@@ -75,9 +75,9 @@ def _first_raised_in(error: BaseException, place: Place) -> bool:
     """Return whether the first of the errors was raised by the function with the branch."""
     while error.__context__ is not None:
         error = error.__context__
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     code, _ = place[0]
-    return frame.f_code is code
+    return bool(frames) and frames[-1].f_code is code
 
 
 @contextmanager

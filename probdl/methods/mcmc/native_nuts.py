@@ -52,7 +52,8 @@ CUTOFFS = {"low_rank": 4.0, "dense": 1.0 + 1e-6, "diag": math.inf}
 SHORT_WARMUP, SHORTER = 100, 5
 SCALE_RANGE = (1e-5, 1e5)  # of the first metric, from the gradient at the start
 POLL_SECONDS = 0.02
-SAME_DENSITY = 1e-6  # relative, of log densities that are computed on other machines
+SAME_DENSITY = 1e-9  # relative, of log densities that are computed on other machines
+SAME_NATS = 1e-6
 
 
 class EndedError(ModelError):
@@ -551,7 +552,7 @@ def check_density(chains: Chains, evaluator: Evaluator, error: Exception) -> Non
     for state, recorded in zip(chains.states, chains.stats["lp"][:, -1], strict=True):
         z = check_state(state, chains.z.shape[2]).z
         value = float(evaluator.value_and_grad(torch.from_numpy(z))[0])
-        if not math.isclose(value, recorded, rel_tol=SAME_DENSITY, abs_tol=SAME_DENSITY):
+        if not math.isclose(value, recorded, rel_tol=SAME_DENSITY, abs_tol=SAME_NATS):
             raise error
 
 

@@ -24,12 +24,7 @@ from probdl.methods.approximate.pathfinder import pathfinder_draw
 from probdl.methods.base import Method
 from probdl.methods.mcmc import native_nuts, nutpie_adapter, pyro_nuts
 from probdl.methods.mcmc.blocks import Blocks, continued
-from probdl.methods.mcmc.chains import (
-    Chains,
-    constrained,
-    posterior_fit,
-    random_start,
-)
+from probdl.methods.mcmc.chains import Chains, constrained, posterior_fit, random_start
 from probdl.methods.mcmc.continuation import EarlierDraws
 from probdl.methods.mcmc.funnels import funnel_sites
 from probdl.methods.mcmc.restarts import restarted

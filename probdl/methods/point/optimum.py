@@ -23,7 +23,12 @@ from probdl.compile import Evaluator
 from probdl.errors import ModelError
 from probdl.findings import Finding
 from probdl.methods.angles import unwound
-from probdl.methods.approach import AT_MODE, approach, evaluate_with
+from probdl.methods.approach import (
+    AT_MODE,
+    approach,
+    evaluate_with,
+    information_by_differences,
+)
 from probdl.model.density import LogDensity
 from probdl.results.diagnostics import interrupted
 from probdl.util.blas import one_blas_thread, one_torch_thread
@@ -37,6 +42,8 @@ DENSE_MAX = 1000  # the largest d with a Hessian, which takes d gradients and dÂ
 NEWTON_STEPS_MAX = 100  # quadratic convergence needs four or five, after the way to its region
 # A step takes as many gradients as there are coordinates: at least so many steps, and gradients.
 NEWTON_STEPS_MIN, HESSIAN_ROWS_MAX = 10, 10_000
+# On the way there, differences of gradients are enough, and much faster in native code.
+ROUGH_GAIN_MIN, ROUGH_DIM_MIN = 1e-8, 20  # nats that a step gains, and coordinates
 DRIFT_MAX = 8  # full Newton steps of the same length and direction: the maximum is at infinity
 RESOLVED_MIN = 1e-6  # nats that a step to a finite density would gain beyond doubt
 SAME_HESSIAN_MAX = 1e-8  # nats: after a step that gains less, the Hessian is the same
@@ -384,13 +391,18 @@ def _polish(
     step, gain, information, drift, blocked = torch.zeros_like(z), math.inf, None, 0, False
     short = 0  # steps in a row that gained little of what they promised
     exhausted = False
+    rough = evaluator.engine == "native" and len(z) >= ROUGH_DIM_MIN
     for _ in range(steps):
         check_time_limit()
-        if information is None or not quick or gain > SAME_HESSIAN_MAX:
-            information = -density.hessian(z)
-        if not torch.isfinite(information).all():
-            return end._replace(value=float(value), z=z, information=information)
-        before, step = step, curvature(information, z).ascend(grad)
+        next_step = _rough_step(evaluator, z, grad) if rough else None
+        if next_step is None:
+            rough = False
+            if information is None or not quick or gain > SAME_HESSIAN_MAX:
+                information = -density.hessian(z)
+            if not torch.isfinite(information).all():
+                return end._replace(value=float(value), z=z, information=information)
+            next_step = curvature(information, z).ascend(grad)
+        before, step = step, next_step
         gain = 0.5 * float(grad @ step)
         if gain <= NEWTON_GAIN_MIN:
             break
@@ -403,6 +415,9 @@ def _polish(
             if ahead_value > value and torch.isfinite(ahead_grad).all():
                 break
         else:  # the gain is below the resolution of double precision, or the step ends at an edge
+            if rough:
+                rough = False
+                continue
             blocked = not bool(torch.isfinite(ahead_value)) and gain > RESOLVED_MIN
             gain = gain if blocked else 0.0
             break
@@ -417,6 +432,8 @@ def _polish(
             break
     else:
         exhausted = True
+    if rough:
+        information = -density.hessian(z)
     # The gradient is still resolved when the value no longer is: one more step reduces it to
     # rounding, and so the noise in the curvature along flat directions.
     if gain <= NEWTON_GAIN_MIN:
@@ -429,6 +446,15 @@ def _polish(
     return _End(
         float(value), z, converged, step, gain, information, drifts, blocked, kinked, exhausted
     )
+
+
+def _rough_step(evaluator: Evaluator, z: Tensor, grad: Tensor) -> Tensor | None:
+    """Return a Newton step by differences of gradients; None if it is too short for these."""
+    information = torch.from_numpy(information_by_differences(evaluator, z.numpy()))
+    if not torch.isfinite(information).all():
+        return None
+    step = curvature(information, z).ascend(grad)
+    return step if 0.5 * float(grad @ step) > ROUGH_GAIN_MIN else None
 
 
 @dataclass(frozen=True)
