@@ -89,7 +89,7 @@ def plot_fit(fit: Fit, kind: str, sites: Sequence[str] | None = None) -> Figure:
         raise SettingError(f"There is no site {name!r}; {suggest(name, held)}")
     if kind in SCALARS:
         least, most = SCALARS[kind]
-        scalars = sum(math.prod(group[name].shape[2:]) for name in sites or held)
+        scalars = sum(math.prod(held[name].shape[2:]) for name in sites or held)
         if not least <= scalars <= most:
             raise SettingError(
                 f"A {kind} plot shows {least} to {most} scalars, but the sites have {scalars}. "

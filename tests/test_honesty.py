@@ -237,7 +237,7 @@ def test_errors_are_told_if_they_are_probdls_own():
         raise RuntimeError("from the model")
 
     row = fit_once(Case(broken, (np.ones(2),), posterior=UNDEFINED), "nuts", 1)
-    assert (row["verdict"], row["findings"]) == ("told", ["ModelError"])
+    assert (row["verdict"], row["findings"]) == ("told", ["CheckError"])
 
     def scalars(draws):
         raise RuntimeError("from outside")

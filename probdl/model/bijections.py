@@ -87,7 +87,7 @@ class _StickBreakingTransform(StickBreakingTransform):
         """Return the logs of the shares (..., K - 1), and of what is left at each step (..., K)."""
         x = x - _log_steps_left(x)
         rest = logsigmoid(-x).cumsum(-1)
-        return logsigmoid(x), torch.cat([torch.zeros_like(rest[..., :1]), rest], -1)
+        return logsigmoid(x), torch.cat([rest.new_zeros((*rest.shape[:-1], 1)), rest], -1)
 
 
 def _following(x: Tensor) -> Tensor:

@@ -91,7 +91,7 @@ def _is_of_parameters(func: Any) -> bool:
     if func not in _OF_PARAMETERS:
         return False
     frame: Any = sys._getframe(2)
-    while frame.f_globals["__name__"].startswith(_BETWEEN):
+    while frame.f_globals.get("__name__", "").startswith(_BETWEEN):
         frame = frame.f_back
     return frame.f_code in _BROADCAST
 

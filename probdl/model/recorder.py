@@ -406,9 +406,13 @@ class _ReadsValues(TorchFunctionMode):
     def _asks_for_failure(self, x: Any) -> bool:
         """Return whether GPyTorch asks if a factorisation failed; it would add jitter then."""
         frame: Any = sys._getframe(1)
-        while frame.f_globals["__name__"].startswith("probdl."):  # other modes may stand between
+        while frame.f_globals.get("__name__", "").startswith(
+            "probdl."
+        ):  # other modes may stand between
             frame = frame.f_back
-        return frame.f_globals["__name__"] in _WITH_JITTER and self.recorder.is_error_code(x)
+        return frame.f_globals.get("__name__", "") in _WITH_JITTER and self.recorder.is_error_code(
+            x
+        )
 
     def _without_numbers(self, x: Tensor, index: Any) -> tuple[Tensor, Any]:
         """Return a tensor and an index in which changing numbers are replaced.
@@ -437,7 +441,9 @@ class _ReadsValues(TorchFunctionMode):
 def _asking() -> Any:
     """Return the frame of the Python code that asks."""
     frame: Any = sys._getframe(2)
-    while frame.f_code is not record.__code__ and frame.f_globals["__name__"].startswith(_BETWEEN):
+    while frame.f_code is not record.__code__ and frame.f_globals.get("__name__", "").startswith(
+        _BETWEEN
+    ):
         frame = frame.f_back
     return frame
 

@@ -322,6 +322,7 @@ class NUTS(Method, name="nuts"):
             return None
         exempt = ("checkpoint", "draws", "until", "callback", "start", "out", "executor")
         identity = identity_of(self, seed, density.labels, density.program, exempt)
+        identity["start"] = "None"
         if self.start is not None:
             draws = [torch.from_numpy(np.asarray(of)) for of in self.start.draws.values()]
             identity["start"] = fingerprint(draws)

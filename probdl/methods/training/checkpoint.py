@@ -80,11 +80,10 @@ class Checkpoint:
                 f"The checkpoint {self.path} has version {version}, and this package reads "
                 f"version {_VERSION}. Delete it to start from the beginning."
             )
-        for name in {**self.identity, **identity}:
-            value, saved_value = self.identity.get(name), identity.get(name)
-            if saved_value != value:
+        for name, value in self.identity.items():
+            if (saved_value := identity.get(name, "None")) != value:
                 what = f"its {name} is {saved_value}, and now it is {value}"
-                if name in CHECKSUMS or len(value or "") > SHOWN_MAX:
+                if name in CHECKSUMS or len(value) > SHOWN_MAX:
                     what = f"its {name} differed"
                 constant = (
                     "With schedule='constant' the number of steps may grow; other learning rates "
