@@ -17,7 +17,7 @@ from torch import Tensor
 
 from probdl.errors import CheckError, ModelError, ProbdlError, SettingError
 
-__all__ = ["explain_failure", "explained", "where", "without_trace_shapes"]
+__all__ = ["explain_failure", "explained", "is_library", "where", "without_trace_shapes"]
 
 _RAISE = dis.opmap["RAISE_VARARGS"]
 _PACKAGE = os.path.dirname(os.path.dirname(__file__))
@@ -102,7 +102,7 @@ def _is_raised_by_user(error: Exception) -> bool:
     while at.tb_next is not None:
         at = at.tb_next
     code = at.tb_frame.f_code
-    return not _is_library(code.co_filename) and code.co_code[at.tb_lasti] == _RAISE
+    return not is_library(code.co_filename) and code.co_code[at.tb_lasti] == _RAISE
 
 
 @contextmanager
@@ -141,7 +141,7 @@ def where(error: BaseException) -> str:
     frames = [
         frame
         for frame in reversed(traceback.extract_tb(error.__traceback__))
-        if not _is_library(frame.filename)
+        if not is_library(frame.filename)
     ]
     # A user's model may be installed, too, but an error in pandas is not an error of pandas.
     frames.sort(key=lambda frame: frame.filename.startswith(_INSTALLED))
@@ -153,7 +153,8 @@ def where(error: BaseException) -> str:
     return ""
 
 
-def _is_library(filename: str) -> bool:
+def is_library(filename: str) -> bool:
+    """Return whether a file is of this package, of torch, Pyro or Python, and not a user's."""
     if filename.startswith(os.path.join(_PACKAGE, "models")):  # ready programs are users' code
         return False
     return filename.startswith((_PACKAGE, *_LIBRARIES))

@@ -59,10 +59,6 @@ def _binds(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str
     return True
 
 
-# torch cannot index by these, such as pandas' codes, or takes them as masks, and 16 * 16 is 0.
-_SMALL_INTEGERS = {torch.int8, torch.int16, torch.uint8}
-
-
 def cast_argument(x: Any, dtype: torch.dtype, what: str) -> Any:
     """Convert one argument of a model to a tensor or a module in a dtype, on the CPU.
 
@@ -93,7 +89,7 @@ def cast_argument(x: Any, dtype: torch.dtype, what: str) -> Any:
     if isinstance(x, PackedSequence):
         return x._replace(data=cast_argument(x.data, dtype, what))
     if isinstance(x, Tensor):
-        if x.dtype in _SMALL_INTEGERS:
+        if x.dtype in (torch.int8, torch.int16):  # as of pandas' codes; torch cannot index by them
             return x.long()
         return x.to(dtype) if x.is_floating_point() else x
     return x
@@ -119,7 +115,8 @@ def _from_array(x: Any, what: str) -> Tensor:
             "numbers stored as texts or objects with .astype(float), and wrap labels in "
             "pd.Categorical()."
         )
-    if array.dtype.kind == "u" and array.dtype.itemsize > 1:  # torch has few operations on these
+    # torch has few operations on these, and takes bytes as masks.
+    if array.dtype.kind == "u":
         if array.size and array.max() > _INT64_MAX:
             raise DataError(
                 f"{what} holds the integer {array.max()}, and the largest that torch holds is "

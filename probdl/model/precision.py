@@ -83,17 +83,26 @@ def _kind(func: Any) -> str:
     return "plain"
 
 
-def _is_of_parameters(func: Any) -> bool:
-    """Return whether a distribution calls a function to give its parameters one dtype.
+def _distribution_of(func: Any) -> str:
+    """Return the module of the distribution that gives its parameters one dtype by a function.
 
-    It is that of the first tensor, so 2.5 would be 2 in ``Normal(x, 2.5)`` with integers ``x``.
+    It is that of the first tensor, so 2.5 would be 2 in ``Normal(x, 2.5)`` with integers ``x``, and
+    values would be integers in ``Gamma(2.0, x)``. '' if the function has another purpose.
     """
     if func not in _OF_PARAMETERS:
-        return False
+        return ""
     frame: Any = sys._getframe(2)
     while frame.f_globals.get("__name__", "").startswith(_BETWEEN):
         frame = frame.f_back
-    return frame.f_code in _BROADCAST
+    if frame.f_code not in _BROADCAST:
+        return ""
+    while frame.f_code in _BROADCAST:
+        frame = frame.f_back
+    return str(frame.f_globals.get("__name__", "")) or "unknown"
+
+
+def _is_integer(x: Any) -> bool:
+    return isinstance(x, Tensor) and not (x.is_floating_point() or x.is_complex())
 
 
 class _OneDtype(TorchFunctionMode):
@@ -131,10 +140,6 @@ class _OneDtype(TorchFunctionMode):
         self.needed = True
         return x.to(self.dtype) if isinstance(x, Tensor) else self.dtype
 
-    def _as_real(self, x: Any) -> Any:
-        integers = isinstance(x, Tensor) and not (x.is_floating_point() or x.is_complex())
-        return x.to(self.dtype) if integers else x
-
     def _cast_all(self, x: Any) -> Any:
         if isinstance(x, torch.Size):  # as a list, Tensor.new() would take it as the numbers
             return x
@@ -153,11 +158,13 @@ class _OneDtype(TorchFunctionMode):
         if kind == "cast":
             self.needed |= _CASTS[func] != self.dtype
             func, kwargs = Tensor.to, {**kwargs, "dtype": self.dtype}
-        if _is_of_parameters(func):
+        if module := _distribution_of(func):
             if func is torch.tensor:
                 self.needed |= type(args[0]) is float and not kwargs["dtype"].is_floating_point
                 kwargs = {**kwargs, "dtype": self.dtype}
-            args = tuple(map(self._as_real, args))
+            else:
+                self.needed |= not module.endswith("binomial") and any(map(_is_integer, args))
+            args = tuple(x.to(self.dtype) if _is_integer(x) else x for x in args)
         written = ()
         if kind == "write":
             written, args = args[:1], args[1:]  # must stay the same tensor

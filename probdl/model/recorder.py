@@ -80,7 +80,7 @@ CHECK_AFTER_NODES = 256  # for the time limit
 
 # Modes and wrappers between Python code and the dispatcher.
 _BETWEEN = (
-    *("probdl.model.", "probdl.compile.", "probdl.methods."),
+    *("probdl.model.", "probdl.compile.", "probdl.methods.", "probdl.util."),
     *("torch._", "torch.utils.", "torch.overrides"),
 )
 

@@ -9,7 +9,7 @@ import warnings
 
 import pytest
 
-from probdl.compile.tracing.branching import Side, other_side
+from probdl.compile.tracing.branching import Side, may_be_caught, other_side
 
 LOG = logging.getLogger(__name__)
 
@@ -120,6 +120,18 @@ def changed(yes):
     return yes
 
 
+def warned_with_effects(yes, no, items=None):
+    items = [1, 2] if items is None else items
+    if no:
+        print("dropped", items.pop())  # noqa: T201
+    if no:
+        print("now", items := [])  # noqa: T201
+    if no:
+        LOG.info("%s", yes.sides)
+    if no:
+        print(len(items), sys.exit())  # noqa: T201
+
+
 def with_effects(yes, no):
     if no:
         print(changed(yes))  # noqa: T201
@@ -144,7 +156,7 @@ def of_others(yes, no):
         raise ValueError
 
 
-NEITHER = (computed, with_effects, of_others)
+NEITHER = (computed, warned_with_effects, with_effects, of_others)
 
 
 @pytest.mark.parametrize(
@@ -157,6 +169,67 @@ def test_the_other_side(function, side):
     function(Asked(True, sides), Asked(False, sides))
     assert sides
     assert {*sides} == {side}
+
+
+def tried(fail):
+    try:  # noqa: SIM105
+        fail()
+    except KeyError:
+        pass
+
+
+def finally_done(fail):
+    with warnings.catch_warnings():
+        try:
+            fail()
+        finally:
+            print("done")  # noqa: T201
+
+
+def tried_around_with(fail):
+    try:
+        with warnings.catch_warnings(), warnings.catch_warnings():
+            fail()
+    except KeyError:
+        pass
+
+
+def with_statements(fail):
+    with warnings.catch_warnings():
+        for _ in range(2):
+            with warnings.catch_warnings() as _:
+                [fail() for _ in range(2)]
+
+
+def tried_before(fail):
+    try:
+        int("1")
+    except ValueError:
+        raise
+    fail()
+
+
+@pytest.mark.parametrize(
+    ("function", "caught"),
+    [
+        (tried, True),
+        (finally_done, True),
+        (tried_around_with, True),
+        (with_statements, False),
+        (tried_before, False),
+    ],
+)
+def test_errors_that_reach_a_try_statement(function, caught):
+    found = []
+
+    def fail():
+        frame = sys._getframe(1)
+        while frame.f_code.co_name != function.__name__:  # out of a list comprehension
+            frame = frame.f_back
+        found.append(may_be_caught(frame.f_code, frame.f_lasti))
+
+    function(fail)
+    assert {*found} == {caught}
 
 
 def test_only_the_last_of_two_conditions_raises():

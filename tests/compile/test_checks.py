@@ -184,6 +184,53 @@ def caught(x):
         return 2 * x
 
 
+def caught_for_some_values(x):
+    try:
+        if x[0] > 2.1:
+            raise ValueError
+    except ValueError:
+        if x[1] > -5.0:
+            raise
+        x = x / 2
+    return x
+
+
+def caught_in_later_steps(x):
+    total = 0 * x
+    for k in (0, 1):
+        try:
+            if x[k] > 2.1:
+                raise ValueError
+            total = total + x
+        except ValueError:
+            if k == 0:
+                raise
+    return total
+
+
+def caught_by_a_caller(x):
+    for k in (0, 1):
+        try:
+            raised_for(x[k])
+        except ValueError:
+            if k == 0:
+                raise
+    return x
+
+
+def raised_for(value):
+    if value > 2.1:
+        raise ValueError
+
+
+def recorded_as_a_warning(x):
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        if x[0] > 2.1:
+            warnings.warn("x is large", stacklevel=1)
+    return x / 2 if seen else x
+
+
 def failed_by_accident(x):
     if (x < -2.1).any():
         x = x + torch.nonzero(x < -2.1)[0]
@@ -230,6 +277,10 @@ OTHERS = (
     kept,
     computed,
     caught,
+    caught_for_some_values,
+    caught_in_later_steps,
+    caught_by_a_caller,
+    recorded_as_a_warning,
     failed_by_accident,
     raised_by_a_function,
     read,
@@ -367,6 +418,18 @@ def test_random_numbers_do_not_make_a_branch_a_check():
         with pytest.warns(probdl.FindingWarning, match="steps run on the eager engine"):
             fit = probdl.infer(model, Y, method=probdl.SVI(steps=5, draws=30), seed=seed)
         assert fit.stats["engine"] == "eager"
+
+
+@pytest.mark.filterwarnings("ignore::probdl.FindingWarning")
+def test_a_check_is_compiled_under_a_time_limit():
+    def model(y):
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        assert x < 100
+        pyro.sample("y", dist.Normal(x, 1.0).expand([20]).to_event(1), obs=y)
+
+    method = probdl.NUTS(draws=20, warmup=20, chains=1)
+    fit = probdl.infer(model, Y, method=method, seed=0, time_limit=600)
+    assert fit.stats["engine"] == "native"
 
 
 def test_steps_of_svi_with_a_check_are_compiled():

@@ -13,12 +13,12 @@ import functools
 import logging
 import warnings
 from collections.abc import Mapping
-from types import CodeType, ModuleType
+from types import CodeType
 from typing import Any
 
 from torch import Tensor
 
-__all__ = ["Side", "other_side"]
+__all__ = ["Side", "may_be_caught", "other_side"]
 
 
 class Side(enum.Enum):
@@ -62,6 +62,25 @@ def other_side(code: CodeType, at: int, truth: bool, names: Mapping[str, Any]) -
     if _only_warns(steps, other, taken, names) or _only_warns(steps, taken, other, names):
         return Side.WARNS
     return None
+
+
+def may_be_caught(code: CodeType, at: int) -> bool:
+    """Return whether an error at an instruction reaches a ``try`` statement of the same function.
+
+    A ``with`` statement is none: it rarely suppresses errors, and hardly for some values only.
+    """
+    steps = _instructions(code)
+    entries = dis.Bytecode(code).exception_entries  # type: ignore[attr-defined]
+    handlers = {offset: e.target for e in entries for offset in range(e.start, e.end, 2)}
+    passed = set[int]()
+    while at in handlers and at not in passed:
+        passed.add(at)
+        at = handlers[at]  # which raises the error again, unless it is one of ``try``
+        handler = _index(steps, at)
+        begin = [step.opname for step in steps[handler : handler + 2]]
+        if begin[0] == "PUSH_EXC_INFO" and begin[1] != "WITH_EXCEPT_START":
+            return True
+    return False
 
 
 _STRAIGHT = (  # how the names of instructions begin that change only local names
@@ -158,19 +177,23 @@ def _only_warns(
             return False
         i = begin
         while not _ends_statement(steps, i):
-            if not steps[i].opname.startswith(_STRAIGHT) or _jumps(steps[i]):
-                return False
-            if steps[i].opname in _GLOBAL and not _is_plain(_global(steps[i], names)):
+            if not _only_reads(steps, i, names):
                 return False
             i += 1
         i, count = i + 1, count + 1
     return count > 0
 
 
-def _is_plain(value: Any) -> bool:
-    """Return whether a global value of a message has no code of the user."""
-    known = isinstance(value, (ModuleType, Tensor, str, int, float))
-    return known or getattr(builtins, getattr(value, "__name__", ""), None) is value
+def _only_reads(steps: list[dis.Instruction], i: int, names: Mapping[str, Any]) -> bool:
+    """Return whether an instruction of a message computes it without code of the user."""
+    step = steps[i]
+    if step.opname in _GLOBAL:
+        value = _global(step, names)
+        is_type = value in _TYPES if isinstance(value, type) else False
+        return is_type or isinstance(value, (Tensor, str, int, float))
+    if step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+        return step.argval in _READING
+    return step.opname.startswith(_PLAIN)
 
 
 def _same_place(steps: list[dis.Instruction], i: int, j: int) -> bool:
@@ -214,6 +237,15 @@ def _global(step: dis.Instruction, names: Mapping[str, Any]) -> Any:
 
 
 _GLOBAL = ("LOAD_GLOBAL", "LOAD_NAME")
+_PLAIN = (  # without names that are given another value
+    *("LOAD_CONST", "LOAD_FAST", "LOAD_SMALL_INT", "BUILD_", "FORMAT_", "CONVERT_", "KW_NAMES"),
+    *("CALL", "PRECALL", "PUSH_NULL", "NOP", "CACHE", "EXTENDED_ARG", "NOT_TAKEN", "COPY_FREE"),
+)
+_TYPES = (float, int, str, UserWarning, RuntimeWarning, Warning)
+_READING = {  # attributes and methods of tensors
+    *("item", "tolist", "mean", "sum", "min", "max", "std", "var", "abs", "norm", "any", "all"),
+    *("shape", "dtype", "detach", "cpu", "numpy", "float", "double", "T"),
+}
 _NOTHING = {"NOP", "NOT_TAKEN", "CACHE", "PUSH_NULL"}
 _LOGS = {"debug", "info", "warning", "error", "exception", "critical", "log"}
 

@@ -14,7 +14,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
-from probdl.compile.tracing.branching import Side, other_side
+from probdl.compile.tracing.branching import Side, may_be_caught, other_side
+from probdl.model.advice import is_library
 from probdl.model.recorder import Branches, ControlFlowError, Place, Recording
 from probdl.util.isolation import rewinding
 
@@ -47,9 +48,11 @@ def record_checked(run: Callable[[Branches], Recording]) -> Recording:
             other_side(code, instruction, question.truth, question.names)
             for question in map(taken.asked.__getitem__, at)
         }
-        if sides == {Side.RAISES} and _is_fatal(run, at[0], taken):
+        caught = any(may_be_caught(*call) for call in place if not is_library(call[0].co_filename))
+        recorded = any("catch_warnings" in code.co_names for code, _ in place)
+        if sides == {Side.RAISES} and not caught and _is_fatal(run, at[0], taken):
             required.update(at)
-        elif sides != {Side.WARNS}:
+        elif sides != {Side.WARNS} or recorded:
             raise ControlFlowError("A branch that depends on a value is more than a check")
     return run(Branches(required=frozenset(required)))
 
