@@ -297,6 +297,11 @@ TOPICS: dict[str, dict[str, Check]] = {
             "The loss became infinite or NaN. The fit holds an earlier state, saved before the "
             "failure.",
         ),
+        "zero_density": Check(
+            _WARNING,
+            "Draws of an approximation are where the posterior has no density, such as beyond a "
+            "check of the model.",
+        ),
         "point_guide": Check(
             ("warning", "info"),
             "The guide of SVI holds sites at a point, without uncertainty; a warning for "

@@ -33,6 +33,7 @@ __all__ = [
 
 Array = NDArray[np.float64]
 
+ZERO_DENSITY_MAX = 0.005  # share of draws
 CONSTANT_SD = 1e-12  # relative to the mean: as of the first element of a Cholesky factor
 NOISE = 4.0  # standard errors of draws that are not the approximation's fault
 EVIDENCE_MAX = 0.1  # nats, of the difference between two estimates; each has a few hundredths
@@ -145,6 +146,10 @@ def check_approximation(
         resampled: whether the draws are resampled by the weights.
         log_evidence: the evidence by the weights, in nats; NaN if it was not estimated.
     """
+    # Smoothing makes the logs of zero weights the least number.
+    impossible = 0.0 if resampled else float((log_weights < np.finfo(float).min / 2).mean())
+    if impossible > ZERO_DENSITY_MAX:
+        return [_zero_density(impossible, approximation)]
     if reference is not None:
         found = _check_moments(draws, reference, approximation, remedy)
         return found or _check_evidence(log_evidence, reference.log_evidence)
@@ -155,6 +160,16 @@ def check_approximation(
     if uneven or resampled:
         return uneven
     return _check_moments(draws, Reference(draws, log_weights), approximation, remedy)
+
+
+def _zero_density(share: float, approximation: str) -> Finding:
+    return Finding(
+        "warning",
+        "zero_density",
+        f"{share:.2g} of the draws of {approximation} are where the posterior has no density, as a "
+        "check of the model or a factorisation fails there. Predictions from these draws fail.",
+        "Use method='nuts', whose draws are inside, or a site whose support has this edge.",
+    )
 
 
 def _check_evidence(found: float, of_reference: float) -> list[Finding]:

@@ -385,6 +385,19 @@ def test_a_check_that_fails_for_half_of_the_prior_is_an_edge_of_the_posterior(me
     assert float(fit.draws["x"].mean()) == pytest.approx(mean, abs=sd)
 
 
+@pytest.mark.parametrize("method", [probdl.Laplace(), probdl.SVI(steps=200)], ids=str)
+def test_draws_beyond_a_check_have_a_finding(method):
+    def model(y):
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        assert x < 1.2
+        pyro.sample("y", dist.Normal(x, 1.0).expand([20]).to_event(1), obs=y)
+
+    with pytest.warns(probdl.FindingWarning, match="where the posterior has no density"):
+        fit = probdl.infer(model, Y + 1, method=method, seed=0)
+    assert "zero_density" in {f.check for f in fit.findings}
+    assert fit.draws["x"].max() > 1.2
+
+
 @pytest.mark.parametrize("method", ["map", "nuts", "svi", "importance"])
 def test_an_error_that_the_model_always_raises_is_its_own(method):
     def model(y):
