@@ -221,7 +221,7 @@ def test_more_panels_than_anyone_looks_at_are_refused(kind, most):
         pyro.sample("x", dist.Normal(torch.zeros(most), 1.0).to_event(1))
         pyro.sample("z", dist.Normal(0.0, 1.0))
 
-    method = probdl.NUTS(draws=4, warmup=4, chains=1)
+    method = probdl.NUTS(draws=20, warmup=20, chains=2)
     fit = probdl.infer(model, method=method, seed=0)
     with pytest.raises(probdl.SettingError, match=f"1 to {most} scalars, but .* {most + 1}"):
         plots.plot_fit(fit, kind)
