@@ -74,6 +74,16 @@ def with_message(yes, no):
             raise ValueError(f"{numbers} in step {i}")
 
 
+def after_a_message(yes, no):
+    if no:
+        print("no", yes)  # noqa: T201
+        raise ValueError
+    if not yes:
+        LOG.error("not %s", yes)
+        warnings.warn("not yes", stacklevel=1)
+        raise ValueError
+
+
 def either_way(yes, no):
     if no:
         if yes is no:
@@ -81,7 +91,7 @@ def either_way(yes, no):
         raise ValueError("two")
 
 
-RAISES = (plain, joined, asserted, of_several, with_message, either_way)
+RAISES = (plain, joined, asserted, of_several, with_message, after_a_message, either_way)
 
 
 def warned(yes, no):
@@ -136,7 +146,7 @@ def with_effects(yes, no):
     if no:
         print(changed(yes))  # noqa: T201
     if no:
-        print("no")  # noqa: T201
+        print(yes.sides)  # noqa: T201
         raise ValueError
     if no:
         yes.sides = []

@@ -56,6 +56,14 @@ def raised_with_a_message(x):
     return x
 
 
+def raised_after_a_message(x):
+    if (x < -2.1).any():
+        print("x is small")  # noqa: T201
+        LOG.error("x is %s", x)
+        raise ValueError("x is small")
+    return x
+
+
 def logged(x):
     for value in x:
         if value < -2.1:
@@ -258,6 +266,7 @@ CHECKS = (
     raised,
     raised_in_a_loop,
     raised_with_a_message,
+    raised_after_a_message,
     raised_after_writes,
     given_to_wishart,
     warned,
@@ -319,7 +328,7 @@ def test_a_check_is_compiled(function):
             assert found[0] == -torch.inf
         else:
             torch.testing.assert_close(found, expected)
-    raising = (asserted, raised, raised_in_a_loop, raised_with_a_message)
+    raising = (asserted, raised, raised_in_a_loop, raised_with_a_message, raised_after_a_message)
     assert failed == (2 if function in raising else function is raised_after_writes)
 
 
@@ -456,14 +465,19 @@ def test_steps_of_svi_with_a_check_are_compiled():
     assert fit.draws["mu"].mean() == pytest.approx(Y.sum() / 21, abs=0.1)
 
 
-def test_nothing_is_printed_of_a_value_that_is_not_there(capsys):
+def test_nothing_is_printed_of_a_value_that_is_not_there(capsys, caplog):
     def model(y):
         x = pyro.sample("x", dist.Normal(0.0, 1.0))
         if x > 3:
             print("x is large")  # noqa: T201
+        if x > 4:
+            print("x is larger")  # noqa: T201
+            LOG.error("x is %s", x)
+            raise ValueError
         pyro.sample("y", dist.Normal(x, 1.0).expand([20]).to_event(1), obs=y)
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         choose(LogDensity.from_model(model, (Y,)), "native", 0)
     assert not capsys.readouterr().out
+    assert not caplog.records

@@ -24,7 +24,7 @@ __all__ = ["Side", "may_be_caught", "other_side"]
 class Side(enum.Enum):
     """What a side of a branch does."""
 
-    RAISES = enum.auto()  # an error, whatever the values, and before anything else
+    RAISES = enum.auto()  # an error, whatever the values; before it, it may only warn
     WARNS = enum.auto()  # or prints, or writes to a log, and nothing else
 
 
@@ -57,7 +57,7 @@ def other_side(code: CodeType, at: int, truth: bool, names: Mapping[str, Any]) -
     branch = steps[place]
     jump, on = _index(steps, branch.argval), branch.opname.endswith("TRUE")
     taken, other = (jump, place + 1) if (truth ^ inverted) == on else (place + 1, jump)
-    if _always_raises(steps, other):
+    if _always_raises(steps, other, names):
         return Side.RAISES
     if _only_warns(steps, other, taken, names) or _only_warns(steps, taken, other, names):
         return Side.WARNS
@@ -135,8 +135,8 @@ def _decides(function: str, truth: bool) -> bool:
     return function == "bool" or function == ("all" if truth else "any")
 
 
-def _always_raises(steps: list[dis.Instruction], start: int) -> bool:
-    """Return whether all ways from an instruction end with an error, before anything else."""
+def _always_raises(steps: list[dis.Instruction], start: int, names: Mapping[str, Any]) -> bool:
+    """Return whether all ways from an instruction end with an error; they may warn before it."""
     ahead, seen = [start], set[int]()
     while ahead:
         i = ahead.pop()
@@ -145,6 +145,9 @@ def _always_raises(steps: list[dis.Instruction], start: int) -> bool:
         seen.add(i)
         step = steps[i]
         if step.opname == "RAISE_VARARGS":
+            continue
+        if (end := _after_warning(steps, i, names)) is not None:
+            ahead.append(end)
             continue
         if _jumps(step):
             if step.opname == "SEND":
@@ -170,18 +173,25 @@ def _only_warns(
     steps: list[dis.Instruction], start: int, end: int, names: Mapping[str, Any]
 ) -> bool:
     """Return whether only calls that warn stand between two instructions."""
-    i, count = start, 0
+    i = start
     while not _same_place(steps, i, end):
-        called, begin = _resolved(steps, i, names)
-        if not _warns(called):
+        after = _after_warning(steps, i, names)
+        if after is None:
             return False
-        i = begin
-        while not _ends_statement(steps, i):
-            if not _only_reads(steps, i, names):
-                return False
-            i += 1
-        i, count = i + 1, count + 1
-    return count > 0
+        i = after
+    return i != start
+
+
+def _after_warning(steps: list[dis.Instruction], i: int, names: Mapping[str, Any]) -> int | None:
+    """Return where the statement ends that starts at an instruction; None if it does not warn."""
+    called, i = _resolved(steps, i, names)
+    if not _warns(called):
+        return None
+    while not _ends_statement(steps, i):
+        if not _only_reads(steps, i, names):
+            return None
+        i += 1
+    return i + 1
 
 
 def _only_reads(steps: list[dis.Instruction], i: int, names: Mapping[str, Any]) -> bool:

@@ -9,6 +9,7 @@ trace holds everywhere.
 from __future__ import annotations
 
 import io
+import logging
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -85,8 +86,12 @@ def _first_raised_in(error: BaseException, place: Place) -> bool:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Drop warnings and what is printed: it is of a value that is not there."""
-    nowhere = io.StringIO()
-    with warnings.catch_warnings(), redirect_stdout(nowhere), redirect_stderr(nowhere):
-        warnings.simplefilter("ignore")
-        yield
+    """Drop warnings and what is printed or logged: it is of a value that is not there."""
+    nowhere, before = io.StringIO(), logging.root.manager.disable
+    logging.disable()
+    try:
+        with warnings.catch_warnings(), redirect_stdout(nowhere), redirect_stderr(nowhere):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
