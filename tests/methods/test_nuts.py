@@ -291,3 +291,16 @@ def test_the_remedy_of_divergences_goes_beyond_the_settings(target_accept, remed
     }
     finding = check_energy(stats, [], target_accept)[0]
     assert remedy in finding.remedy
+
+
+@pytest.mark.filterwarnings("ignore::probdl.FindingWarning")
+def test_trajectories_of_hmc_are_bounded_where_step_sizes_shrink_without_end():
+    def model(y):
+        x = pyro.sample("x", dist.Normal(0.0, 10.0))
+        pyro.factor("edge", torch.where(x > 0.9, -torch.inf, 0.0))
+        pyro.sample("y", dist.Normal(x, 1.0).expand([20]).to_event(1), obs=y)
+
+    method = probdl.HMC(draws=20, warmup=20, chains=1)
+    fit = probdl.infer(model, torch.full((20,), 2.0), method=method, seed=0)
+    assert fit.draws["x"].max() <= 0.9
+    assert "divergences" in {f.check for f in fit.findings}

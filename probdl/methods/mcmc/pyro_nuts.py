@@ -27,6 +27,8 @@ from probdl.util.progress import bar
 
 __all__ = ["HMCKernel", "NUTSKernel", "run"]
 
+STEPS_MAX = 1023  # of a trajectory of HMC, as many as NUTS takes by default
+
 
 class _Recording:
     """A mixin for Pyro's kernels: single transitions with their statistics."""
@@ -94,6 +96,11 @@ class NUTSKernel(_Recording, NUTS):
 
 class HMCKernel(_Recording, HMC):
     """Pyro's HMC on a log density."""
+
+    @property
+    def num_steps(self) -> int:
+        """The number of steps of a trajectory, bounded where step sizes shrink without end."""
+        return min(STEPS_MAX, super().num_steps)  # type: ignore[no-any-return]
 
 
 def run(
