@@ -99,6 +99,8 @@ def explain_failure(
 def _is_raised_by_user(error: Exception) -> bool:
     """Return whether a statement of the user's code raised an error, and not what it calls."""
     at: Any = error.__traceback__
+    if at is None:
+        return False
     while at.tb_next is not None:
         at = at.tb_next
     code = at.tb_frame.f_code

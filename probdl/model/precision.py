@@ -15,6 +15,8 @@ from torch.distributions.utils import broadcast_all
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
+from probdl.util.calls import frame_outside
+
 __all__ = ["Precision"]
 
 _CASTS = {
@@ -91,9 +93,7 @@ def _distribution_of(func: Any) -> str:
     """
     if func not in _OF_PARAMETERS:
         return ""
-    frame: Any = sys._getframe(2)
-    while frame.f_globals.get("__name__", "").startswith(_BETWEEN):
-        frame = frame.f_back
+    frame = frame_outside(sys._getframe(2), _BETWEEN)
     if frame.f_code not in _BROADCAST:
         return ""
     while frame.f_code in _BROADCAST:

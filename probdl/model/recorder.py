@@ -28,6 +28,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
 from probdl.errors import ProbdlError
+from probdl.util.calls import frame_outside
 from probdl.util.clock import check_time_limit
 
 __all__ = [
@@ -262,7 +263,9 @@ class _Recorder(DispatchMode):
     def _answer(self, truth: Any, asked: fx.Node | None, sources: frozenset[int]) -> Any:
         """Answer Python code that reads a number."""
         asks = isinstance(truth, bool) and not sources.isdisjoint((0, _RANDOM))
-        frame: Any = _asking() if asks and self.branches is not None else None
+        frame: Any = None
+        if asks and self.branches is not None:
+            frame = frame_outside(sys._getframe(1), _BETWEEN, record.__code__)
         place = calls(frame, record.__code__)
         if self.branches is None or asked is None or not place:
             self.refuse()
@@ -405,14 +408,9 @@ class _ReadsValues(TorchFunctionMode):
 
     def _asks_for_failure(self, x: Any) -> bool:
         """Return whether GPyTorch asks if a factorisation failed; it would add jitter then."""
-        frame: Any = sys._getframe(1)
-        while frame.f_globals.get("__name__", "").startswith(
-            "probdl."
-        ):  # other modes may stand between
-            frame = frame.f_back
-        return frame.f_globals.get("__name__", "") in _WITH_JITTER and self.recorder.is_error_code(
-            x
-        )
+        frame = frame_outside(sys._getframe(1), ("probdl.",))  # other modes may stand between
+        asks = frame.f_globals.get("__name__") in _WITH_JITTER
+        return asks and self.recorder.is_error_code(x)
 
     def _without_numbers(self, x: Tensor, index: Any) -> tuple[Tensor, Any]:
         """Return a tensor and an index in which changing numbers are replaced.
@@ -436,16 +434,6 @@ class _ReadsValues(TorchFunctionMode):
     def _refuse_changing(self, values: Any) -> None:
         if any(map(self.recorder.depends, tree_leaves(values))):
             self.recorder.refuse()
-
-
-def _asking() -> Any:
-    """Return the frame of the Python code that asks."""
-    frame: Any = sys._getframe(2)
-    while frame.f_code is not record.__code__ and frame.f_globals.get("__name__", "").startswith(
-        _BETWEEN
-    ):
-        frame = frame.f_back
-    return frame
 
 
 def calls(frame: Any, until: types.CodeType | None = None) -> Place:

@@ -54,7 +54,7 @@ __all__ = [
     "scalar_labels",
 ]
 
-RETRY_S = 2.0  # for which a model may raise errors of its own at random points
+RETRY_S = 2.0  # after which a model that raised at each random point is not run again
 MAX_RANDOM_STARTS = 100  # runs of the program before linear-algebra failures are an error
 
 # What LocScaleReparam can write non-centred.

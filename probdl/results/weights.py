@@ -166,8 +166,8 @@ def _zero_density(share: float, approximation: str) -> Finding:
     return Finding(
         "warning",
         "zero_density",
-        f"{share:.2g} of the draws of {approximation} are where the posterior has no density, as a "
-        "check of the model or a factorisation fails there. Predictions from these draws fail.",
+        f"{share:.2g} of the draws of {approximation} are where the posterior has no density, such "
+        "as where a check of the model or a factorisation fails. Predictions there may fail, too.",
         "Use method='nuts', whose draws are inside, or a site whose support has this edge.",
     )
 

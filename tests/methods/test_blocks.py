@@ -59,12 +59,13 @@ def test_an_interruption_of_the_first_block_has_nothing_to_return():
         BLOCKS.sample(lambda draws: interrupted(draws), {}, 2)
 
 
-def test_an_interrupted_block_without_some_chains_is_left_out():
+@pytest.mark.parametrize(("chains", "kept"), [(2, 100), (3, 107)])
+def test_an_interrupted_block_counts_all_draws_and_is_left_out_without_some_chains(chains, kept):
     of_block = Finding("warning", "interrupted", "after 7 of 50 draws; from 2 of the 3 chains.")
-    chains = sampled(lambda draws: chains_of(2, 7, of_block))
-    assert chains.z.shape == (3, 100, 2)
-    (finding,) = chains.findings
-    assert "after 100 of 1000 draws per chain" in finding.message
+    found = sampled(lambda draws: chains_of(chains, 7, of_block))
+    assert found.z.shape == (3, kept, 2)
+    (finding,) = found.findings
+    assert f"after {kept} of 1000 draws per chain" in finding.message
     assert "2 of the 3" not in finding.message
 
 
@@ -108,12 +109,11 @@ def test_the_number_of_draws_does_not_depend_on_the_size_of_blocks(seconds, monk
     assert 120 < found.z.shape[1] < 2000
 
 
-def test_a_block_that_is_cut_short_is_one_of_all_draws():
-    cut = Finding("warning", "interrupted", "The run was interrupted after 7 of 900 draws.")
-    chains = sampled(lambda draws: chains_of(3, 7, cut))
-    assert chains.z.shape == (3, 107, 2)
-    (finding,) = chains.findings
-    assert "after 107 of 1000 draws per chain" in finding.message
+def test_an_interruption_while_it_is_seen_whether_draws_are_enough(monkeypatch):
+    monkeypatch.setattr(Until, "findings", lambda self, z: interrupted(z))
+    chains = sampled(lambda draws: chains_of(3, draws))
+    assert chains.z.shape == (3, 1000, 2)
+    assert [f.check for f in chains.findings] == ["interrupted"]
 
 
 def test_a_block_of_which_all_chains_fail_is_left_out():

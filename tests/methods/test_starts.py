@@ -12,6 +12,7 @@ import probdl
 from benchmarks.starts import HARD
 from probdl.compile import choose
 from probdl.methods.approach import TypicalStarts, approach
+from probdl.methods.mcmc import nuts
 from probdl.model.density import LogDensity
 from probdl.results.diagnostics import check_stuck
 
@@ -103,6 +104,18 @@ def test_a_mode_that_no_chain_starts_from_is_reported(method):
     fit = probdl.infer(squared, y, method=method, seed=0)
     assert len({*np.sign(fit.draws["x"].ravel())}) == 1
     assert "multimodal" in checks(fit)
+
+
+def test_an_interrupted_search_for_modes_keeps_the_draws(monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(nuts, "find_modes", interrupt)
+    method = probdl.NUTS(draws=100, warmup=100, chains=1)
+    fit = probdl.infer(squared, torch.tensor(25.0), method=method, seed=0)
+    assert fit.num_draws == 100
+    (finding,) = [f for f in fit.findings if f.check == "interrupted"]
+    assert "a missed mode may not be reported" in finding.message
 
 
 def test_modes_in_a_hundred_dimensions_are_reported():

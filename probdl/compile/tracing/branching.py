@@ -38,7 +38,7 @@ def other_side(code: CodeType, at: int, truth: bool, names: Mapping[str, Any]) -
         names: the global names of the function.
     """
     steps = _instructions(code)
-    place = next(i for i, step in enumerate(steps) if step.offset == at)
+    place = _index(steps, at)
     asks = steps[place].opname
     if asks == "CALL":
         if not _decides(_called(steps, place), truth):
@@ -67,7 +67,7 @@ def other_side(code: CodeType, at: int, truth: bool, names: Mapping[str, Any]) -
 def may_be_caught(code: CodeType, at: int) -> bool:
     """Return whether an error at an instruction reaches a ``try`` statement of the same function.
 
-    A ``with`` statement is none: it rarely suppresses errors, and hardly for some values only.
+    A ``with`` statement does not count: it rarely suppresses errors for some values only.
     """
     steps = _instructions(code)
     entries = dis.Bytecode(code).exception_entries  # type: ignore[attr-defined]
@@ -114,7 +114,7 @@ def _is_truth(step: dis.Instruction) -> bool:
 
 
 def _called(steps: list[dis.Instruction], call: int) -> str:
-    """Return the global name of the function that is called; '' if it has none."""
+    """Return the global name of the function that is called; '' without a global name."""
     start = _start(steps[call])
     for step in steps[:call] if start is not None else ():
         if step.opname in _GLOBAL and _start(step) == start:
@@ -150,8 +150,6 @@ def _always_raises(steps: list[dis.Instruction], start: int, names: Mapping[str,
             ahead.append(end)
             continue
         if _jumps(step):
-            if step.opname == "SEND":
-                return False
             ahead.append(_index(steps, step.argval))
         elif not step.opname.startswith(_STRAIGHT) or _ends_statement(steps, i):
             return False
@@ -199,8 +197,8 @@ def _only_reads(steps: list[dis.Instruction], i: int, names: Mapping[str, Any]) 
     step = steps[i]
     if step.opname in _GLOBAL:
         value = _global(step, names)
-        is_type = value in _TYPES if isinstance(value, type) else False
-        return is_type or isinstance(value, (Tensor, str, int, float))
+        known = isinstance(value, type) and value in _TYPES
+        return known or isinstance(value, (Tensor, str, int, float))
     if step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
         return step.argval in _READING
     return step.opname.startswith(_PLAIN)

@@ -56,14 +56,15 @@ class Blocks:
             few = self.draws if self.checkpoint is None else min(FIRST_DRAWS, self.draws)
             chains = sample(draws=few, **first)
             chains = self._saved(chains)
-        each = 0.0  # seconds a draw
+        each, wanted = 0.0, self.draws  # seconds a draw, and the number of draws
         limit = self.until.time_limit if self.until is not None else None
         while not ENDED & {f.check for f in chains.findings}:
             try:
-                count = self._further(chains, each)
+                wanted = self._wanted(chains, wanted)
+                count = self._further(wanted - chains.z.shape[1], each)
                 late = limit is not None and time.perf_counter() - began > limit
                 if not count or (late and chains.z.shape[1] >= self.draws):
-                    break
+                    return _with(chains, *self._too_few(chains))
                 started = time.perf_counter()
                 more = sample(draws=count, states=chains.states, before=chains.z)
                 if len(more.z) < len(chains.z):
@@ -86,13 +87,11 @@ class Blocks:
                 return _with(
                     chains, _only_first(chains, Finding("error", "chain_failed", f"{error}"))
                 )
-        return _with(chains, *self._too_few(chains))
+        return chains
 
     def _too_few(self, chains: Chains) -> list[Finding]:
         """Return the finding that there are not as many draws as ``until`` asks for."""
-        if self.until is None or ENDED & {f.check for f in chains.findings}:
-            return []
-        return self.until.findings(chains.z)
+        return [] if self.until is None else self.until.findings(chains.z)
 
     def _cut(self, chains: Chains, stop: KeyboardInterrupt) -> Finding:
         """Return the finding that an interruption between blocks, or within one, ended the run."""
@@ -104,20 +103,18 @@ class Blocks:
         """The largest number of draws of each chain."""
         return self.draws if self.until is None else max(self.draws, self.until.draws)
 
-    def _further(self, chains: Chains, each: float) -> int:
+    def _further(self, left: int, each: float) -> int:
         """Return the number of draws of the next block."""
-        left = self._wanted(chains) - chains.z.shape[1]
         if self.checkpoint is None:
             return max(0, left)
         block = max(FIRST_DRAWS, int(BLOCK_SECONDS / each)) if each else FIRST_DRAWS
         return max(0, min(left, block))
 
-    def _wanted(self, chains: Chains) -> int:
-        """Return the number of draws of each chain, as far as it is known.
+    def _wanted(self, chains: Chains, wanted: int) -> int:
+        """Return the number of draws of each chain, as far as it is known, given that so far.
 
         It depends on the draws, and not on the blocks, which take some time each.
         """
-        wanted = self.draws
         while self.until is not None and wanted <= chains.z.shape[1]:
             more = self.until.further(chains.z[:, :wanted])
             if not more:

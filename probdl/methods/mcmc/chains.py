@@ -203,7 +203,7 @@ def posterior_fit(
     chains: Chains,
     seed: int,
     findings: list[Finding],
-    modes: Sequence[Mode] = (),
+    modes: Callable[[], Sequence[Mode]] = tuple,
     *,
     draws: Mapping[str, NDArray[Any]] | None = None,
     out: str | os.PathLike[str] | None = None,
@@ -217,7 +217,7 @@ def posterior_fit(
         chains: the chains.
         seed: the seed of the fit.
         findings: findings of the sampler.
-        modes: the modes.
+        modes: finds the modes; Ctrl-C ends the search, and keeps the draws.
         draws: the draws by site, if they are known.
         out: the folder of the files that the draws are written to, and mapped to; None keeps them
             in memory.
@@ -230,9 +230,9 @@ def posterior_fit(
     findings = [*findings, *chains.findings, *held_params(density.structure)]
     try:
         findings += check_stuck(z, chains.stats["lp"])
-        findings += check_covered(density, evaluator, z, modes)
         findings += check_tails(density, evaluator, z)
         findings += check_edges(density, z)
+        findings += check_covered(density, evaluator, z, modes())
     except KeyboardInterrupt as stop:
         kept = "a chain that stands still or a missed mode may not be reported"
         findings.append(unchecked(stop, kept, "make all checks"))

@@ -26,7 +26,6 @@ from probdl.methods.mcmc.workers import on_workers
 from probdl.methods.modes import Mode
 from probdl.model.density import LogDensity
 from probdl.model.program import Program
-from probdl.results.diagnostics import unchecked
 from probdl.results.fit import Fit
 from probdl.util.clock import check_time_limit
 from probdl.util.isolation import isolated, lock_suspended
@@ -122,13 +121,8 @@ class Metropolis(Method, name="metropolis"):
         else:
             found = self._sample(density, evaluator, seed, ids, progress)
         findings += _check_acceptance(found, self.chains)
-        modes: list[Mode] = []
-        if not any(f.check in ("interrupted", "time_limit") for f in found.findings):
-            try:
-                modes = self._modes(density, evaluator, seed)
-            except KeyboardInterrupt as stop:
-                kept = "a missed mode may not be reported"
-                findings.append(unchecked(stop, kept, "make all checks"))
+        ended = any(f.check in ("interrupted", "time_limit") for f in found.findings)
+        modes = tuple if ended else functools.partial(self._modes, density, evaluator, seed)
         method = replace(self, executor=None)
         return posterior_fit(method, density, evaluator, found, seed, findings, modes)
 

@@ -414,7 +414,7 @@ class NUTS(Method, name="nuts"):
             *check_tree(chains.moving_stats, self.max_treedepth, low_rank=mass_matrix != "diag"),
             *_check_energy(density, chains, self.target_accept),
         ]
-        modes = _modes(density, evaluator, seed, start)
+        modes = functools.partial(_modes, density, evaluator, seed, start)
         fit = posterior_fit(
             self, density, evaluator, chains, seed, findings, modes, draws=draws, out=out
         )
@@ -489,7 +489,7 @@ class HMC(Method, name="hmc"):
             chains = self._sample(density, evaluator, start, seed, ids, progress)
         del chains.stats["tree_depth"]
         findings += _check_energy(density, chains, self.target_accept)
-        modes = _modes(density, evaluator, seed, start)
+        modes = functools.partial(_modes, density, evaluator, seed, start)
         method = replace(self, executor=None)
         return posterior_fit(method, density, evaluator, chains, seed, findings, modes)
 

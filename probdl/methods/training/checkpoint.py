@@ -81,6 +81,7 @@ class Checkpoint:
                 f"version {_VERSION}. Delete it to start from the beginning."
             )
         for name, value in self.identity.items():
+            # A setting that an older checkpoint does not name had its default then.
             if (saved_value := identity.get(name, "None")) != value:
                 what = f"its {name} is {saved_value}, and now it is {value}"
                 if name in CHECKSUMS or len(value) > SHOWN_MAX:
